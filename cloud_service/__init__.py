@@ -1,0 +1,1 @@
+"""Prepares language models in the cloud: Fisher diagonal, sensitivity mask, 4-bit split, signed bundle."""

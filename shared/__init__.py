@@ -1,0 +1,1 @@
+"""What the cloud and the device agree on, byte for byte: errors, bundle, codec, mask, perturbations, messages."""

@@ -1,0 +1,241 @@
+"""Requests and responses of the HTTP API, validated the same way on both sides.
+
+The service answers errors as RFC 9457 problem+json (``Problem``); everything else here is application/json.
+Times are UTC, RFC 3339. Sizes are bytes.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from enum import StrEnum
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+PROBLEM_MEDIA_TYPE = "application/problem+json"
+BUNDLE_NAME_PATTERN = r"^[a-z0-9]+([._-][a-z0-9]+)*(/[a-z0-9]+([._-][a-z0-9]+)*){0,3}$"
+TAG_PATTERN = r"^[A-Za-z0-9_][A-Za-z0-9._-]{0,127}$"
+
+BundleName = Annotated[str, Field(pattern=BUNDLE_NAME_PATTERN, max_length=200)]
+Tag = Annotated[str, Field(pattern=TAG_PATTERN)]
+
+
+class Message(BaseModel):
+    """Base of all messages: unknown fields are errors, values never change."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class JobStatus(StrEnum):
+    """States of a job; the last three are terminal and never change."""
+
+    QUEUED = "queued"
+    RUNNING = "running"
+    CANCELLING = "cancelling"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+    @property
+    def is_terminal(self) -> bool:
+        """Whether the job is over."""
+        return self in (JobStatus.SUCCEEDED, JobStatus.FAILED, JobStatus.CANCELLED)
+
+
+class Stage(StrEnum):
+    """Stages of a preparation, in order."""
+
+    RESOLVING = "resolving"
+    DOWNLOADING = "downloading"
+    CALIBRATING = "calibrating"
+    SELECTING = "selecting"
+    QUANTIZING = "quantizing"
+    EVALUATING = "evaluating"
+    PUBLISHING = "publishing"
+
+
+class CalibrationSpec(Message):
+    """Where the calibration tokens come from.
+
+    Attributes:
+        text: ``c4`` (C4-en, streamed), or the path of a local .jsonl (key ``text``) or .txt file.
+        sequences: Number of sequences N that the Fisher diagonal is averaged over.
+        tokens_per_sequence: Tokens of each sequence; shortened to what the model's context allows.
+        seed: Seed of the choice of documents.
+    """
+
+    text: Annotated[str, Field(min_length=1, max_length=4096)] = "c4"
+    sequences: Annotated[int, Field(ge=2, le=65536)] = 128
+    tokens_per_sequence: Annotated[int, Field(ge=8, le=32768)] = 512
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+
+
+class EvaluationSpec(Message):
+    """Held-out text for the perplexity before and after.
+
+    Attributes:
+        text: Like ``CalibrationSpec.text``; None takes it from the calibration text.
+        documents: Documents to evaluate on: the first ones of the text. Where the text is the calibration text, the
+            calibration leaves them out. 0 evaluates nothing.
+    """
+
+    text: Annotated[str, Field(min_length=1, max_length=4096)] | None = None
+    documents: Annotated[int, Field(ge=0, le=100_000)] = 200
+
+
+class QuantizerSpec(Message):
+    """How the dense weights are quantised.
+
+    Attributes:
+        method: ``lut`` (a Fisher-weighted codebook per row), ``uniform`` (groups, weighted search of scale and zero)
+            or ``rtn`` (groups, plain round to nearest; a baseline).
+        bits: 2, 3, 4 or 8.
+        group_size: Columns per group for ``uniform`` and ``rtn``; unused by ``lut``.
+    """
+
+    method: Literal["lut", "uniform", "rtn"] = "lut"
+    bits: Literal[2, 3, 4, 8] = 4
+    group_size: Annotated[int, Field(ge=8, le=4096)] = 64
+
+
+class PrepareRequest(Message):
+    """Body of ``POST /prepare-model``.
+
+    Attributes:
+        model: Hub id such as ``meta-llama/Llama-2-7b-hf``, or a folder under one of the service's model roots.
+        revision: Hub revision; None means the default branch. The commit that was resolved is recorded.
+        name: Name to publish under; None derives it from the model.
+        tag: Tag to publish under.
+        sparsity: Share of each linear layer's weights that is sensitive, 0 < sparsity ≤ 0.5.
+        scope: ``per_tensor``: exactly k per weight. ``global``: exactly k over all of them (Definition 3).
+        mask_source: ``fisher``, or the baseline ``random``.
+        quantizer: How the dense part is quantised.
+        calibration: Text of the Fisher pass.
+        evaluation: Text of the perplexity report.
+        force: Prepare again although the same input was prepared before.
+    """
+
+    model: Annotated[str, Field(min_length=1, max_length=4096)]
+    revision: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._/-]{0,127}$")] | None = None
+    name: BundleName | None = None
+    tag: Tag = "latest"
+    sparsity: Annotated[float, Field(gt=0, le=0.5)] = 0.001
+    scope: Literal["per_tensor", "global"] = "per_tensor"
+    mask_source: Literal["fisher", "random"] = "fisher"
+    quantizer: QuantizerSpec = QuantizerSpec()
+    calibration: CalibrationSpec = CalibrationSpec()
+    evaluation: EvaluationSpec = EvaluationSpec()
+    force: bool = False
+
+    @field_validator("revision")
+    @classmethod
+    def _revision_stays_inside(cls, revision: str | None) -> str | None:
+        if revision is not None and ".." in revision:
+            raise ValueError("a revision must not contain '..'")
+        return revision
+
+
+class Progress(Message):
+    """How far the current stage is."""
+
+    done: Annotated[int, Field(ge=0)] = 0
+    total: Annotated[int, Field(ge=0)] = 0
+    unit: str = ""
+
+    @model_validator(mode="after")
+    def _done_within_total(self) -> Progress:
+        if self.total and self.done > self.total:
+            raise ValueError(f"progress {self.done} of {self.total}")
+        return self
+
+
+class JobResult(Message):
+    """What a succeeded job published."""
+
+    name: str
+    tag: str
+    digest: str
+    size_bytes: int
+
+
+class JobError(Message):
+    """Why a job failed; the fields of ``Problem`` that make sense without a request."""
+
+    type: str
+    message: str
+    param: str | None = None
+
+
+class Job(Message):
+    """One preparation."""
+
+    id: str
+    status: JobStatus
+    stage: Stage | None = None
+    progress: Progress = Progress()
+    created: datetime
+    started: datetime | None = None
+    finished: datetime | None = None
+    estimated_finish: datetime | None = None
+    attempt: int = 0
+    input: PrepareRequest
+    result: JobResult | None = None
+    error: JobError | None = None
+
+
+class JobList(Message):
+    """A page of jobs, newest first; ``next`` is the ``after`` of the next page."""
+
+    jobs: list[Job]
+    next: str | None = None
+
+
+class JobEvent(Message):
+    """One change of a job; ``id`` counts up from 1 without holes and is the SSE event id."""
+
+    id: int
+    at: datetime
+    status: JobStatus
+    stage: Stage | None = None
+    progress: Progress = Progress()
+    message: str = ""
+
+
+class JobEvents(Message):
+    """The events of a job, oldest first."""
+
+    events: list[JobEvent]
+
+
+class BundleSummary(Message):
+    """One published bundle as ``GET /v1/bundles`` lists it."""
+
+    name: str
+    tag: str
+    digest: str
+    size_bytes: int
+    base_model: str
+    parameter_count: int
+    sensitive_count: int
+    perplexity_16bit: float | None = None
+    perplexity_bundle: float | None = None
+    report_url: str | None = None
+
+
+class BundleList(Message):
+    """All published bundles."""
+
+    bundles: list[BundleSummary]
+
+
+class Problem(BaseModel):
+    """RFC 9457 problem+json: ``type`` is stable, ``detail`` says what was found, needed and to do."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+    type: str
+    title: str
+    status: int
+    detail: str = ""
+    instance: str | None = None
+    param: str | None = None

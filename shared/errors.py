@@ -1,0 +1,222 @@
+"""Every error a user can meet, in one tree split by who can act.
+
+    ZoError                              what was found · what was needed · what to do next
+    ├── InvalidRequest       fix your call                          exit 2   HTTP 422
+    │   ├── InvalidModelId       not a hub id, or outside the allowed folders
+    │   └── UnsupportedModel     a family, a checkpoint or a shape that is not served
+    ├── Unauthorized         present a key that is valid            exit 3   HTTP 401
+    │   └── Forbidden            the key is valid but lacks a scope          HTTP 403
+    ├── NotFound             name something that exists             exit 4   HTTP 404
+    ├── Conflict             the thing exists in another state      exit 1   HTTP 409
+    ├── IntegrityError       fetch again; never load                exit 5
+    │   ├── InvalidDigest · DigestMismatch · BlobMissing · BlobTruncated
+    │   ├── InvalidManifest · InvalidBundleConfig · LimitExceeded
+    │   ├── InvalidTensorHeader · TensorOverlap · TensorMismatch
+    │   ├── IndicesUnsorted · IndicesDuplicated · IndicesOutOfRange · RanksInvalid · ValuesNotFinite
+    │   ├── SignatureMissing · SignatureInvalid · PublisherChanged
+    ├── UpgradeNeeded        install a newer zo-device              exit 5
+    ├── NetworkError         try again later                        exit 6   HTTP 502
+    ├── DiskError            free disk space or fix permissions     exit 7   HTTP 507
+    ├── ResourceError        give more memory, or ask for less      exit 8
+    ├── DataError            fix your data                          exit 9   HTTP 422
+    ├── Diverged             lower the learning rate                exit 10
+    └── Interrupted          run the same command again             exit 130
+
+The command line turns an error into its exit code; the HTTP service turns it into RFC 9457 problem+json.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import ClassVar
+
+
+class ZoError(Exception):
+    """An error somebody can act on.
+
+    Args:
+        found: What was found, with the offending value.
+        needed: What was needed instead.
+        next_step: What to do or type next.
+        param: The request field or option at fault, where there is one.
+    """
+
+    exit_code: ClassVar[int] = 1
+    status: ClassVar[int] = 500
+
+    def __init__(self, found: str, *, needed: str = "", next_step: str = "", param: str | None = None) -> None:
+        self.found = found
+        self.needed = needed
+        self.next_step = next_step
+        self.param = param
+        parts = [found, f"Needed: {needed}" if needed else "", f"Next: {next_step}" if next_step else ""]
+        super().__init__("\n".join(part for part in parts if part))
+
+    @property
+    def slug(self) -> str:
+        """The stable problem type, for example ``invalid-model-id``."""
+        return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "-", type(self).__name__).lower()
+
+
+class InvalidRequest(ZoError):
+    """The call itself is wrong."""
+
+    exit_code = 2
+    status = 422
+
+
+class InvalidModelId(InvalidRequest):
+    """The model is neither a hub id nor a folder under an allowed root."""
+
+
+class UnsupportedModel(InvalidRequest):
+    """The model exists but cannot be prepared or run."""
+
+
+class Unauthorized(ZoError):
+    """No key, or a key that is unknown."""
+
+    exit_code = 3
+    status = 401
+
+
+class Forbidden(Unauthorized):
+    """The key is valid but lacks the scope."""
+
+    status = 403
+
+
+class NotFound(ZoError):
+    """The named thing does not exist."""
+
+    exit_code = 4
+    status = 404
+
+
+class Conflict(ZoError):
+    """The named thing is in a state that does not allow the call."""
+
+    status = 409
+
+
+class IntegrityError(ZoError):
+    """Bytes are not what their publisher signed; nothing was loaded."""
+
+    exit_code = 5
+
+
+class InvalidDigest(IntegrityError):
+    """A digest is not ``sha256:`` followed by 64 lower-case hexadecimal digits."""
+
+
+class DigestMismatch(IntegrityError):
+    """A blob's bytes do not have the digest they are named by."""
+
+
+class BlobMissing(IntegrityError):
+    """A blob that the manifest names is absent."""
+
+
+class BlobTruncated(IntegrityError):
+    """A blob's length differs from the manifest's."""
+
+
+class InvalidManifest(IntegrityError):
+    """The manifest is not valid JSON of the documented form."""
+
+
+class InvalidBundleConfig(IntegrityError):
+    """The bundle configuration is not valid JSON of the documented form."""
+
+
+class LimitExceeded(IntegrityError):
+    """A manifest, header or count is larger than the format allows."""
+
+
+class InvalidTensorHeader(IntegrityError):
+    """A safetensors header is malformed, or its dtype, shape and byte range disagree."""
+
+
+class TensorOverlap(IntegrityError):
+    """Two tensors of a file overlap, or bytes between them belong to none."""
+
+
+class TensorMismatch(IntegrityError):
+    """A tensor is missing, unexpected, or of another shape or dtype than the configuration says."""
+
+
+class IndicesUnsorted(IntegrityError):
+    """Sensitive indices are not in increasing order."""
+
+
+class IndicesDuplicated(IntegrityError):
+    """A sensitive index occurs twice."""
+
+
+class IndicesOutOfRange(IntegrityError):
+    """A sensitive index lies outside its tensor."""
+
+
+class RanksInvalid(IntegrityError):
+    """Sensitivity ranks are not a permutation."""
+
+
+class ValuesNotFinite(IntegrityError):
+    """A 16-bit value is infinite or NaN."""
+
+
+class SignatureMissing(IntegrityError):
+    """The bundle carries no signature."""
+
+
+class SignatureInvalid(IntegrityError):
+    """The signature does not match the manifest and key."""
+
+
+class PublisherChanged(IntegrityError):
+    """The bundle is signed by another key than the one pinned for its source."""
+
+
+class UpgradeNeeded(ZoError):
+    """The bundle was written for a newer reader."""
+
+    exit_code = 5
+
+
+class NetworkError(ZoError):
+    """The network or the server failed; what was fetched is kept."""
+
+    exit_code = 6
+    status = 502
+
+
+class DiskError(ZoError):
+    """The disk is full or not writable; what was written is kept."""
+
+    exit_code = 7
+    status = 507
+
+
+class ResourceError(ZoError):
+    """Memory or the accelerator does not suffice."""
+
+    exit_code = 8
+
+
+class DataError(ZoError):
+    """A data file or row is unusable."""
+
+    exit_code = 9
+    status = 422
+
+
+class Diverged(ZoError):
+    """Training left the region where the loss is finite and sensible."""
+
+    exit_code = 10
+
+
+class Interrupted(ZoError):
+    """Stopped on request; the same command resumes."""
+
+    exit_code = 130

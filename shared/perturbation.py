@@ -1,0 +1,63 @@
+"""The perturbation stream: (run seed, step, query) → z, stateless and portable.
+
+    z ~ N(0, I_k)          Definition 1, ``gaussian``
+    z ∈ {−1, +1}^k         ``rademacher``: the same mean and variance, exact in every float format
+
+Philox-4x64 is counter-based: the key is the run seed, the counter's upper words are (step, query), its lower two
+words count the draws. So any z can be drawn again in any order, on any machine, without the ones before it, and no
+two (step, query) pairs share a draw. Costs about 6 ns per Gaussian value and 0.3 ns per Rademacher value on a CPU.
+A golden test pins the bytes: a NumPy release that changed them would fail there, not in somebody's resumed run.
+Knows nothing about models, tensors or devices.
+
+References: arXiv 2406.02913 Definition 1; Salmon et al. 2011 (Philox).
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+Distribution = Literal["gaussian", "rademacher"]
+
+STREAM_NAME = "philox4x64-numpy-v1"
+"""Identifies this stream in journals; changed whenever the produced bytes change."""
+
+_WORD = 1 << 64
+
+
+def random_generator(seed: int, step: int = 0, query: int = 0) -> np.random.Generator:
+    """Return the generator at position (seed, step, query) of the stream.
+
+    Args:
+        seed: Run seed, 0 ≤ seed < 2^64.
+        step: Step number, 0 ≤ step < 2^64.
+        query: Query number inside the step, 0 ≤ query < 2^64.
+    """
+    for name, value in (("seed", seed), ("step", step), ("query", query)):
+        if not 0 <= value < _WORD:
+            raise ValueError(f"{name} is {value}; it must lie in [0, 2^64)")
+    key = np.array([seed, 0], dtype=np.uint64)
+    counter = np.array([0, 0, query, step], dtype=np.uint64)
+    return np.random.Generator(np.random.Philox(counter=counter, key=key))
+
+
+def perturbation(
+    seed: int, step: int, query: int, count: int, distribution: Distribution = "gaussian"
+) -> NDArray[np.float32]:
+    """Return z of shape (count,), float32, for one query of one step.
+
+    Args:
+        seed: Run seed, 0 ≤ seed < 2^64.
+        step: Step number.
+        query: Query number inside the step.
+        count: Number of sensitive values k.
+        distribution: ``gaussian`` or ``rademacher``.
+    """
+    generator = random_generator(seed, step, query)
+    if distribution == "gaussian":
+        return generator.standard_normal(count, dtype=np.float32)
+    words = generator.bit_generator.random_raw(-(-count // 64)) if count else np.empty(0, np.uint64)
+    bits = np.unpackbits(np.asarray(words, dtype="<u8").view(np.uint8), bitorder="little", count=count)
+    return bits.astype(np.float32) * np.float32(2) - np.float32(1)

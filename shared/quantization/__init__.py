@@ -1,0 +1,1 @@
+"""The codec of the dense weights: packed codes, codebooks and group scales, decoded by one formula."""
