@@ -1,0 +1,37 @@
+# make demo    the whole product on this machine, no hub and no data needed (MODEL=… DATA=… for your own)
+# make test    the tests
+# make check   what CI runs: format, lint, types, import rules, tests
+# Everything sets itself up in .venv from a bare Python 3.11 or 3.12.
+
+PYTHON ?= python3
+VENV := .venv
+RUN := $(VENV)/bin
+
+.PHONY: demo test check lint coverage clean
+
+demo: $(VENV)/.installed
+	$(RUN)/python deploy/demo/run_demo.py $(if $(MODEL),--model "$(MODEL)") $(if $(DATA),--data "$(DATA)")
+
+test: $(VENV)/.installed
+	$(RUN)/pytest
+
+check: lint
+	$(RUN)/pytest
+
+lint: $(VENV)/.installed
+	$(RUN)/ruff format --check .
+	$(RUN)/ruff check .
+	$(RUN)/mypy
+	$(RUN)/lint-imports
+
+coverage: $(VENV)/.installed
+	$(RUN)/python tests/benchmarks/coverage_of_shared_and_tuning.py
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; assert (3, 11) <= sys.version_info < (3, 14), "zo-device needs Python 3.11 or newer; name one with: make PYTHON=python3.11"'
+	$(PYTHON) -m venv $(VENV)
+	$(RUN)/pip install --quiet --constraint constraints.txt --editable '.[cloud,device,dev]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) demo-output build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage*
