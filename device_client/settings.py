@@ -1,0 +1,72 @@
+"""The device's settings, and the only reader of environment variables.
+
+The variables, what they say, and what holds without them:
+
+    ZO_DEVICE_HOME          where bundles and runs are kept            ~/.local/share/zo-device
+    ZO_DEVICE_SERVER        base URL that plain names are pulled from  none
+    ZO_DEVICE_API_KEY       key presented to that server               none
+    ZO_DEVICE_TRUSTED_KEY   ed25519:… that bundles must be signed by   the key pinned at first contact
+    ZO_DEVICE_DEBUG         1 prints tracebacks of unexpected errors   off
+    NO_COLOR                anything turns colours off                 colours on a terminal
+
+An empty variable counts as unset.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from shared.bundle.layout import ImageLayout
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What a command needs to know about its surroundings.
+
+    Attributes:
+        home: The folder of everything that zo-device keeps.
+        server: Base URL for references without one, or None.
+        api_key: The key for the server; never shown.
+        trusted_key: Fingerprint that bundles must be signed by, or None.
+        is_offline: Whether opening a socket is forbidden.
+        is_debugging: Whether unexpected errors show their traceback.
+        has_color: Whether colours may be used.
+    """
+
+    home: Path
+    server: str | None = None
+    api_key: str | None = field(default=None, repr=False)
+    trusted_key: str | None = None
+    is_offline: bool = False
+    is_debugging: bool = False
+    has_color: bool = True
+
+    @classmethod
+    def from_environment(cls, environment: Mapping[str, str]) -> Settings:
+        """Return the settings that the environment variables ask for; empty ones count as unset."""
+        home = environment.get("ZO_DEVICE_HOME") or "~/.local/share/zo-device"
+        return cls(
+            home=Path(home).expanduser().absolute(),
+            server=environment.get("ZO_DEVICE_SERVER") or None,
+            api_key=environment.get("ZO_DEVICE_API_KEY") or None,
+            trusted_key=environment.get("ZO_DEVICE_TRUSTED_KEY") or None,
+            is_debugging=environment.get("ZO_DEVICE_DEBUG", "") not in ("", "0"),
+            has_color=not environment.get("NO_COLOR"),
+        )
+
+    @property
+    def store(self) -> ImageLayout:
+        """The local store of bundles; it may not exist yet."""
+        return ImageLayout(self.home / "bundles")
+
+    @property
+    def runs(self) -> Path:
+        """The folder of tuning runs."""
+        return self.home / "runs"
+
+    @property
+    def trusted_keys(self) -> Path:
+        """The file of pinned publisher keys."""
+        return self.home / "trusted_keys.json"

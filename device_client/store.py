@@ -1,0 +1,82 @@
+"""The local store: which bundle a reference means, opened only after full validation.
+
+A bundle is named ``name:tag`` (``name`` means ``name:latest``) or ``name@sha256:…``; with exactly one bundle in the
+store the reference may be left out. Costs one pass over all bytes of the bundle. Knows nothing about the network.
+"""
+
+from __future__ import annotations
+
+from importlib import metadata
+
+from device_client.settings import Settings
+from shared.bundle.digest import check_digest
+from shared.bundle.layout import ImageLayout
+from shared.bundle.manifest import Descriptor
+from shared.bundle.read import Bundle, read_bundle
+from shared.errors import NotFound
+
+DISTRIBUTION = "zo-device"
+SIGNATURE_SUFFIX = ".sig"
+
+
+def client_version() -> tuple[int, int, int]:
+    """Return this program's version, for comparison with the version that a bundle asks for."""
+    major, minor, patch = metadata.version(DISTRIBUTION).split(".")[:3]
+    return int(major), int(minor), int(patch)
+
+
+def bundle_references(layout: ImageLayout) -> dict[str, Descriptor]:
+    """Return the bundles of a layout by ``name:tag``, without the signatures beside them."""
+    return {name: found for name, found in layout.references().items() if not name.endswith(SIGNATURE_SUFFIX)}
+
+
+def full_reference(reference: str) -> str:
+    """Return ``name:tag``, with ``latest`` where no tag was given."""
+    return reference if ":" in reference.rpartition("/")[2] else f"{reference}:latest"
+
+
+def resolve_reference(layout: ImageLayout, reference: str | None) -> tuple[str, Descriptor]:
+    """Return the full reference and the manifest that it names in a layout.
+
+    Args:
+        layout: The store.
+        reference: ``name``, ``name:tag``, ``name@sha256:…``, or None for the only bundle.
+
+    Raises:
+        NotFound: There is no such bundle, or None was given and there is not exactly one.
+        InvalidDigest: The digest is malformed.
+    """
+    known = bundle_references(layout)
+    listing = ", ".join(sorted(known)) or "none"
+    if reference is None:
+        if len(known) != 1:
+            raise NotFound(
+                f"{len(known)} bundles in {layout.root}" if known else f"no bundle in {layout.root}",
+                needed=f"a reference, one of: {listing}" if known else "one bundle",
+                next_step="zo-device list" if known else "zo-device pull",
+            )
+        return next(iter(known.items()))
+    name, at, digest = reference.partition("@")
+    if at:
+        check_digest(digest)
+        held = {full: found for full, found in known.items() if found.digest == digest}
+        matching = [full for full in held if full.rpartition(":")[0] == name or full == name]
+    else:
+        held, matching = known, [full_reference(name)] if full_reference(name) in known else []
+    if not matching:
+        raise NotFound(
+            f"no bundle {reference!r} in {layout.root}", needed=f"one of: {listing}", next_step=f"zo-device pull {name}"
+        )
+    return matching[0], held[matching[0]]
+
+
+def resolve_bundle(settings: Settings, ref: str | None) -> Bundle:
+    """Return the bundle that a reference names in the local store, after validating all of it.
+
+    Raises:
+        NotFound: There is no such bundle, or None was given and there is not exactly one.
+        IntegrityError: Its bytes are not what was published.
+        UpgradeNeeded: It was written for a newer zo-device.
+    """
+    _, manifest = resolve_reference(settings.store, ref)
+    return read_bundle(settings.store, manifest.digest, client_version=client_version())
