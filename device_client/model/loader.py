@@ -1,0 +1,236 @@
+"""Builds a running model from a validated bundle, without ever holding its weights in 16 bit.
+
+Order: budget · skeleton on the meta device (no memory) · parameter names and shapes against the bundle · one tensor at
+a time from its file to its place. Peak while loading = the loaded model + one tensor. The model class is the one
+that ``shared.architecture`` names for the family; no code, class name or module path is ever taken from a bundle.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from huggingface_hub.errors import StrictDataclassError
+from torch import Tensor, nn
+
+from device_client.model.dequantize import EagerDequantizer
+from device_client.model.linear import QuantizedSparseLinear, compute_dtype_of
+from device_client.model.sparse_model import SparseModel
+from device_client.model.tokenizer import BundleTokenizer
+from shared.architecture import family_of, safe_config
+from shared.bundle.manifest import BundleConfig, QuantizedEntry
+from shared.bundle.read import Bundle
+from shared.bundle.tensor_header import TensorSlot, read_header, read_tensor
+from shared.errors import ResourceError, TensorMismatch, UnsupportedModel
+from shared.quantization.codec import QuantizedTensor
+
+_FOREIGN_CONFIG_ERRORS = (
+    ArithmeticError, AttributeError, ImportError, LookupError, NotImplementedError, RuntimeError, StrictDataclassError,
+    TypeError, ValueError,
+)  # fmt: skip
+
+
+def load_model(
+    bundle: Bundle,
+    *,
+    device: str | None = None,
+    compute_dtype: torch.dtype | None = None,
+    memory_budget_bytes: int | None = None,
+) -> SparseModel:
+    """Return the bundle's model, ready to compute.
+
+    Args:
+        bundle: A validated bundle.
+        device: ``cpu``, ``cuda`` or ``cuda:N``; None takes CUDA where there is one.
+        compute_dtype: None takes float16 on CUDA and float32 on a CPU.
+        memory_budget_bytes: Refuse before loading where the weights alone need more; on CUDA also a cap of the process.
+
+    Raises:
+        ResourceError: No such device, or the budget is too small.
+        UnsupportedModel: The architecture is not served or makes no model.
+        TensorMismatch: The bundle's tensors are not those of the architecture.
+    """
+    target = resolve_device(device)
+    dtype = compute_dtype or compute_dtype_of(target)
+    network = build_skeleton(bundle.config)
+    loading = _Loading.begin(bundle, target, dtype)
+    for title in _titles(bundle.config):
+        loading.load_file(network, title)
+    rebuild_buffers(network, target)
+    return SparseModel(
+        config=bundle.config,
+        tokenizer=BundleTokenizer.from_bundle(bundle),
+        network=network.eval(),
+        values=loading.values,
+        initial_values=loading.initial_values,
+        tensor_slices=loading.slices,
+    )
+
+
+def resolve_device(name: str | None) -> torch.device:
+    """Return the device of that name; None takes CUDA where there is one.
+
+    Raises:
+        ResourceError: There is no such device.
+    """
+    if name is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ResourceError(f"device {name!r}", needed="cpu, cuda or cuda:N") from error
+    if device.type not in ("cpu", "cuda"):
+        raise ResourceError(f"device {name!r}", needed="cpu, cuda or cuda:N")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ResourceError(
+            f"device {name!r}, but torch sees {torch.cuda.device_count()} CUDA devices",
+            needed="a CUDA device and a torch build for it",
+            next_step="run with --device cpu, or see: zo-device doctor",
+        )
+    return device
+
+
+def build_skeleton(config: BundleConfig) -> nn.Module:
+    """Return the transformers model of the bundle's architecture on the meta device: shapes without memory.
+
+    Raises:
+        UnsupportedModel: The architecture is not served or makes no model.
+        TensorMismatch: Its parameters are not those that the bundle holds.
+    """
+    import transformers
+
+    fields = safe_config(config.architecture)
+    family = family_of(fields)
+    blocks = fields.get("num_hidden_layers")
+    if not isinstance(blocks, int) or not 1 <= blocks <= len(config.tensors):
+        raise UnsupportedModel(
+            f"num_hidden_layers is {blocks!r}", needed=f"1 to {len(config.tensors)}, the bundle's quantised weights"
+        )
+    model_class = getattr(transformers, family.architecture)
+    try:
+        with torch.device("meta"):
+            skeleton: nn.Module = model_class(model_class.config_class(**fields, attn_implementation="sdpa"))
+    except _FOREIGN_CONFIG_ERRORS as error:
+        raise UnsupportedModel(
+            f"the bundle's architecture makes no {family.architecture}: {error}",
+            needed="a configuration that the installed transformers accepts",
+        ) from error
+    _check_parameters(skeleton, config)
+    return skeleton
+
+
+def _check_parameters(skeleton: nn.Module, config: BundleConfig) -> None:
+    held: dict[str, tuple[int, ...]] = {entry.name: tuple(entry.shape) for entry in config.tensors}
+    held |= {entry.name: tuple(entry.shape) for entry in config.dense_parameters}
+    wanted = {name: tuple(parameter.shape) for name, parameter in skeleton.named_parameters()}
+    for name in sorted(set(wanted) ^ set(held)):
+        fault = "is not in the bundle" if name in wanted else "is no parameter of the architecture"
+        raise TensorMismatch(f"{name} {fault}", next_step="pull the bundle again, or prepare the model again")
+    for name, shape in wanted.items():
+        if held[name] != shape:
+            raise TensorMismatch(f"{name} has shape {held[name]} in the bundle", needed=f"{shape} by the architecture")
+    for entry in config.tensors:
+        if not isinstance(skeleton.get_submodule(entry.name.rpartition(".")[0]), nn.Linear):
+            raise UnsupportedModel(f"{entry.name} is quantised but belongs to no linear layer")
+
+
+def rebuild_buffers(network: nn.Module, device: torch.device) -> None:
+    """Compute anew what the skeleton's buffers would hold (rotary frequencies): they are in no checkpoint.
+
+    Raises:
+        UnsupportedModel: A buffer or parameter is left without values.
+    """
+    for module in network.modules():
+        if any(buffer.is_meta for buffer in module.buffers(recurse=False)):
+            fresh = type(module)(module.config)
+            for name, buffer in fresh.named_buffers(recurse=False):
+                setattr(module, name, buffer.to(device))
+    empty = [name for name, tensor in [*network.named_parameters(), *network.named_buffers()] if tensor.is_meta]
+    if empty:
+        raise UnsupportedModel(f"nothing gives values to {empty[0]}")
+
+
+def _titles(config: BundleConfig) -> list[str]:
+    return list(dict.fromkeys([entry.blob for entry in [*config.tensors, *config.dense_parameters]]))
+
+
+@dataclass(slots=True)
+class _Loading:
+    bundle: Bundle
+    device: torch.device
+    dtype: torch.dtype
+    backend: EagerDequantizer
+    values: Tensor
+    initial_values: Tensor
+    slices: dict[str, slice]
+
+    @classmethod
+    def begin(cls, bundle: Bundle, device: torch.device, dtype: torch.dtype) -> _Loading:
+        largest = max(entry.element_count for entry in bundle.config.tensors)
+        count = bundle.config.sensitive_count
+        return cls(
+            bundle,
+            device,
+            dtype,
+            EagerDequantizer(largest, dtype, device),
+            torch.empty(count, dtype=dtype, device=device),
+            torch.empty(count, dtype=torch.float16, device=device),
+            theta_slices(bundle.config),
+        )
+
+    def load_file(self, network: nn.Module, title: str) -> None:
+        path = self.bundle.path(title)
+        slots = read_header(path)
+
+        def read(name: str) -> Tensor:
+            return torch.from_numpy(read_tensor(path, _slot(slots, name))).to(self.device)
+
+        for dense in self.bundle.config.dense_parameters:
+            if dense.blob == title:
+                _place_parameter(network, dense.name, read(dense.name).to(self.dtype))
+        for entry in self.bundle.config.tensors:
+            if entry.blob == title:
+                parts = {part: read(f"{entry.name}.{part}") for part in entry.part_shapes}
+                self._place_linear(network, entry, parts)
+
+    def _place_linear(self, network: nn.Module, entry: QuantizedEntry, parts: dict[str, Tensor]) -> None:
+        mask, values = self.bundle.sensitive(entry.name)
+        where = self.slices[entry.name]
+        self.initial_values[where] = torch.from_numpy(values).to(self.device)
+        self.values[where] = self.initial_values[where].to(self.dtype)
+        path = entry.name.rpartition(".")[0]
+        parent, _, child = path.rpartition(".")
+        old = network.get_submodule(path)
+        layer = QuantizedSparseLinear(
+            QuantizedTensor(in_features=entry.shape[1], bits=entry.bits, group_size=entry.group_size, **parts),
+            torch.from_numpy(mask.indices.astype(np.int64)).to(self.device),
+            self.values[where],
+            old.bias,  # type: ignore[arg-type]
+            self.backend,
+        )
+        setattr(network.get_submodule(parent), child, layer)
+
+
+def theta_slices(config: BundleConfig) -> dict[str, slice]:
+    """Return where each tensor's sensitive values lie in the flat θ."""
+    slices, start = {}, 0
+    for entry in config.tensors:
+        slices[entry.name] = slice(start, start + entry.sensitive_count)
+        start += entry.sensitive_count
+    return slices
+
+
+def _slot(slots: dict[str, TensorSlot], name: str) -> TensorSlot:
+    if name not in slots:
+        raise TensorMismatch(f"tensor {name} is missing", next_step="zo-device pull")
+    return slots[name]
+
+
+def _place_parameter(network: nn.Module, name: str, tensor: Tensor) -> None:
+    old = network.get_parameter(name)
+    new = nn.Parameter(tensor, requires_grad=False)
+    for alias, parameter in list(network.named_parameters(remove_duplicate=False)):
+        if parameter is old:  # tied weights have several names
+            owner, _, attribute = alias.rpartition(".")
+            setattr(network.get_submodule(owner), attribute, new)

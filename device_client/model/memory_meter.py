@@ -1,0 +1,82 @@
+"""How much memory this process has used at most.
+
+Main memory by Linux' own high-water mark (``VmHWM`` of /proc/self/status; ``getrusage`` elsewhere), accelerator
+memory by torch's allocator. A reading costs some microseconds.
+"""
+
+from __future__ import annotations
+
+import resource
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+_STATUS = Path("/proc/self/status")
+_CLEAR = Path("/proc/self/clear_refs")
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryReading:
+    """Bytes at one moment.
+
+    Attributes:
+        process_bytes: Main memory in use.
+        process_peak_bytes: Its high-water mark.
+        accelerator_peak_bytes: The allocator's high-water mark on CUDA; None on a CPU.
+    """
+
+    process_bytes: int
+    process_peak_bytes: int
+    accelerator_peak_bytes: int | None
+
+    @property
+    def peak_bytes(self) -> int:
+        """What a memory budget is compared with: accelerator memory on CUDA, main memory on a CPU."""
+        return self.process_peak_bytes if self.accelerator_peak_bytes is None else self.accelerator_peak_bytes
+
+
+class MemoryMeter:
+    """Reads the high-water marks of this process.
+
+    Args:
+        device: The compute device.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+
+    def read(self) -> MemoryReading:
+        """Return the bytes now and at most."""
+        now, peak = _process_bytes()
+        accelerator = torch.cuda.max_memory_reserved(self._device) if self._device.type == "cuda" else None
+        return MemoryReading(now, peak, accelerator)
+
+    @property
+    def peak_bytes(self) -> int:
+        """The high-water mark that counts on this device."""
+        return self.read().peak_bytes
+
+    def restart(self) -> None:
+        """Let the high-water marks start from now; where the system does not allow it they stay."""
+        if _CLEAR.exists():
+            try:
+                _CLEAR.write_text("5")
+            except OSError:
+                return
+        if self._device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self._device)
+
+
+def _process_bytes() -> tuple[int, int]:
+    if _STATUS.exists():
+        fields = dict(line.split(":", 1) for line in _STATUS.read_text().splitlines() if ":" in line)
+        return _kibibytes(fields["VmRSS"]), _kibibytes(fields["VmHWM"])
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    peak *= 1 if sys.platform == "darwin" else 1024
+    return peak, peak
+
+
+def _kibibytes(field: str) -> int:
+    return int(field.split()[0]) * 1024

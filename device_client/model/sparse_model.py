@@ -1,0 +1,158 @@
+"""A causal language model with packed weights and one flat vector of sensitive values.
+
+    W[index] = cast(θ)        written absolutely, never added to: no drift, and any θ can be reached from any other
+
+Symbols: θ ``theta`` float32 (k,) · k ``sensitive_count``. Hidden states are gathered at the wanted positions *before*
+the head, so full logits (0.5 GiB for 16 × 256 tokens and 32k words) never exist. Knows nothing about tasks or training.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from device_client.model.memory_meter import MemoryMeter
+from device_client.model.sampling import choose_token
+from device_client.model.token_batch import TokenBatch
+from device_client.model.tokenizer import BundleTokenizer
+from shared.bundle.manifest import BundleConfig
+from shared.errors import DataError
+
+
+class SparseModel:
+    """A loaded bundle; made by ``device_client.model.loader.load_model``.
+
+    Attributes:
+        config: The bundle's configuration.
+        tokenizer: The bundle's tokenizer.
+        device: Where it computes.
+        compute_dtype: float16 on CUDA, float32 on a CPU.
+        network: The transformers model whose quantised layers are ``QuantizedSparseLinear``.
+        tensor_slices: Tensor name → its part of the flat θ, in the order of ``config.tensors``.
+        memory: The process's high-water marks.
+    """
+
+    def __init__(
+        self,
+        *,
+        config: BundleConfig,
+        tokenizer: BundleTokenizer,
+        network: nn.Module,
+        values: Tensor,
+        initial_values: Tensor,
+        tensor_slices: dict[str, slice],
+    ) -> None:
+        self.config = config
+        self.tokenizer = tokenizer
+        self.network = network
+        self.device = values.device
+        self.compute_dtype = values.dtype
+        self.tensor_slices = tensor_slices
+        self.memory = MemoryMeter(values.device)
+        self._values = values
+        self._initial_values = initial_values
+        self._decoder: Any = network.get_decoder()  # type: ignore[operator]
+        self._head: Any = network.get_output_embeddings()  # type: ignore[operator]
+
+    @property
+    def sensitive_count(self) -> int:
+        """k: the number of sensitive values."""
+        return self._values.numel()
+
+    def initial_theta(self) -> Tensor:
+        """Return the bundle's own sensitive values, float32 (k,), a fresh copy."""
+        return self._initial_values.to(torch.float32, copy=True)
+
+    def write_theta(self, theta: Tensor) -> None:
+        """Make the sensitive weights equal ``theta``, rounded once to the compute dtype.
+
+        Args:
+            theta: float32 (k,), on any device.
+
+        Raises:
+            ValueError: Another shape or dtype.
+        """
+        if theta.shape != self._values.shape or theta.dtype != torch.float32:
+            raise ValueError(f"theta is {theta.dtype} {tuple(theta.shape)}; needed float32 ({self.sensitive_count},)")
+        self._values.copy_(theta.detach())
+
+    @torch.no_grad()
+    def logits(self, batch: TokenBatch) -> Tensor:
+        """Return the next-token logits at the wanted positions, float32 (n, vocabulary)."""
+        hidden = self._hidden_states(batch.input_ids.to(self.device), cache=None)
+        wanted = hidden[batch.logit_rows.to(self.device), batch.logit_columns.to(self.device)]
+        logits: Tensor = self._head(wanted)
+        return logits.float()
+
+    def generate(
+        self,
+        prompt_ids: list[int],
+        *,
+        max_new_tokens: int,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        generator: np.random.Generator | None = None,
+        stop_ids: Collection[int] = (),
+    ) -> Iterator[int]:
+        """Yield new tokens one by one, up to a stop token (not yielded), ``max_new_tokens`` or the context's end.
+
+        Args:
+            prompt_ids: At least one token.
+            max_new_tokens: At most so many are yielded.
+            temperature: 0 takes the likeliest token; above 0 samples from softmax(logits / temperature).
+            top_p: Samples among the likeliest tokens whose probabilities reach this sum, 0 < top_p ≤ 1.
+            generator: Source of randomness; needed where temperature > 0.
+            stop_ids: Tokens that end the text.
+
+        Raises:
+            DataError: The prompt is empty or fills the context.
+            ValueError: ``temperature`` > 0 without a generator, or an option out of range.
+        """
+        if temperature < 0 or not 0 < top_p <= 1 or (temperature > 0 and generator is None):
+            raise ValueError("needed temperature ≥ 0, 0 < top_p ≤ 1, and a generator where temperature > 0")
+        room = self.tokenizer.context_length - len(prompt_ids)
+        if not prompt_ids or room < 1:
+            raise DataError(
+                f"a prompt of {len(prompt_ids)} tokens",
+                needed=f"1 to {self.tokenizer.context_length - 1} tokens",
+                next_step="shorten the prompt" if prompt_ids else "give a prompt",
+            )
+        return self._generated(
+            prompt_ids, min(max_new_tokens, room), temperature, top_p, generator, frozenset(stop_ids)
+        )
+
+    def _generated(
+        self,
+        prompt_ids: list[int],
+        count: int,
+        temperature: float,
+        top_p: float,
+        generator: np.random.Generator | None,
+        stop_ids: frozenset[int],
+    ) -> Iterator[int]:
+        from transformers import DynamicCache
+
+        cache = DynamicCache(config=self.network.config)
+        unseen = prompt_ids
+        for _ in range(count):
+            token = choose_token(self._last_logits(unseen, cache), temperature, top_p, generator)
+            if token in stop_ids:
+                return
+            yield token
+            unseen = [token]
+
+    @torch.no_grad()
+    def _last_logits(self, token_ids: list[int], cache: Any) -> Tensor:
+        input_ids = torch.tensor([token_ids], dtype=torch.int64, device=self.device)
+        logits: Tensor = self._head(self._hidden_states(input_ids, cache=cache)[:, -1])
+        return logits[0].float()
+
+    def _hidden_states(self, input_ids: Tensor, *, cache: Any) -> Tensor:
+        # No attention mask: rows are right-padded (TokenBatch sees to it), so the causal mask alone hides the padding.
+        outputs = self._decoder(input_ids=input_ids, past_key_values=cache, use_cache=cache is not None)
+        hidden: Tensor = outputs.last_hidden_state
+        return hidden

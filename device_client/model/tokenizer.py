@@ -1,0 +1,150 @@
+"""Text to token ids and back, by the bundle's own tokenizer.json.
+
+tokenizer.json adds no special token here; the bundle's settings say whether a text starts with the beginning-of-text
+token, and callers put it there by ``bos_ids + encode(text)``. Chat templates come from a foreign model and are
+programs, so they render in jinja2's immutable sandbox. Knows nothing about the model.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NoReturn
+
+from tokenizers import Tokenizer
+from tokenizers.decoders import DecodeStream
+
+from shared.bundle.manifest import TOKENIZER_TITLE, TokenizerSettings
+from shared.bundle.read import Bundle
+from shared.errors import DataError, UnsupportedModel
+
+Message = Mapping[str, str]
+
+
+class BundleTokenizer:
+    """The tokenizer of one bundle.
+
+    Args:
+        tokenizer_json: The content of tokenizer.json.
+        settings: What the bundle's configuration says besides.
+
+    Raises:
+        UnsupportedModel: ``tokenizer_json`` is not understood by the tokenizers library.
+    """
+
+    def __init__(self, tokenizer_json: str, settings: TokenizerSettings) -> None:
+        try:
+            self._tokenizer = Tokenizer.from_str(tokenizer_json)
+        except Exception as error:  # the library raises nothing narrower
+            raise UnsupportedModel(
+                f"tokenizer.json: {error}",
+                needed="a tokenizer that the installed tokenizers library reads",
+                next_step="pip install --upgrade tokenizers, or pull another bundle",
+            ) from error
+        self._tokenizer.no_padding()
+        self._tokenizer.no_truncation()
+        self.settings = settings
+
+    @classmethod
+    def from_bundle(cls, bundle: Bundle) -> BundleTokenizer:
+        """Return the tokenizer of a validated bundle."""
+        return cls(bundle.path(TOKENIZER_TITLE).read_text(encoding="utf-8"), bundle.config.tokenizer)
+
+    @property
+    def bos_ids(self) -> list[int]:
+        """What every text starts with: the beginning-of-text token, or nothing."""
+        bos = self.settings.bos_token_id
+        return [bos] if self.settings.prepend_bos and bos is not None else []
+
+    @property
+    def eos_ids(self) -> list[int]:
+        """The tokens that end a text."""
+        return list(self.settings.eos_token_ids)
+
+    @property
+    def pad_id(self) -> int:
+        """The token that fills rows up; which one it is never changes a logit."""
+        if self.settings.pad_token_id is not None:
+            return self.settings.pad_token_id
+        return self.settings.eos_token_ids[0] if self.settings.eos_token_ids else 0
+
+    @property
+    def context_length(self) -> int:
+        """Positions that the model was made for."""
+        return self.settings.context_length
+
+    @property
+    def largest_id(self) -> int:
+        """The largest id that ``encode`` can produce."""
+        return max(self._tokenizer.get_vocab(with_added_tokens=True).values(), default=0)
+
+    def encode(self, text: str) -> list[int]:
+        """Return the ids of ``text`` alone, without special tokens."""
+        return list(self._tokenizer.encode(text, add_special_tokens=False).ids)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Return the text of ``ids``; special tokens are left out."""
+        return str(self._tokenizer.decode(list(ids), skip_special_tokens=True))
+
+    def decode_stream(self, ids: Iterable[int]) -> Iterable[str]:
+        """Yield the text of ``ids`` piece by piece, each as soon as its characters are complete."""
+        stream = DecodeStream(skip_special_tokens=True)
+        for token in ids:
+            piece = stream.step(self._tokenizer, token)
+            if piece:
+                yield piece
+
+    def encode_chat(self, messages: Sequence[Message], *, add_generation_prompt: bool = True) -> list[int]:
+        """Return the ids of a conversation; starts with the beginning-of-text token once, whoever wrote it."""
+        ids = self.encode(self.apply_chat_template(messages, add_generation_prompt=add_generation_prompt))
+        return ids if ids[: len(self.bos_ids)] == self.bos_ids else self.bos_ids + ids
+
+    def apply_chat_template(self, messages: Sequence[Message], *, add_generation_prompt: bool = True) -> str:
+        """Return a conversation as the text the model was trained on.
+
+        Without a template in the bundle each message becomes one line, ``Role: content``, and the answer is asked
+        for by ``Assistant:``.
+
+        Args:
+            messages: ``{"role": …, "content": …}`` in order.
+            add_generation_prompt: Whether the text ends where the assistant's answer begins.
+
+        Raises:
+            UnsupportedModel: The template cannot be rendered, or does what the sandbox forbids.
+            DataError: The template refuses these messages.
+        """
+        if self.settings.chat_template is None:
+            lines = [f"{message['role'].capitalize()}: {message['content']}\n" for message in messages]
+            return "".join(lines) + ("Assistant:" if add_generation_prompt else "")
+        variables = {
+            "messages": [dict(message) for message in messages],
+            "add_generation_prompt": add_generation_prompt,
+            "bos_token": self._token(self.settings.bos_token_id),
+            "eos_token": self._token(next(iter(self.settings.eos_token_ids), None)),
+        }
+        return _render(self.settings.chat_template, variables)
+
+    def _token(self, token_id: int | None) -> str:
+        return "" if token_id is None else str(self._tokenizer.id_to_token(token_id) or "")
+
+
+def _render(template: str, variables: dict[str, Any]) -> str:
+    from jinja2 import TemplateError
+    from jinja2.ext import loopcontrols
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols])
+    environment.filters["tojson"] = lambda value, indent=None: json.dumps(value, ensure_ascii=False, indent=indent)
+    environment.globals["raise_exception"] = _refuse
+    try:
+        return environment.from_string(template).render(**variables)
+    except (TemplateError, TypeError, ValueError, LookupError, ArithmeticError) as error:
+        raise UnsupportedModel(
+            f"the bundle's chat template fails: {error}",
+            needed="a template that renders in jinja2's sandbox",
+            next_step="use plain prompts instead of messages",
+        ) from error
+
+
+def _refuse(reason: str) -> NoReturn:
+    raise DataError(f"the chat template refuses the messages: {reason}", next_step="change the messages")
