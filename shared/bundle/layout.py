@@ -23,7 +23,7 @@ from pathlib import Path
 
 from shared.bundle.digest import check_digest, digest_of_bytes, digest_of_file
 from shared.bundle.manifest import MANIFEST_MEDIA_TYPE, Descriptor
-from shared.errors import DigestMismatch, DiskError, InvalidManifest, NotFound
+from shared.errors import DigestMismatch, DiskError, InvalidManifest, LimitExceeded, NotFound
 
 REFERENCE_ANNOTATION = "org.opencontainers.image.ref.name"
 _LAYOUT_FILE = '{"imageLayoutVersion":"1.0.0"}'
@@ -111,14 +111,17 @@ class ImageLayout:
 
         Raises:
             NotFound: There is no such blob.
-            DigestMismatch: Its bytes have another digest, or there are more than ``max_bytes``.
+            LimitExceeded: It is longer than ``max_bytes``.
+            DigestMismatch: Its bytes have another digest.
         """
         path = self.blob_path(digest)
         if not path.is_file():
             raise NotFound(f"no blob {digest} in {self.root}")
         with path.open("rb") as file:
             data = file.read(max_bytes + 1)
-        if len(data) > max_bytes or digest_of_bytes(data) != digest:
+        if len(data) > max_bytes:
+            raise LimitExceeded(f"blob {digest} has {path.stat().st_size} bytes", needed=f"at most {max_bytes} bytes")
+        if digest_of_bytes(data) != digest:
             raise DigestMismatch(f"blob {digest} in {self.root} has other bytes", next_step="fetch it again")
         return data
 
@@ -222,7 +225,7 @@ def disk_errors(path: Path) -> Iterator[None]:
                 f"no space left for {path} ({free_bytes(path)} bytes free)",
                 next_step="free some space and run the same command again; nothing was lost",
             ) from error
-        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR):
             raise DiskError(
                 f"{path} cannot be written: {error.strerror}",
                 next_step="change its permissions or choose another folder",

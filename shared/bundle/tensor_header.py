@@ -80,7 +80,7 @@ def _slot(path: Path, name: str, entry: object, start: int) -> TensorSlot:
     if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
         raise InvalidTensorHeader(f"{where}: needs dtype, shape and data_offsets")
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
-    if dtype not in DTYPES:
+    if not isinstance(dtype, str) or dtype not in DTYPES:
         raise InvalidTensorHeader(f"{where}: dtype {str(dtype)[:20]!r}", needed=f"one of {', '.join(DTYPES)}")
     if not _are_counts(shape) or len(shape) > 8:
         raise InvalidTensorHeader(f"{where}: shape {str(shape)[:80]}", needed="up to 8 lengths in [0, 2^31)")
