@@ -1,0 +1,210 @@
+"""Reads from a server that speaks the OCI distribution API's read half, ours or any registry.
+
+    GET /v2/<name>/manifests/<tag or digest>    GET /v2/<name>/blobs/<digest>    GET /v1/bundles
+
+Here answers are judged: redirects are followed (the key is dropped when the host changes; https never becomes http),
+statuses become errors, temporary ones are tried again. Neither If-Match nor If-Range is ever sent: the digest is the
+validator. Knows nothing about files.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, TypeVar
+from urllib.parse import urljoin, urlsplit
+
+from pydantic import ValidationError
+
+from device_client.download.retry import Attempts, RetryPolicy, TransientError, parse_retry_after
+from shared.api import BundleList, Problem
+from shared.bundle.digest import digest_of_bytes
+from shared.bundle.manifest import MANIFEST_MEDIA_TYPE, Descriptor
+from shared.errors import BlobTruncated, DigestMismatch, Forbidden, LimitExceeded, NetworkError, NotFound, Unauthorized
+
+if TYPE_CHECKING:
+    from device_client.download.transport import Response, Transport
+
+MAX_REDIRECTS = 5
+MAX_DAMAGED = 3
+MAX_BUNDLE_LIST_BYTES = 16 * 1024 * 1024
+_MAX_PROBLEM_BYTES = 8192
+_TEMPORARY_REFUSALS = frozenset({408, 425, 429})
+_REDIRECTS = frozenset({301, 302, 303, 307, 308})
+_KEY_HINT = "set ZO_DEVICE_API_KEY or give --api-key-file FILE"
+
+Outcome = TypeVar("Outcome")
+
+
+class Registry:
+    """One server.
+
+    Args:
+        transport: The door to the network.
+        server: Base URL without a trailing slash.
+        api_key: Key to present to this server, and to no other host.
+        policy: How patient to be.
+        sleep: Waits that many seconds.
+        notify: Told why something is tried again.
+        wall_clock: Seconds since 1970, for Retry-After dates.
+    """
+
+    def __init__(
+        self,
+        transport: Transport,
+        server: str,
+        *,
+        api_key: str | None = None,
+        policy: RetryPolicy | None = None,
+        sleep: Callable[[float], None] = time.sleep,
+        notify: Callable[[str], None] = lambda _: None,
+        wall_clock: Callable[[], float] = time.time,
+    ) -> None:
+        self.server = server
+        self._transport, self._api_key, self._wall_clock = transport, api_key, wall_clock
+        self._policy, self._sleep, self._notify = policy or RetryPolicy(), sleep, notify
+
+    def attempts(self) -> Attempts:
+        """Return a fresh count of failures."""
+        return Attempts(self._policy, self._sleep, self._notify)
+
+    def manifest(self, name: str, reference: str, *, max_bytes: int) -> bytes:
+        """Return the bytes of a manifest, which are not checked.
+
+        Raises:
+            NotFound: The server has no such manifest.
+            LimitExceeded: It is longer than ``max_bytes``.
+        """
+        url, headers = self._url(name, "manifests", reference), {"Accept": MANIFEST_MEDIA_TYPE}
+        return self._again(lambda: self._read(url, headers, max_bytes))
+
+    def small_blob(self, name: str, blob: Descriptor) -> bytes:
+        """Return the bytes of a small blob, which have its length and digest.
+
+        Raises:
+            BlobTruncated: The server's blob has another length.
+            DigestMismatch: It came with another digest, several times.
+        """
+        url = self.blob_url(name, blob.digest)
+        for _ in range(MAX_DAMAGED):
+            data = self._again(lambda: self._read(url, {}, blob.size))
+            if len(data) != blob.size:
+                raise BlobTruncated(f"blob {blob.digest} of {len(data)} bytes", needed=f"{blob.size} bytes")
+            if digest_of_bytes(data) == blob.digest:
+                return data
+            self._notify(f"blob {blob.digest} arrived damaged; fetching it again")
+        raise DigestMismatch(f"blob {blob.digest} came with other bytes {MAX_DAMAGED} times", needed=blob.digest)
+
+    def bundles(self) -> BundleList:
+        """Return what the server has published; only our service knows this request.
+
+        Raises:
+            NetworkError: The answer is no list of bundles.
+        """
+        data = self._again(lambda: self._read(f"{self.server}/v1/bundles", {}, MAX_BUNDLE_LIST_BYTES))
+        try:
+            return BundleList.model_validate_json(data)
+        except ValidationError as error:
+            raise NetworkError(
+                f"{self.server}/v1/bundles answers with something else than a list of bundles"
+            ) from error
+
+    def blob_url(self, name: str, digest: str) -> str:
+        """Return the address of a blob."""
+        return self._url(name, "blobs", digest)
+
+    @contextmanager
+    def open(self, url: str, headers: Mapping[str, str]) -> Iterator[Response]:
+        """Send one request, following redirects; yields an answer of status 200, 206 or 416.
+
+        Raises:
+            TransientError: The failure may be gone at the next attempt.
+            NotFound: Status 404.
+            Unauthorized: Status 401 or 403.
+            NetworkError: Any other status, or too many redirects.
+        """
+        target = url
+        for _ in range(MAX_REDIRECTS + 1):
+            with self._transport.get(target, self._headers(target, headers)) as answer:
+                if answer.status not in _REDIRECTS:
+                    self._judge(answer, target, is_elsewhere=_origin(target) != _origin(url))
+                    yield answer
+                    return
+                target = _redirect_target(target, answer)
+        raise NetworkError(f"{url} redirects more than {MAX_REDIRECTS} times", next_step="ask the server's operator")
+
+    def _headers(self, target: str, headers: Mapping[str, str]) -> dict[str, str]:
+        own = {"Accept-Encoding": "identity", "User-Agent": "zo-device", **headers}
+        if self._api_key and _origin(target) == _origin(self.server):
+            own["Authorization"] = f"Bearer {self._api_key}"
+        return own
+
+    def _judge(self, answer: Response, target: str, *, is_elsewhere: bool) -> None:
+        if answer.status in (200, 206, 416):
+            return
+        where, status = target.partition("?")[0], answer.status
+        if status in _TEMPORARY_REFUSALS or status >= 500:
+            asked = parse_retry_after(answer.headers.get("retry-after"), self._wall_clock())
+            raise TransientError(f"{where} answers {status}", retry_after_seconds=asked)
+        if is_elsewhere and 400 <= status < 500:
+            raise TransientError(f"{where}, where the server redirects to, answers {status} (expired?)")
+        found = f"{where} answers {status}{_problem_detail(answer)}"
+        if status == 401:
+            raise Unauthorized(found, needed="a valid API key", next_step=_KEY_HINT)
+        if status == 403:
+            raise Forbidden(found, needed="a key with the right to read bundles", next_step=_KEY_HINT)
+        if status == 404:
+            raise NotFound(found)
+        raise NetworkError(found, needed="status 200 or 206", next_step="check the address of the server")
+
+    def _read(self, url: str, headers: Mapping[str, str], max_bytes: int) -> bytes:
+        with self.open(url, headers) as answer:
+            if answer.status != 200:
+                raise TransientError(f"{url} answers {answer.status} to a request for the whole")
+            data = bytearray()
+            for piece in answer.body:
+                data += piece
+                if len(data) > max_bytes:
+                    raise LimitExceeded(f"{url} sends more than {max_bytes} bytes", needed=f"at most {max_bytes} bytes")
+        return bytes(data)
+
+    def _again(self, request: Callable[[], Outcome]) -> Outcome:
+        attempts = self.attempts()
+        while True:
+            try:
+                return request()
+            except TransientError as error:
+                attempts.wait_after(error)
+
+    def _url(self, name: str, kind: str, reference: str) -> str:
+        return f"{self.server}/v2/{name}/{kind}/{reference}"
+
+
+def _redirect_target(url: str, answer: Response) -> str:
+    target = urljoin(url, answer.headers.get("location", ""))
+    if urlsplit(url).scheme == "https" and urlsplit(target).scheme != "https":
+        raise NetworkError(f"{url} redirects to an unencrypted address", next_step="ask the server's operator")
+    if urlsplit(target).scheme not in ("http", "https"):
+        raise NetworkError(f"{url} redirects to an address that is no URL", next_step="ask the server's operator")
+    return target
+
+
+def _origin(url: str) -> tuple[str, str | None, int | None]:
+    parts = urlsplit(url)
+    return parts.scheme, parts.hostname, parts.port or {"http": 80, "https": 443}.get(parts.scheme)
+
+
+def _problem_detail(answer: Response) -> str:
+    """Return what a problem+json body says, made safe to print; empty where there is none."""
+    data = b""
+    for piece in answer.body:
+        data += piece
+        if len(data) > _MAX_PROBLEM_BYTES:
+            return ""
+    try:
+        problem = Problem.model_validate_json(data)
+    except ValidationError:
+        return ""
+    text = "".join(letter if letter.isprintable() else " " for letter in problem.detail or problem.title)
+    return f": {text[:500]}"
