@@ -1,6 +1,6 @@
 """A linear layer whose weight stays packed: 4-bit codes, and 16- or 32-bit sensitive values written over them.
 
-    W[r, c] = dequantise(codes)[r, c];  W[index] = value;  y = x Wᵀ + b          (Equations 24 and 25, replace semantics)
+    W[r, c] = dequantise(codes)[r, c];  W[index] = value;  y = x Wᵀ + b       (Equation 26, replace semantics)
 
 The weight exists only while the layer computes, in a buffer that all layers share. Writing by flat index with
 ``index_copy_`` costs 0.05 ms where ``scatter_`` takes 26 ms (4096 × 4096, 0.1 %).
@@ -57,14 +57,6 @@ class QuantizedSparseLinear(nn.Module):
     def extra_repr(self) -> str:
         """Name shape, bits and number of sensitive values."""
         return f"{self.in_features}, {self.out_features}, bits={self.quantized.bits}, k={self.indices.numel()}"
-
-
-def weight_bytes(layer: QuantizedSparseLinear) -> int:
-    """Return the bytes that a layer keeps between calls: codes, codebooks, scales, indices, values, bias."""
-    tensors = [*layer.quantized.parts.values(), layer.indices, layer.values]
-    if layer.bias is not None:
-        tensors.append(layer.bias)
-    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
 def compute_dtype_of(device: torch.device) -> torch.dtype:

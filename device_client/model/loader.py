@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from device_client.model.dequantize import EagerDequantizer
 from device_client.model.linear import QuantizedSparseLinear, compute_dtype_of
+from device_client.model.memory_plan import FRAMEWORK_BYTES, Workload, check_budget, plan_memory
 from device_client.model.sparse_model import SparseModel
 from device_client.model.tokenizer import BundleTokenizer
 from shared.architecture import family_of, safe_config
@@ -53,6 +54,8 @@ def load_model(
     """
     target = resolve_device(device)
     dtype = compute_dtype or compute_dtype_of(target)
+    if memory_budget_bytes is not None:
+        _respect_budget(bundle.config, memory_budget_bytes, target, dtype)
     network = build_skeleton(bundle.config)
     loading = _Loading.begin(bundle, target, dtype)
     for title in _titles(bundle.config):
@@ -89,6 +92,15 @@ def resolve_device(name: str | None) -> torch.device:
             next_step="run with --device cpu, or see: zo-device doctor",
         )
     return device
+
+
+def _respect_budget(config: BundleConfig, budget_bytes: int, device: torch.device, dtype: torch.dtype) -> None:
+    plan = plan_memory(config, Workload(rows=1, columns=1), device_type=device.type, value_bytes=dtype.itemsize)
+    check_budget(plan, budget_bytes)
+    if device.type == "cuda":
+        allocatable = budget_bytes - FRAMEWORK_BYTES["cuda"]  # the context lies outside torch's allocator
+        total = torch.cuda.get_device_properties(device).total_memory
+        torch.cuda.set_per_process_memory_fraction(min(1.0, allocatable / total), device)
 
 
 def build_skeleton(config: BundleConfig) -> nn.Module:
@@ -152,7 +164,8 @@ def rebuild_buffers(network: nn.Module, device: torch.device) -> None:
 
 
 def _titles(config: BundleConfig) -> list[str]:
-    return list(dict.fromkeys([entry.blob for entry in [*config.tensors, *config.dense_parameters]]))
+    blobs = [entry.blob for entry in config.tensors] + [entry.blob for entry in config.dense_parameters]
+    return list(dict.fromkeys(blobs))
 
 
 @dataclass(slots=True)
@@ -167,13 +180,12 @@ class _Loading:
 
     @classmethod
     def begin(cls, bundle: Bundle, device: torch.device, dtype: torch.dtype) -> _Loading:
-        largest = max(entry.element_count for entry in bundle.config.tensors)
         count = bundle.config.sensitive_count
         return cls(
             bundle,
             device,
             dtype,
-            EagerDequantizer(largest, dtype, device),
+            EagerDequantizer([entry.shape for entry in bundle.config.tensors], dtype, device),
             torch.empty(count, dtype=dtype, device=device),
             torch.empty(count, dtype=torch.float16, device=device),
             theta_slices(bundle.config),

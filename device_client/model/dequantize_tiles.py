@@ -1,0 +1,53 @@
+"""How large the buffers of the eager backend are: arithmetic only, so that memory can be planned without torch.
+
+Weights are decoded in tiles of rows. A tile's codes become indices of 8 bytes; at 4 bits two columns are looked up at
+once where rows are long, in a table of 256 pairs per row of the tile.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+TILE_CODES = {"cpu": 1 << 19, "cuda": 1 << 24}
+"""Codes per tile: 4 MiB of indices, for a CPU's cache; a GPU prefers few, large launches."""
+
+PAIRS_FROM_COLUMNS = 768
+"""Shorter rows do not repay the making of their 256 pairs."""
+
+PAIR_TABLE_VALUES = 512
+"""Values of one row's table: 256 bytes of codes, two columns each."""
+
+
+def has_pairs(bits: int, columns: int) -> bool:
+    """Return whether two columns are looked up at once."""
+    return bits == 4 and columns >= PAIRS_FROM_COLUMNS and columns % 2 == 0
+
+
+def tile_codes(shapes: Iterable[tuple[int, int]], device_type: str) -> int:
+    """Return the codes of one tile: a cache's worth, at least one row, at most the largest weight."""
+    padded = [(rows, columns + columns % 2) for rows, columns in shapes]
+    largest = max(rows * columns for rows, columns in padded)
+    return max(min(TILE_CODES[device_type], largest), max(columns for _, columns in padded))
+
+
+def pair_table_values(shapes: Iterable[tuple[int, int]], device_type: str) -> int:
+    """Return the values of one tile's pair tables; 0 where no weight has rows long enough."""
+    sizes = list(shapes)
+    codes = tile_codes(sizes, device_type)
+    table_rows = [min(rows, codes // columns) for rows, columns in sizes if has_pairs(4, columns)]
+    return max(table_rows, default=0) * PAIR_TABLE_VALUES
+
+
+def workspace_bytes(shapes: Iterable[tuple[int, int]], device_type: str, value_bytes: int) -> int:
+    """Return the bytes of all buffers: the largest weight, and one tile's indices, code words and pair tables.
+
+    Args:
+        shapes: (out_features, in_features) of every quantised weight.
+        device_type: ``cpu`` or ``cuda``.
+        value_bytes: Bytes of one value in the compute dtype.
+    """
+    sizes = list(shapes)
+    codes = tile_codes(sizes, device_type)
+    largest = max(rows * columns for rows, columns in sizes)
+    tables = pair_table_values(sizes, device_type)
+    return (largest + tables) * value_bytes + codes * 8 + -(-codes // 2) * 2

@@ -1,0 +1,165 @@
+"""Predict the peak bytes of a tuning step from shapes alone, and choose the micro-batch that fits a budget.
+
+    peak = weights + workspace + θ vectors + activations of the hungriest moment of one block + logits + framework
+
+    activations = tokens · bytes · max( 2H + 4Q + 2K,     attention: residual, input, q k v, rotated and repeated copies
+                                        2H + 3M,          gated MLP: residual, input, activation, up, product (else 2M)
+                                        H + 3H·4/bytes )  norms, which compute in float32
+
+Symbols: H hidden · Q, K width of queries and keys · M width of the MLP · tokens = rows · columns. Both signs of a step
+run one after the other, so they share these bytes. Costs nothing and imports neither torch nor transformers.
+Knows nothing about files: only what the bundle's configuration says.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+from device_client.byte_sizes import format_bytes
+from device_client.model.dequantize_tiles import workspace_bytes
+from shared.bundle.manifest import BundleConfig
+from shared.errors import ResourceError
+
+FRAMEWORK_BYTES = {"cpu": 400 << 20, "cuda": 512 << 20}
+"""CPU: the process after importing torch, transformers and tokenizers. CUDA: context and cuBLAS workspace."""
+
+VALUE_BYTES = {"cpu": 4, "cuda": 2}
+"""Bytes of one value in the default compute dtype: float32 on a CPU, float16 on CUDA."""
+
+_INDEX_BYTES = 8
+_THETA_VECTORS = 4
+"""θ, z, θ ± ε·z and the z drawn ahead, float32 each."""
+
+
+@dataclass(frozen=True, slots=True)
+class Workload:
+    """The shape of one forward pass.
+
+    Attributes:
+        rows: Sequences side by side, the micro-batch.
+        columns: Tokens of the longest sequence.
+        answers_per_row: Positions of each row whose logits are wanted.
+    """
+
+    rows: int
+    columns: int
+    answers_per_row: int = 1
+
+    def __post_init__(self) -> None:
+        if min(self.rows, self.columns, self.answers_per_row) < 1:
+            raise ValueError(f"{self}: every number must be at least 1")
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryPlan:
+    """Predicted bytes by part.
+
+    Attributes:
+        workload: What was predicted for.
+        parts: Name of the part → bytes.
+    """
+
+    workload: Workload
+    parts: dict[str, int]
+
+    @property
+    def total_bytes(self) -> int:
+        """Bytes of all parts."""
+        return sum(self.parts.values())
+
+
+def weight_parts(config: BundleConfig, value_bytes: int) -> dict[str, int]:
+    """Return the bytes that stay for as long as the model is loaded, by part.
+
+    Args:
+        config: The bundle's configuration.
+        value_bytes: Bytes of one value in the compute dtype.
+    """
+    stored = [(part, prod(shape)) for entry in config.tensors for part, (_, shape) in entry.part_shapes.items()]
+    return {
+        "codes": sum(count for part, count in stored if part == "codes"),
+        "codebooks and scales": sum(count * 2 for part, count in stored if part != "codes"),
+        "unquantised parameters": sum(prod(entry.shape) for entry in config.dense_parameters) * value_bytes,
+        "sensitive indices and values": config.sensitive_count * (_INDEX_BYTES + value_bytes + 2),
+    }
+
+
+def plan_memory(
+    config: BundleConfig, workload: Workload, *, device_type: str, value_bytes: int | None = None
+) -> MemoryPlan:
+    """Return the predicted bytes of a tuning step.
+
+    Args:
+        config: The bundle's configuration.
+        workload: The shape of one forward pass.
+        device_type: ``cpu`` or ``cuda``.
+        value_bytes: Bytes of one value; None takes the device's default compute dtype.
+    """
+    bytes_each = value_bytes or VALUE_BYTES[device_type]
+    parts = weight_parts(config, bytes_each)
+    parts["workspace"] = workspace_bytes([entry.shape for entry in config.tensors], device_type, bytes_each)
+    parts["theta and z"] = config.sensitive_count * 4 * _THETA_VECTORS
+    parts["activations"] = _activation_bytes(config.architecture, workload, bytes_each)
+    parts["logits"] = _logit_bytes(config.architecture, workload, bytes_each)
+    parts["framework"] = FRAMEWORK_BYTES[device_type]
+    return MemoryPlan(workload, parts)
+
+
+def choose_micro_batch(
+    config: BundleConfig, most: Workload, *, budget_bytes: int, device_type: str, value_bytes: int | None = None
+) -> MemoryPlan:
+    """Return the plan of the largest micro-batch, up to ``most.rows``, that fits the budget.
+
+    Raises:
+        ResourceError: Not even one row fits.
+    """
+
+    def plan(rows: int) -> MemoryPlan:
+        workload = Workload(rows, most.columns, most.answers_per_row)
+        return plan_memory(config, workload, device_type=device_type, value_bytes=value_bytes)
+
+    check_budget(plan(1), budget_bytes)
+    fitting, too_many = 1, most.rows + 1
+    while too_many - fitting > 1:
+        middle = (fitting + too_many) // 2
+        fitting, too_many = (middle, too_many) if plan(middle).total_bytes <= budget_bytes else (fitting, middle)
+    return plan(fitting)
+
+
+def check_budget(plan: MemoryPlan, budget_bytes: int) -> None:
+    """Refuse a plan that does not fit.
+
+    Raises:
+        ResourceError: It needs more than ``budget_bytes``; the message names what is needed at least.
+    """
+    if plan.total_bytes > budget_bytes:
+        largest = max(plan.parts, key=lambda part: plan.parts[part])
+        shape = f"{plan.workload.rows} × {plan.workload.columns} tokens"
+        raise ResourceError(
+            f"a memory budget of {format_bytes(budget_bytes)}",
+            needed=f"at least {format_bytes(plan.total_bytes)} for {shape}, "
+            f"most of it {largest} ({format_bytes(plan.parts[largest])})",
+            next_step="raise --memory-budget, or shorten the sequences; see: zo-device plan",
+        )
+
+
+def _activation_bytes(architecture: dict[str, Any], workload: Workload, value_bytes: int) -> int:
+    hidden = int(architecture["hidden_size"])
+    heads = int(architecture["num_attention_heads"])
+    head_width = int(architecture.get("head_dim") or hidden // heads)
+    queries = heads * head_width
+    keys = int(architecture.get("num_key_value_heads") or heads) * head_width
+    gated = int(architecture.get("intermediate_size") or 0)
+    plain = int(architecture.get("ffn_dim") or 0)
+    attention = (2 * hidden + 4 * queries + 2 * keys) * value_bytes
+    mlp = (2 * hidden + 3 * gated + 2 * plain) * value_bytes
+    norm = hidden * value_bytes + 3 * hidden * 4
+    return workload.rows * workload.columns * max(attention, mlp, norm)
+
+
+def _logit_bytes(architecture: dict[str, Any], workload: Workload, value_bytes: int) -> int:
+    """Logits in the compute dtype, in float32, and their log-softmax."""
+    copies = 4 + 4 + (value_bytes if value_bytes != 4 else 0)
+    return workload.rows * workload.answers_per_row * int(architecture["vocab_size"]) * copies
