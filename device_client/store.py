@@ -10,7 +10,7 @@ from importlib import metadata
 
 from device_client.settings import Settings
 from shared.bundle.digest import check_digest
-from shared.bundle.layout import ImageLayout
+from shared.bundle.layout import ImageLayout, disk_errors
 from shared.bundle.manifest import Descriptor
 from shared.bundle.read import Bundle, read_bundle
 from shared.errors import NotFound
@@ -23,6 +23,16 @@ def client_version() -> tuple[int, int, int]:
     """Return this program's version, for comparison with the version that a bundle asks for."""
     major, minor, patch = metadata.version(DISTRIBUTION).split(".")[:3]
     return int(major), int(minor), int(patch)
+
+
+def make_home(settings: Settings) -> None:
+    """Make the home folder where it is missing, for its owner alone.
+
+    Raises:
+        DiskError: It cannot be made.
+    """
+    with disk_errors(settings.home):
+        settings.home.mkdir(parents=True, exist_ok=True, mode=0o700)
 
 
 def bundle_references(layout: ImageLayout) -> dict[str, Descriptor]:

@@ -1,0 +1,60 @@
+"""``zo-device prune``: delete what no bundle needs: incomplete downloads and blobs that nothing refers to."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from device_client.byte_sizes import format_bytes
+from device_client.console import Console
+from device_client.download.pull import exclusive, partial_folder
+from device_client.settings import Settings
+from shared.bundle.layout import ImageLayout, disk_errors
+from shared.bundle.manifest import MAX_MANIFEST_BYTES, Manifest
+
+NAME = "prune"
+HELP = "delete incomplete downloads and blobs that no bundle refers to"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare whether to delete."""
+    parser.add_argument("--dry-run", action="store_true", help="only show what would be deleted")
+
+
+def run(arguments: argparse.Namespace, console: Console, settings: Settings) -> dict[str, Any]:
+    """Delete and return what was deleted."""
+    layout = settings.store
+    if not layout.exists:
+        console.say("Nothing to prune.")
+        return {"files": 0, "freed_bytes": 0, "is_dry_run": arguments.dry_run}
+    with exclusive(layout), disk_errors(layout.root):
+        doomed = list(_unneeded(layout))
+        freed_bytes = sum(path.stat().st_blocks * 512 for path in doomed)
+        for path in [] if arguments.dry_run else doomed:
+            path.unlink()
+    verb = "would free" if arguments.dry_run else "freed"
+    console.say(f"{len(doomed)} files, {verb} {format_bytes(freed_bytes)}")
+    return {"files": len(doomed), "freed_bytes": freed_bytes, "is_dry_run": arguments.dry_run}
+
+
+def _unneeded(layout: ImageLayout) -> Iterator[Path]:
+    needed = _needed_digests(layout)
+    yield from (path for path in partial_folder(layout).iterdir() if path.name != ".lock")
+    for path in layout.blobs.iterdir():
+        if f"sha256:{path.name}" not in needed:
+            yield path
+
+
+def _needed_digests(layout: ImageLayout) -> set[str]:
+    """Return the digests that references reach.
+
+    Raises:
+        NotFound: A referenced manifest is absent, so that its blobs cannot be known; nothing may be deleted then.
+    """
+    needed = set()
+    for named in layout.references().values():
+        manifest = Manifest.model_validate_json(layout.read_blob(named.digest, max_bytes=MAX_MANIFEST_BYTES))
+        needed |= {named.digest, *(blob.digest for blob in manifest.blobs)}
+    return needed

@@ -1,0 +1,169 @@
+"""Bundles between image layouts: to a folder (a USB stick) and back. What comes back is trusted no more than a server.
+
+Every blob is hashed on arrival and appears by rename; the reference is written last. Costs one copy of the bundle.
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from device_client.byte_sizes import format_bytes
+from device_client.console import Console
+from device_client.download.pull import Accepted, Pulled, admit, exclusive, is_intact, partial_folder
+from device_client.download.trusted_bundle import MAX_SIGNATURE_MANIFEST_BYTES, AcceptanceRules, signature_blob
+from device_client.download.trusted_keys import TrustedKeys
+from shared.bundle.digest import digest_of_file
+from shared.bundle.layout import ImageLayout, disk_errors, free_bytes
+from shared.bundle.manifest import MAX_MANIFEST_BYTES, Descriptor, Manifest
+from shared.bundle.read import Bundle
+from shared.bundle.signature import signature_tag
+from shared.errors import BlobMissing, BlobTruncated, DigestMismatch, DiskError, NotFound
+
+
+def import_source(name: str) -> str:
+    """Return what the publisher of an imported bundle is pinned for."""
+    return f"import/{name}"
+
+
+def import_bundle(
+    source: ImageLayout,
+    reference: str,
+    manifest: Descriptor,
+    rules: AcceptanceRules,
+    layout: ImageLayout,
+    keys: TrustedKeys,
+    console: Console,
+) -> Pulled:
+    """Copy a bundle from a folder into the store under the rules that hold for a server.
+
+    Args:
+        source: The folder.
+        reference: ``name:tag`` there and here.
+        manifest: What the reference names there.
+        rules: What is accepted.
+        layout: The store.
+        keys: The pins.
+        console: Where progress is shown.
+
+    Raises:
+        IntegrityError: The bundle is damaged, forged or by another publisher; nothing became visible.
+        DiskError: There is no room.
+        Conflict: A pull is running.
+    """
+    accepted = _accept(source, reference, manifest, rules)
+    layers = [blob for blob in accepted.manifest.blobs if blob.digest != accepted.manifest.config.digest]
+    with exclusive(layout):
+        missing = [blob for blob in layers if not is_intact(layout, blob)]
+        was_complete = not missing and reference in layout.references()
+        _copy_blobs(source, layout, missing, partial_folder(layout), console, f"Importing {reference}")
+        name = reference.rpartition(":")[0]
+        is_first_contact = admit(accepted, reference, import_source(name), layout, keys, rules)
+    return Pulled(
+        reference=reference,
+        digest=accepted.digest,
+        publisher=accepted.signature.fingerprint if accepted.signature else None,
+        is_first_contact=is_first_contact,
+        size_bytes=accepted.manifest.size_bytes,
+        fetched_bytes=sum(blob.size for blob in missing),
+        was_complete=was_complete,
+    )
+
+
+def export_bundle(bundle: Bundle, reference: str, target: Path, console: Console) -> ImageLayout:
+    """Copy a validated bundle and its signature into a folder and return the folder as a layout.
+
+    Raises:
+        DiskError: The folder has no room or cannot be written.
+    """
+    layout = ImageLayout.create(target)
+    manifest = bundle.layout.resolve(reference)
+    blobs = [*bundle.manifest.blobs, manifest]
+    changes: dict[str, Descriptor | None] = {reference: manifest}
+    signature_reference = _signature_reference(reference, manifest.digest)
+    if (signature := bundle.layout.references().get(signature_reference)) is not None:
+        blobs += [signature, *_artifact_blobs(bundle.layout, signature)]
+        changes[signature_reference] = signature
+    missing = [blob for blob in blobs if not is_intact(layout, blob)]
+    _copy_blobs(bundle.layout, layout, missing, layout.root, console, f"Exporting {reference}")
+    layout.update(changes)
+    return layout
+
+
+def read_signature(layout: ImageLayout, reference: str, digest: str) -> bytes | None:
+    """Return the signature document beside a bundle in a layout, or None; it is not judged.
+
+    Raises:
+        IntegrityError: It is there but incomplete, damaged, or no signature.
+    """
+    signature = layout.references().get(_signature_reference(reference, digest))
+    if signature is None:
+        return None
+    blob = signature_blob(_read(layout, signature, MAX_SIGNATURE_MANIFEST_BYTES))
+    return _read(layout, blob, blob.size)
+
+
+def _accept(source: ImageLayout, reference: str, manifest: Descriptor, rules: AcceptanceRules) -> Accepted:
+    data = _read(source, manifest, MAX_MANIFEST_BYTES)
+    parsed = rules.accept_manifest(data)
+    document = read_signature(source, reference, manifest.digest)
+    accepted = rules.accept_signature(document, manifest.digest)
+    config = _read(source, parsed.config, parsed.config.size)
+    return Accepted(data, parsed, accepted, config, rules.accept_config(config, parsed))
+
+
+def _read(source: ImageLayout, blob: Descriptor, max_bytes: int) -> bytes:
+    try:
+        return source.read_blob(blob.digest, max_bytes=max_bytes)
+    except NotFound as error:
+        raise BlobMissing(f"{source.root} lacks blob {blob.digest}", next_step="copy the folder again") from error
+
+
+def _artifact_blobs(layout: ImageLayout, signature: Descriptor) -> list[Descriptor]:
+    data = layout.read_blob(signature.digest, max_bytes=MAX_SIGNATURE_MANIFEST_BYTES)
+    return Manifest.model_validate_json(data).blobs
+
+
+def _signature_reference(reference: str, digest: str) -> str:
+    return f"{reference.rpartition(':')[0]}:{signature_tag(digest)}"
+
+
+def _copy_blobs(
+    source: ImageLayout, target: ImageLayout, blobs: list[Descriptor], folder: Path, console: Console, description: str
+) -> None:
+    needed, free = sum(blob.size for blob in blobs), free_bytes(target.root)
+    if needed > free:
+        raise DiskError(
+            f"{free} bytes ({format_bytes(free)}) are free at {target.root}",
+            needed=f"{needed} bytes ({format_bytes(needed)})",
+            next_step="free some space and run the same command again",
+        )
+    with console.progress(description, needed, "B") as bar:
+        for blob in blobs:
+            _copy_blob(source, target, blob, folder)
+            bar.advance(blob.size)
+
+
+def _copy_blob(source: ImageLayout, target: ImageLayout, blob: Descriptor, folder: Path) -> None:
+    origin = source.blob_path(blob.digest)
+    if not origin.is_file():
+        raise BlobMissing(f"{source.root} lacks {blob.title or blob.digest}", next_step="copy the folder again")
+    if origin.stat().st_size != blob.size:
+        raise BlobTruncated(
+            f"{blob.title or blob.digest} has {origin.stat().st_size} bytes in {source.root}",
+            needed=f"{blob.size} bytes",
+            next_step="copy the folder again",
+        )
+    copy = folder / f".copying-{origin.name}"
+    try:
+        with disk_errors(copy):
+            shutil.copyfile(origin, copy)
+        if digest_of_file(copy) != blob.digest:
+            raise DigestMismatch(
+                f"{blob.title or blob.digest} in {source.root} has other bytes",
+                needed=blob.digest,
+                next_step="copy the folder again",
+            )
+        target.add_file(copy, blob.media_type, expected=blob.digest)
+    finally:
+        copy.unlink(missing_ok=True)
