@@ -1,0 +1,236 @@
+"""Puts the service together: the only place where its parts meet.
+
+    settings → database, keys, jobs, bundles → launcher, publisher, workers → routes → one ASGI application
+
+One service at a time owns a data folder (a file lock), so at its start every running job is known to be abandoned.
+Imports no torch: it starts in a second, and its image needs none.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import logging
+import secrets
+import signal
+import socket
+import sys
+import threading
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+
+import sqlalchemy as sa
+import uvicorn
+from fastapi import FastAPI
+
+from cloud_service.jobs.admission import check_request
+from cloud_service.jobs.attempt import Workshop
+from cloud_service.jobs.launcher import Launcher, SubprocessLauncher
+from cloud_service.jobs.publication import Publisher
+from cloud_service.jobs.store import JobStore
+from cloud_service.jobs.supervisor import Supervisor
+from cloud_service.json_logs import log_as_json
+from cloud_service.routes.access import Access
+from cloud_service.routes.jobs import job_routes
+from cloud_service.routes.metrics import RequestMetrics, ServiceState
+from cloud_service.routes.operations import Check, operation_routes
+from cloud_service.routes.problems import NotReady, add_problem_handlers
+from cloud_service.routes.registry import registry_routes
+from cloud_service.routes.requests import RequestEnvelope
+from cloud_service.settings import Settings, check_exposure, job_environment
+from cloud_service.storage.bundles import BundleStore
+from cloud_service.storage.database import open_database, reading
+from cloud_service.storage.keys import KeyStore
+from shared.api import PrepareRequest
+from shared.bundle.layout import ImageLayout, disk_errors, free_bytes
+from shared.bundle.signature import load_or_create_key
+from shared.errors import Conflict, DiskError
+
+_logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Service:
+    """The parts of a service that is open on its data folder."""
+
+    settings: Settings
+    engine: sa.Engine
+    keys: KeyStore
+    jobs: JobStore
+    bundles: BundleStore
+    supervisor: Supervisor
+    is_stopping: threading.Event
+
+
+@contextlib.contextmanager
+def open_service(settings: Settings, launcher: Launcher | None = None) -> Iterator[Service]:
+    """Open the data folder and yield the service's parts; no worker runs yet.
+
+    Args:
+        settings: How to run.
+        launcher: Where jobs run; None is a subprocess of this machine.
+
+    Raises:
+        Conflict: Another service uses the folder.
+        DiskError: The folder cannot be written.
+    """
+    with _exclusive(settings.data), contextlib.closing(_Disposing(open_database(settings.database))) as database:
+        engine, is_stopping = database.engine, threading.Event()
+        jobs = JobStore(engine)
+        layout = ImageLayout.create(settings.store)
+        bundles = BundleStore(layout, settings.reports, load_or_create_key(settings.signing_key))
+        shop = Workshop(
+            store=jobs,
+            launcher=launcher or SubprocessLauncher(job_environment()),
+            publisher=Publisher(jobs, bundles, settings.lease_seconds),
+            has_blob=layout.has_blob,
+            settings=settings,
+            is_stopping=is_stopping,
+        )
+        supervisor = Supervisor(shop, owner=secrets.token_hex(8))
+        yield Service(settings, engine, KeyStore(engine), jobs, bundles, supervisor, is_stopping)
+
+
+def create_app(service: Service) -> FastAPI:
+    """Return the ASGI application; its lifespan starts and stops the workers."""
+    settings = service.settings
+    access = Access(service.keys if settings.is_auth_enabled else None)
+    metrics = RequestMetrics()
+    metrics.registry.register(ServiceState(service.jobs.count_by_status, lambda: service.bundles.free_bytes))
+
+    def check(request: PrepareRequest) -> None:
+        check_request(request, model_roots=settings.model_roots, text_roots=settings.text_roots)
+
+    @contextlib.asynccontextmanager
+    async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
+        service.supervisor.start()
+        yield
+        service.supervisor.stop()
+
+    app = FastAPI(title="zo-cloud", lifespan=lifespan, docs_url=None, redoc_url=None)
+    app.add_middleware(RequestEnvelope, metrics=metrics)
+    add_problem_handlers(app)
+    app.include_router(
+        job_routes(
+            service.jobs,
+            access,
+            check_request=check,
+            wake_workers=service.supervisor.wake,
+            is_stopping=service.is_stopping,
+            poll_seconds=settings.poll_seconds,
+        )
+    )
+    app.include_router(registry_routes(service.bundles, access))
+    app.include_router(operation_routes(_readiness(service), metrics, access))
+    return app
+
+
+def serve(settings: Settings, launcher: Launcher | None = None) -> None:
+    """Serve until SIGTERM or SIGINT, then drain: finish open requests, stop jobs at a checkpoint, put them back.
+
+    Logs go to standard output; the first key, made where there is none, goes to standard error once.
+
+    Raises:
+        InvalidRequest: The settings would expose the service; see ``check_exposure``.
+        Conflict: The port or the data folder is in use.
+    """
+    check_exposure(settings)
+    log_as_json(sys.stdout)
+    with open_service(settings, launcher) as service, _listen(settings.host, settings.port) as listener:
+        if settings.is_auth_enabled and (first := service.keys.create_first()) is not None:
+            print(f"Admin key of this service, shown only once: {first}", file=sys.stderr, flush=True)  # noqa: T201
+        config = uvicorn.Config(
+            create_app(service),
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            timeout_graceful_shutdown=settings.drain_seconds,
+            ssl_certfile=settings.tls_certificate,
+            ssl_keyfile=settings.tls_key,
+        )
+        # uvicorn raises the signal again after its shutdown; the exit status shall tell that this one went well.
+        signal.signal(signal.SIGTERM, lambda _number, _frame: None)
+        signal.signal(signal.SIGINT, lambda _number, _frame: None)
+        _Server(config, service.is_stopping, _url(settings, listener)).run(sockets=[listener])
+
+
+class _Server(uvicorn.Server):
+    """Tells event streams and workers to stop as soon as the signal comes, and logs where it listens."""
+
+    def __init__(self, config: uvicorn.Config, is_stopping: threading.Event, url: str) -> None:
+        super().__init__(config)
+        self._is_stopping = is_stopping
+        self._url = url
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        _logger.info("listening on %s", self._url, extra={"event": "listening", "url": self._url})
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        self._is_stopping.set()
+        super().handle_exit(sig, frame)
+
+
+class _Disposing:
+    """Closes a database at the end of a ``with``."""
+
+    def __init__(self, engine: sa.Engine) -> None:
+        self.engine = engine
+
+    def close(self) -> None:
+        self.engine.dispose()
+
+
+@contextlib.contextmanager
+def _exclusive(data: Path) -> Iterator[None]:
+    with disk_errors(data):
+        data.mkdir(parents=True, exist_ok=True, mode=0o700)
+        lock = (data / "service.lock").open("a")
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise Conflict(
+                f"another zo-cloud serve uses {data}",
+                needed="a data folder of its own",
+                next_step="stop the other one, or give --data another folder",
+                param="data",
+            ) from error
+        yield
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return socket.create_server((host, port), family=family)
+    except OSError as error:
+        raise Conflict(
+            f"cannot listen on {host} port {port}: {error.strerror}",
+            needed="a free port and an address of this machine",
+            next_step="give another --port; 0 takes any free one",
+            param="port",
+        ) from error
+
+
+def _url(settings: Settings, listener: socket.socket) -> str:
+    host = f"[{settings.host}]" if ":" in settings.host else settings.host
+    return f"{'https' if settings.has_tls else 'http'}://{host}:{listener.getsockname()[1]}"
+
+
+def _readiness(service: Service) -> dict[str, Check]:
+    def database() -> None:
+        with reading(service.engine) as connection:
+            connection.execute(sa.text("SELECT 1"))
+
+    def disk() -> None:
+        free, needed = free_bytes(service.settings.data), service.settings.min_free_bytes
+        if free < needed:
+            raise DiskError(f"{free} bytes free", needed=f"{needed} bytes")
+
+    def workers() -> None:
+        if service.is_stopping.is_set() or not service.supervisor.is_working:
+            raise NotReady("no worker takes jobs")
+
+    return {"database": database, "store": service.bundles.check_readable, "disk": disk, "workers": workers}

@@ -1,0 +1,1 @@
+"""The subcommands of ``zo-cloud``, one file each."""

@@ -1,0 +1,177 @@
+"""``zo-cloud prepare MODEL --output DIR``: the whole pipeline in this process, without a service.
+
+DIR/                an OCI image layout with the signed bundle; ``zo-device import DIR`` reads it
+DIR/report.html     the report as a page, and report.json as data
+DIR/.workspace      checkpoints; the same command goes on from them after a kill, and they are gone at the end
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import dataclasses
+import fcntl
+import json
+import shutil
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Any
+
+from shared.errors import Conflict
+
+if TYPE_CHECKING:
+    from cloud_service.pipeline.prepare import PreparedBundle
+    from cloud_service.progress import ProgressSink
+    from shared.api import PrepareRequest
+    from shared.bundle.layout import ImageLayout
+
+_WORKSPACE = ".workspace"
+
+# Where each option goes in PrepareRequest; the request's own rules check the values.
+_OPTIONS: dict[str, tuple[str, dict[str, Any]]] = {
+    "--revision": ("revision", {"help": "hub revision (default: the default branch)"}),
+    "--name": ("name", {"help": "name to publish under (default: derived from the model)"}),
+    "--tag": ("tag", {"help": "tag to publish under (default: latest)"}),
+    "--sparsity": ("sparsity", {"type": float, "help": "share of sensitive weights (default: 0.001)"}),
+    "--scope": ("scope", {"choices": ["per_tensor", "global"], "help": "where exactly k are chosen"}),
+    "--mask-source": ("mask_source", {"choices": ["fisher", "random"], "help": "how they are chosen"}),
+    "--quantizer": ("quantizer.method", {"choices": ["lut", "uniform", "rtn"], "help": "codec of the dense part"}),
+    "--bits": ("quantizer.bits", {"type": int, "choices": [2, 3, 4, 8], "help": "bits per dense weight (default: 4)"}),
+    "--group-size": ("quantizer.group_size", {"type": int, "help": "columns per group for uniform and rtn"}),
+    "--calibration-text": ("calibration.text", {"help": "c4, or a .jsonl or .txt file (default: c4)"}),
+    "--sequences": ("calibration.sequences", {"type": int, "help": "calibration sequences (default: 128)"}),
+    "--tokens": ("calibration.tokens_per_sequence", {"type": int, "help": "tokens of each (default: 512)"}),
+    "--seed": ("calibration.seed", {"type": int, "help": "seed of the choice of documents (default: 0)"}),
+    "--evaluation-text": ("evaluation.text", {"help": "held-out text (default: the calibration text's first part)"}),
+    "--evaluation-documents": ("evaluation.documents", {"type": int, "help": "0 evaluates nothing (default: 200)"}),
+}
+
+
+def add_prepare_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add the command to the parser."""
+    parser = commands.add_parser("prepare", help="prepare a model here, without a service", description=__doc__,
+                                 formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
+    parser.add_argument("model", help="hub id, or a Hugging Face folder")
+    parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="where the bundle goes")
+    for option, (field, settings) in _OPTIONS.items():
+        parser.add_argument(option, dest=field, default=None, **settings)
+    parser.add_argument("--signing-key", type=Path, metavar="PEM", help="default: the service's; made where missing")
+    parser.add_argument("--hub-endpoint", metavar="URL", help="the hub that models are fetched from")
+    parser.add_argument("--offline", action="store_true", help="use only what is on this machine")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.add_argument("--quiet", action="store_true", help="show no progress")
+    parser.set_defaults(run=_run)
+
+
+def request_of(arguments: argparse.Namespace) -> PrepareRequest:
+    """Return the request that the options describe. Raises pydantic's ValidationError where one is out of range."""
+    from shared.api import PrepareRequest
+
+    document: dict[str, Any] = {"model": arguments.model}
+    for field, _ in _OPTIONS.values():
+        if (value := getattr(arguments, field)) is not None:
+            *parents, name = field.split(".")
+            target = document
+            for parent in parents:
+                target = target.setdefault(parent, {})
+            target[name] = value
+    return PrepareRequest.model_validate(document)
+
+
+def _run(arguments: argparse.Namespace) -> None:
+    from cloud_service.commands.progress import terminal_progress
+    from shared.bundle.layout import ImageLayout
+
+    request = request_of(arguments)
+    layout = ImageLayout.create(arguments.output)
+    with _exclusive(arguments.output / _WORKSPACE) as workspace, _sigterm_interrupts():
+        with terminal_progress(is_quiet=arguments.quiet) as progress:
+            made = _prepare(arguments, request, layout, workspace, progress)
+        signer = _publish(arguments, layout, made)
+        shutil.rmtree(workspace)
+    _print(arguments, made, signer)
+
+
+def _prepare(
+    arguments: argparse.Namespace,
+    request: PrepareRequest,
+    layout: ImageLayout,
+    workspace: Path,
+    progress: ProgressSink,
+) -> PreparedBundle:
+    from cloud_service.pipeline.prepare import prepare
+    from cloud_service.pipeline.sources import SourcePolicy
+    from cloud_service.settings import Settings
+
+    settings = Settings()
+    sources = SourcePolicy(
+        allow_any_local=True,
+        is_offline=arguments.offline or settings.is_offline,
+        hub_token=settings.hub_token_text,
+    )
+    if (endpoint := arguments.hub_endpoint or settings.hub_endpoint) is not None:
+        sources = dataclasses.replace(sources, hub_endpoint=endpoint)
+    return prepare(request, workspace=workspace, layout=layout, progress=progress, sources=sources)
+
+
+def _publish(arguments: argparse.Namespace, layout: ImageLayout, made: PreparedBundle) -> str:
+    """Write the report, then sign and tag; return the signer's fingerprint."""
+    from cloud_service.settings import Settings
+    from cloud_service.storage.bundles import BundleStore
+    from shared.bundle.layout import disk_errors, write_atomically
+    from shared.bundle.signature import fingerprint_of, load_or_create_key
+
+    key = load_or_create_key(arguments.signing_key or Settings().signing_key)
+    bundles = BundleStore(layout, arguments.output, key)
+    signature = bundles.sign(made.manifest)
+    page = made.report_html
+    with disk_errors(arguments.output):
+        write_atomically(arguments.output / "report.html", page.read_bytes() if isinstance(page, Path) else page)
+        write_atomically(arguments.output / "report.json", json.dumps(made.report, indent=1, sort_keys=True).encode())
+    bundles.publish(made.name, made.tag, made.manifest, signature)
+    return fingerprint_of(key.public_key().public_bytes_raw())
+
+
+def _print(arguments: argparse.Namespace, made: PreparedBundle, signer: str) -> None:
+    fields = {
+        "name": made.name,
+        "tag": made.tag,
+        "digest": made.manifest.digest,
+        "size_bytes": made.size_bytes,
+        "signed_by": signer,
+        "layout": str(arguments.output),
+        "report": str(arguments.output / "report.html"),
+    }
+    text = "\n".join(f"{name.replace('_', ' '):<10} {value}" for name, value in fields.items())
+    print(json.dumps(fields) if arguments.json else text)  # noqa: T201
+
+
+@contextlib.contextmanager
+def _exclusive(workspace: Path) -> Iterator[Path]:
+    """Make the workspace and keep other processes out of it."""
+    workspace.mkdir(parents=True, exist_ok=True)
+    with workspace.with_name(f"{workspace.name}.lock").open("a") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise Conflict(
+                f"another zo-cloud prepare works in {workspace.parent}",
+                next_step="wait for it, or give another --output",
+            ) from error
+        yield workspace
+
+
+@contextlib.contextmanager
+def _sigterm_interrupts() -> Iterator[None]:
+    """Let SIGTERM stop the work as Ctrl-C does."""
+
+    def interrupt(_number: int, _frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -1,0 +1,53 @@
+"""``zo-cloud serve``: the HTTP service. Options win over ``ZO_CLOUD_…`` variables (see ``settings``)."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+_OPTIONS: dict[str, dict[str, Any]] = {
+    "--data": {"type": Path, "help": "folder of database, jobs and bundles (default: ~/.local/share/zo-cloud)"},
+    "--host": {"help": "address to listen on (default: 127.0.0.1)"},
+    "--port": {"type": int, "help": "port to listen on; 0 takes any free one (default: 8080)"},
+    "--workers": {"type": int, "help": "jobs that run at the same time (default: 1)"},
+    "--max-attempts": {"type": int, "help": "crashes after which a job fails (default: 5)"},
+    "--model-root": {
+        "type": Path, "action": "append", "dest": "model_roots", "metavar": "FOLDER",
+        "help": "folder whose models a request may name; may be repeated",
+    },
+    "--text-root": {
+        "type": Path, "action": "append", "dest": "text_roots", "metavar": "FOLDER",
+        "help": "folder whose texts a request may name; may be repeated",
+    },
+    "--hub-endpoint": {"metavar": "URL", "help": "the only hub that models are fetched from"},
+    "--tls-cert": {"type": Path, "dest": "tls_certificate", "metavar": "PEM", "help": "certificate chain"},
+    "--tls-key": {"type": Path, "metavar": "PEM", "help": "the certificate's private key"},
+    "--offline": {
+        "action": "store_const", "const": True, "dest": "is_offline", "help": "use only what is on this machine",
+    },
+    "--insecure-public": {
+        "action": "store_const", "const": True, "dest": "is_public_without_tls_allowed",
+        "help": "serve plain HTTP on a public address, because a proxy in front terminates TLS",
+    },
+    "--no-auth": {
+        "action": "store_const", "const": False, "dest": "is_auth_enabled",
+        "help": "need no API keys; loopback addresses only",
+    },
+}  # fmt: skip
+
+
+def add_serve_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add the command to the parser."""
+    parser = commands.add_parser("serve", help="serve the HTTP API", description=__doc__)
+    for option, settings in _OPTIONS.items():
+        parser.add_argument(option, **{"default": None, **settings})
+    parser.set_defaults(run=_run)
+
+
+def _run(arguments: argparse.Namespace) -> None:
+    from cloud_service.app import serve
+    from cloud_service.settings import Settings
+
+    given = {name: value for name, value in vars(arguments).items() if value is not None}
+    serve(Settings(**{name: value for name, value in given.items() if name in Settings.model_fields}))

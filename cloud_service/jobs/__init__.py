@@ -1,0 +1,1 @@
+"""Preparations as jobs: their record and its transitions, the lease, and the process that each one runs in."""

@@ -1,0 +1,95 @@
+"""What the service and a job's process say to each other, as JSON lines.
+
+    service → process (stdin)   one JobOrder; then the pipe stays open as long as the service lives
+    process → service (stdout)  Stage, Advance and Note messages; at the end one Finished or Failed
+
+The hub token travels in the order: a pipe, unlike an environment, cannot be read by other processes, and unlike a file
+it leaves nothing behind.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
+
+from cloud_service.jobs.record import Outcome
+from shared.api import JobError, PrepareRequest, Stage
+
+LOG_NAME = "log.txt"
+REPORT_NAME = "report.html"
+WORKSPACE_NAME = "workspace"
+"""What lies in a job's folder, besides its lock."""
+
+
+class Line(BaseModel):
+    """Base of all messages."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class JobOrder(Line):
+    """What a process shall do.
+
+    Attributes:
+        store: Root of the image layout that blobs are added to.
+        prepared: What was published before from the same input, by fingerprint; empty where ``force`` is set.
+        progress_seconds: Shortest time between two progress messages of a stage.
+    """
+
+    request: PrepareRequest
+    store: Path
+    model_roots: tuple[Path, ...] = ()
+    text_roots: tuple[Path, ...] = ()
+    hub_endpoint: str | None = None
+    hub_token: str | None = Field(default=None, repr=False)
+    is_offline: bool = False
+    prepared: dict[str, Outcome] = {}
+    progress_seconds: float = 1.0
+
+
+class StageBegan(Line):
+    """A stage begins."""
+
+    kind: Literal["stage"] = "stage"
+    stage: Stage
+    total: int = 0
+    unit: str = ""
+
+
+class Advanced(Line):
+    """So many units of the stage are done."""
+
+    kind: Literal["advance"] = "advance"
+    done: int
+
+
+class Noted(Line):
+    """Something a person should know."""
+
+    kind: Literal["note"] = "note"
+    message: str
+
+
+class Finished(Line):
+    """The bundle's blobs are in the store, and the report page beside the workspace."""
+
+    kind: Literal["finished"] = "finished"
+    outcome: Outcome
+
+
+class Failed(Line):
+    """An error somebody can act on ended the work."""
+
+    kind: Literal["failed"] = "failed"
+    error: JobError
+
+
+Message = StageBegan | Advanced | Noted | Finished | Failed
+_MESSAGE: TypeAdapter[Message] = TypeAdapter(Annotated[Message, Field(discriminator="kind")])
+
+
+def parse_message(line: bytes) -> Message:
+    """Return the message in a line of a process's standard output. Raises ValueError where there is none."""
+    return _MESSAGE.validate_json(line)

@@ -1,0 +1,218 @@
+"""The process of one job: ``python -m cloud_service.jobs.run_job FOLDER``, started by the launcher.
+
+Reads its order from standard input and tells its progress on standard output, both as the JSON lines of ``messages``;
+whatever libraries print goes to standard error, which is the job's log. Three things keep attempts from meeting:
+
+* the end of standard input means that the service died: the whole process group is killed at once;
+* an exclusive lock on the job's folder is held as long as the process lives, and waited for at the start;
+* SIGTERM raises ``Interrupted`` in the pipeline at its next report of progress, that is after its last checkpoint.
+
+Killed at any moment, the next attempt goes on from the checkpoints in ``FOLDER/workspace``. Nothing that this process
+writes is visible to clients: the service signs and tags. Exit status 0 after a result, else the error's own.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import os
+import signal
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Protocol
+
+from cloud_service.jobs.messages import (
+    REPORT_NAME,
+    WORKSPACE_NAME,
+    Advanced,
+    Failed,
+    Finished,
+    JobOrder,
+    Line,
+    Noted,
+    StageBegan,
+)
+from cloud_service.jobs.record import Outcome, job_error
+from cloud_service.progress import ProgressSink
+from shared.api import Stage
+from shared.bundle.layout import ImageLayout, write_atomically
+from shared.errors import Interrupted, ZoError
+
+if TYPE_CHECKING:
+    from cloud_service.pipeline.sources import SourcePolicy
+
+
+class Work(Protocol):
+    """What a job's process does; the real one is ``PipelineWork``, tests bring their own."""
+
+    def fingerprint(self, order: JobOrder, progress: ProgressSink) -> str:
+        """Return the fingerprint of the order's input as it is now."""
+
+    def prepare(self, order: JobOrder, workspace: Path, progress: ProgressSink) -> tuple[Outcome, bytes]:
+        """Put the bundle's blobs into the store and return what they are, and the report page."""
+
+
+class PipelineWork:
+    """The preparation pipeline."""
+
+    def fingerprint(self, order: JobOrder, progress: ProgressSink) -> str:
+        """Resolve the request without loading the model."""
+        from cloud_service.pipeline.identity import resolve
+
+        return resolve(order.request, _source_policy(order), progress).fingerprint
+
+    def prepare(self, order: JobOrder, workspace: Path, progress: ProgressSink) -> tuple[Outcome, bytes]:
+        """Run all stages."""
+        from cloud_service.pipeline.prepare import prepare
+
+        made = prepare(
+            order.request,
+            workspace=workspace,
+            layout=ImageLayout.create(order.store),
+            progress=progress,
+            sources=_source_policy(order),
+        )
+        outcome = Outcome(
+            name=made.name,
+            tag=made.tag,
+            manifest=made.manifest,
+            size_bytes=made.size_bytes,
+            fingerprint=made.fingerprint,
+        )
+        page = made.report_html
+        return outcome, page.read_bytes() if isinstance(page, Path) else page
+
+
+class LineProgress:
+    """Tells progress as JSON lines; raises ``Interrupted`` at the first report after SIGTERM.
+
+    Args:
+        write: Takes a message.
+        interval_seconds: Shortest time between two ``Advanced`` of a stage; the last one is never left out.
+        is_stopping: Set by SIGTERM.
+    """
+
+    def __init__(self, write: Callable[[Line], None], interval_seconds: float, is_stopping: threading.Event) -> None:
+        self._write = write
+        self._interval_seconds = interval_seconds
+        self._is_stopping = is_stopping
+        self._total = 0
+        self._next = 0.0
+
+    def stage(self, stage: Stage, *, total: int = 0, unit: str = "") -> None:
+        """Tell that a stage begins."""
+        self._check()
+        self._total, self._next = total, 0.0
+        self._write(StageBegan(stage=stage, total=total, unit=unit))
+
+    def advance(self, done: int) -> None:
+        """Tell how far the stage is, not too often."""
+        self._check()
+        if time.monotonic() >= self._next or done == self._total:
+            self._next = time.monotonic() + self._interval_seconds
+            self._write(Advanced(done=done))
+
+    def note(self, message: str) -> None:
+        """Tell a person something."""
+        self._check()
+        self._write(Noted(message=message))
+
+    def _check(self) -> None:
+        if self._is_stopping.is_set():
+            raise Interrupted("asked to stop", next_step="nothing: the next attempt goes on from here")
+
+
+def main(argv: Sequence[str] | None = None, *, work: Work | None = None) -> int:
+    """Run the job and return the exit status."""
+    folder = Path((sys.argv[1:] if argv is None else argv)[0])
+    logging.basicConfig(level=logging.INFO, stream=sys.stderr)
+    write = _private_output()
+    order = _read_order()
+    is_stopping = _stop_on_sigterm()
+    with (folder / "lock").open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        progress = LineProgress(write, order.progress_seconds, is_stopping)
+        try:
+            write(Finished(outcome=_run(folder, order, progress, work or PipelineWork())))
+        except Interrupted as error:
+            return error.exit_code
+        except ZoError as error:
+            traceback.print_exc()
+            write(Failed(error=job_error(error)))
+            return error.exit_code
+    return 0
+
+
+def _run(folder: Path, order: JobOrder, progress: ProgressSink, work: Work) -> Outcome:
+    if order.prepared and (known := order.prepared.get(work.fingerprint(order, progress))) is not None:
+        progress.note(f"the same input was prepared before: {known.manifest.digest}")
+        return known
+    outcome, page = work.prepare(order, folder / WORKSPACE_NAME, progress)
+    write_atomically(folder / REPORT_NAME, page)
+    return outcome
+
+
+def _source_policy(order: JobOrder) -> SourcePolicy:
+    from cloud_service.pipeline.sources import SourcePolicy
+
+    policy = SourcePolicy(
+        model_roots=order.model_roots,
+        text_roots=order.text_roots,
+        is_offline=order.is_offline,
+        hub_token=order.hub_token,
+    )
+    return policy if order.hub_endpoint is None else replace(policy, hub_endpoint=order.hub_endpoint)
+
+
+def _private_output() -> Callable[[Line], None]:
+    """Return a function that writes messages to standard output, which nothing else in this process reaches any more.
+
+    Progress may come from several threads, so lines are written one at a time.
+    """
+    descriptor, lock = os.dup(sys.stdout.fileno()), threading.Lock()
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+
+    def write(line: Line) -> None:
+        data = line.model_dump_json().encode() + b"\n"
+        with lock:
+            while data:
+                data = data[os.write(descriptor, data) :]
+
+    return write
+
+
+def _read_order() -> JobOrder:
+    """Read the order, and from then on end the process when standard input ends."""
+    with open(0, "rb", buffering=0, closefd=False) as lines:
+        order = JobOrder.model_validate_json(lines.readline())
+    threading.Thread(target=_end_with_service, name="end-with-service", daemon=True).start()
+    return order
+
+
+def _end_with_service() -> None:
+    while os.read(0, 4096):
+        pass
+    print("the service is gone: ending", file=sys.stderr, flush=True)  # noqa: T201 - the job's log
+    if os.getpgrp() == os.getpid():
+        os.killpg(0, signal.SIGKILL)
+    os._exit(Interrupted.exit_code)
+
+
+def _stop_on_sigterm() -> threading.Event:
+    is_stopping = threading.Event()
+
+    def note_signal(_number: int, _frame: FrameType | None) -> None:
+        is_stopping.set()
+
+    signal.signal(signal.SIGTERM, note_signal)
+    return is_stopping
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,283 @@
+"""Jobs and their events in the database.
+
+Every change is one transaction: read the record, apply a transition of ``record`` (which may refuse it), write the
+record and, where the transition says something, the event it told. So events count from 1 without holes and a refused
+transition leaves no trace.
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from datetime import UTC, datetime
+from typing import Any
+
+import sqlalchemy as sa
+from pydantic import BaseModel
+
+from cloud_service.jobs.record import JobRecord, Outcome, claim, crash, is_abandoned
+from cloud_service.storage.database import events, jobs, reading, writing
+from shared.api import JobError, JobEvent, JobResult, JobStatus, PrepareRequest, Progress, Stage
+from shared.bundle.digest import digest_of_bytes
+from shared.errors import InvalidRequest, NotFound
+
+Transition = Callable[[JobRecord], JobRecord]
+Clock = Callable[[], datetime]
+
+_DOCUMENTS: dict[str, type[BaseModel]] = {
+    "request": PrepareRequest,
+    "progress": Progress,
+    "outcome": Outcome,
+    "result": JobResult,
+    "error": JobError,
+}
+_ENUMS: dict[str, Callable[[str], Any]] = {"status": JobStatus, "stage": Stage}
+_HELD = (JobStatus.RUNNING, JobStatus.CANCELLING)
+
+
+def utc_now() -> datetime:
+    """Return the time, aware, in UTC."""
+    return datetime.now(UTC)
+
+
+@dataclass(frozen=True, slots=True)
+class Idempotency:
+    """An ``Idempotency-Key`` and whose it is: two owners' equal keys have nothing to do with each other."""
+
+    owner: str
+    key: str
+
+
+class JobStore:
+    """The jobs of one service.
+
+    Args:
+        engine: The database.
+        clock: Tells the time.
+    """
+
+    def __init__(self, engine: sa.Engine, clock: Clock = utc_now) -> None:
+        self._engine = engine
+        self.clock = clock
+
+    def create(self, request: PrepareRequest, idempotency: Idempotency | None = None) -> JobRecord:
+        """Queue a job and return it, or the job that the same key and request made before.
+
+        Raises:
+            InvalidRequest: The key was used with another request.
+        """
+        body_digest = _digest(request.model_dump(mode="json"))
+        with writing(self._engine) as connection:
+            if idempotency is not None and (known := _find_by_key(connection, idempotency)) is not None:
+                return _same_request(known, body_digest, idempotency)
+            job = JobRecord(
+                id=secrets.token_hex(12),
+                request=request,
+                input_digest=input_digest(request),
+                created=self.clock(),
+            )
+            key = {
+                "idempotency_owner": idempotency and idempotency.owner,
+                "idempotency_key": idempotency and idempotency.key,
+                "body_digest": body_digest,
+            }
+            connection.execute(sa.insert(jobs).values(**_to_row(job), **key))
+            _insert_event(connection, job, self.clock())
+            return job
+
+    def get(self, job_id: str) -> JobRecord:
+        """Return a job.
+
+        Raises:
+            NotFound: There is no such job.
+        """
+        with reading(self._engine) as connection:
+            return _load(connection, job_id)
+
+    def newest(self, *, status: JobStatus | None = None, after: str | None = None, limit: int = 50) -> list[JobRecord]:
+        """Return up to ``limit`` jobs, newest first.
+
+        Raises:
+            NotFound: ``after`` is no job.
+        """
+        query = sa.select(jobs).order_by(jobs.c.sequence.desc()).limit(limit)
+        if status is not None:
+            query = query.where(jobs.c.status == status)
+        with reading(self._engine) as connection:
+            if after is not None:
+                _load(connection, after)
+                position = sa.select(jobs.c.sequence).where(jobs.c.id == after).scalar_subquery()
+                query = query.where(jobs.c.sequence < position)
+            return [_from_row(row) for row in connection.execute(query)]
+
+    def events(self, job_id: str, *, after: int = 0) -> list[JobEvent]:
+        """Return a job's events with ids above ``after``, oldest first.
+
+        Raises:
+            NotFound: There is no such job.
+        """
+        query = sa.select(events).where(events.c.job_id == job_id, events.c.id > after).order_by(events.c.id)
+        with reading(self._engine) as connection:
+            found = [_event(row) for row in connection.execute(query)]
+            if not found:
+                _load(connection, job_id)
+            return found
+
+    def change(
+        self, job_id: str, transition: Transition, *, before_commit: Callable[[JobRecord], None] | None = None
+    ) -> JobRecord:
+        """Apply a transition and return the new record.
+
+        Args:
+            job_id: The job.
+            transition: Returns the new record, or raises to change nothing.
+            before_commit: Called with the new record while the write lock is held: nothing else in the database can
+                change between the transition's checks and this; an error in it undoes the transition.
+
+        Raises:
+            NotFound: There is no such job.
+            LeaseLost: The transition refuses.
+        """
+        with writing(self._engine) as connection:
+            job = _load(connection, job_id)
+            changed = transition(job)
+            _save(connection, job, changed, self.clock())
+            if before_commit is not None:
+                before_commit(changed)
+            return changed
+
+    def claim_next(self, *, owner: str, lease_seconds: float) -> JobRecord | None:
+        """Give the oldest queued job to ``owner`` and return it, or None where none waits."""
+        oldest = sa.select(jobs).where(jobs.c.status == JobStatus.QUEUED).order_by(jobs.c.sequence).limit(1)
+        with writing(self._engine) as connection:
+            row = connection.execute(oldest).one_or_none()
+            if row is None:
+                return None
+            job, now = _from_row(row), self.clock()
+            claimed = claim(job, owner=owner, now=now, lease_seconds=lease_seconds)
+            _save(connection, job, claimed, now)
+            return claimed
+
+    def requeue_abandoned(self, *, max_attempts: int, is_any_lease_over: bool = False) -> list[JobRecord]:
+        """Count a crash for each running job whose lease has expired, and return these jobs.
+
+        Args:
+            max_attempts: Crashes after which a job fails.
+            is_any_lease_over: Whether no owner of a lease can be alive: a service that starts is alone on its data.
+        """
+        held = sa.select(jobs).where(jobs.c.status.in_(_HELD))
+        abandoned = []
+        with writing(self._engine) as connection:
+            now = self.clock()
+            for job in map(_from_row, connection.execute(held).all()):
+                if is_any_lease_over or is_abandoned(job, now):
+                    message = f"attempt {job.attempt} was interrupted"
+                    changed = crash(job, attempt=job.attempt, message=message, max_attempts=max_attempts, now=now)
+                    _save(connection, job, changed, now)
+                    abandoned.append(changed)
+        return abandoned
+
+    def succeeded_with_input(self, digest: str) -> list[JobRecord]:
+        """Return the succeeded jobs with that input, oldest first."""
+        query = (
+            sa.select(jobs)
+            .where(jobs.c.input_digest == digest, jobs.c.status == JobStatus.SUCCEEDED)
+            .order_by(jobs.c.sequence)
+        )
+        with reading(self._engine) as connection:
+            return [_from_row(row) for row in connection.execute(query)]
+
+    def unfinished_with_input(self, digest: str, *, other_than: str) -> list[str]:
+        """Return the ids of failed and cancelled jobs with that input, newest first."""
+        query = (
+            sa.select(jobs.c.id)
+            .where(jobs.c.input_digest == digest, jobs.c.id != other_than)
+            .where(jobs.c.status.in_((JobStatus.FAILED, JobStatus.CANCELLED)))
+            .order_by(jobs.c.sequence.desc())
+        )
+        with reading(self._engine) as connection:
+            return list(connection.scalars(query))
+
+    def count_by_status(self) -> dict[JobStatus, int]:
+        """Return how many jobs are in each state."""
+        query = sa.select(jobs.c.status, sa.func.count()).group_by(jobs.c.status)
+        with reading(self._engine) as connection:
+            counted: dict[str, int] = dict(connection.execute(query).tuples().all())
+        return {status: counted.get(status, 0) for status in JobStatus}
+
+
+def input_digest(request: PrepareRequest) -> str:
+    """Return the digest of everything in a request that decides the bundle's content."""
+    return _digest(request.model_dump(mode="json", exclude={"name", "tag", "force"}))
+
+
+def _digest(document: object) -> str:
+    return digest_of_bytes(json.dumps(document, sort_keys=True, separators=(",", ":")).encode())
+
+
+def _find_by_key(connection: sa.Connection, idempotency: Idempotency) -> sa.Row[Any] | None:
+    return connection.execute(
+        sa.select(jobs).where(jobs.c.idempotency_owner == idempotency.owner, jobs.c.idempotency_key == idempotency.key)
+    ).one_or_none()
+
+
+def _same_request(row: sa.Row[Any], body_digest: str, idempotency: Idempotency) -> JobRecord:
+    if row.body_digest != body_digest:
+        raise InvalidRequest(
+            f"Idempotency-Key {idempotency.key!r} with another request than job {row.id}'s",
+            needed="the same request, or another key",
+            next_step="send a new Idempotency-Key for a new request",
+            param="Idempotency-Key",
+        )
+    return _from_row(row)
+
+
+def _load(connection: sa.Connection, job_id: str) -> JobRecord:
+    row = connection.execute(sa.select(jobs).where(jobs.c.id == job_id)).one_or_none()
+    if row is None:
+        raise NotFound(f"no job {job_id[:80]!r}", next_step="list the jobs: GET /v1/jobs")
+    return _from_row(row)
+
+
+def _save(connection: sa.Connection, old: JobRecord, new: JobRecord, now: datetime) -> None:
+    connection.execute(sa.update(jobs).where(jobs.c.id == old.id).values(**_to_row(new)))
+    if new.last_event != old.last_event:
+        _insert_event(connection, new, now)
+
+
+def _insert_event(connection: sa.Connection, job: JobRecord, now: datetime) -> None:
+    row = _to_row(job)
+    shown = {name: row[name] for name in ("status", "stage", "progress", "message")}
+    connection.execute(sa.insert(events).values(job_id=job.id, id=job.last_event, at=now, **shown))
+
+
+def _to_row(job: JobRecord) -> dict[str, Any]:
+    values = {field.name: getattr(job, field.name) for field in fields(JobRecord)}
+    for name in _DOCUMENTS:
+        if values[name] is not None:
+            values[name] = values[name].model_dump(mode="json", by_alias=True)
+    return values
+
+
+def _from_row(row: sa.Row[Any]) -> JobRecord:
+    values = {field.name: getattr(row, field.name) for field in fields(JobRecord)}
+    for name, model in _DOCUMENTS.items():
+        if values[name] is not None:
+            values[name] = model.model_validate(values[name])
+    for name, enum in _ENUMS.items():
+        if values[name] is not None:
+            values[name] = enum(values[name])
+    return JobRecord(**values)
+
+
+def _event(row: sa.Row[Any]) -> JobEvent:
+    return JobEvent(
+        id=row.id,
+        at=row.at,
+        status=JobStatus(row.status),
+        stage=None if row.stage is None else Stage(row.stage),
+        progress=Progress.model_validate(row.progress),
+        message=row.message,
+    )

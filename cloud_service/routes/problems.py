@@ -1,0 +1,122 @@
+"""Every error as RFC 9457 problem+json: a stable ``type``, the field at fault, what was found, needed and to do next.
+
+``type`` is the error's slug, for example ``invalid-model-id``; the same text stands in a failed job's error. Unexpected
+errors show their request id and nothing else.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from http import HTTPStatus
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse, Response
+from starlette.exceptions import HTTPException
+
+from cloud_service.json_logs import request_id
+from shared.api import PROBLEM_MEDIA_TYPE, Problem
+from shared.errors import InvalidRequest, ZoError
+
+_SLUGS = {404: "not-found", 405: "method-not-allowed"}
+_PLACES = ("body", "query", "path", "header")
+_logger = logging.getLogger(__name__)
+
+
+class InvalidRange(InvalidRequest):
+    """A Range header that is malformed or lies outside a blob of ``size`` bytes."""
+
+    status = 416
+
+    def __init__(self, header: str, size: int) -> None:
+        super().__init__(
+            f"Range {header[:80]!r} of {size} bytes", needed="one range such as bytes=0-1023 inside the blob"
+        )
+        self.size = size
+
+
+class NotReady(ZoError):
+    """The service cannot work now."""
+
+    status = 503
+
+
+def add_problem_handlers(app: FastAPI) -> None:
+    """Make ``app`` answer all errors with problems."""
+    app.add_exception_handler(ZoError, _zo_error)
+    app.add_exception_handler(RequestValidationError, _validation_error)
+    app.add_exception_handler(HTTPException, _http_error)
+
+
+def problem_response(problem: Problem, headers: Mapping[str, str] | None = None) -> Response:
+    """Return a problem as a response."""
+    content = problem.model_dump(mode="json", exclude_none=True)
+    return JSONResponse(content, problem.status, dict(headers or {}), media_type=PROBLEM_MEDIA_TYPE)
+
+
+def internal_error() -> Response:
+    """Return the response to an unexpected error, which was logged under the same request id."""
+    detail = f"an unexpected error; the log has it under request {request_id.get()}"
+    return problem_response(Problem(type="internal-error", title=_title(500), status=500, detail=detail))
+
+
+def _zo_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, ZoError)  # noqa: S101 - registered for this type
+    if error.status >= HTTPStatus.INTERNAL_SERVER_ERROR:
+        _logger.error("%s", error.found, exc_info=error)
+    problem = Problem(
+        type=error.slug,
+        title=_title(error.status),
+        status=error.status,
+        detail=str(error),
+        instance=request.url.path,
+        param=error.param,
+    )
+    return problem_response(problem, _headers(error))
+
+
+def _headers(error: ZoError) -> dict[str, str]:
+    if isinstance(error, InvalidRange):
+        return {"Content-Range": f"bytes */{error.size}"}
+    if error.status == HTTPStatus.UNAUTHORIZED:
+        return {"WWW-Authenticate": 'Bearer realm="zo-cloud", Basic realm="zo-cloud"'}
+    return {}
+
+
+def _validation_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestValidationError)  # noqa: S101 - registered for this type
+    faults = [{"param": _field(fault["loc"]), "message": str(fault["msg"])} for fault in error.errors()]
+    first = faults[0]
+    document = {
+        "type": InvalidRequest("").slug,
+        "title": _title(422),
+        "status": 422,
+        "detail": f"{first['param']}: {first['message']}\nNext: see /openapi.json for the fields and their limits",
+        "instance": request.url.path,
+        "param": first["param"],
+        "errors": faults,
+    }
+    return problem_response(Problem.model_validate(document))
+
+
+def _http_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)  # noqa: S101 - registered for this type
+    title = _title(error.status_code)
+    problem = Problem(
+        type=_SLUGS.get(error.status_code, title.lower().replace(" ", "-")),
+        title=title,
+        status=error.status_code,
+        detail=f"{request.method} {request.url.path}: {error.detail}\nNext: see /openapi.json for the routes",
+        instance=request.url.path,
+    )
+    return problem_response(problem, error.headers)
+
+
+def _field(location: tuple[int | str, ...]) -> str:
+    parts = location[1:] if location and location[0] in _PLACES else location
+    return ".".join(str(part) for part in parts) or "body"
+
+
+def _title(status: int) -> str:
+    return HTTPStatus(status).phrase

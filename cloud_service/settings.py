@@ -1,0 +1,173 @@
+"""The service's settings, and the only place where the cloud side reads environment variables.
+
+Each field may be given as ``ZO_CLOUD_<NAME>``; lists as JSON (``ZO_CLOUD_MODEL_ROOTS='["/models"]'``). Options of the
+command line win over the environment.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated
+from urllib.parse import urlsplit
+
+from pydantic import Field, SecretStr
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from shared.errors import InvalidRequest
+
+JOB_VARIABLES = frozenset(
+    {
+        "PATH", "HOME", "USER", "LANG", "LC_ALL", "LC_CTYPE", "TZ", "TMPDIR", "PYTHONPATH", "XDG_CACHE_HOME",
+        "HF_HOME", "HF_HUB_CACHE", "HF_DATASETS_CACHE", "HF_HUB_OFFLINE", "SSL_CERT_FILE", "SSL_CERT_DIR",
+        "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "CUDA_HOME", "LD_LIBRARY_PATH",
+        "CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER", "NVIDIA_VISIBLE_DEVICES", "PYTORCH_CUDA_ALLOC_CONF",
+    }
+)  # fmt: skip
+"""What a job's process sees of the service's environment: nothing that could be a secret."""
+
+PROXY_VARIABLES = frozenset({"HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY"})
+"""Also passed on, in either case, unless the proxy's URL holds a password."""
+
+
+class Settings(BaseSettings):
+    """How one service runs.
+
+    Attributes:
+        data: Folder of the database, jobs, store, reports and signing key; one service at a time may use it.
+        host: Address to listen on.
+        port: Port to listen on; 0 lets the system choose, the first log line names it.
+        model_roots: Folders under which a request may name a local model.
+        text_roots: Folders under which a request may name a local calibration or evaluation text.
+        hub_endpoint: The only hub that models are fetched from; None is the library's default.
+        hub_token: Token for gated models; it reaches a job through its pipe, never through its environment.
+        is_offline: Use only what is on this machine.
+        workers: Jobs that run at the same time.
+        max_attempts: Crashes (an end without a result or an error of ours) after which a job fails.
+        lease_seconds: How long a job stays a worker's without a heartbeat.
+        poll_seconds: How often workers look for new jobs and cancellations, and event streams for new events.
+        progress_seconds: Shortest time between two progress events of a stage.
+        cancel_grace_seconds: Time between SIGTERM and SIGKILL for a job's process.
+        drain_seconds: How long open requests may take after SIGTERM.
+        min_free_bytes: ``/readyz`` fails below this much free disk.
+        is_auth_enabled: Whether API keys are needed.
+        is_public_without_tls_allowed: Whether a non-loopback address may be served in plain HTTP.
+    """
+
+    model_config = SettingsConfigDict(env_prefix="ZO_CLOUD_", extra="forbid", frozen=True)
+
+    data: Path = Field(default_factory=lambda: Path.home() / ".local" / "share" / "zo-cloud")
+    host: str = "127.0.0.1"
+    port: Annotated[int, Field(ge=0, le=65535)] = 8080
+    model_roots: tuple[Path, ...] = ()
+    text_roots: tuple[Path, ...] = ()
+    hub_endpoint: str | None = None
+    hub_token: SecretStr | None = None
+    is_offline: bool = False
+    workers: Annotated[int, Field(ge=1, le=64)] = 1
+    max_attempts: Annotated[int, Field(ge=1)] = 5
+    lease_seconds: Annotated[float, Field(gt=0)] = 30.0
+    poll_seconds: Annotated[float, Field(gt=0)] = 0.5
+    progress_seconds: Annotated[float, Field(ge=0)] = 1.0
+    cancel_grace_seconds: Annotated[float, Field(ge=0)] = 15.0
+    drain_seconds: Annotated[int, Field(ge=1)] = 20
+    min_free_bytes: Annotated[int, Field(ge=0)] = 1024**3
+    tls_certificate: Path | None = None
+    tls_key: Path | None = None
+    is_auth_enabled: bool = True
+    is_public_without_tls_allowed: bool = False
+
+    @property
+    def hub_token_text(self) -> str | None:
+        """The hub token in the clear."""
+        return None if self.hub_token is None else self.hub_token.get_secret_value()
+
+    @property
+    def database(self) -> Path:
+        """The SQLite file."""
+        return self.data / "jobs.sqlite3"
+
+    @property
+    def jobs(self) -> Path:
+        """Folder of one folder per job."""
+        return self.data / "jobs"
+
+    @property
+    def store(self) -> Path:
+        """The image layout that bundles are published in."""
+        return self.data / "store"
+
+    @property
+    def reports(self) -> Path:
+        """Folder of the report pages, named by manifest digest."""
+        return self.data / "reports"
+
+    @property
+    def signing_key(self) -> Path:
+        """The publisher's private key; only the service's process reads it."""
+        return self.data / "signing-key.pem"
+
+    @property
+    def has_tls(self) -> bool:
+        """Whether certificate and key are given."""
+        return self.tls_certificate is not None and self.tls_key is not None
+
+
+def check_exposure(settings: Settings) -> None:
+    """Refuse to listen in a way that would show keys or jobs to the network by accident.
+
+    Raises:
+        InvalidRequest: A non-loopback address without TLS and without the explicit flag, or without keys; or only one
+            of the two TLS files, or one that does not exist.
+    """
+    if (settings.tls_certificate is None) != (settings.tls_key is None):
+        raise InvalidRequest("only one of --tls-cert and --tls-key", needed="both", param="tls-cert")
+    for file in (settings.tls_certificate, settings.tls_key):
+        if file is not None and not file.is_file():
+            raise InvalidRequest(f"no file {file}", needed="a PEM file", param="tls-cert")
+    if is_loopback(settings.host):
+        return
+    if not settings.is_auth_enabled:
+        raise InvalidRequest(
+            f"--no-auth on {settings.host}",
+            needed="an address of this machine only, such as 127.0.0.1",
+            next_step="leave out --no-auth, or use --host 127.0.0.1",
+            param="no-auth",
+        )
+    if not settings.has_tls and not settings.is_public_without_tls_allowed:
+        raise InvalidRequest(
+            f"--host {settings.host} without TLS: keys would cross the network readable",
+            needed="--tls-cert and --tls-key",
+            next_step="give both, or --insecure-public where a proxy in front terminates TLS",
+            param="host",
+        )
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach ``host``."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def job_environment(environment: Mapping[str, str] | None = None) -> dict[str, str]:
+    """Return the environment of a job's process: the allow-listed variables, and no tokens from the hub's own files.
+
+    Args:
+        environment: The service's; None is this process's.
+    """
+    given = os.environ if environment is None else environment
+    kept = {name: value for name, value in given.items() if name in JOB_VARIABLES or _is_open_proxy(name, value)}
+    return kept | {"HF_HUB_DISABLE_IMPLICIT_TOKEN": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "PYTHONUNBUFFERED": "1"}
+
+
+def _is_open_proxy(name: str, value: str) -> bool:
+    if name.upper() not in PROXY_VARIABLES:
+        return False
+    try:
+        return "@" not in urlsplit(value if "//" in value else f"//{value}").netloc
+    except ValueError:
+        return False

@@ -1,0 +1,1 @@
+"""What the service keeps: the database, API keys and published bundles."""
