@@ -6,11 +6,15 @@ again. Nothing is visible under a name until the caller tags the returned manife
 
 from __future__ import annotations
 
+import contextlib
+import os
+import re
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
+import safetensors
 import safetensors.numpy
 from numpy.typing import NDArray
 
@@ -35,7 +39,8 @@ def add_tensors(layout: ImageLayout, title: str, tensors: Mapping[str, NDArray[n
     with disk_errors(layout.root), tempfile.TemporaryDirectory(dir=layout.root, prefix=".writing-") as folder:
         path = Path(folder) / title
         contiguous = {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}
-        safetensors.numpy.save_file(contiguous, path)
+        with serialization_errors():
+            safetensors.numpy.save_file(contiguous, path)
         return _titled(layout.add_file(path, TENSORS_MEDIA_TYPE), title)
 
 
@@ -69,6 +74,21 @@ def add_manifest(layout: ImageLayout, config: BundleConfig, layers: list[Descrip
     data = Manifest(config=config_descriptor, layers=layers).to_bytes()
     descriptor = manifest_descriptor(data)
     return layout.add_bytes(data, descriptor.media_type)
+
+
+@contextlib.contextmanager
+def serialization_errors() -> Iterator[None]:
+    """Turn the system errors that safetensors reports as text ("… (os error 28)") back into ``OSError``.
+
+    Raises:
+        OSError: Writing failed; ``disk_errors`` around this makes it a ``DiskError``.
+    """
+    try:
+        yield
+    except safetensors.SafetensorError as error:
+        if (number := re.search(r"\(os error (\d+)\)", str(error))) is None:
+            raise
+        raise OSError(int(number[1]), os.strerror(int(number[1]))) from error
 
 
 def _titled(descriptor: Descriptor, title: str) -> Descriptor:

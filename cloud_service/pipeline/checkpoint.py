@@ -1,0 +1,114 @@
+"""A job's private folder: results that survive SIGKILL, each written whole or not at all.
+
+    input.json                 fingerprint of the input that the rest belongs to
+    <name>.json                small results
+    <name>.safetensors         tensors
+
+A checkpoint of another input (or another version of the pipeline) is deleted at the start, so nothing stale is ever
+mixed in. Files appear by rename after they were flushed. Knows nothing about what they mean.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+from torch import Tensor
+
+from shared.bundle.layout import disk_errors, sync_directory, write_atomically
+from shared.bundle.write import serialization_errors
+
+_INPUT = "input.json"
+
+
+class Workspace:
+    """The checkpoints of one preparation.
+
+    Args:
+        folder: A folder that no other preparation uses.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def claim(self, fingerprint: str) -> bool:
+        """Make the folder ready for the input of that fingerprint; return whether there is work to resume.
+
+        Raises:
+            DiskError: The folder cannot be written.
+        """
+        with disk_errors(self.folder):
+            if self._claimed_for() == fingerprint:
+                return True
+            if self.folder.exists():
+                for entry in self.folder.iterdir():
+                    shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+            self.folder.mkdir(parents=True, exist_ok=True)
+            write_atomically(self.folder / _INPUT, json.dumps({"fingerprint": fingerprint}).encode())
+        return False
+
+    def read_json(self, name: str) -> Any:
+        """Return the result saved under ``name``, or None."""
+        path = self.folder / f"{name}.json"
+        return json.loads(path.read_bytes()) if path.exists() else None
+
+    def write_json(self, name: str, result: Any) -> None:
+        """Save a small result.
+
+        Raises:
+            DiskError: The disk is full or not writable.
+        """
+        with disk_errors(self.folder):
+            write_atomically(self.folder / f"{name}.json", json.dumps(result, sort_keys=True).encode())
+
+    def write_bytes(self, name: str, data: bytes) -> Path:
+        """Save a file and return its path.
+
+        Raises:
+            DiskError: The disk is full or not writable.
+        """
+        path = self.folder / name
+        with disk_errors(self.folder):
+            write_atomically(path, data)
+        return path
+
+    def read_tensors(self, name: str) -> tuple[dict[str, Tensor], dict[str, str]] | None:
+        """Return the tensors saved under ``name`` and their labels, or None."""
+        path = self.folder / f"{name}.safetensors"
+        if not path.exists():
+            return None
+        with safetensors.safe_open(path, "pt") as file:
+            return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}  # noqa: SIM118
+
+    def write_tensors(self, name: str, tensors: Mapping[str, Tensor], labels: Mapping[str, str]) -> None:
+        """Save tensors and labels, replacing what was saved before in one rename.
+
+        Raises:
+            DiskError: The disk is full or not writable; what was saved before is kept.
+        """
+        path = self.folder / f"{name}.safetensors"
+        temporary = path.with_suffix(".partial")
+        with disk_errors(self.folder):
+            try:
+                with serialization_errors():
+                    safetensors.torch.save_file(dict(tensors), temporary, metadata=dict(labels))
+                with temporary.open("rb") as file:
+                    os.fsync(file.fileno())
+                temporary.replace(path)
+            except BaseException:
+                temporary.unlink(missing_ok=True)
+                raise
+            sync_directory(self.folder)
+
+    def _claimed_for(self) -> str | None:
+        try:
+            fingerprint = json.loads((self.folder / _INPUT).read_bytes())["fingerprint"]
+        except (FileNotFoundError, ValueError, KeyError, TypeError):
+            return None
+        return str(fingerprint)

@@ -1,0 +1,91 @@
+"""The fingerprint of a preparation's input: equal fingerprints give equal bundles.
+
+    fingerprint = sha256 of canonical JSON {model content, texts' content, settings, version of this pipeline}
+
+A hub model's content is its commit; a local model's, the digests of the files that are read. Name, tag and ``force``
+are left out: they say where to publish, not what. Costs one read of a local model's files. Knows nothing about torch.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cloud_service.pipeline.hub import check_has_safetensors, download, is_wanted, resolve_commit
+from cloud_service.pipeline.sources import LocalModel, SourcePolicy, TextSource, locate_model, locate_text
+from cloud_service.progress import ProgressSink
+from shared.api import PrepareRequest, Stage
+from shared.bundle.digest import digest_of_bytes, digest_of_file
+
+PIPELINE_VERSION = "1"
+"""Raised whenever the same input would give another bundle."""
+
+_WHERE_TO_PUBLISH = {"name", "tag", "force", "model", "revision"}
+
+
+@dataclass(frozen=True, slots=True)
+class ResolvedInput:
+    """What a request turned out to name.
+
+    Attributes:
+        model_id: Hub id, or the base name of a local folder.
+        revision: Hub commit, None for a local folder.
+        folder: The model's files on this machine.
+        calibration: Text of the Fisher pass.
+        evaluation: Text of the perplexity report.
+        fingerprint: Digest of the whole input.
+    """
+
+    model_id: str
+    revision: str | None
+    folder: Path
+    calibration: TextSource
+    evaluation: TextSource
+    fingerprint: str
+
+
+def resolve(request: PrepareRequest, policy: SourcePolicy, progress: ProgressSink) -> ResolvedInput:
+    """Locate, and for a hub model fetch, everything that the request names.
+
+    Raises:
+        InvalidModelId, UnsupportedModel, NotFound, Unauthorized, NetworkError: The model; see ``hub``.
+        DataError: A text is no file that may be read.
+    """
+    progress.stage(Stage.RESOLVING)
+    calibration = locate_text(request.calibration.text, policy, param="calibration.text")
+    evaluation = locate_text(request.evaluation.text or request.calibration.text, policy, param="evaluation.text")
+    model = locate_model(request.model, request.revision, policy)
+    if isinstance(model, LocalModel):
+        check_has_safetensors([path.name for path in model.folder.iterdir()], model.id)
+        folder, revision, content = model.folder, None, _folder_content(model.folder)
+    else:
+        revision = resolve_commit(model, policy)
+        folder, content = download(model, revision, policy, progress), {"commit": revision}
+    fingerprint = input_fingerprint(request, {"id": model.id, **content}, calibration, evaluation)
+    return ResolvedInput(model.id, revision, folder, calibration, evaluation, fingerprint)
+
+
+def input_fingerprint(
+    request: PrepareRequest, model_content: dict[str, Any], calibration: TextSource, evaluation: TextSource
+) -> str:
+    """Return the digest of everything that decides what the bundle's bytes will be."""
+    settings = request.model_dump(mode="json", exclude=_WHERE_TO_PUBLISH)
+    settings["calibration"]["text"] = _text_content(calibration)
+    settings["evaluation"]["text"] = _text_content(evaluation)
+    document = {"pipeline": PIPELINE_VERSION, "model": model_content, "settings": settings}
+    return digest_of_bytes(json.dumps(document, sort_keys=True, separators=(",", ":")).encode())
+
+
+def _folder_content(folder: Path) -> dict[str, str]:
+    return {path.name: digest_of_file(path) for path in sorted(folder.iterdir()) if is_wanted(path.name)}
+
+
+def _text_content(text: TextSource) -> dict[str, str]:
+    if text.path is None:
+        return {"name": text.name}
+    if text.path.is_file():
+        return {"name": text.name, "digest": digest_of_file(text.path)}
+    files = sorted(path for path in text.path.rglob("*") if path.is_file())
+    return {"name": text.name} | {str(path.relative_to(text.path)): digest_of_file(path) for path in files}

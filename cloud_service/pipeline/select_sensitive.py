@@ -1,0 +1,144 @@
+"""Chooses the sensitive weights: exactly k largest Fisher values, ties by position.
+
+    m_k = argmax_m ‖m ⊙ ∇F‖²        Definition 3
+    k   = round(sparsity · d)        per tensor, or over all of them (``global``)
+
+The k-th largest value is found exactly by two histograms over the bits of the float32 values (non-negative floats are
+ordered like their bits): two passes and 256 KiB of memory however many weights there are, where sorting billions would
+not fit. Values above it are taken, values equal to it by tensor order, then index, until there are k.
+Knows nothing about how F was estimated.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from shared.perturbation import random_generator
+from shared.sensitivity_mask import SensitivityMask
+
+Scope = Literal["per_tensor", "global"]
+Masks = dict[str, SensitivityMask]
+
+_HALF_BITS = 16
+
+
+def select_largest(fisher: Mapping[str, Tensor], sparsity: float, scope: Scope) -> Masks:
+    """Return the mask of every tensor: the k largest values of its scope, rank 0 the largest.
+
+    Args:
+        fisher: Fisher diagonal, float32, finite and not negative, by tensor name in model order.
+        sparsity: Share of weights to choose; k is rounded half to even and may be 0 in a tiny tensor.
+        scope: Whether k is per tensor or global.
+    """
+    if scope == "global":
+        return _select(fisher, sensitive_count(sum(f.numel() for f in fisher.values()), sparsity))
+    masks: Masks = {}
+    for name, values in fisher.items():
+        masks |= _select({name: values}, sensitive_count(values.numel(), sparsity))
+    return masks
+
+
+def select_random(sizes: Mapping[str, int], sparsity: float, scope: Scope, seed: int) -> Masks:
+    """Return masks of as many uniformly random weights: the paper's baseline. Ranks are the order of drawing."""
+    if scope == "global":
+        count = sensitive_count(sum(sizes.values()), sparsity)
+        return _split_by_tensor(_draw(seed, 0, sum(sizes.values()), count), sizes)
+    masks: Masks = {}
+    for query, (name, size) in enumerate(sizes.items()):
+        drawn = _draw(seed, query, size, sensitive_count(size, sparsity))
+        masks |= _split_by_tensor(drawn, {name: size})
+    return masks
+
+
+def sensitive_count(elements: int, sparsity: float) -> int:
+    """Return k for a scope of ``elements`` weights."""
+    return round(sparsity * elements)
+
+
+def overlap(first: Masks, second: Masks) -> float:
+    """Return the share of ``first`` that ``second`` also holds, 0 … 1; 0 for an empty mask."""
+    total = sum(len(mask) for mask in first.values())
+    common = sum(len(np.intersect1d(mask.indices, second[name].indices)) for name, mask in first.items())
+    return common / total if total else 0.0
+
+
+def gradient_mass(fisher: Mapping[str, Tensor], masks: Masks) -> float:
+    """Return Σ F over the mask / Σ F over all weights, 0 … 1."""
+    total = sum(float(values.sum(dtype=torch.float64)) for values in fisher.values())
+    covered = sum(
+        float(values.flatten()[torch.from_numpy(masks[name].indices).long().to(values.device)].sum(dtype=torch.float64))
+        for name, values in fisher.items()
+    )
+    return covered / total if total else 0.0
+
+
+def _select(fisher: Mapping[str, Tensor], count: int) -> Masks:
+    flat = {name: values.flatten() for name, values in fisher.items()}
+    threshold, ties = _kth_largest(list(flat.values()), count)
+    positions: list[Tensor] = []
+    for values in flat.values():
+        equal = (values == threshold).nonzero().flatten()[:ties] if ties else values.new_empty(0, dtype=torch.int64)
+        ties -= len(equal)
+        above = (values > threshold).nonzero().flatten()
+        positions.append(torch.cat([above, equal]).sort().values)
+    chosen = torch.cat([values[index].cpu() for values, index in zip(flat.values(), positions, strict=True)])
+    rank = torch.empty(len(chosen), dtype=torch.int64)
+    rank[torch.sort(chosen, descending=True, stable=True).indices] = torch.arange(len(chosen))
+    ranks = torch.split(rank, [len(index) for index in positions])
+    return {
+        name: SensitivityMask(index.cpu().numpy().astype(np.int32), part.numpy().astype(np.int32))
+        for name, index, part in zip(flat, positions, ranks, strict=True)
+    }
+
+
+def _kth_largest(tensors: Sequence[Tensor], count: int) -> tuple[float, int]:
+    """Return the count-th largest value of all tensors, and how many entries equal to it are among the ``count``."""
+    if count == 0:
+        return float("inf"), 0
+    high, left = _bin_of(sum(_histogram(_bits(t) >> _HALF_BITS) for t in tensors), count)  # type: ignore[arg-type]
+    low_counts = torch.zeros(1 << _HALF_BITS, dtype=torch.int64)
+    for tensor in tensors:
+        bits = _bits(tensor)
+        low_counts += _histogram(bits[bits >> _HALF_BITS == high] & ((1 << _HALF_BITS) - 1))
+    low, ties = _bin_of(low_counts, left)
+    bits = torch.tensor((high << _HALF_BITS) | low, dtype=torch.int32)
+    return float(bits.view(torch.float32)), ties
+
+
+def _bits(values: Tensor) -> Tensor:
+    return values.to(torch.float32).contiguous().view(torch.int32)
+
+
+def _histogram(bins: Tensor) -> Tensor:
+    return torch.bincount(bins, minlength=1 << _HALF_BITS).cpu()
+
+
+def _bin_of(counts: Tensor, count: int) -> tuple[int, int]:
+    """Return the bin that holds the count-th entry from the top, and how many of the ``count`` lie in it."""
+    from_top = counts.flip(0).cumsum(0)
+    steps = int(torch.searchsorted(from_top, count))
+    above = int(from_top[steps - 1]) if steps else 0
+    return len(counts) - 1 - steps, count - above
+
+
+def _draw(seed: int, query: int, elements: int, count: int) -> NDArray[np.int64]:
+    # Step 1 keeps these draws apart from the order of the calibration documents, step 0 of the same seed.
+    return random_generator(seed, 1, query).choice(elements, count, replace=False)
+
+
+def _split_by_tensor(drawn: NDArray[np.int64], sizes: Mapping[str, int]) -> Masks:
+    order = np.argsort(drawn)
+    positions, ranks = drawn[order], order.astype(np.int32)
+    masks: Masks = {}
+    start = 0
+    for name, size in sizes.items():
+        first, last = np.searchsorted(positions, [start, start + size])
+        masks[name] = SensitivityMask((positions[first:last] - start).astype(np.int32), ranks[first:last])
+        start += size
+    return masks

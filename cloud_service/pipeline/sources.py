@@ -1,0 +1,141 @@
+"""Where models and texts may come from: a hub id of strict form, or a path under an allowed root; never a URL.
+
+A request names a model and texts by strings that come over the network. They are turned into a ``ModelSource`` or a
+``TextSource`` here, before anything is opened, so that no string can reach another host (SSRF) or climb out of the
+configured folders. Knows nothing about the hub's protocol (``hub.py``), torch or tokens.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from shared.errors import DataError, InvalidModelId
+
+C4 = "c4"
+"""Name of the hub's C4-en as a text."""
+
+_HUB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,95}(/[A-Za-z0-9][A-Za-z0-9_.-]{0,95})?")
+_TEXT_SUFFIXES = (".jsonl", ".txt")
+
+
+@dataclass(frozen=True, slots=True)
+class SourcePolicy:
+    """What a preparation may read.
+
+    Attributes:
+        model_roots: Folders whose subfolders may be named as models.
+        text_roots: Folders whose files may be named as texts.
+        allow_any_local: Whether any local path may be named: true for a person at a terminal, false for the service.
+        hub_endpoint: The only host that models are fetched from.
+        is_offline: Whether only files that are already on this machine are used.
+        hub_token: Token for gated models; never written anywhere.
+    """
+
+    model_roots: tuple[Path, ...] = ()
+    text_roots: tuple[Path, ...] = ()
+    allow_any_local: bool = False
+    hub_endpoint: str = "https://huggingface.co"
+    is_offline: bool = False
+    hub_token: str | None = None
+
+    def __repr__(self) -> str:
+        return f"SourcePolicy(model_roots={self.model_roots}, hub_endpoint={self.hub_endpoint!r})"
+
+
+@dataclass(frozen=True, slots=True)
+class LocalModel:
+    """A Hugging Face folder on this machine; ``id`` is its base name, so no absolute path is ever published."""
+
+    folder: Path
+
+    @property
+    def id(self) -> str:
+        """Name under which the model is recorded."""
+        return self.folder.name
+
+
+@dataclass(frozen=True, slots=True)
+class HubModel:
+    """A repository on the hub."""
+
+    id: str
+    revision: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class TextSource:
+    """A text: C4-en on the hub (``path`` is None), a folder laid out like it, or a .jsonl or .txt file."""
+
+    path: Path | None = None
+
+    @property
+    def name(self) -> str:
+        """Name under which the text is recorded: never an absolute path."""
+        return C4 if self.path is None else self.path.name
+
+
+ModelSource = LocalModel | HubModel
+
+
+def locate_model(model: str, revision: str | None, policy: SourcePolicy) -> ModelSource:
+    """Return where the model ``model`` names comes from; an existing allowed folder wins over a hub id.
+
+    Raises:
+        InvalidModelId: It is a URL, leaves the allowed roots, names no existing folder, or is no hub id.
+    """
+    if "://" in model or model.startswith(("http:", "https:", "hf:")):
+        raise _invalid(f"model {_shorten(model)!r} is a URL")
+    folder = _local_path(model, policy.model_roots, policy)
+    if folder is not None and folder.is_dir():
+        return LocalModel(folder)
+    if ".." in model:
+        raise _invalid(f"model {_shorten(model)!r} contains '..'")
+    if not _HUB_ID.fullmatch(model) or model.endswith((".git", ".")):
+        raise _invalid(f"model {_shorten(model)!r} is no folder that may be read and no hub id")
+    return HubModel(model, revision)
+
+
+def locate_text(text: str, policy: SourcePolicy, *, param: str) -> TextSource:
+    """Return where the text comes from.
+
+    Raises:
+        DataError: It is neither ``c4`` nor an existing .jsonl, .txt or folder that may be read.
+    """
+    if text == C4:
+        return TextSource()
+    path = None if "://" in text else _local_path(text, policy.text_roots, policy)
+    if path is not None and (path.is_dir() or (path.is_file() and path.suffix in _TEXT_SUFFIXES)):
+        return TextSource(path)
+    raise DataError(
+        f"text {_shorten(text)!r} is no file that may be read",
+        needed="'c4', or a .jsonl (key text) or .txt file under one of the text roots",
+        next_step="check the path, or ask the operator which text roots are configured",
+        param=param,
+    )
+
+
+def _local_path(name: str, roots: tuple[Path, ...], policy: SourcePolicy) -> Path | None:
+    if "\0" in name:
+        return None
+    if policy.allow_any_local and Path(name).exists():
+        return Path(name).resolve()
+    for root in roots:
+        path = (root / name).resolve()
+        if path.is_relative_to(root.resolve()) and path != root.resolve() and path.exists():
+            return path
+    return None
+
+
+def _invalid(found: str) -> InvalidModelId:
+    return InvalidModelId(
+        found,
+        needed="a hub id such as 'facebook/opt-125m', or a folder under one of the model roots",
+        next_step="check the spelling; put local models under a model root of the service",
+        param="model",
+    )
+
+
+def _shorten(text: str) -> str:
+    return text if len(text) <= 80 else text[:77] + "..."

@@ -1,0 +1,138 @@
+"""The tokenizer as devices will use it: tokenizer.json with no special token added, and one rule about BOS.
+
+    tokens(text) = [bos] · prepend_bos + encode(text, add_special_tokens=False)
+
+``prepend_bos`` holds where the tokenizer has a BOS token and either adds it itself, or the family (llama, mistral) was
+pretrained with it, unless tokenizer_config.json says ``add_bos_token: false``. Cloud and device tokenise by this
+one rule, so that calibration, perplexity and tuning see the same tokens. Knows nothing about models' weights.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+from cloud_service.pipeline.load_model import read_json
+from shared.bundle.manifest import TokenizerSettings
+from shared.errors import UnsupportedModel
+
+_FAMILIES_WITH_BOS = ("llama", "mistral")
+_MAX_TEMPLATE_CHARACTERS = 100_000
+
+
+@dataclass(frozen=True, slots=True)
+class TextEncoder:
+    """Turns text into token ids.
+
+    Attributes:
+        tokenizer: The tokenizer of tokenizer.json, without truncation and padding.
+        settings: What else a client must know.
+    """
+
+    tokenizer: Tokenizer
+    settings: TokenizerSettings
+
+    def encode(self, text: str) -> list[int]:
+        """Return the token ids of ``text`` without any special token."""
+        return list(self.tokenizer.encode(text, add_special_tokens=False).ids)
+
+    @property
+    def bos(self) -> list[int]:
+        """What every text starts with: [bos_token_id] or nothing."""
+        token = self.settings.bos_token_id
+        return [token] if self.settings.prepend_bos and token is not None else []
+
+    def to_json(self) -> bytes:
+        """Return the tokenizer.json to publish."""
+        return str(self.tokenizer.to_str()).encode()
+
+
+def load_encoder(folder: Path, architecture: dict[str, Any], context_length: int) -> TextEncoder:
+    """Return the encoder of the checkpoint in ``folder``.
+
+    Raises:
+        UnsupportedModel: There is no tokenizer that can be read without running code.
+    """
+    tokenizer = _read_tokenizer(folder)
+    settings = _optional_json(folder / "special_tokens_map.json") | _optional_json(folder / "tokenizer_config.json")
+    generation = {**architecture, **_optional_json(folder / "generation_config.json")}
+    bos = _token_id(tokenizer, settings.get("bos_token"))
+    if bos is None and architecture["model_type"] in _FAMILIES_WITH_BOS:
+        bos = _first_id(architecture.get("bos_token_id"))
+    pad = _token_id(tokenizer, settings.get("pad_token"))
+    return TextEncoder(
+        tokenizer,
+        TokenizerSettings(
+            prepend_bos=bos is not None and _prepends_bos(tokenizer, bos, settings, architecture["model_type"]),
+            bos_token_id=bos,
+            eos_token_ids=_ids(generation.get("eos_token_id")),
+            pad_token_id=pad if pad is not None else _first_id(generation.get("pad_token_id")),
+            context_length=context_length,
+            chat_template=_chat_template(folder, settings),
+        ),
+    )
+
+
+def _read_tokenizer(folder: Path) -> Tokenizer:
+    merges, vocabulary = folder / "merges.txt", folder / "vocab.json"
+    try:
+        if (folder / "tokenizer.json").exists():
+            tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+        elif merges.exists() and vocabulary.exists():
+            tokenizer = _byte_level_bpe(vocabulary, merges)
+        else:
+            raise UnsupportedModel(
+                "there is no tokenizer.json (nor vocab.json with merges.txt)",
+                needed="a fast tokenizer",
+                next_step="AutoTokenizer.from_pretrained(folder).save_pretrained(folder)",
+                param="model",
+            )
+    except Exception as error:  # the tokenizers library raises bare Exception
+        if isinstance(error, UnsupportedModel):
+            raise
+        raise UnsupportedModel(f"the tokenizer cannot be read: {error}", param="model") from error
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return tokenizer
+
+
+def _byte_level_bpe(vocabulary: Path, merges: Path) -> Tokenizer:
+    """Return GPT-2's kind of tokenizer, which OPT ships without a tokenizer.json."""
+    tokenizer = Tokenizer(models.BPE.from_file(str(vocabulary), str(merges)))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    return tokenizer
+
+
+def _prepends_bos(tokenizer: Tokenizer, bos: int, settings: dict[str, Any], model_type: str) -> bool:
+    if tokenizer.encode("a", add_special_tokens=True).ids[:1] == [bos]:
+        return True
+    stated = settings.get("add_bos_token")
+    return bool(stated) if isinstance(stated, bool) else model_type in _FAMILIES_WITH_BOS
+
+
+def _token_id(tokenizer: Tokenizer, token: object) -> int | None:
+    text = token.get("content") if isinstance(token, dict) else token
+    return tokenizer.token_to_id(text) if isinstance(text, str) else None
+
+
+def _ids(value: object) -> list[int]:
+    items = value if isinstance(value, list) else [value]
+    return [item for item in items if type(item) is int and item >= 0]
+
+
+def _first_id(value: object) -> int | None:
+    return next(iter(_ids(value)), None)
+
+
+def _chat_template(folder: Path, settings: dict[str, Any]) -> str | None:
+    path = folder / "chat_template.jinja"
+    template = path.read_text(encoding="utf-8") if path.exists() else settings.get("chat_template")
+    return template if isinstance(template, str) and len(template) <= _MAX_TEMPLATE_CHARACTERS else None
+
+
+def _optional_json(path: Path) -> dict[str, Any]:
+    return read_json(path) if path.exists() else {}
