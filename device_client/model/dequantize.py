@@ -95,9 +95,8 @@ class EagerDequantizer:
 
     def _look_up_pairs(self, tile: QuantizedTensor, lut: Tensor, out: Tensor) -> None:
         rows, byte_columns = tile.codes.shape
-        table = self._table[: rows * PAIR_TABLE_VALUES].view(
-            rows, 16, 16, 2
-        )  # [row, high nibble, low nibble, (even, odd column)]
+        # [row, high nibble, low nibble, (even column, odd column)]
+        table = self._table[: rows * PAIR_TABLE_VALUES].view(rows, 16, 16, 2)
         table[..., 0] = lut[:, None, :]
         table[..., 1] = lut[:, :, None]
         indices = self._indices[: rows * byte_columns].view(rows, byte_columns)
