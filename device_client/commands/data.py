@@ -1,0 +1,87 @@
+"""``zo-device data check``: what a file of rows will look like to the model, before anything is tuned."""
+
+from __future__ import annotations
+
+import argparse
+from collections import Counter
+from typing import TYPE_CHECKING, Any
+
+from device_client.commands.task_arguments import add_row_arguments, add_split_arguments, data_options
+from device_client.console import Console
+from device_client.settings import Settings
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from device_client.model.tokenizer import BundleTokenizer
+    from device_client.tasks.examples import Example
+
+NAME = "data"
+HELP = "check rows before tuning: data check --data FILE"
+SHOWN_ROWS = 3
+HISTOGRAM_EDGES = (16, 32, 64, 128, 256, 512, 1024, 2048)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command's own arguments."""
+    parser.add_argument("action", choices=("check",), help="check: read, render and count; nothing is written")
+    parser.add_argument("reference", nargs="?", metavar="REF", help="bundle whose tokenizer counts (default: the only)")
+    add_row_arguments(parser)
+    add_split_arguments(parser)
+    parser.add_argument("--seed", type=int, default=0, help="of the split and the draws (default: 0)")
+
+
+def run(arguments: argparse.Namespace, console: Console, settings: Settings) -> dict[str, Any]:
+    """Read, split, render and count the rows, and show three of them.
+
+    Rows are shown to the person at the console only; the returned object holds counts.
+
+    Raises:
+        DataError: A file or row is unusable.
+    """
+    from device_client.model.tokenizer import BundleTokenizer
+    from device_client.store import resolve_bundle
+    from device_client.tasks.task_data import load_task_data
+
+    bundle = resolve_bundle(settings, arguments.reference)
+    tokenizer = BundleTokenizer.from_bundle(bundle)
+    options = data_options(arguments, seed=arguments.seed)
+    data = load_task_data(options, tokenizer, str(bundle.config.architecture["model_type"]))
+    parts = {"training": data.training, "validation": data.validation, "test": data.test}
+    summary = {name: summarise(examples) for name, examples in parts.items() if examples}
+    columns = ("rows", "count", "median tokens", "longest", "truncated", "answers")
+    console.table("Rows", columns, [(name, *_cells(counts)) for name, counts in summary.items()])
+    console.table("Tokens of the training rows", ("up to", "rows"), list(histogram(data.training).items()))
+    for number, example in enumerate(data.training[:SHOWN_ROWS], start=1):
+        console.say(f"Row {number} ({example.place}), scored tokens in ⟦ ⟧: {marked(example, tokenizer)}")
+    return {"rows": summary, "token_histogram": histogram(data.training), "rendering": data.renderer.as_json()}
+
+
+def summarise(examples: Sequence[Example]) -> dict[str, Any]:
+    """Return counts over the examples."""
+    lengths = sorted(example.token_count for example in examples)
+    return {
+        "count": len(examples),
+        "median_tokens": lengths[len(lengths) // 2],
+        "longest_tokens": lengths[-1],
+        "truncated_rows": sum(example.truncated_tokens > 0 for example in examples),
+        "answers": dict(sorted(Counter(str(e.right) for e in examples if not e.is_free).items())),
+    }
+
+
+def _cells(counts: dict[str, Any]) -> tuple[object, ...]:
+    answers = ", ".join(f"{index}: {count}" for index, count in counts["answers"].items()) or "free text"
+    return counts["count"], counts["median_tokens"], counts["longest_tokens"], counts["truncated_rows"], answers
+
+
+def histogram(examples: Sequence[Example]) -> dict[str, int]:
+    """Return how many examples have at most so many tokens (and more than the edge before)."""
+    edges = [*HISTOGRAM_EDGES, 1 << 62]
+    counts = Counter(next(edge for edge in edges if example.token_count <= edge) for example in examples)
+    return {str(edge) if edge < 1 << 62 else "more": counts[edge] for edge in edges if counts[edge]}
+
+
+def marked(example: Example, tokenizer: BundleTokenizer) -> str:
+    """Return the example as text, each scored token of the right answer in double brackets."""
+    answer = "".join(f"⟦{tokenizer.decode([token])}⟧" for token in example.candidates[example.right])
+    return f"{tokenizer.decode(example.prompt)}{answer}"

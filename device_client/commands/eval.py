@@ -1,0 +1,130 @@
+"""``zo-device eval``: loss and accuracy of a bundle, or of a run's best values, on rows."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from device_client.byte_sizes import format_bytes, parse_bytes
+from device_client.commands.task_arguments import add_row_arguments, data_options, positive
+from device_client.console import Console
+from device_client.settings import Settings
+from shared.errors import Conflict, NotFound
+
+if TYPE_CHECKING:
+    from device_client.tasks.datasets import Record
+    from device_client.tasks.rendering import RowRenderer
+    from device_client.tasks.task_data import DataOptions, Tokenizer
+    from shared.bundle.read import Bundle
+
+NAME = "eval"
+HELP = "measure a bundle, or a run's best values, on rows"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command's own arguments."""
+    parser.add_argument("reference", nargs="?", metavar="REF", help="bundle name[:tag] (default: the only one)")
+    parser.add_argument("--run", metavar="RUN", help="name or folder of a tuning run; its prompts are used")
+    add_row_arguments(parser)
+    parser.add_argument("--rows", type=positive, metavar="N", help="draw so many rows by --seed (default: all)")
+    parser.add_argument("--seed", type=int, default=0, help="of the draw (default: 0)")
+    parser.add_argument("--loss", choices=("auto", "candidates", "vocabulary"), default="auto")
+    parser.add_argument("--micro-batch", type=positive, default=16, metavar="N", help="default: %(default)s")
+    parser.add_argument("--memory-budget", default="8GiB", metavar="SIZE", help="default: %(default)s")
+    parser.add_argument("--device", help="cpu or cuda (default: what there is)")
+    parser.set_defaults(
+        validation=None, validation_share=0.5, test=None, train_rows=None, validation_rows=None, test_rows=None
+    )
+
+
+def run(arguments: argparse.Namespace, console: Console, settings: Settings) -> dict[str, Any]:
+    """Score the rows and return loss and accuracy.
+
+    Raises:
+        NotFound: There is no such run.
+        Conflict: The run was made from another bundle.
+        DataError: A row is unusable.
+    """
+    from device_client.model.loader import load_model
+    from device_client.model.tokenizer import BundleTokenizer
+    from device_client.store import resolve_bundle
+    from device_client.tasks.datasets import draw_rows
+    from device_client.tasks.examples import encode_rows
+    from device_client.tasks.scoring import check_objective
+    from device_client.tuning.evaluation import evaluate
+    from device_client.tuning.run_directory import load_theta
+    from device_client.tuning.tune_run import default_objective
+
+    bundle = resolve_bundle(settings, arguments.reference)
+    folder = run_folder(arguments.run, settings) if arguments.run else None
+    options = data_options(arguments, seed=arguments.seed)
+    tokenizer = BundleTokenizer.from_bundle(bundle)
+    records = draw_rows(rows_to_score(options), arguments.rows, arguments.seed)
+    renderer = _renderer(options, records, tokenizer, bundle, folder)
+    examples = encode_rows(renderer.render(records), tokenizer, max_tokens=options.max_tokens)
+    objective = default_objective(examples) if arguments.loss == "auto" else arguments.loss
+    check_objective(examples, objective)
+    budget = parse_bytes(arguments.memory_budget)
+    model = load_model(bundle, device=arguments.device, memory_budget_bytes=budget)
+    model.write_theta(load_theta(folder) if folder else model.initial_theta())
+    with console.progress("scoring", len(examples), "rows") as bar:
+        found = evaluate(
+            model, examples, objective, micro_batch_rows=arguments.micro_batch, advance=lambda rows: bar.advance(rows)
+        )
+    accuracy = "–" if found.accuracy is None else f"{found.accuracy:.1%}"
+    values = folder.name if folder else "the bundle's own"
+    console.table(f"{found.rows} rows", ("values", "loss", "accuracy"), [(values, f"{found.loss:.4f}", accuracy)])
+    console.say(f"Peak memory {format_bytes(model.memory.peak_bytes)} of {format_bytes(budget)}")
+    return {
+        **found.as_json(),
+        "objective": objective,
+        "bundle": bundle.digest,
+        "run": str(folder) if folder else None,
+        "truncated_rows": sum(example.truncated_tokens > 0 for example in examples),
+        "peak_memory_bytes": model.memory.peak_bytes,
+    }
+
+
+def run_folder(name: str, settings: Settings) -> Path:
+    """Return the folder of a run given by name or by path.
+
+    Raises:
+        NotFound: There is no such run.
+    """
+    for folder in (settings.runs / name, Path(name)):
+        if (folder / "config.json").is_file():
+            return folder
+    raise NotFound(f"no run {name!r} in {settings.runs}", needed="a run's name or folder", next_step="zo-device runs")
+
+
+def rows_to_score(options: DataOptions) -> list[Record]:
+    """Return all rows of ``--data``, or the test rows of ``--task``.
+
+    Raises:
+        InvalidRequest: Not exactly one of them is given.
+        DataError: A file is unusable.
+    """
+    from device_client.tasks.task_data import check_source, read_part
+
+    check_source(options)
+    return read_part(options, "test" if options.task else "train")
+
+
+def _renderer(
+    options: DataOptions, records: list[Record], tokenizer: Tokenizer, bundle: Bundle, folder: Path | None
+) -> RowRenderer:
+    from device_client.tasks.rendering import renderer_from_json
+    from device_client.tasks.task_data import make_renderer
+    from device_client.tuning.run_directory import RunDirectory
+
+    if folder is None:
+        return make_renderer(options, records, tokenizer, str(bundle.config.architecture["model_type"]))
+    config = RunDirectory(folder).read_json("config.json") or {}
+    if config.get("bundle_digest") != bundle.digest:
+        raise Conflict(
+            f"run {folder.name} was made from bundle {config.get('bundle_digest')}",
+            needed=f"a run of {bundle.digest}",
+            next_step="name that bundle, or another run",
+        )
+    return renderer_from_json(config["rendering"], tokenizer)

@@ -1,0 +1,203 @@
+"""``zo-device tune``: fine-tune a bundle's sensitive values on rows that stay on this machine."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import signal
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from device_client.byte_sizes import format_bytes, parse_bytes
+from device_client.commands.task_arguments import (
+    add_row_arguments,
+    add_split_arguments,
+    data_options,
+    positive,
+    positive_number,
+    seconds,
+)
+from device_client.console import Console, ProgressBar
+from device_client.settings import Settings
+from shared.errors import Interrupted
+
+if TYPE_CHECKING:
+    from device_client.tuning.evaluation import Evaluation
+    from device_client.tuning.journal import StepRecord
+    from device_client.tuning.tune_run import MachineSettings, TuneReport, TuneSettings
+
+NAME = "tune"
+HELP = "fine-tune a bundle on your own rows; run again to resume"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command's own arguments."""
+    parser.add_argument("reference", nargs="?", metavar="REF", help="bundle name[:tag] (default: the only one)")
+    add_row_arguments(parser)
+    add_split_arguments(parser)
+    group = parser.add_argument_group("training")
+    group.add_argument("--steps", type=positive, default=2000, metavar="N", help="default: %(default)s")
+    group.add_argument("--batch", type=positive, default=16, metavar="N", help="rows per step (default: %(default)s)")
+    group.add_argument("--epsilon", type=positive_number, default=1e-3, help="perturbation (default: %(default)s)")
+    group.add_argument("--lr", default="auto", help="auto, or the paper's constant, such as 1e-6 (default: auto)")
+    group.add_argument(
+        "--step-length", type=positive_number, metavar="L", help="length of a typical step with --lr auto"
+    )
+    group.add_argument("--decay", choices=("constant", "linear"), default="linear", help="default: %(default)s")
+    group.add_argument(
+        "--loss", choices=("auto", "candidates", "vocabulary"), default="auto",
+        help="over the candidate answers, or over the whole vocabulary (default: candidates where there are some)",
+    )  # fmt: skip
+    group.add_argument("--queries", type=positive, default=1, metavar="Q", help="directions per step (default: 1)")
+    group.add_argument("--distribution", choices=("gaussian", "rademacher"), default="gaussian", help="of z")
+    group.add_argument("--clip", type=positive_number, default=5.0, metavar="M", help="clip g at M times its median")
+    group.add_argument("--seed", type=int, default=0, help="default: 0")
+    group.add_argument("--validate-every", type=positive, metavar="N", help="steps (default: a twentieth)")
+    group.add_argument("--patience", type=positive, metavar="N", help="stop after N validations without a new best")
+    machine = parser.add_argument_group("machine")
+    machine.add_argument("--time-budget", type=seconds, metavar="10m", help="stop after so long; run again to go on")
+    machine.add_argument("--memory-budget", default="8GiB", metavar="SIZE", help="default: %(default)s")
+    machine.add_argument("--micro-batch", type=positive, metavar="N", help="sequences at once (default: by the budget)")
+    machine.add_argument("--device", help="cpu or cuda (default: what there is)")
+    machine.add_argument("--dtype", choices=("float32", "float16", "bfloat16"), help="default: by device")
+    machine.add_argument("--output", type=Path, metavar="DIR", help="run folder (default: named in the runs folder)")
+
+
+def run(arguments: argparse.Namespace, console: Console, settings: Settings) -> dict[str, Any]:
+    """Tune, or go on, or say that it is finished.
+
+    Raises:
+        Interrupted: Ctrl-C or SIGTERM; the message holds the command that goes on.
+    """
+    from device_client.store import resolve_bundle
+    from device_client.tuning.tune_run import plan_run, tune
+
+    wanted = tune_settings(arguments)
+    options = data_options(arguments, seed=wanted.seed)
+    bundle = resolve_bundle(settings, arguments.reference)
+    planned = plan_run(bundle, wanted, options, runs=settings.runs, output=arguments.output)
+    rows = planned.config["row_counts"]
+    console.say(f"Run {planned.directory.path}: {rows['training']} training rows, {rows['validation']} validation rows")
+    try:
+        with _sigterm_as_interrupt(), console.progress("tuning", wanted.steps, "steps") as bar:
+            report = tune(planned, machine_settings(arguments), _Narrator(bar, console), time.monotonic)
+    except KeyboardInterrupt as error:
+        raise Interrupted(
+            f"interrupted; everything done is in {planned.directory.path}",
+            next_step=shlex.join(["zo-device", *sys.argv[1:]]),
+        ) from error
+    show(report, console)
+    return {
+        "run": str(report.run),
+        "was_finished": report.was_finished,
+        "result": dict(report.result),
+        "resources": dict(report.resources),
+    }
+
+
+def tune_settings(arguments: argparse.Namespace) -> TuneSettings:
+    """Return what decides the run.
+
+    Raises:
+        InvalidRequest: An option is out of range.
+    """
+    from device_client.tuning.schedules import parse_lr
+    from device_client.tuning.tune_run import DEFAULT_STEP_LENGTH, TuneSettings
+    from shared.errors import InvalidRequest
+
+    if not 0 <= arguments.seed < 1 << 64:
+        raise InvalidRequest(f"--seed {arguments.seed}", needed="a whole number from 0 to 2^64 − 1")
+    return TuneSettings(
+        steps=arguments.steps,
+        batch_size=arguments.batch,
+        epsilon=arguments.epsilon,
+        lr=parse_lr(arguments.lr),
+        step_length=arguments.step_length or DEFAULT_STEP_LENGTH,
+        decay=arguments.decay,
+        clip_multiple=arguments.clip,
+        queries=arguments.queries,
+        distribution=arguments.distribution,
+        seed=arguments.seed,
+        objective=None if arguments.loss == "auto" else arguments.loss,
+        validate_every=arguments.validate_every,
+        patience=arguments.patience,
+    )
+
+
+def machine_settings(arguments: argparse.Namespace) -> MachineSettings:
+    """Return what the machine allows."""
+    import torch
+
+    from device_client.tuning.tune_run import MachineSettings
+
+    return MachineSettings(
+        device=arguments.device,
+        compute_dtype=getattr(torch, arguments.dtype) if arguments.dtype else None,
+        memory_budget_bytes=parse_bytes(arguments.memory_budget),
+        micro_batch_rows=arguments.micro_batch,
+        time_budget_seconds=arguments.time_budget,
+    )
+
+
+class _Narrator:
+    """Shows a run on the console."""
+
+    def __init__(self, bar: ProgressBar, console: Console) -> None:
+        self._bar, self._console = bar, console
+        self._validation = ""
+
+    def stepped(self, record: StepRecord) -> None:
+        self._bar.update(record.step + 1, note=self._validation)
+
+    def validated(self, steps_done: int, evaluation: Evaluation, *, is_best: bool) -> None:
+        self._validation = f"validation loss {evaluation.loss:.4f} at step {steps_done}" + (" (best)" * is_best)
+
+    def note(self, text: str) -> None:
+        self._console.say(text[:1].upper() + text[1:])
+
+
+def show(report: TuneReport, console: Console) -> None:
+    """Show what a run came to."""
+    from device_client.tuning.curve import sparkline
+    from device_client.tuning.run_directory import RunDirectory
+
+    result, resources = report.result, report.resources
+    if report.was_finished:
+        console.say("This run is finished; nothing was done.")
+    rows = [row for part in ("validation", "test") if part in result for row in _table_rows(part, result[part])]
+    console.table(f"Run {report.run.name}", ("rows", "values", "loss", "accuracy"), rows)
+    metrics = RunDirectory(report.run).metrics()
+    losses = [line["loss"] for line in metrics if line["kind"] == "validation" and line["loss"] is not None]
+    console.say(f"Validation loss {sparkline(losses)}")
+    pace = resources.get("seconds_per_step")
+    budget, peak = resources.get("memory_budget_bytes"), resources.get("peak_memory_bytes")
+    console.say(
+        f"{result['steps_done']} steps ({result['forward_passes']} forward passes), stopped by {result['stopped_by']}, "
+        f"best at step {result['best_step']}; {result['clipped_steps']} steps clipped, "
+        f"{result['skipped_steps']} skipped; median |ΔL| {result['median_loss_difference']:.2g} nats"
+        + (f"; {pace:.3g} s per step" if pace else "")
+        + (f"; peak memory {format_bytes(peak)}" if peak else "")
+        + (f" of {format_bytes(budget)}" if peak and budget else "")
+    )
+    console.say(f"Curve: {report.run / 'loss.svg'}")
+
+
+def _table_rows(part: str, stages: Mapping[str, Mapping[str, Any]]) -> Iterator[tuple[str, str, str, str]]:
+    for stage in ("bundle", "last", "best"):
+        found = stages[stage]
+        loss = "not finite" if found["loss"] is None else f"{found['loss']:.4f}"
+        accuracy = "–" if found["accuracy"] is None else f"{found['accuracy']:.1%}"
+        yield f"{part} ({found['rows']})", stage, loss, accuracy
+
+
+@contextmanager
+def _sigterm_as_interrupt() -> Iterator[None]:
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -1,0 +1,138 @@
+"""Prompts and answers as token ids.
+
+The tokens of an answer are those of ``prompt + answer`` behind the tokens that every ``prompt + answer`` of the row
+shares with the prompt alone. So a vocabulary that merges letters across the seam is followed as the model was
+trained, the leading space stays with the answer's first word, and all answers of a row continue one same prefix.
+
+A sequence that is too long loses the beginning of its prompt: the end of the prompt, which asks the question, and the
+answer stay. Such rows are counted. Knows nothing about models.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from device_client.tasks.prompted_row import PromptedRow
+from shared.errors import DataError
+
+
+class TextEncoder(Protocol):
+    """What is needed of a tokenizer."""
+
+    @property
+    def bos_ids(self) -> list[int]:
+        """What every text starts with."""
+
+    @property
+    def eos_ids(self) -> list[int]:
+        """The tokens that end a text."""
+
+    @property
+    def context_length(self) -> int:
+        """Positions that the model was made for."""
+
+    def encode(self, text: str) -> list[int]:
+        """Return the ids of a text without special tokens."""
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """One row in tokens.
+
+    Attributes:
+        prompt: Ids before the answer, at least one, beginning-of-text included.
+        candidates: Ids of each possible answer, at least one each; a single entry is a free completion.
+        right: Index of the right candidate.
+        place: Where the row was read.
+        truncated_tokens: How many ids the prompt lost at its beginning.
+    """
+
+    prompt: tuple[int, ...]
+    candidates: tuple[tuple[int, ...], ...]
+    right: int
+    place: str
+    truncated_tokens: int = 0
+
+    @property
+    def is_free(self) -> bool:
+        """Whether there is nothing to choose from."""
+        return len(self.candidates) == 1
+
+    @property
+    def has_single_token_candidates(self) -> bool:
+        """Whether one position's logits decide between all candidates."""
+        return all(len(candidate) == 1 for candidate in self.candidates)
+
+    @property
+    def token_count(self) -> int:
+        """Ids of the prompt with the longest answer."""
+        return len(self.prompt) + max(len(candidate) for candidate in self.candidates)
+
+
+def encode_rows(rows: Iterable[PromptedRow], encoder: TextEncoder, *, max_tokens: int | None = None) -> list[Example]:
+    """Return the rows in tokens, in order.
+
+    Args:
+        rows: Prompts with their answers.
+        encoder: The bundle's tokenizer.
+        max_tokens: Longest sequence, prompt and answer together; None or more than the context means the context.
+
+    Raises:
+        DataError: An answer alone is longer than that, has no tokens, or two answers of a row have the same tokens.
+    """
+    limit = min(max_tokens or encoder.context_length, encoder.context_length)
+    return [_encode_row(row, encoder, limit) for row in rows]
+
+
+def _encode_row(row: PromptedRow, encoder: TextEncoder, limit: int) -> Example:
+    bos = encoder.bos_ids
+    alone = _after_bos(encoder.encode(row.prompt), bos)
+    wholes = [_after_bos(encoder.encode(row.prompt + answer), bos) for answer in row.answers]
+    shared = min(_common_length(alone, whole) for whole in wholes)
+    candidates = [_end(whole[shared:], encoder.eos_ids) if row.ends_text else whole[shared:] for whole in wholes]
+    _check_candidates(row, candidates)
+    room = limit - len(bos) - max(len(candidate) for candidate in candidates)
+    # The first predicted token needs a token before it.
+    if room < (0 if bos else 1):
+        raise DataError(
+            f"{row.place}: an answer of {limit - room - len(bos)} tokens",
+            needed=f"at most {limit - max(len(bos), 1)} tokens: the model reads {limit}",
+            next_step="shorten or split the answer",
+        )
+    kept = alone[max(0, shared - room) : shared]
+    if not bos and not kept:
+        raise DataError(f"{row.place}: the prompt is empty and the model has no beginning-of-text token")
+    return Example(
+        tuple(bos + kept), tuple(map(tuple, candidates)), row.right, row.place, truncated_tokens=shared - len(kept)
+    )
+
+
+def _after_bos(ids: list[int], bos: list[int]) -> list[int]:
+    # Chat templates often write the beginning-of-text token themselves.
+    return ids[len(bos) :] if bos and ids[: len(bos)] == bos else ids
+
+
+def _common_length(left: Sequence[int], right: Sequence[int]) -> int:
+    pairs = zip(left, right, strict=False)
+    return next((index for index, (one, other) in enumerate(pairs) if one != other), min(len(left), len(right)))
+
+
+def _end(answer: list[int], eos_ids: Sequence[int]) -> list[int]:
+    """Cut behind the first end-of-text token; add one where there is none."""
+    for index, token in enumerate(answer):
+        if token in eos_ids:
+            return answer[: index + 1]
+    return answer + list(eos_ids[:1])
+
+
+def _check_candidates(row: PromptedRow, candidates: Sequence[Sequence[int]]) -> None:
+    if not all(candidates):
+        raise DataError(f"{row.place}: an answer has no tokens", needed="an answer with text")
+    if len({tuple(candidate) for candidate in candidates}) < len(candidates):
+        raise DataError(
+            f"{row.place}: two candidate answers have the same tokens",
+            needed="answers that differ for the model",
+            next_step="choose other words: --label-words label=word,…",
+        )

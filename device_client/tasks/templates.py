@@ -1,0 +1,209 @@
+"""How a user's rows become prompts: text with a label, a prompt with its completion, a conversation.
+
+    {"text", "label"}         template.format(text, word of label); the answers are the words of all labels
+    {"prompt", "completion"}  the two texts joined as they stand, end of text after the completion
+    {"messages"}              one row per assistant turn, by the bundle's chat template
+
+A template is text with ``{text}`` and, after it, ``{label}``. White space before the label goes to the answer, for
+that is where byte-pair and sentence-piece vocabularies keep it: "It was" + " great".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+from device_client.tasks.datasets import ROW_FORMATS, Record
+from device_client.tasks.prompted_row import PromptedRow
+from shared.errors import DataError, InvalidRequest
+
+DEFAULT_TEMPLATE = "{text}\nLabel: {label}"
+RowKind = Literal["labelled", "completion", "messages"]
+
+
+class ChatRenderer(Protocol):
+    """Renders a conversation as text."""
+
+    def apply_chat_template(self, messages: Sequence[Mapping[str, str]], *, add_generation_prompt: bool = True) -> str:
+        """Return the conversation as text, ending where the answer begins if asked."""
+
+
+@dataclass(frozen=True, slots=True)
+class LabelTemplate:
+    """A prompt around one text and the words that stand for its labels.
+
+    Attributes:
+        template: Text with ``{text}`` and then ``{label}``, each once.
+        words: Label → word, in the order of the candidates.
+    """
+
+    template: str
+    words: Mapping[str, str]
+
+    def __post_init__(self) -> None:
+        before, has_text, rest = self.template.partition("{text}")
+        if not has_text or rest.count("{label}") != 1 or "{label}" in before or "{text}" in rest:
+            raise InvalidRequest(
+                f"--template {self.template!r}",
+                needed="{text} once and, after it, {label} once",
+                next_step='for example --template "{text} It was {label}"',
+            )
+
+    def render(self, record: Record) -> PromptedRow:
+        """Return the row with every label's word as a candidate.
+
+        Raises:
+            DataError: A field is missing, or the label is none of ``words``.
+        """
+        text, label = record.text("text").strip(), label_of(record)
+        if label not in self.words:
+            raise DataError(
+                f"{record.place}: label {label!r} does not occur in the training rows",
+                needed=f"one of: {', '.join(self.words)}",
+                next_step="add training rows of that label, or correct the line",
+            )
+        return _candidates(self.template, text, list(self.words.values()), list(self.words).index(label), record.place)
+
+
+def _candidates(template: str, text: str, words: list[str], right: int, place: str) -> PromptedRow:
+    before, _, after = template.partition("{label}")
+    prompt = before.rstrip()
+    gap = before[len(prompt) :]
+    answers = tuple(f"{gap}{word}{after}" for word in words)
+    return PromptedRow(prompt.replace("{text}", text), answers, right, place)
+
+
+def label_of(record: Record) -> str:
+    """Return the row's label as text; numbers and booleans as JSON writes them.
+
+    Raises:
+        DataError: The label is missing or neither text, a whole number nor a boolean.
+    """
+    label = record.field("label")
+    if isinstance(label, bool):
+        return str(label).lower()
+    if not isinstance(label, (str, int)):
+        raise DataError(f"{record.place}: 'label' is no text", needed="text, a whole number, true or false")
+    return str(label).strip()
+
+
+def label_template(
+    records: Iterable[Record], template: str = DEFAULT_TEMPLATE, words: Mapping[str, str] | None = None
+) -> LabelTemplate:
+    """Return the template whose candidates are ``words``, or else the labels of these training rows in sorted order.
+
+    Raises:
+        DataError: Fewer than two labels occur, or a label has no word.
+    """
+    labels = {label_of(record): record.place for record in records}
+    if words is None:
+        words = {label: label for label in sorted(labels)}
+    for label, place in labels.items():
+        if label not in words:
+            raise DataError(
+                f"{place}: label {label!r} has no word", needed=f"one of: {', '.join(words)}",
+                next_step=f"--label-words {label}=…,…",
+            )  # fmt: skip
+    if len(words) < 2:
+        raise DataError(f"all training rows have the label {next(iter(words))!r}", needed="at least two labels")
+    return LabelTemplate(template, words)
+
+
+def parse_label_words(argument: str) -> dict[str, str]:
+    """Return label → word of ``negative=terrible,positive=great``.
+
+    Raises:
+        InvalidRequest: It is not of that form, or a label or word occurs twice.
+    """
+    pairs = [part.partition("=") for part in argument.split(",")]
+    words = {label.strip(): word.strip() for label, _, word in pairs}
+    if not all(words) or not all(words.values()) or len(words) < len(pairs) or len(set(words.values())) < len(pairs):
+        raise InvalidRequest(
+            f"--label-words {argument!r}", needed="label=word,label=word with different labels and words"
+        )
+    return words
+
+
+def row_kind(record: Record) -> RowKind:
+    """Return what the row is.
+
+    Raises:
+        DataError: It has the fields of no known kind.
+    """
+    if "messages" in record.fields:
+        return "messages"
+    if "prompt" in record.fields or "completion" in record.fields:
+        return "completion"
+    if "text" in record.fields or "label" in record.fields:
+        return "labelled"
+    raise DataError(
+        f"{record.place}: the fields of no known kind of row", needed=ROW_FORMATS,
+        next_step="rename the fields, or name the data's task with --task",
+    )  # fmt: skip
+
+
+def render_rows(
+    records: Sequence[Record], chat: ChatRenderer, labels: LabelTemplate | None = None
+) -> list[PromptedRow]:
+    """Return the prompts of rows that are all of one kind; labelled rows need ``labels``.
+
+    Raises:
+        DataError: A row is of another kind than the first, or a field is missing or wrong.
+    """
+    kind = row_kind(records[0])
+    rendered: list[PromptedRow] = []
+    for record in records:
+        if row_kind(record) != kind:
+            raise DataError(f"{record.place}: a {row_kind(record)} row among {kind} rows", needed="rows of one kind")
+        if kind == "labelled":
+            if labels is None:
+                raise DataError(f"{record.place}: a labelled row, but the run was tuned on {ROW_FORMATS}")
+            rendered.append(labels.render(record))
+        elif kind == "completion":
+            rendered.append(render_completion(record))
+        else:
+            rendered.extend(render_conversation(record, chat))
+    return rendered
+
+
+def render_completion(record: Record) -> PromptedRow:
+    """Return a prompt and its completion, joined as they stand.
+
+    Raises:
+        DataError: A field is missing or no text.
+    """
+    prompt, completion = record.text("prompt"), record.text("completion")
+    stripped = prompt.rstrip(" ")
+    return PromptedRow(stripped, (prompt[len(stripped) :] + completion,), 0, record.place, ends_text=True)
+
+
+def render_conversation(record: Record, chat: ChatRenderer) -> list[PromptedRow]:
+    """Return one row per assistant turn: the conversation before it, and the turn.
+
+    Raises:
+        DataError: The messages are malformed, or none is the assistant's.
+    """
+    messages = _messages(record)
+    rows = []
+    for index, message in enumerate(messages):
+        if message["role"] != "assistant":
+            continue
+        prompt = chat.apply_chat_template(messages[:index], add_generation_prompt=True)
+        whole = chat.apply_chat_template(messages[: index + 1], add_generation_prompt=False)
+        # A template may rewrite earlier turns; then the turn's own text follows the prompt it will be asked with.
+        answer = whole[len(prompt) :] if whole.startswith(prompt) else message["content"]
+        rows.append(PromptedRow(prompt, (answer,), 0, record.place, ends_text=True))
+    if not rows:
+        raise DataError(f"{record.place}: no message of the role 'assistant'", needed="an answer to learn")
+    return rows
+
+
+def _messages(record: Record) -> list[dict[str, str]]:
+    messages: Any = record.field("messages")
+    if not isinstance(messages, list) or not all(isinstance(message, dict) for message in messages):
+        raise DataError(f"{record.place}: 'messages' is no list of objects", needed='[{"role", "content"}, …]')
+    for number, message in enumerate(messages, start=1):
+        if not isinstance(message.get("role"), str) or not isinstance(message.get("content"), str):
+            raise DataError(f"{record.place}: message {number} lacks 'role' or 'content'", needed="both, as text")
+    return [{"role": message["role"], "content": message["content"]} for message in messages]

@@ -1,0 +1,251 @@
+"""The journal: everything that, with the bundle and the data, makes a run; one small record per step.
+
+    file    magic "ZOJRNL" 01 0A · header length u32 · header JSON · crc32 u32 · record · record · …
+    record  step u32 · lr f32 · clean loss f32 · flags u16 · g f32 × queries · crc32 u32          (18 + 4·q bytes)
+
+All numbers are little-endian; each crc32 is over the bytes of its own header or record. A record is appended in one
+write before θ moves, and flushed to the disk every few records. A torn or damaged tail (kill −9, power cut) is cut
+when the journal is opened: the steps it held are computed again and come out the same. θ of any step follows from
+the bundle's values, the header's seed and stream, and the records up to it. Costs 22 bytes per step.
+Knows nothing about models, data or θ. The records are functions of the user's data: they stay on the device.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import struct
+import zlib
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from enum import IntFlag
+from pathlib import Path
+from types import TracebackType
+
+from shared.bundle.layout import disk_errors, sync_directory
+from shared.errors import Conflict, IntegrityError
+
+MAGIC = b"ZOJRNL\x01\n"
+SYNC_EVERY = 8
+_LENGTH = struct.Struct("<I")
+_MAX_HEADER_BYTES = 1 << 16
+
+
+class StepFlags(IntFlag):
+    """What happened in a step."""
+
+    NONE = 0
+    CLIPPED = 1
+    SKIPPED = 2
+
+
+@dataclass(frozen=True, slots=True)
+class JournalHeader:
+    """What the records belong to.
+
+    Attributes:
+        seed: Run seed of the perturbation stream.
+        stream: Name of the perturbation stream.
+        distribution: Of z.
+        sensitive_count: k.
+        queries: Queries per step.
+        epsilon: ε.
+        bundle_digest: The bundle that was tuned.
+        settings_digest: Everything else that decides the run: data, template, schedule, batches.
+    """
+
+    seed: int
+    stream: str
+    distribution: str
+    sensitive_count: int
+    queries: int
+    epsilon: float
+    bundle_digest: str
+    settings_digest: str
+
+    def to_bytes(self) -> bytes:
+        """Return magic, length, JSON and crc32."""
+        text = json.dumps(asdict(self), sort_keys=True, separators=(",", ":")).encode()
+        return MAGIC + _LENGTH.pack(len(text)) + text + _LENGTH.pack(zlib.crc32(text))
+
+
+@dataclass(frozen=True, slots=True)
+class StepRecord:
+    """One step.
+
+    Attributes:
+        step: Its number, from 0.
+        lr: η applied; 0 where the step was skipped.
+        clean_loss: Mean of the losses of both signs over all queries, nats per answer.
+        flags: What happened.
+        gradients: g of each query.
+    """
+
+    step: int
+    lr: float
+    clean_loss: float
+    flags: StepFlags
+    gradients: tuple[float, ...]
+
+
+class Journal:
+    """An open journal: its records so far, and a place to append.
+
+    Use as a context manager; made by ``open_journal``.
+    """
+
+    def __init__(self, path: Path, descriptor: int, header: JournalHeader, records: list[StepRecord]) -> None:
+        self.path = path
+        self.header = header
+        self.records = records
+        self._descriptor = descriptor
+        self._layout = _record_layout(header.queries)
+        self._unsynced = 0
+
+    def __enter__(self) -> Journal:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        os.close(self._descriptor)
+
+    def append(self, record: StepRecord) -> None:
+        """Append the record of the next step.
+
+        Raises:
+            DiskError: The disk is full or not writable; the journal ends with the last whole record.
+        """
+        if record.step != len(self.records):
+            raise ValueError(f"step {record.step} follows {len(self.records)} records")
+        with disk_errors(self.path):
+            _write_all(self._descriptor, _pack(record, self._layout))
+        self.records.append(record)
+        self._unsynced += 1
+        if self._unsynced >= SYNC_EVERY:
+            self.sync()
+
+    def sync(self) -> None:
+        """Flush the records to the disk.
+
+        Raises:
+            DiskError: The disk failed.
+        """
+        with disk_errors(self.path):
+            os.fsync(self._descriptor)
+        self._unsynced = 0
+
+
+def open_journal(path: Path, header: JournalHeader) -> Journal:
+    """Open the run's journal, making it where there is none; a torn tail is cut.
+
+    Only one process may have it open.
+
+    Raises:
+        Conflict: Another process has it open, or it belongs to another bundle or other settings.
+        IntegrityError: The file is no journal.
+        DiskError: The disk is full or not writable.
+    """
+    with disk_errors(path):
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+    try:
+        _lock(descriptor, path)
+        data = path.read_bytes()
+        begin = header.to_bytes()
+        if len(data) < len(begin) and begin.startswith(data):
+            with disk_errors(path):
+                os.ftruncate(descriptor, 0)
+                _write_all(descriptor, begin)
+                os.fsync(descriptor)
+                sync_directory(path.parent)
+            return Journal(path, descriptor, header, [])
+        found, end, records = _parse(data, path)
+        if found != header:
+            raise Conflict(
+                f"{path.parent} holds a run with another {_difference(found, header)}",
+                next_step="repeat the command that began it, or choose another folder with --output",
+            )
+        if end < len(data):
+            with disk_errors(path):
+                os.ftruncate(descriptor, end)
+                os.fsync(descriptor)
+        return Journal(path, descriptor, header, records)
+    except BaseException:
+        os.close(descriptor)
+        raise
+
+
+def read_journal(path: Path) -> tuple[JournalHeader, list[StepRecord]]:
+    """Return header and whole records of a journal without changing it.
+
+    Raises:
+        IntegrityError: The file is no journal.
+    """
+    header, _, records = _parse(path.read_bytes(), path)
+    return header, records
+
+
+def _lock(descriptor: int, path: Path) -> None:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise Conflict(
+            f"another zo-device is tuning {path.parent}", next_step="wait for it, or choose another --output"
+        ) from error
+
+
+def _write_all(descriptor: int, data: bytes) -> None:
+    written = os.write(descriptor, data)
+    if written < len(data):  # the disk filled up in the middle: the rest raises, the torn tail is cut at the next open
+        os.write(descriptor, data[written:])
+
+
+def _record_layout(queries: int) -> struct.Struct:
+    return struct.Struct(f"<IffH{queries}f")
+
+
+def _pack(record: StepRecord, layout: struct.Struct) -> bytes:
+    body = layout.pack(record.step, record.lr, record.clean_loss, record.flags, *record.gradients)
+    return body + _LENGTH.pack(zlib.crc32(body))
+
+
+def _parse(data: bytes, path: Path) -> tuple[JournalHeader, int, list[StepRecord]]:
+    """Return the header, where the whole records end, and the records."""
+    header, begin = _parse_header(data, path)
+    layout = _record_layout(header.queries)
+    size = layout.size + _LENGTH.size
+    records: list[StepRecord] = []
+    for end in range(begin + size, len(data) + 1, size):
+        body = data[end - size : end - _LENGTH.size]
+        step, lr, clean_loss, flags, *gradients = layout.unpack(body)
+        if _LENGTH.unpack(data[end - _LENGTH.size : end])[0] != zlib.crc32(body) or step != len(records):
+            break
+        records.append(StepRecord(step, lr, clean_loss, StepFlags(flags), tuple(gradients)))
+    return header, begin + size * len(records), records
+
+
+def _parse_header(data: bytes, path: Path) -> tuple[JournalHeader, int]:
+    fault = IntegrityError(
+        f"{path} is no journal of this version, or its header is damaged",
+        next_step="move that folder away and tune again, or choose another --output",
+    )
+    begin = len(MAGIC) + _LENGTH.size
+    if not data.startswith(MAGIC) or len(data) < begin:
+        raise fault
+    (length,) = _LENGTH.unpack(data[len(MAGIC) : begin])
+    end = begin + length
+    if length > _MAX_HEADER_BYTES or len(data) < end + _LENGTH.size:
+        raise fault
+    text = data[begin:end]
+    if _LENGTH.unpack(data[end : end + _LENGTH.size])[0] != zlib.crc32(text):
+        raise fault
+    try:
+        return JournalHeader(**json.loads(text)), end + _LENGTH.size
+    except (TypeError, ValueError) as error:
+        raise fault from error
+
+
+def _difference(found: JournalHeader, wanted: JournalHeader) -> str:
+    names: Sequence[str] = [name for name, value in asdict(found).items() if value != asdict(wanted)[name]]
+    return ", ".join(names).replace("_", " ")

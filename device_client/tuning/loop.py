@@ -1,0 +1,304 @@
+"""The tuning loop: the page to read first.
+
+    for each step t:
+        rows of t                    from (seed, t) alone                          batches
+        z of t                       from (seed, t, query) alone                   shared.perturbation
+        g = (L(θ+εz) − L(θ−εz)) / 2ε                                               spsa
+        η from the g's so far                                                      schedules
+        journal ← (t, η, g)          before θ moves                                journal
+        θ ← θ − η·g·z                                                              spsa
+        now and then: validate, keep the best θ, snapshot θ                        run_directory
+
+Resuming is the same loop: a step whose record is in the journal takes η and g from there instead of from two forward
+passes, and a validation whose line is in metrics.jsonl is not repeated. A snapshot only saves replaying from the
+start. So a run that was killed at any moment ends with the same bits as one that was not.
+
+Knows nothing about models, tokens or tasks: a ``Problem`` gives batches, losses and validations.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Generic, Literal, Protocol, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from device_client.tuning.divergence import DivergenceWatch
+from device_client.tuning.evaluation import Evaluation
+from device_client.tuning.journal import Journal, StepFlags, StepRecord
+from device_client.tuning.run_directory import RunDirectory
+from device_client.tuning.schedules import StepSizeSchedule
+from device_client.tuning.spsa import Estimate, Perturbations, descend, estimate
+from shared.errors import IntegrityError, ResourceError
+
+BatchT = TypeVar("BatchT")
+StoppedBy = Literal["steps", "early stop", "time budget"]
+LAST, BEST = "last.safetensors", "best.safetensors"
+
+
+class Problem(Protocol[BatchT]):
+    """What is tuned."""
+
+    def batch(self, step: int) -> BatchT:
+        """Return the rows of a step, a function of the step alone."""
+
+    def loss(self, theta: Tensor, batch: BatchT) -> float:
+        """Return the mean loss of a batch at θ, nats per answer."""
+
+    def validate(self, theta: Tensor) -> Evaluation:
+        """Return what θ scores on the validation rows."""
+
+    def shrink(self) -> bool:
+        """Run fewer sequences side by side from now on; False where it is one already."""
+
+
+class Observer(Protocol):
+    """Is told how the run goes; what it does with it changes nothing."""
+
+    def stepped(self, record: StepRecord) -> None:
+        """A step was made now (not replayed)."""
+
+    def validated(self, steps_done: int, evaluation: Evaluation, *, is_best: bool) -> None:
+        """A validation was made now."""
+
+    def note(self, text: str) -> None:
+        """Something a person should know."""
+
+
+@dataclass(frozen=True, slots=True)
+class LoopSettings:
+    """What the loop needs to know.
+
+    Attributes:
+        steps: T.
+        epsilon: ε.
+        queries: Directions per step.
+        validate_every: Steps between validations.
+        patience: Stop after so many validations without a new best; None never stops early.
+        time_budget_seconds: Stop after so much time in this process; None never does.
+    """
+
+    steps: int
+    epsilon: float
+    queries: int = 1
+    validate_every: int = 100
+    patience: int | None = None
+    time_budget_seconds: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What a run came to.
+
+    Attributes:
+        last: θ after the last step, float32 (k,).
+        best: θ of the lowest validation loss.
+        best_step: Steps behind it; 0 means that nothing beat the bundle's own values.
+        steps_done: Steps behind ``last``.
+        stopped_by: Why it ended.
+        validations: Steps done → evaluation, step 0 included.
+        records: All steps.
+        median_loss_difference: Median |L₊ − L₋|: what the estimate has to rise above the noise with.
+    """
+
+    last: Tensor
+    best: Tensor
+    best_step: int
+    steps_done: int
+    stopped_by: StoppedBy
+    validations: dict[int, Evaluation]
+    records: list[StepRecord]
+    median_loss_difference: float
+
+
+class TuningLoop(Generic[BatchT]):
+    """One run, ready to begin or to go on.
+
+    Args:
+        problem: What is tuned.
+        theta: The bundle's own values, float32 (k,).
+        draw: The run's perturbations.
+        schedule: A fresh one; it is fed with the journal's g's.
+        settings: How long and how often.
+        journal: Open.
+        run: Its folder.
+        observer: Is told how it goes.
+        clock: Seconds that only grow.
+    """
+
+    def __init__(
+        self,
+        problem: Problem[BatchT],
+        theta: Tensor,
+        draw: Perturbations,
+        schedule: StepSizeSchedule,
+        settings: LoopSettings,
+        journal: Journal,
+        run: RunDirectory,
+        observer: Observer,
+        clock: Callable[[], float],
+    ) -> None:
+        self._problem, self._draw, self._schedule, self._settings = problem, draw, schedule, settings
+        self._journal, self._run, self._observer, self._clock = journal, run, observer, clock
+        self._theta, self._steps_done = theta, 0
+        self._validations = {
+            int(line["steps_done"]): Evaluation.from_json(line)
+            for line in run.metrics()
+            if line["kind"] == "validation"
+        }
+        self._begun_at = clock()
+
+    def run(self) -> Outcome:
+        """Make or repeat every step, and return the outcome.
+
+        Raises:
+            Diverged: The loss is not finite or far above where it began; the best θ so far is kept.
+            DiskError: The disk is full; the same command goes on once there is space.
+            ResourceError: A single sequence does not fit the memory.
+            KeyboardInterrupt: On the user's wish; everything needed to go on is on the disk.
+        """
+        replay_from = self._restore_snapshot()
+        if replay_from == 0:
+            self._validate_if_new()
+        watch = DivergenceWatch(self._validations[0].loss)
+        stopped_by = self._stop_reason()
+        try:
+            while stopped_by is None:
+                step = self._steps_done
+                record = self._recorded(step) or self._measure(step)
+                if step >= replay_from:
+                    self._theta = descend(self._theta, self._directions(step), record.gradients, record.lr)
+                self._steps_done += 1
+                watch.feed(record)
+                if self._is_validation_due():
+                    self._validate_if_new()
+                stopped_by = self._stop_reason()
+        finally:
+            self._journal.sync()
+        self._validate_if_new()
+        return self._outcome(stopped_by)
+
+    def _restore_snapshot(self) -> int:
+        """Take θ from the last snapshot where everything behind it is on record; return the steps behind it."""
+        snapshot = self._run.read_theta(LAST)
+        if snapshot is None or snapshot.steps_done > len(self._journal.records):
+            return 0
+        due = range(0, snapshot.steps_done + 1, self._settings.validate_every)
+        if not all(step in self._validations for step in due):
+            return 0
+        self._theta = snapshot.theta.to(self._theta.device)
+        self._observer.note(f"going on after step {len(self._journal.records)}")
+        return snapshot.steps_done
+
+    def _recorded(self, step: int) -> StepRecord | None:
+        if step >= len(self._journal.records):
+            return None
+        record = self._journal.records[step]
+        self._schedule.next(step, record.gradients)
+        return record
+
+    def _measure(self, step: int) -> StepRecord:
+        """Spend two forward passes per query, and put the step on record."""
+        estimates = self._estimates(step)
+        gradients = tuple(found.projected_gradient for found in estimates)
+        size = self._schedule.next(step, gradients)
+        flags = StepFlags.CLIPPED if size.is_clipped else StepFlags.NONE
+        if not all(map(math.isfinite, gradients)):
+            flags |= StepFlags.SKIPPED
+        clean_loss = float(np.float32(statistics.fmean(found.clean_loss for found in estimates)))
+        record = StepRecord(step, size.lr, clean_loss, flags, gradients)
+        self._journal.append(record)
+        self._observer.stepped(record)
+        return record
+
+    def _estimates(self, step: int) -> list[Estimate]:
+        while True:
+            batch = self._problem.batch(step)
+            try:
+                return [
+                    estimate(self._problem.loss, self._theta, z, self._settings.epsilon, batch)
+                    for z in self._directions(step)
+                ]
+            except torch.OutOfMemoryError as error:
+                self._shrink(error)
+
+    def _shrink(self, error: torch.OutOfMemoryError) -> None:
+        """Halve the micro-batch; the step is then measured anew, so that both signs see the same one."""
+        if not self._problem.shrink():
+            raise ResourceError(
+                "out of memory with one sequence at a time",
+                needed="more memory, or shorter rows",
+                next_step="--max-tokens 256, or close other programs",
+            ) from error
+        self._run.append_metric({"kind": "micro-batch halved", "steps_done": self._steps_done})
+        self._observer.note("out of memory: running fewer sequences side by side")
+
+    def _directions(self, step: int) -> list[Tensor]:
+        return [self._draw(step, query) for query in range(self._settings.queries)]
+
+    def _is_validation_due(self) -> bool:
+        return self._steps_done % self._settings.validate_every == 0
+
+    def _validate_if_new(self) -> None:
+        """Validate θ, keep it if it is the best so far, and snapshot it; nothing where that is on record."""
+        steps_done = self._steps_done
+        if steps_done in self._validations:
+            return
+        evaluation = self._problem.validate(self._theta)
+        is_best = not self._validations or evaluation.loss < self._validations[self._best_step()].loss
+        if is_best:
+            self._run.write_theta(BEST, self._theta, steps_done)
+        self._validations[steps_done] = evaluation
+        self._run.append_metric({"kind": "validation", "steps_done": steps_done, **evaluation.as_json()})
+        self._journal.sync()
+        self._run.write_theta(LAST, self._theta, steps_done)
+        self._observer.validated(steps_done, evaluation, is_best=is_best)
+
+    def _best_step(self) -> int:
+        return min(self._validations, key=lambda step: (self._validations[step].loss, step))
+
+    def _stop_reason(self) -> StoppedBy | None:
+        if self._steps_done >= self._settings.steps:
+            return "steps"
+        if self._settings.patience is not None and self._validations_without_best() >= self._settings.patience:
+            return "early stop"
+        budget = self._settings.time_budget_seconds
+        is_live = self._steps_done >= len(self._journal.records)
+        if budget is not None and is_live and self._clock() - self._begun_at >= budget:
+            return "time budget"
+        return None
+
+    def _validations_without_best(self) -> int:
+        """How many validations up to now came after the best of them."""
+        steps = sorted(step for step in self._validations if step <= self._steps_done)
+        best = min(steps, key=lambda step: (self._validations[step].loss, step))
+        return len(steps) - 1 - steps.index(best)
+
+    def _outcome(self, stopped_by: StoppedBy) -> Outcome:
+        best = self._run.read_theta(BEST)
+        if best is None or best.steps_done != self._best_step():
+            raise IntegrityError(
+                f"{self._run.path / BEST} is not the θ of step {self._best_step()}",
+                next_step="move that folder away and run the same command again",
+            )
+        differences = [
+            2 * self._settings.epsilon * abs(gradient)
+            for record in self._journal.records
+            for gradient in record.gradients
+            if math.isfinite(gradient)
+        ]
+        return Outcome(
+            last=self._theta,
+            best=best.theta,
+            best_step=best.steps_done,
+            steps_done=self._steps_done,
+            stopped_by=stopped_by,
+            validations=dict(sorted(self._validations.items())),
+            records=self._journal.records,
+            median_loss_difference=statistics.median(differences) if differences else 0.0,
+        )

@@ -1,0 +1,47 @@
+"""The run's perturbations, drawn ahead by a background thread.
+
+Drawn on the host from the stateless stream, the same on every machine, and copied to the device. While a step's
+forward passes run, the next step's z is drawn: 6.6 million Gaussian values take about 40 ms. Holds two steps' z.
+"""
+
+from __future__ import annotations
+
+from concurrent.futures import Future, ThreadPoolExecutor
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from shared.perturbation import Distribution, perturbation
+
+
+class PerturbationStream:
+    """z for any (step, query), float32 (k,) on ``device``.
+
+    Args:
+        seed: Run seed.
+        count: k.
+        distribution: Of z.
+        device: Where z is wanted.
+    """
+
+    def __init__(self, seed: int, count: int, distribution: Distribution, device: torch.device) -> None:
+        self._seed, self._count, self._distribution, self._device = seed, count, distribution, device
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="perturbations")
+        self._drawn: dict[tuple[int, int], Future[NDArray[np.float32]]] = {}
+
+    def __call__(self, step: int, query: int) -> Tensor:
+        """Return z of one query of one step; the next step's is begun."""
+        self._drawn = {key: future for key, future in self._drawn.items() if step <= key[0] <= step + 1}
+        wanted = self._begin(step, query)
+        self._begin(step + 1, query)
+        return torch.from_numpy(wanted.result()).to(self._device)
+
+    def _begin(self, step: int, query: int) -> Future[NDArray[np.float32]]:
+        key = (step, query)
+        if key not in self._drawn:
+            self._drawn[key] = self._thread.submit(
+                perturbation, self._seed, step, query, self._count, self._distribution
+            )
+        return self._drawn[key]

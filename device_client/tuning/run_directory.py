@@ -1,0 +1,173 @@
+"""A run's folder: what was asked, what happened, and the values that came out.
+
+    config.json         what the run is, for people and for ``eval --run``         written once
+    journal.bin         one record per step; see ``journal``                       appended
+    metrics.jsonl       one line per validation, and one per event                 appended
+    last.safetensors    θ float32 and the number of steps behind it                replaced atomically
+    best.safetensors    θ of the lowest validation loss                            replaced atomically
+    result.json         the outcome: a function of config and journal              written at the end
+    resources.json      seconds, memory, device: a function of the machine         written at the end
+    loss.svg            the curve                                                  written at the end
+
+Folder 0700, files 0600: they are functions of private rows, though no row, prompt or answer is in any of them.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from shared.bundle.layout import disk_errors, write_atomically
+from shared.errors import IntegrityError, NotFound
+
+_FILE_MODE = 0o600
+_THETA = "theta"
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """θ after so many steps, float32 (k,)."""
+
+    theta: Tensor
+    steps_done: int
+
+
+class RunDirectory:
+    """The files of one run.
+
+    Args:
+        path: The folder; ``create`` makes it, the constructor touches nothing.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def create(self) -> None:
+        """Make the folder where it is missing.
+
+        Raises:
+            DiskError: The disk is full or not writable.
+        """
+        with disk_errors(self.path):
+            self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self.path.chmod(0o700)
+
+    @property
+    def journal(self) -> Path:
+        """The journal's file."""
+        return self.path / "journal.bin"
+
+    @property
+    def name(self) -> str:
+        """The run's name."""
+        return self.path.name
+
+    def write_json(self, name: str, content: dict[str, Any]) -> None:
+        """Write a JSON file atomically.
+
+        Raises:
+            DiskError: The disk is full or not writable.
+        """
+        self.write_bytes(name, json.dumps(content, indent=1, sort_keys=True).encode() + b"\n")
+
+    def write_bytes(self, name: str, content: bytes) -> None:
+        """Write a file atomically.
+
+        Raises:
+            DiskError: The disk is full or not writable.
+        """
+        with disk_errors(self.path / name):
+            write_atomically(self.path / name, content, mode=_FILE_MODE)
+
+    def read_json(self, name: str) -> dict[str, Any] | None:
+        """Return a JSON file's object, or None where there is no such file.
+
+        Raises:
+            IntegrityError: It is no JSON object.
+        """
+        try:
+            content = json.loads((self.path / name).read_bytes())
+        except FileNotFoundError:
+            return None
+        except ValueError as error:
+            raise IntegrityError(f"{self.path / name} is no JSON", next_step="restore it, or tune again") from error
+        if not isinstance(content, dict):
+            raise IntegrityError(f"{self.path / name} is no JSON object", next_step="restore it, or tune again")
+        return content
+
+    def append_metric(self, metric: dict[str, Any]) -> None:
+        """Append one line to metrics.jsonl and flush it; a torn last line is cut first.
+
+        Raises:
+            DiskError: The disk is full or not writable.
+        """
+        path = self.path / "metrics.jsonl"
+        with disk_errors(path):
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, _FILE_MODE)
+            with os.fdopen(descriptor, "r+b") as file:
+                file.truncate(file.read().rfind(b"\n") + 1)
+                file.seek(0, os.SEEK_END)
+                file.write(json.dumps(metric, sort_keys=True).encode() + b"\n")
+                file.flush()
+                os.fsync(file.fileno())
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """Return the whole lines of metrics.jsonl."""
+        path = self.path / "metrics.jsonl"
+        if not path.exists():
+            return []
+        lines = path.read_bytes().split(b"\n")[:-1]
+        return [json.loads(line) for line in lines]
+
+    def write_theta(self, name: str, theta: Tensor, steps_done: int) -> None:
+        """Write θ atomically.
+
+        Raises:
+            DiskError: The disk is full or not writable.
+        """
+        values = theta.detach().to("cpu", torch.float32).contiguous()
+        self.write_bytes(name, save({_THETA: values}, metadata={"steps_done": str(steps_done)}))
+
+    def read_theta(self, name: str) -> Snapshot | None:
+        """Return a written θ, or None where there is no such file.
+
+        Raises:
+            IntegrityError: The file is damaged or holds something else.
+        """
+        path = self.path / name
+        if not path.exists():
+            return None
+        try:
+            with safe_open(str(path), framework="pt") as file:
+                metadata = file.metadata() or {}
+                theta = file.get_tensor(_THETA)
+            steps_done = int(metadata["steps_done"])
+        except (SafetensorError, KeyError, ValueError, OSError) as error:
+            raise IntegrityError(f"{path} is damaged", next_step="run the same tune command again") from error
+        if theta.dtype != torch.float32 or theta.dim() != 1 or not bool(torch.isfinite(theta).all()):
+            raise IntegrityError(f"{path} does not hold finite float32 values", next_step="tune again")
+        return Snapshot(theta, steps_done)
+
+
+def load_theta(path: Path) -> Tensor:
+    """Return a run's best θ, float32 (k,).
+
+    Args:
+        path: The run's folder.
+
+    Raises:
+        NotFound: It is no run, or has no best values yet.
+        IntegrityError: The values are damaged.
+    """
+    snapshot = RunDirectory(path).read_theta("best.safetensors")
+    if snapshot is None:
+        raise NotFound(f"no tuned values in {path}", needed="the folder of a tuning run", next_step="zo-device runs")
+    return snapshot.theta

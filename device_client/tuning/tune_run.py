@@ -1,0 +1,367 @@
+"""One fine-tune from a bundle and rows to a finished run folder.
+
+Order: rows · settings and their digest · run folder · model · fidelity of the perturbation · the loop · evaluation of
+the bundle's own, the last and the best values on the same rows · result. Nothing but the run folder is written, and
+no socket is opened.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from device_client.model.loader import load_model, resolve_device
+from device_client.model.memory_plan import Workload, choose_micro_batch
+from device_client.model.sparse_model import SparseModel
+from device_client.model.tokenizer import BundleTokenizer
+from device_client.tasks.examples import Example
+from device_client.tasks.scoring import Objective, check_objective
+from device_client.tasks.task_data import DataOptions, TaskData, load_task_data
+from device_client.tuning.batches import BatchIndices
+from device_client.tuning.curve import draw_curve
+from device_client.tuning.evaluation import Evaluation
+from device_client.tuning.fidelity import check_fidelity
+from device_client.tuning.journal import JournalHeader, StepFlags, open_journal
+from device_client.tuning.loop import LoopSettings, Observer, Outcome, TuningLoop
+from device_client.tuning.model_problem import ModelProblem
+from device_client.tuning.perturbations import PerturbationStream
+from device_client.tuning.run_directory import RunDirectory
+from device_client.tuning.schedules import Decay, StepSizeSchedule
+from shared.bundle.digest import digest_of_bytes
+from shared.bundle.read import Bundle
+from shared.errors import Conflict
+from shared.perturbation import STREAM_NAME, Distribution
+
+CONFIG, RESULT, RESOURCES, CURVE = "config.json", "result.json", "resources.json", "loss.svg"
+DEFAULT_STEPS = 2000
+DEFAULT_BATCH = 16
+DEFAULT_STEP_LENGTH = 0.07
+
+
+@dataclass(frozen=True, slots=True)
+class TuneSettings:
+    """What decides a run, besides bundle and rows.
+
+    Attributes:
+        steps: T.
+        batch_size: Rows per step.
+        epsilon: ε.
+        lr: Constant η; None is ``auto``.
+        step_length: λ of ``auto``.
+        decay: ``constant`` or ``linear``.
+        clip_multiple: g is clipped at so many times its running median.
+        queries: Directions per step.
+        distribution: Of z.
+        seed: Of the perturbations and of the order of rows.
+        objective: The loss; None takes ``candidates`` where every row has some.
+        validate_every: Steps between validations; None is a twentieth of the run.
+        patience: Validations without a new best before it stops early; None never.
+    """
+
+    steps: int = DEFAULT_STEPS
+    batch_size: int = DEFAULT_BATCH
+    epsilon: float = 1e-3
+    lr: float | None = None
+    step_length: float = DEFAULT_STEP_LENGTH
+    decay: Decay = "linear"
+    clip_multiple: float = 5.0
+    queries: int = 1
+    distribution: Distribution = "gaussian"
+    seed: int = 0
+    objective: Objective | None = None
+    validate_every: int | None = None
+    patience: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class MachineSettings:
+    """What the machine allows; nothing here is part of a run's identity.
+
+    Attributes:
+        device: ``cpu``, ``cuda``, or None for what there is.
+        compute_dtype: None takes float16 on CUDA and float32 on a CPU.
+        memory_budget_bytes: None has no limit.
+        micro_batch_rows: Sequences side by side; None derives them from the budget.
+        time_budget_seconds: Stop after so long; the same command goes on.
+    """
+
+    device: str | None = None
+    compute_dtype: torch.dtype | None = None
+    memory_budget_bytes: int | None = None
+    micro_batch_rows: int | None = None
+    time_budget_seconds: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class TuneReport:
+    """What a run came to.
+
+    Attributes:
+        run: Its folder.
+        result: result.json: a function of bundle, rows and settings.
+        resources: resources.json: a function of the machine.
+        was_finished: Whether the run had been finished before.
+    """
+
+    run: Path
+    result: Mapping[str, Any]
+    resources: Mapping[str, Any]
+    was_finished: bool
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedRun:
+    """A run whose rows are read and whose folder is known; no model is loaded yet."""
+
+    bundle: Bundle
+    settings: TuneSettings
+    data: TaskData
+    objective: Objective
+    config: dict[str, Any] = field(repr=False)
+    directory: RunDirectory
+
+    @property
+    def settings_digest(self) -> str:
+        """Digest of everything that decides the run."""
+        return str(self.config["settings_digest"])
+
+
+def plan_run(
+    bundle: Bundle, settings: TuneSettings, options: DataOptions, *, runs: Path, output: Path | None = None
+) -> PlannedRun:
+    """Read the rows and decide what the run is and where it lies; nothing is written.
+
+    Args:
+        bundle: A validated bundle.
+        settings: What decides the run.
+        options: Which rows.
+        runs: Folder of runs, where the run is named after bundle, rows and settings.
+        output: Its folder, instead.
+
+    Raises:
+        DataError: A row is unusable.
+        InvalidRequest: An option is wrong.
+    """
+    model_type = str(bundle.config.architecture["model_type"])
+    data = load_task_data(options, BundleTokenizer.from_bundle(bundle), model_type)
+    examples = [*data.training, *data.validation, *data.test]
+    objective = settings.objective or default_objective(examples)
+    check_objective(examples, objective)
+    identity = {
+        "bundle_digest": bundle.digest,
+        "settings": asdict(settings) | {"objective": objective, "validate_every": validate_every(settings)},
+        "rows": dict(data.digests),
+        "rendering": data.renderer.as_json(),
+        "max_tokens": options.max_tokens,
+    }
+    digest = digest_of_bytes(json.dumps(identity, sort_keys=True).encode())
+    source = options.task or (options.data.stem if options.data else "rows")
+    name = f"{bundle.config.source.id.rpartition('/')[2]}-{source}-{digest.removeprefix('sha256:')[:8]}"
+    counts = {"training": len(data.training), "validation": len(data.validation), "test": len(data.test)}
+    config = identity | {"settings_digest": digest, "source_model": bundle.config.source.id, "row_counts": counts}
+    return PlannedRun(bundle, settings, data, objective, config, RunDirectory(output or runs / name))
+
+
+def default_objective(examples: list[Example]) -> Objective:
+    """Return ``candidates`` where every row offers a choice, else ``vocabulary``."""
+    return "vocabulary" if any(example.is_free for example in examples) else "candidates"
+
+
+def validate_every(settings: TuneSettings) -> int:
+    """Return the steps between validations: as asked, or a twentieth of the run."""
+    return settings.validate_every or max(1, settings.steps // 20)
+
+
+def tune(
+    planned: PlannedRun,
+    machine: MachineSettings,
+    observer: Observer,
+    clock: Callable[[], float],
+    *,
+    load: Callable[..., SparseModel] = load_model,
+) -> TuneReport:
+    """Make the run, or what is left of it, and return what it came to.
+
+    Raises:
+        Conflict: The folder holds another run, or another process is tuning it.
+        Diverged: The loss left the region where it began; the best values are kept.
+        DiskError: The disk is full or not writable; the run can go on.
+        ResourceError: Memory does not suffice.
+        InvalidRequest: ε is too small for the compute format.
+    """
+    finished = begin(planned)
+    if finished is not None:
+        return finished
+    rows = micro_batch_rows(planned, machine)
+    model = load(
+        planned.bundle,
+        device=machine.device,
+        compute_dtype=machine.compute_dtype,
+        memory_budget_bytes=machine.memory_budget_bytes,
+    )
+    settings, data = planned.settings, planned.data
+    indices = BatchIndices(len(data.training), settings.batch_size, settings.seed)
+    problem = ModelProblem(model, data.training, data.validation, planned.objective, indices, rows)
+    theta = model.initial_theta()
+    draw = PerturbationStream(settings.seed, model.sensitive_count, settings.distribution, model.device)
+    lost_share = check_fidelity(theta, draw(0, 0), settings.epsilon, model.compute_dtype)
+    begun_at = clock()
+    with open_journal(planned.directory.journal, _header(planned, model.sensitive_count)) as journal:
+        recorded = len(journal.records)
+        loop = TuningLoop(
+            problem, theta, draw, _schedule(settings, model.sensitive_count), _loop_settings(settings, machine),
+            journal, planned.directory, observer, clock,
+        )  # fmt: skip
+        outcome = loop.run()
+        seconds = clock() - begun_at
+        result = _result(planned, problem, theta, outcome)
+        live_steps = outcome.steps_done - recorded
+        resources = {
+            "device": str(model.device),
+            "compute_dtype": str(model.compute_dtype).removeprefix("torch."),
+            "micro_batch_rows": problem.micro_batch_rows,
+            "seconds": seconds,
+            "seconds_per_step": seconds / live_steps if live_steps else None,
+            "steps_in_this_process": live_steps,
+            "peak_memory_bytes": model.memory.peak_bytes,
+            "memory_budget_bytes": machine.memory_budget_bytes,
+            "perturbation_lost_share": lost_share,
+        }
+        finish(planned.directory, outcome, result, resources)
+    return TuneReport(planned.directory.path, result, resources, was_finished=False)
+
+
+def micro_batch_rows(planned: PlannedRun, machine: MachineSettings) -> int:
+    """Return how many sequences run side by side: as asked, or the most that the budget's plan allows.
+
+    Raises:
+        ResourceError: Not even one row fits the budget, or there is no such device.
+    """
+    if machine.micro_batch_rows is not None:
+        return machine.micro_batch_rows
+    data = planned.data
+    examples = [*data.training, *data.validation, *data.test]
+    sequences = max(1 if e.has_single_token_candidates else len(e.candidates) for e in examples)
+    most = Workload(
+        rows=planned.settings.batch_size * sequences,
+        columns=max(example.token_count for example in examples),
+        answers_per_row=max(len(candidate) for example in examples for candidate in example.candidates),
+    )
+    if machine.memory_budget_bytes is None:
+        return most.rows
+    plan = choose_micro_batch(
+        planned.bundle.config,
+        most,
+        budget_bytes=machine.memory_budget_bytes,
+        device_type=resolve_device(machine.device).type,
+        value_bytes=machine.compute_dtype.itemsize if machine.compute_dtype else None,
+    )
+    return plan.workload.rows
+
+
+def begin(planned: PlannedRun) -> TuneReport | None:
+    """Make the run's folder, or return what it holds where the run is finished.
+
+    Raises:
+        Conflict: The folder holds another run.
+        DiskError: The disk is full or not writable.
+    """
+    run = planned.directory
+    found = run.read_json(CONFIG)
+    if found is None:
+        run.create()
+        run.write_json(CONFIG, planned.config)
+        return None
+    if found.get("settings_digest") != planned.settings_digest:
+        changed = sorted(key for key in planned.config if found.get(key) != planned.config[key])
+        raise Conflict(
+            f"{run.path} holds another run: {', '.join(changed)} differ",
+            needed="the settings and rows that the run was begun with",
+            next_step="choose another folder with --output",
+        )
+    result = run.read_json(RESULT)
+    if result is None or result["stopped_by"] == "time budget":
+        return None
+    return TuneReport(run.path, result, run.read_json(RESOURCES) or {}, was_finished=True)
+
+
+def finish(run: RunDirectory, outcome: Outcome, result: dict[str, Any], resources: dict[str, Any]) -> None:
+    """Write what the run came to; result.json last, for it says that the run is finished."""
+    training = [record.clean_loss for record in outcome.records]
+    validation = [(step, found.loss) for step, found in outcome.validations.items() if math.isfinite(found.loss)]
+    run.write_bytes(CURVE, draw_curve(training, validation))
+    run.write_json(RESOURCES, resources)
+    run.write_json(RESULT, result)
+
+
+def _header(planned: PlannedRun, sensitive_count: int) -> JournalHeader:
+    settings = planned.settings
+    return JournalHeader(
+        seed=settings.seed,
+        stream=STREAM_NAME,
+        distribution=settings.distribution,
+        sensitive_count=sensitive_count,
+        queries=settings.queries,
+        epsilon=settings.epsilon,
+        bundle_digest=planned.bundle.digest,
+        settings_digest=planned.settings_digest,
+    )
+
+
+def _schedule(settings: TuneSettings, sensitive_count: int) -> StepSizeSchedule:
+    return StepSizeSchedule(
+        steps=settings.steps,
+        lr=settings.lr,
+        step_length=settings.step_length,
+        sensitive_count=sensitive_count,
+        decay=settings.decay,
+        clip_multiple=settings.clip_multiple,
+    )
+
+
+def _loop_settings(settings: TuneSettings, machine: MachineSettings) -> LoopSettings:
+    return LoopSettings(
+        steps=settings.steps,
+        epsilon=settings.epsilon,
+        queries=settings.queries,
+        validate_every=validate_every(settings),
+        patience=settings.patience,
+        time_budget_seconds=machine.time_budget_seconds,
+    )
+
+
+Stage = Literal["bundle", "last", "best"]
+
+
+def _result(planned: PlannedRun, problem: ModelProblem, theta: Tensor, outcome: Outcome) -> dict[str, Any]:
+    validations = outcome.validations
+    on_validation: dict[Stage, Evaluation] = {
+        "bundle": validations[0],
+        "last": validations[outcome.steps_done],
+        "best": validations[outcome.best_step],
+    }
+    result: dict[str, Any] = {
+        "steps_done": outcome.steps_done,
+        "best_step": outcome.best_step,
+        "stopped_by": outcome.stopped_by,
+        "objective": planned.objective,
+        "forward_passes": 2 * planned.settings.queries * outcome.steps_done,
+        "median_loss_difference": outcome.median_loss_difference,
+        "clipped_steps": sum(StepFlags.CLIPPED in record.flags for record in outcome.records),
+        "skipped_steps": sum(StepFlags.SKIPPED in record.flags for record in outcome.records),
+        "truncated_rows": sum(example.truncated_tokens > 0 for example in planned.data.training),
+        "validation": {stage: found.as_json() for stage, found in on_validation.items()},
+    }
+    if planned.data.test:
+        values: dict[Stage, Tensor] = {"bundle": theta, "last": outcome.last, "best": outcome.best.to(theta.device)}
+        result["test"] = {
+            stage: problem.evaluate(value, planned.data.test).as_json() for stage, value in values.items()
+        }
+    return result
