@@ -57,13 +57,15 @@ def load_model(
     if memory_budget_bytes is not None:
         _respect_budget(bundle.config, memory_budget_bytes, target, dtype)
     network = build_skeleton(bundle.config)
+    tokenizer = BundleTokenizer.from_bundle(bundle)
+    _check_vocabulary(tokenizer, network)
     loading = _Loading.begin(bundle, target, dtype)
     for title in _titles(bundle.config):
         loading.load_file(network, title)
     rebuild_buffers(network, target)
     return SparseModel(
         config=bundle.config,
-        tokenizer=BundleTokenizer.from_bundle(bundle),
+        tokenizer=tokenizer,
         network=network.eval(),
         values=loading.values,
         initial_values=loading.initial_values,
@@ -145,6 +147,12 @@ def _check_parameters(skeleton: nn.Module, config: BundleConfig) -> None:
     for entry in config.tensors:
         if not isinstance(skeleton.get_submodule(entry.name.rpartition(".")[0]), nn.Linear):
             raise UnsupportedModel(f"{entry.name} is quantised but belongs to no linear layer")
+
+
+def _check_vocabulary(tokenizer: BundleTokenizer, network: nn.Module) -> None:
+    size = network.get_input_embeddings().weight.shape[0]  # type: ignore[operator]
+    if tokenizer.largest_id >= size:
+        raise TensorMismatch(f"tokenizer.json has token {tokenizer.largest_id}", needed=f"ids below {size}")
 
 
 def rebuild_buffers(network: nn.Module, device: torch.device) -> None:

@@ -1,4 +1,4 @@
-"""Bundles of every served family in every storage form, each beside a plain transformers model with the same weights."""
+"""Bundles of every served family and storage form, each beside a plain transformers model with the same weights."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ from shared.quantization.codec import QuantizedTensor, dequantize
 from shared.quantization.packing import pack_codes, unpack_codes
 
 SHAPE = {
-    "vocab_size": 259, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4,
-    "max_position_embeddings": 64, "bos_token_id": 256, "eos_token_id": 257, "pad_token_id": 258,
+    "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "max_position_embeddings": 64,
 }  # fmt: skip
 LLAMA = SHAPE | {
     "intermediate_size": 44, "num_key_value_heads": 2, "hidden_act": "silu", "rms_norm_eps": 1e-5,
@@ -48,7 +48,8 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
     "mistral": LLAMA | {"tie_word_embeddings": False, "sliding_window": 6},
     "qwen2": LLAMA | {"tie_word_embeddings": True},
     "qwen3": LLAMA | {"tie_word_embeddings": False, "head_dim": 16},
-    "opt": SHAPE | {"ffn_dim": 44, "word_embed_proj_dim": 32, "do_layer_norm_before": True, "tie_word_embeddings": True},
+    "opt": SHAPE
+    | {"ffn_dim": 44, "word_embed_proj_dim": 32, "do_layer_norm_before": True, "tie_word_embeddings": True},
 }
 
 
@@ -81,7 +82,14 @@ def random_quantized(shape: tuple[int, int], form: str, bits: int, generator: to
 
 
 def make_case(
-    root: Path, model_type: str, form: str = "per_row", *, bits: int = 4, sensitive: int = 6, masked_code: int | None = None
+    root: Path,
+    model_type: str,
+    form: str = "per_row",
+    *,
+    bits: int = 4,
+    sensitive: int = 6,
+    masked_code: int | None = None,
+    vocabulary: int = 259,
 ) -> Case:
     """Publish a random bundle and build its reference with plain transformers and the codec's reference decoder.
 
@@ -90,6 +98,7 @@ def make_case(
     generator = torch.Generator().manual_seed(3)
     family = FAMILIES[model_type]
     fields = ARCHITECTURES[model_type] | {"model_type": model_type, "architectures": [family.architecture]}
+    fields |= {"vocab_size": vocabulary, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 3}
     model_class = getattr(transformers, family.architecture)
     reference = model_class(model_class.config_class(**fields)).eval()
     layout = ImageLayout.create(root)
@@ -156,9 +165,7 @@ def _entry(name: str, shape: tuple[int, int], blob: str, form: str, bits: int, s
     )
 
 
-def _config(
-    fields: dict[str, Any], entries: list[QuantizedEntry], dense: list[DenseEntry], bits: int
-) -> BundleConfig:
+def _config(fields: dict[str, Any], entries: list[QuantizedEntry], dense: list[DenseEntry], bits: int) -> BundleConfig:
     count = sum(entry.sensitive_count for entry in entries)
     return BundleConfig(
         producer="tests",

@@ -267,14 +267,14 @@ def test_sampling_without_a_generator_is_refused(model: SparseModel) -> None:
 
 def test_loading_and_running_touch_no_global_state(case_of: Callable) -> None:
     state, dtype = torch.get_rng_state(), torch.get_default_dtype()
-    numpy_state = np.random.get_state()[1].copy()  # noqa: NPY002
+    numpy_state = np.random.get_state()[1].copy()
 
     model = load_model(case_of("qwen2").bundle, device="cpu")
     list(model.generate([256], max_new_tokens=3, temperature=1.0, generator=np.random.default_rng(0)))
 
     assert torch.equal(torch.get_rng_state(), state)
     assert torch.get_default_dtype() == dtype
-    assert np.array_equal(np.random.get_state()[1], numpy_state)  # noqa: NPY002
+    assert np.array_equal(np.random.get_state()[1], numpy_state)
 
 
 def test_the_meter_reads_at_least_the_models_own_bytes(model: SparseModel) -> None:

@@ -1,0 +1,128 @@
+"""The predicted bytes against the loaded module, and the choice of the micro-batch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from tiny_bundle import TinyBundle
+
+from device_client.model.linear import QuantizedSparseLinear
+from device_client.model.loader import load_model
+from device_client.model.memory_plan import (
+    MemoryPlan,
+    Workload,
+    check_budget,
+    choose_micro_batch,
+    plan_memory,
+    weight_parts,
+)
+from device_client.model.sparse_model import SparseModel
+from shared.bundle.manifest import BundleConfig
+from shared.bundle.read import read_bundle
+from shared.errors import ResourceError
+
+LLAMA_2_7B_BLOCK = {"hidden_size": 4096, "num_attention_heads": 32, "intermediate_size": 11008, "vocab_size": 32000}
+
+
+def bytes_of(*tensors: torch.Tensor) -> int:
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+
+def held_by(model: SparseModel) -> dict[str, int]:
+    """The bytes of the loaded model, counted tensor by tensor."""
+    layers = [module for module in model.network.modules() if isinstance(module, QuantizedSparseLinear)]
+    parts = [(name, tensor) for layer in layers for name, tensor in layer.quantized.parts.items()]
+    sensitive = [tensor for layer in layers for tensor in (layer.indices, layer.values)]
+    return {
+        "codes": bytes_of(*(tensor for name, tensor in parts if name == "codes")),
+        "codebooks and scales": bytes_of(*(tensor for name, tensor in parts if name != "codes")),
+        "unquantised parameters": bytes_of(*model.network.parameters()),
+        "sensitive indices and values": bytes_of(*sensitive, model.initial_theta().half()),
+    }
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("model_type", "form"), [("llama", "per_row"), ("opt", "uniform"), ("qwen3", "shared")])
+def test_planned_weights_are_exactly_the_loaded_ones(
+    case_of: Callable, model_type: str, form: str, dtype: torch.dtype
+) -> None:
+    bundle = case_of(model_type, form).bundle
+
+    held = held_by(load_model(bundle, device="cpu", compute_dtype=dtype))
+
+    assert weight_parts(bundle.config, dtype.itemsize) == held
+
+
+def test_parts_of_the_tiny_bundle_worked_by_hand(tiny_bundle: TinyBundle) -> None:
+    config = read_bundle(tiny_bundle.layout, tiny_bundle.digest).config
+    rows, columns = 3, 10
+
+    parts = plan_memory(config, Workload(rows, columns, 2), device_type="cpu").parts
+
+    # A block: q, o (32, 32); k, v (16, 32); gate, up (44, 32); down (32, 44).
+    weights = 2 * (2 * 32 * 32 + 2 * 16 * 32 + 3 * 44 * 32)
+    table_rows = 2 * (2 * 32 + 2 * 16 + 2 * 44 + 32)
+    assert parts["codes"] == weights // 2
+    assert parts["codebooks and scales"] == table_rows * 16 * 2
+    assert parts["unquantised parameters"] == (259 * 32 + 5 * 32) * 4
+    assert parts["sensitive indices and values"] == 14 * 8 * (8 + 4 + 2)
+    assert parts["workspace"] == 44 * 32 * (4 + 8 + 1)
+    assert parts["theta and z"] == 14 * 8 * 16
+    assert parts["activations"] == rows * columns * (2 * 32 + 4 * 32 + 2 * 16) * 4
+    assert parts["logits"] == rows * 2 * 259 * 8
+
+
+@given(rows=st.integers(1, 40), budget=st.integers(420_000_000, 440_000_000))
+def test_the_chosen_micro_batch_is_the_largest_that_fits(rows: int, budget: int, config: BundleConfig) -> None:
+    most = Workload(rows, 128)
+
+    plan = choose_micro_batch(config, most, budget_bytes=budget, device_type="cpu")
+
+    fitting = [
+        count
+        for count in range(1, rows + 1)
+        if plan_memory(config, Workload(count, 128), device_type="cpu").total_bytes <= budget
+    ]
+    assert plan.workload.rows == max(fitting)
+    assert plan == plan_memory(config, plan.workload, device_type="cpu")
+
+
+def test_a_budget_below_one_row_names_what_is_needed(config: BundleConfig) -> None:
+    needed = plan_memory(config, Workload(1, 128), device_type="cpu").total_bytes
+
+    with pytest.raises(ResourceError, match=r"at least 4\d\d\.\d MiB for 1 × 128 tokens, most of it framework"):
+        choose_micro_batch(config, Workload(16, 128), budget_bytes=needed - 1, device_type="cpu")
+    choose_micro_batch(config, Workload(16, 128), budget_bytes=needed, device_type="cpu")
+
+
+def test_a_plan_that_fits_exactly_is_accepted() -> None:
+    plan = MemoryPlan(Workload(1, 1), {"codes": 10, "logits": 5})
+
+    check_budget(plan, 15)
+    with pytest.raises(ResourceError, match="at least 15 B"):
+        check_budget(plan, 14)
+
+
+@pytest.mark.parametrize("numbers", [(0, 1, 1), (1, 0, 1), (1, 1, 0)])
+def test_an_empty_workload_is_refused(numbers: tuple[int, int, int]) -> None:
+    with pytest.raises(ValueError, match="at least 1"):
+        Workload(*numbers)
+
+
+def test_activations_of_a_7b_model_come_to_the_published_order(config: BundleConfig) -> None:
+    large = config.model_copy(update={"architecture": LLAMA_2_7B_BLOCK})
+
+    parts = plan_memory(large, Workload(16, 512), device_type="cuda").parts
+
+    # design/performance.md computes 0.758 GiB from the same shapes.
+    assert parts["activations"] == pytest.approx(0.758 * 2**30, rel=0.2)
+    assert parts["logits"] < 0.02 * 2**30
+
+
+@pytest.fixture(scope="session")
+def config(tiny_bundle: TinyBundle) -> BundleConfig:
+    return read_bundle(tiny_bundle.layout, tiny_bundle.digest).config

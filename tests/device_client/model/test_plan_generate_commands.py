@@ -1,0 +1,140 @@
+"""``zo-device plan`` and ``zo-device generate`` through the command line."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tiny_bundle import TinyBundle, make_tiny_bundle
+
+from device_client.cli import main
+from device_client.model.loader import load_model
+from shared.bundle.read import read_bundle
+from shared.perturbation import random_generator
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("home")
+
+
+@pytest.fixture(scope="module")
+def stored(home: Path) -> TinyBundle:
+    return make_tiny_bundle(home / "bundles")
+
+
+@pytest.fixture(autouse=True)
+def _at_home(home: Path, stored: TinyBundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ZO_DEVICE_HOME", str(home))
+
+
+def json_of(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, dict[str, Any]]:
+    exit_code = main([*words, "--json"])
+    return exit_code, json.loads(capsys.readouterr().out)
+
+
+def test_plan_returns_the_parts_and_their_sum(capsys: pytest.CaptureFixture[str], stored: TinyBundle) -> None:
+    exit_code, plan = json_of(capsys, "plan", "tiny", "--device", "cpu", "--length", "100", "--rows", "4")
+
+    assert exit_code == 0
+    assert (plan["bundle"], plan["rows"], plan["columns"]) == (stored.digest, 4, 100)
+    assert plan["micro_batch_rows"] == 4
+    assert plan["total_bytes"] == sum(plan["parts"].values()) <= plan["budget_bytes"] == 8 * 2**30
+
+
+def test_plan_shrinks_the_micro_batch_to_the_budget(capsys: pytest.CaptureFixture[str]) -> None:
+    exit_code, plan = json_of(capsys, "plan", "tiny", "--device", "cpu", "--rows", "4096", "--memory-budget", "500MiB")
+
+    assert exit_code == 0
+    assert 1 < plan["micro_batch_rows"] < 4096
+    assert plan["total_bytes"] <= 500 * 2**20
+
+
+def test_plan_shows_every_part_to_people(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", "--device", "cpu"]) == 0
+
+    shown = capsys.readouterr().err
+    for part in (
+        "codes",
+        "workspace",
+        "theta and z",
+        "activations",
+        "logits",
+        "framework",
+        "in all",
+        "Micro-batch: 16",
+    ):
+        assert part in shown
+
+
+@pytest.mark.parametrize("command", [("plan", "tiny"), ("generate", "tiny", "Hello")])
+def test_a_budget_that_is_too_small_ends_with_code_8(capsys: pytest.CaptureFixture[str], command: Any) -> None:
+    exit_code, result = json_of(capsys, *command, "--device", "cpu", "--memory-budget", "1MiB")
+
+    assert exit_code == 8
+    assert result["error"]["type"] == "resource-error"
+    assert "at least" in result["error"]["needed"]
+
+
+def test_generate_continues_greedily(capsys: pytest.CaptureFixture[str], stored: TinyBundle) -> None:
+    model = load_model(read_bundle(stored.layout, stored.digest), device="cpu")
+    prompt = [256, *model.tokenizer.encode("Hello")]
+    expected = list(model.generate(prompt, max_new_tokens=6, stop_ids=[257]))
+
+    exit_code, result = json_of(capsys, "generate", "tiny", "Hello", "--max-new-tokens", "6", "--device", "cpu")
+
+    assert exit_code == 0
+    assert result["text"] == model.tokenizer.decode(expected)
+    assert (result["prompt_tokens"], result["new_tokens"], result["seed"]) == (6, len(expected), None)
+
+
+def test_generate_streams_the_text_to_stdout(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ("generate", "tiny", "Hello", "--max-new-tokens", "6", "--device", "cpu")
+    _, result = json_of(capsys, *words)
+
+    assert main([*words]) == 0
+
+    assert capsys.readouterr().out.rstrip("\n") == result["text"].rstrip("\ufffd\n")
+
+
+def test_generate_repeats_a_sample_by_its_seed(capsys: pytest.CaptureFixture[str], stored: TinyBundle) -> None:
+    words = ("generate", "tiny", "Hello", "--max-new-tokens", "8", "--temperature", "2", "--device", "cpu")
+    model = load_model(read_bundle(stored.layout, stored.digest), device="cpu")
+    prompt = [256, *model.tokenizer.encode("Hello")]
+    sample = model.generate(prompt, max_new_tokens=8, temperature=2, generator=random_generator(11), stop_ids=[257])
+
+    _, drawn = json_of(capsys, *words)
+    _, again = json_of(capsys, *words, "--seed", str(drawn["seed"]))
+    _, seeded = json_of(capsys, *words, "--seed", "11")
+
+    assert again["text"] == drawn["text"]
+    assert seeded["text"] == model.tokenizer.decode(list(sample))
+
+
+@pytest.mark.parametrize(
+    "option",
+    [("--max-new-tokens", "0"), ("--temperature", "-1"), ("--temperature", "nan"), ("--top-p", "0"), ("--seed", "-1")],
+)
+def test_generate_refuses_options_out_of_range(capsys: pytest.CaptureFixture[str], option: tuple[str, str]) -> None:
+    exit_code, result = json_of(capsys, "generate", "tiny", "Hello", *option)
+
+    assert exit_code == 2
+    assert option[0] in result["error"]["found"]
+
+
+@pytest.mark.parametrize(
+    ("words", "code"),
+    [
+        (("generate", "absent", "Hello"), 4),
+        (("generate", "tiny", "Hello", "--run", "absent"), 4),
+        (("generate", "tiny", "x" * 200), 9),
+        (("plan", "absent"), 4),
+        (("plan", "tiny", "--rows", "0"), 2),
+        (("plan", "tiny", "--memory-budget", "much"), 2),
+        (("plan", "tiny", "--device", "abacus"), 8),
+    ],
+)
+def test_a_wrong_call_ends_with_its_code(capsys: pytest.CaptureFixture[str], words: tuple[str, ...], code: int) -> None:
+    assert json_of(capsys, *words)[0] == code
