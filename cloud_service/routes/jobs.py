@@ -47,7 +47,7 @@ def job_routes(
     def prepare_model(
         request: PrepareRequest,
         response: Response,
-        owner: Annotated[str, caller],
+        owner: str = caller,
         idempotency_key: Annotated[str | None, Header(min_length=1, max_length=255)] = None,
     ) -> Job:
         """Queue the preparation of a model."""
