@@ -21,10 +21,25 @@ import safetensors
 import safetensors.torch
 from torch import Tensor
 
-from shared.bundle.layout import disk_errors, sync_directory, write_atomically
+from shared.bundle.layout import disk_errors, free_bytes, sync_directory, write_atomically
 from shared.bundle.write import serialization_errors
+from shared.errors import DiskError
 
 _INPUT = "input.json"
+
+
+def require_space(folder: Path, needed: int, what: str) -> None:
+    """Refuse to begin what the disk cannot hold.
+
+    Raises:
+        DiskError: Fewer than ``needed`` bytes are free where ``folder`` lies.
+    """
+    if (free := free_bytes(folder)) < needed:
+        raise DiskError(
+            f"{free} bytes free for {what} in {folder}",
+            needed=f"{needed} bytes",
+            next_step="free some space and run the same command again; nothing was lost",
+        )
 
 
 class Workspace:

@@ -40,6 +40,19 @@ class FisherSums:
     odd: dict[str, Tensor]
     count: int = 0
 
+    def to_tensors(self) -> tuple[dict[str, Tensor], dict[str, str]]:
+        """Return the sums as named tensors and labels, for a checkpoint."""
+        halves = {"even": self.even, "odd": self.odd}
+        tensors = {f"{half}.{name}": tensor for half, sums in halves.items() for name, tensor in sums.items()}
+        return tensors, {"count": str(self.count)}
+
+    def restore(self, tensors: dict[str, Tensor], labels: dict[str, str]) -> None:
+        """Take over the sums of a checkpoint, in place."""
+        for half, sums in (("even", self.even), ("odd", self.odd)):
+            for name, tensor in sums.items():
+                tensor.copy_(tensors[f"{half}.{name}"])
+        self.count = int(labels["count"])
+
     def into_diagonal(self) -> dict[str, Tensor]:
         """Return F, the mean over all sequences, in the memory of ``even``; the sums are used up."""
         for name, total in self.even.items():

@@ -162,7 +162,9 @@ def license_of(folder: Path) -> str | None:
     if not readme.exists() or readme.stat().st_size > _MAX_DOCUMENT_BYTES:
         return None
     front = re.match(r"---\n(.*?)\n---", readme.read_text(encoding="utf-8", errors="replace"), re.DOTALL)
-    stated = dict(re.findall(r"^(license|license_name):[ \t]*['\"]?([\w.+-]+)", front[1] if front else "", re.MULTILINE))
+    stated = dict(
+        re.findall(r"^(license|license_name):[ \t]*['\"]?([\w.+-]+)", front[1] if front else "", re.MULTILINE)
+    )
     return stated.get("license_name") if stated.get("license") == "other" else stated.get("license")
 
 

@@ -142,7 +142,8 @@ def _interval_costs(sums: Tensor) -> Tensor:
     mass, first, second = (part[:, None, :] - part[:, :, None] for part in sums)
     cost = second - first**2 / torch.where(mass > 0, mass, 1)
     backwards = torch.ones(cost.shape[1:], dtype=torch.bool, device=cost.device).tril(-1)
-    return cost.clamp_min(0).to(torch.float32).masked_fill(backwards, torch.inf)
+    finite = cost.clamp_min(0).to(torch.float32)
+    return finite.masked_fill(backwards, torch.inf)
 
 
 def _lloyd(row: _SortedRows, boundaries: Tensor) -> Tensor:

@@ -1,0 +1,59 @@
+"""Writes a bundle's weights into the network, read back from the stored blobs: what is evaluated is what is published.
+
+    W = dequantise(codes)              the dense part alone
+    W[index] = value                   the sensitive part on top
+
+Costs one decoded weight at a time. Knows nothing about how either part was made.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import safetensors
+import torch
+from torch import Tensor
+
+from cloud_service.pipeline.load_model import LoadedModel
+from cloud_service.pipeline.publish import TensorBlob
+from shared.bundle.layout import ImageLayout
+from shared.bundle.manifest import SENSITIVE_TITLE, QuantizedEntry
+from shared.quantization.codec import QuantizedTensor, dequantize
+
+
+def write_dense_part(model: LoadedModel, layout: ImageLayout, blobs: Iterable[TensorBlob]) -> None:
+    """Set every quantised weight of the network to its decoded codes; masked positions included."""
+    parameters = model.parameters
+    for blob in blobs:
+        parts = _read(layout.blob_path(blob.layer.digest)) if blob.quantized else {}
+        for entry in blob.quantized:
+            parameters[entry.name].data.copy_(dequantize(_quantized(entry, parts)))
+
+
+def write_sensitive_part(model: LoadedModel, layout: ImageLayout, blobs: Iterable[TensorBlob]) -> None:
+    """Replace the masked weights of the network by the sensitive values."""
+    parameters = model.parameters
+    blob = next(blob for blob in blobs if blob.layer.title == SENSITIVE_TITLE)
+    parts = _read(layout.blob_path(blob.layer.digest))
+    for name in (key.removesuffix(".indices") for key in parts if key.endswith(".indices")):
+        weight = parameters[name].data.view(-1)
+        index = parts[f"{name}.indices"].to(weight.device, torch.int64)
+        weight[index] = parts[f"{name}.values"].to(weight.device, weight.dtype)
+
+
+def _quantized(entry: QuantizedEntry, parts: dict[str, Tensor]) -> QuantizedTensor:
+    return QuantizedTensor(
+        codes=parts[f"{entry.name}.codes"],
+        in_features=entry.shape[1],
+        bits=entry.bits,
+        lut=parts.get(f"{entry.name}.lut"),
+        scale=parts.get(f"{entry.name}.scale"),
+        bias=parts.get(f"{entry.name}.bias"),
+        group_size=entry.group_size,
+    )
+
+
+def _read(path: Path) -> dict[str, Tensor]:
+    with safetensors.safe_open(path, "pt") as file:
+        return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
