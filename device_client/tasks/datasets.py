@@ -148,7 +148,8 @@ def _parse_table(name: str, text: str, delimiter: str, quoting: Literal[0, 3]) -
                 raise DataError(f"{place}: not as many columns as the header has", needed=f"{reader.fieldnames}")
             yield Record(fields, place)
     except csv.Error as error:
-        raise DataError(f"{name} line {reader.line_num}: {error}", needed="a table with a header line") from error
+        line = min(reader.line_num + 1, text.count("\n") + 1)  # the reader counts a line once it is parsed
+        raise DataError(f"{name} line {line}: {error}", needed="a table with a header line") from error
 
 
 def _parse_csv(name: str, text: str) -> Iterator[Record]:

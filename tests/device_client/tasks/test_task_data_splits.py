@@ -1,0 +1,84 @@
+"""From options to the examples of a run."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import pytest
+
+from device_client.tasks.task_data import DataOptions, load_task_data, read_task_records
+from shared.errors import DataError, InvalidRequest
+
+
+class LetterTokenizer:
+    """One token per letter."""
+
+    bos_ids = [1]  # noqa: RUF012
+    eos_ids = [2]  # noqa: RUF012
+    context_length = 4096
+
+    def encode(self, text: str) -> list[int]:
+        return [ord(letter) for letter in text]
+
+    def apply_chat_template(self, messages: Sequence[Mapping[str, str]], *, add_generation_prompt: bool = True) -> str:
+        raise NotImplementedError
+
+
+def write_rows(path: Path, rows: list[dict[str, object]]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def labelled(count: int, *labels: str) -> list[dict[str, object]]:
+    return [{"text": f"t{i}", "label": labels[i % len(labels)]} for i in range(count)]
+
+
+def test_validation_rows_are_held_out_of_the_training_rows(tmp_path: Path) -> None:
+    data = write_rows(tmp_path / "a.jsonl", labelled(20, "x", "y"))
+    found = load_task_data(DataOptions(data=data, validation_share=0.25), LetterTokenizer(), "llama")
+    assert (len(found.training), len(found.validation), len(found.test)) == (15, 5, 0)
+    assert not {e.place for e in found.training} & {e.place for e in found.validation}
+
+
+def test_a_validation_file_leaves_all_training_rows(tmp_path: Path) -> None:
+    data = write_rows(tmp_path / "a.jsonl", labelled(6, "x", "y"))
+    other = write_rows(tmp_path / "b.jsonl", labelled(4, "x", "y"))
+    options = DataOptions(data=data, validation=other, test=other, train_rows=5, test_rows=3)
+    records = read_task_records(options)
+    assert (len(records.training), len(records.validation), len(records.test)) == (5, 4, 3)
+    assert set(records.digests) == {"training", "validation", "test"}
+
+
+def test_a_label_unseen_in_training_is_named_with_its_line(tmp_path: Path) -> None:
+    data = write_rows(tmp_path / "a.jsonl", labelled(6, "x", "y"))
+    other = write_rows(tmp_path / "b.jsonl", labelled(4, "x", "z"))
+    with pytest.raises(DataError, match=r"b.jsonl line 2: label 'z' does not occur"):
+        load_task_data(DataOptions(data=data, validation=other), LetterTokenizer(), "llama")
+
+
+def test_a_named_task_follows_the_family_unless_told_otherwise(real_data: Path) -> None:
+    common = {"task": "sst-2", "data_dir": real_data / "tasks", "train_rows": 3, "validation_rows": 2, "test_rows": 2}
+    by_family = load_task_data(DataOptions(**common), LetterTokenizer(), "llama")
+    assert by_family.renderer.as_json() == {"task": "SST-2", "prompt_style": "llama"}
+    asked = load_task_data(DataOptions(**common, prompt_style="opt"), LetterTokenizer(), "llama")
+    assert "".join(map(chr, asked.test[0].prompt[-7:])) == " It was"
+    assert (len(asked.training), len(asked.validation), len(asked.test)) == (3, 2, 2)
+
+
+@pytest.mark.parametrize("options", [DataOptions(), DataOptions(data=Path("a.jsonl"), task="RTE")])
+def test_exactly_one_source_of_rows(options: DataOptions) -> None:
+    with pytest.raises(InvalidRequest, match="exactly one"):
+        read_task_records(options)
+
+
+def test_a_named_task_needs_its_folder() -> None:
+    with pytest.raises(InvalidRequest, match="--data-dir"):
+        read_task_records(DataOptions(task="RTE"))
+
+
+def test_completions_need_no_labels(tmp_path: Path) -> None:
+    data = write_rows(tmp_path / "a.jsonl", [{"prompt": f"p{i}", "completion": " c"} for i in range(4)])
+    found = load_task_data(DataOptions(data=data, validation_share=0.5), LetterTokenizer(), "llama")
+    assert all(example.candidates == ((32, 99, 2),) for example in found.training)
