@@ -202,9 +202,9 @@ class JobStore:
 
     def count_by_status(self) -> dict[JobStatus, int]:
         """Return how many jobs are in each state."""
-        query = sa.select(jobs.c.status, sa.func.count()).group_by(jobs.c.status)
+        query = sa.select(jobs.c.status, sa.func.count().label("number")).group_by(jobs.c.status)
         with reading(self._engine) as connection:
-            counted: dict[str, int] = dict(connection.execute(query).tuples().all())
+            counted = {row.status: row.number for row in connection.execute(query)}
         return {status: counted.get(status, 0) for status in JobStatus}
 
 

@@ -1,0 +1,56 @@
+"""Opening the database, and its transactions."""
+
+from __future__ import annotations
+
+import sqlite3
+import stat
+from pathlib import Path
+
+import pytest
+import sqlalchemy as sa
+
+from cloud_service.storage.database import jobs, open_database, reading, writing
+from shared.errors import DiskError, UpgradeNeeded
+
+
+def test_the_database_is_private_and_opens_again(tmp_path: Path) -> None:
+    path = tmp_path / "data" / "jobs.sqlite3"
+    for _ in range(2):
+        engine = open_database(path)
+        with reading(engine) as connection:
+            assert connection.scalar(sa.select(sa.func.count()).select_from(jobs)) == 0
+            assert connection.exec_driver_sql("PRAGMA journal_mode").scalar() == "wal"
+        engine.dispose()
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+
+
+def test_a_database_of_a_newer_service_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "jobs.sqlite3"
+    with sqlite3.connect(path) as connection:
+        connection.execute("PRAGMA user_version = 2")
+    connection.close()
+    with pytest.raises(UpgradeNeeded, match="schema 2"):
+        open_database(path)
+
+
+def test_a_writer_holds_the_write_lock_from_its_first_moment_and_readers_go_on(tmp_path: Path) -> None:
+    path = tmp_path / "jobs.sqlite3"
+    engine = open_database(path)
+    other = sqlite3.connect(path, timeout=0, isolation_level=None)
+    with writing(engine):
+        with pytest.raises(sqlite3.OperationalError, match="locked"):
+            other.execute("BEGIN IMMEDIATE")
+        assert other.execute("SELECT count(*) FROM jobs").fetchone() == (0,)
+    other.execute("BEGIN IMMEDIATE")
+    other.close()
+    engine.dispose()
+
+
+def test_a_full_disk_is_named_with_its_free_bytes(tmp_path: Path) -> None:
+    engine = open_database(tmp_path / "jobs.sqlite3")
+    with pytest.raises(DiskError, match=r"disk is full \(\d+ bytes free\)"), writing(engine) as connection:
+        pages = connection.exec_driver_sql("PRAGMA page_count").scalar()
+        connection.exec_driver_sql(f"PRAGMA max_page_count = {pages}")
+        connection.exec_driver_sql("CREATE TABLE filler (text TEXT)")
+        connection.exec_driver_sql("INSERT INTO filler VALUES (hex(zeroblob(100000)))")
+    engine.dispose()
