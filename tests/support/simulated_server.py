@@ -207,13 +207,14 @@ def _body(answer: Answer) -> Iterator[bytes]:
 
 @contextmanager
 def serving(server: SimulatedServer) -> Iterator[str]:
-    """Speak real HTTP on 127.0.0.1 and give the base URL."""
+    """Speak real HTTP on 127.0.0.1, also as a proxy for any host, and give the base URL."""
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
 
-        def do_GET(self) -> None:  # noqa: N802 - http.server's name
-            answer = server.answer(Request(f"http://{self.headers['Host']}{self.path}", dict(self.headers.items())))
+        def do_GET(self) -> None:
+            origin = "" if self.path.startswith("http://") else f"http://{self.headers['Host']}"
+            answer = server.answer(Request(origin + self.path, dict(self.headers.items())))
             self.send_response(answer.status)
             for name, value in {"Content-Length": str(len(answer.body)), **answer.headers}.items():
                 self.send_header(name, value)

@@ -1,0 +1,46 @@
+"""What the doctor finds."""
+
+from __future__ import annotations
+
+import platform
+from pathlib import Path
+
+from device_client.commands.doctor import package_problems
+
+ROOT = Path("/opt/zo")
+
+
+def test_this_checkout_is_healthy(command, home: Path) -> None:
+    home.mkdir(mode=0o700)
+    outcome = command("doctor")
+    assert outcome.result["problems"] == []
+    assert outcome.code == 0
+    assert outcome.result["python"] == platform.python_version()
+    assert outcome.result["devices"][0]["name"] == "cpu"
+    assert "GTX 1080 Ti" in outcome.told
+
+
+def test_a_home_that_others_can_change_is_a_problem(command, home: Path) -> None:
+    home.mkdir()
+    home.chmod(0o777)
+    outcome = command("doctor")
+    assert outcome.code == 1
+    assert "chmod" in outcome.result["problems"][0]
+
+
+def test_another_distribution_that_claims_a_package_is_named() -> None:
+    claims = {"shared": ["zo-device", "shared"], "device_client": ["zo-device"]}
+    origins = {name: ROOT / name for name in ("shared", "device_client")}
+    problems = package_problems(claims, origins, ROOT)
+    assert problems == ["distribution shared claims the package shared; next: pip uninstall shared"]
+
+
+def test_a_package_from_elsewhere_is_named() -> None:
+    problems = package_problems({}, {"shared": Path("/usr/lib/python3/shared")}, ROOT)
+    assert len(problems) == 1
+    assert "/usr/lib/python3/shared" in problems[0]
+
+
+def test_packages_of_one_place_and_one_distribution_are_no_problem() -> None:
+    claims = {"shared": ["zo-device", "zo-device"]}
+    assert package_problems(claims, {"shared": ROOT / "shared"}, ROOT) == []
