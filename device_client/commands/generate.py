@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from device_client.byte_sizes import parse_bytes
 from device_client.console import Console
+from device_client.model.memory_plan import Workload, plan_memory, spare_bytes
 from device_client.settings import Settings
 from device_client.store import resolve_bundle
 from shared.errors import InvalidRequest, NotFound
@@ -82,12 +83,16 @@ def _check_options(arguments: argparse.Namespace) -> None:
 
 
 def _load(arguments: argparse.Namespace, console: Console, settings: Settings) -> SparseModel:
-    from device_client.model.loader import load_model
+    from device_client.model.loader import load_model, resolve_device
 
     bundle = resolve_bundle(settings, arguments.ref)
     run_folder = None if arguments.run is None else _run_folder(arguments.run, settings)
     console.say(f"Loading {arguments.ref} …")
-    model = load_model(bundle, device=arguments.device, memory_budget_bytes=parse_bytes(arguments.memory_budget))
+    budget = parse_bytes(arguments.memory_budget)
+    device = resolve_device(arguments.device)
+    longest = Workload(rows=1, columns=bundle.config.tokenizer.context_length)
+    spare = spare_bytes(plan_memory(bundle.config, longest, device_type=device.type), budget)
+    model = load_model(bundle, device=str(device), memory_budget_bytes=budget, decoded_cache_bytes=spare)
     if run_folder is not None:
         from device_client.tuning.run_directory import load_theta
 

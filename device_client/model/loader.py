@@ -14,7 +14,7 @@ import torch
 from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor, nn
 
-from device_client.model.dequantize import EagerDequantizer
+from device_client.model.dequantize import DecodedCache, DequantizeBackend, EagerDequantizer
 from device_client.model.linear import QuantizedSparseLinear, compute_dtype_of
 from device_client.model.memory_plan import FRAMEWORK_BYTES, Workload, check_budget, plan_memory
 from device_client.model.sparse_model import SparseModel
@@ -38,6 +38,7 @@ def load_model(
     device: str | None = None,
     compute_dtype: torch.dtype | None = None,
     memory_budget_bytes: int | None = None,
+    decoded_cache_bytes: int = 0,
 ) -> SparseModel:
     """Return the bundle's model, ready to compute.
 
@@ -46,6 +47,8 @@ def load_model(
         device: ``cpu``, ``cuda`` or ``cuda:N``; None takes CUDA where there is one.
         compute_dtype: None takes float16 on CUDA and float32 on a CPU.
         memory_budget_bytes: Refuse before loading where the weights alone need more; on CUDA also a cap of the process.
+        decoded_cache_bytes: Memory that may hold decoded weights, so that they are not decoded on each pass; 0 keeps
+            every weight packed.
 
     Raises:
         ResourceError: No such device, or the budget is too small.
@@ -59,7 +62,7 @@ def load_model(
     network = build_skeleton(bundle.config)
     tokenizer = BundleTokenizer.from_bundle(bundle)
     _check_vocabulary(tokenizer, network)
-    loading = _Loading.begin(bundle, target, dtype)
+    loading = _Loading.begin(bundle, target, dtype, decoded_cache_bytes)
     for title in _titles(bundle.config):
         loading.load_file(network, title)
     rebuild_buffers(network, target)
@@ -181,19 +184,20 @@ class _Loading:
     bundle: Bundle
     device: torch.device
     dtype: torch.dtype
-    backend: EagerDequantizer
+    backend: DequantizeBackend
     values: Tensor
     initial_values: Tensor
     slices: dict[str, slice]
 
     @classmethod
-    def begin(cls, bundle: Bundle, device: torch.device, dtype: torch.dtype) -> _Loading:
+    def begin(cls, bundle: Bundle, device: torch.device, dtype: torch.dtype, cache_bytes: int) -> _Loading:
+        shapes = [entry.shape for entry in bundle.config.tensors]
         count = bundle.config.sensitive_count
         return cls(
             bundle,
             device,
             dtype,
-            EagerDequantizer([entry.shape for entry in bundle.config.tensors], dtype, device),
+            DecodedCache(EagerDequantizer(shapes, dtype, device), cache_bytes),
             torch.empty(count, dtype=dtype, device=device),
             torch.empty(count, dtype=torch.float16, device=device),
             theta_slices(bundle.config),

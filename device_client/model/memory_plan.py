@@ -70,6 +70,11 @@ class MemoryPlan:
         return sum(self.parts.values())
 
 
+def spare_bytes(plan: MemoryPlan, budget_bytes: int) -> int:
+    """Return what a budget leaves beside a plan, for example for decoded weights; never below 0."""
+    return max(0, budget_bytes - plan.total_bytes)
+
+
 def weight_parts(config: BundleConfig, value_bytes: int) -> dict[str, int]:
     """Return the bytes that stay for as long as the model is loaded, by part.
 

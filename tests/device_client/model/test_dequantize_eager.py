@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from device_client.model.dequantize import EagerDequantizer
+from device_client.model.dequantize import DecodedCache, EagerDequantizer
 from device_client.model.dequantize_tiles import TILE_CODES, workspace_bytes
 from shared.quantization.codec import QuantizedTensor, dequantize
 from shared.quantization.packing import pack_codes
@@ -88,3 +88,23 @@ def test_two_nibbles_of_a_byte_are_two_columns_low_first() -> None:
 @pytest.mark.parametrize("shapes", [[(8, 30)], [(1700, 320), (700, 768)], [(3, 9), (40, 1024)]])
 def test_the_planned_workspace_is_the_real_one(shapes: list[tuple[int, int]], dtype: torch.dtype) -> None:
     assert EagerDequantizer(shapes, dtype, CPU).workspace_bytes == workspace_bytes(shapes, "cpu", dtype.itemsize)
+
+
+def test_a_cache_keeps_what_fits_and_decodes_the_rest_each_time() -> None:
+    shapes = [(8, 30), (3, 7), (5, 900), (2, 20)]
+    tensors = [random_tensor(*shape, 4, "per_row", 1, seed=i) for i, shape in enumerate(shapes)]
+    eager = EagerDequantizer(shapes, torch.float32, CPU)
+    packed_bytes = eager.workspace_bytes
+    cache = DecodedCache(eager, (8 * 30 + 3 * 7 + 2 * 20) * 4)
+
+    first = [cache.dequantize(tensor).clone() for tensor in tensors]
+    second = [cache.dequantize(tensor) for tensor in tensors]
+
+    for tensor, once, twice in zip(
+        tensors[:2] + tensors[3:], first[:2] + first[3:], second[:2] + second[3:], strict=True
+    ):
+        assert torch.equal(once, dequantize(tensor))
+        assert torch.equal(twice, once)
+    assert second[2].data_ptr() == eager.dequantize(tensors[2]).data_ptr()
+    assert second[0].data_ptr() == cache.dequantize(tensors[0]).data_ptr()
+    assert cache.workspace_bytes == packed_bytes + (8 * 30 + 3 * 7 + 2 * 20) * 4

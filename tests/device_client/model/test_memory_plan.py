@@ -18,6 +18,7 @@ from device_client.model.memory_plan import (
     check_budget,
     choose_micro_batch,
     plan_memory,
+    spare_bytes,
     weight_parts,
 )
 from device_client.model.sparse_model import SparseModel
@@ -105,6 +106,7 @@ def test_a_plan_that_fits_exactly_is_accepted() -> None:
     check_budget(plan, 15)
     with pytest.raises(ResourceError, match="at least 15 B"):
         check_budget(plan, 14)
+    assert (spare_bytes(plan, 20), spare_bytes(plan, 10)) == (5, 0)
 
 
 @pytest.mark.parametrize("numbers", [(0, 1, 1), (1, 0, 1), (1, 1, 0)])

@@ -121,6 +121,17 @@ def test_theta_can_be_written_twice_and_taken_back_without_a_trace(model: Sparse
     assert torch.equal(model.logits(batch), original)
 
 
+@pytest.mark.parametrize("cache_bytes", [3000, 1 << 30])
+def test_kept_decoded_weights_change_no_bit(case_of: Callable, model: SparseModel, cache_bytes: int) -> None:
+    cached = load_model(case_of().bundle, device="cpu", decoded_cache_bytes=cache_bytes)
+    batch = batch_of(random_rows(9, 4))
+
+    for offset in (0.0, 0.5, -0.5, 0.0):
+        model.write_theta(model.initial_theta() + offset)
+        cached.write_theta(cached.initial_theta() + offset)
+        assert torch.equal(cached.logits(batch), model.logits(batch))
+
+
 def test_initial_theta_is_a_copy_of_the_bundles_values(case_of: Callable, model: SparseModel) -> None:
     theta = model.initial_theta()
     theta += 1
