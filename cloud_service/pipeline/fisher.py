@@ -12,13 +12,15 @@ Float32 throughout: float16 squares underflow. Knows nothing about masks or quan
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import functools
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
+from torch.nn.functional import cross_entropy
+from torch.utils.checkpoint import checkpoint
 
 from shared.errors import ResourceError, UnsupportedModel
 
@@ -80,7 +82,7 @@ def accumulate(
     sequences: Tensor,
     sums: FisherSums,
     *,
-    gradient_checkpointing: bool,
+    recomputed_blocks: Sequence[nn.Module] = (),
     after_sequence: Callable[[FisherSums], None],
 ) -> None:
     """Add the squared gradients of the sequences from ``sums.count`` on; ``sums`` is changed in place.
@@ -90,7 +92,8 @@ def accumulate(
         weights: The weights whose gradients are wanted, by name.
         sequences: Token ids (N, T), no padding.
         sums: Where to go on; fresh ones from ``empty_sums``.
-        gradient_checkpointing: Whether to recompute activations: a third more time, a block's memory.
+        recomputed_blocks: Blocks whose activations are not kept but computed again (gradient checkpointing): a third
+            more time, the memory of one block.
         after_sequence: Called after each sequence, for progress and checkpoints; may raise to stop.
 
     Raises:
@@ -98,7 +101,7 @@ def accumulate(
         ResourceError: The device has too little memory.
     """
     device = next(iter(weights.values())).device
-    with _squared_gradients(weights, sums), _recomputed_activations(network, is_wanted=gradient_checkpointing):
+    with _squared_gradients(weights, sums), _recomputed_activations(recomputed_blocks):
         for sequence in sequences[sums.count :].to(torch.int64):
             try:
                 _backward(network, sequence[None].to(device), sums.count)
@@ -111,7 +114,7 @@ def accumulate(
             after_sequence(sums)
 
 
-def needs_checkpointing(network: nn.Module, tokens: int) -> bool:
+def needs_recomputation(network: nn.Module, tokens: int) -> bool:
     """Whether the activations of one sequence would take more than 2 GiB."""
     config = network.config
     per_layer = tokens * int(config.hidden_size) * _ACTIVATION_BYTES_PER_HIDDEN  # type: ignore[union-attr, arg-type]
@@ -120,7 +123,7 @@ def needs_checkpointing(network: nn.Module, tokens: int) -> bool:
 
 def _backward(network: nn.Module, tokens: Tensor, index: int) -> None:
     logits = network(input_ids=tokens, use_cache=False).logits[0, :-1].float()
-    loss = functional.cross_entropy(logits, tokens[0, 1:])
+    loss = cross_entropy(logits, tokens[0, 1:])
     if not torch.isfinite(loss):
         raise UnsupportedModel(
             f"the loss of calibration sequence {index} is {float(loss)}",
@@ -157,15 +160,11 @@ def _squared_gradients(weights: dict[str, nn.Parameter], sums: FisherSums) -> It
 
 
 @contextmanager
-def _recomputed_activations(network: nn.Module, *, is_wanted: bool) -> Iterator[None]:
-    if not is_wanted:
-        yield
-        return
-    was_training = network.training
-    network.gradient_checkpointing_enable({"use_reentrant": False, "preserve_rng_state": False})  # type: ignore[operator]
-    network.train()  # transformers recomputes in training mode only; the model has no dropout
+def _recomputed_activations(blocks: Sequence[nn.Module]) -> Iterator[None]:
+    for block in blocks:
+        block.forward = functools.partial(checkpoint, block.forward, use_reentrant=False, preserve_rng_state=False)
     try:
         yield
     finally:
-        network.gradient_checkpointing_disable()  # type: ignore[operator]
-        network.train(was_training)
+        for block in blocks:
+            del block.forward  # the class's own method shows again

@@ -55,11 +55,15 @@ class LoadedModel:
         return int(self.network.config.max_position_embeddings)  # type: ignore[union-attr, arg-type]
 
     @property
+    def blocks(self) -> list[nn.Module]:
+        """The decoder blocks, in order."""
+        return list(self.network.get_submodule(family_of(self.architecture).decoder_blocks).children())
+
+    @property
     def block_prefixes(self) -> list[str]:
         """Name prefix of every decoder block, in order."""
-        family = family_of(self.architecture)
-        blocks = self.network.get_submodule(family.decoder_blocks)
-        return [f"{family.decoder_blocks}.{index}." for index in range(len(list(blocks.children())))]
+        path = family_of(self.architecture).decoder_blocks
+        return [f"{path}.{index}." for index in range(len(self.blocks))]
 
     @property
     def parameters(self) -> dict[str, nn.Parameter]:

@@ -185,12 +185,13 @@ def _estimate_fisher(job: _Job, sequences: Tensor) -> fisher_stage.FisherSums:
         job.progress.advance(done.count)
 
     job.progress.advance(sums.count)
+    recomputes = fisher_stage.needs_recomputation(job.model.network, sequences.shape[1])
     fisher_stage.accumulate(
         job.model.network,
         weights,
         sequences,
         sums,
-        gradient_checkpointing=fisher_stage.needs_checkpointing(job.model.network, sequences.shape[1]),
+        recomputed_blocks=job.model.blocks if recomputes else (),
         after_sequence=after_sequence,
     )
     return sums

@@ -55,7 +55,9 @@ def row_codebooks(weight: Tensor, importance: Tensor, size: int) -> Tensor:
         boundaries = _best_boundaries(row, _candidates(row, _CANDIDATES), size)
     else:
         boundaries = _candidates(row, size)
-    return _lloyd(row, boundaries).to(torch.float16)
+    means = _lloyd(row, boundaries)
+    unused = means[:, -1:].expand(-1, size - means.shape[1])  # a row shorter than its codebook
+    return torch.cat([means, unused], dim=1).to(torch.float16)
 
 
 def nearest_codes(weight: Tensor, lut: Tensor) -> Tensor:

@@ -1,0 +1,112 @@
+"""The sensitivity mask against sorting everything."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from cloud_service.pipeline.select_sensitive import (
+    Masks,
+    gradient_mass,
+    overlap,
+    select_largest,
+    select_random,
+    sensitive_count,
+)
+from shared.sensitivity_mask import SensitivityMask, check_indices, check_ranks
+
+
+def brute_force(fisher: dict[str, Tensor], count: int) -> dict[str, list[int]]:
+    """Sort (−F, tensor order, index) in plain Python; return each tensor's chosen indices, most sensitive first."""
+    entries = [
+        (-value, order, index)
+        for order, values in enumerate(fisher.values())
+        for index, value in enumerate(values.flatten().tolist())
+    ]
+    chosen = sorted(entries)[:count]
+    return {name: [index for _, at, index in chosen if at == order] for order, name in enumerate(fisher)}
+
+
+def by_rank(mask: SensitivityMask) -> list[int]:
+    return [int(index) for index in mask.indices[np.argsort(mask.rank)]]
+
+
+@st.composite
+def fishers(draw: st.DrawFn) -> dict[str, Tensor]:
+    """Up to three small tensors of few distinct values, so that ties at the threshold are common."""
+    value = st.sampled_from([0.0, 1e-30, 0.5, 1.0, 1.0 + 2**-23, 3e8])
+    sizes = draw(st.lists(st.integers(1, 40), min_size=1, max_size=3))
+    return {
+        f"t{number}": torch.tensor(draw(st.lists(value, min_size=size, max_size=size)))
+        for number, size in enumerate(sizes)
+    }
+
+
+@settings(max_examples=150, deadline=None)
+@given(fishers(), st.floats(0.01, 0.5))
+def test_the_global_mask_equals_brute_force(fisher: dict[str, Tensor], sparsity: float) -> None:
+    total = sum(values.numel() for values in fisher.values())
+    masks = select_largest(fisher, sparsity, "global")
+    assert {name: by_rank(mask) for name, mask in masks.items()} == brute_force(fisher, round(sparsity * total))
+    check_ranks("all", np.concatenate([mask.rank for mask in masks.values()]))
+
+
+@settings(max_examples=150, deadline=None)
+@given(fishers(), st.floats(0.01, 0.5))
+def test_the_mask_per_tensor_equals_brute_force(fisher: dict[str, Tensor], sparsity: float) -> None:
+    masks = select_largest(fisher, sparsity, "per_tensor")
+    for name, values in fisher.items():
+        expected = brute_force({name: values}, round(sparsity * values.numel()))[name]
+        assert by_rank(masks[name]) == expected
+        check_indices(name, masks[name].indices, values.numel())
+        check_ranks(name, masks[name].rank)
+
+
+def test_ties_are_broken_by_the_lower_index() -> None:
+    masks = select_largest({"w": torch.tensor([[1.0, 2.0, 1.0], [1.0, 1.0, 0.0]])}, 0.5, "per_tensor")
+    assert masks["w"].indices.tolist() == [0, 1, 2]
+    assert masks["w"].rank.tolist() == [1, 0, 2]
+
+
+def test_a_tensor_that_is_too_small_has_an_empty_mask() -> None:
+    masks = select_largest({"small": torch.ones(3), "large": torch.ones(1000)}, 0.001, "per_tensor")
+    assert (len(masks["small"]), len(masks["large"])) == (0, 1)
+
+
+@pytest.mark.parametrize("scope", ["per_tensor", "global"])
+def test_a_random_mask_has_as_many_weights_and_depends_on_the_seed_alone(scope: str) -> None:
+    sizes = {"a": 1000, "b": 5000}
+    masks = select_random(sizes, 0.01, scope, seed=3)  # type: ignore[arg-type]
+    again = select_random(sizes, 0.01, scope, seed=3)  # type: ignore[arg-type]
+    other = select_random(sizes, 0.01, scope, seed=4)  # type: ignore[arg-type]
+    assert sum(len(mask) for mask in masks.values()) == 60
+    assert all(np.array_equal(masks[name].indices, again[name].indices) for name in sizes)
+    assert any(not np.array_equal(masks[name].indices, other[name].indices) for name in sizes)
+    for name, mask in masks.items():
+        check_indices(name, mask.indices, sizes[name])
+    scopes = [list(masks.values())] if scope == "global" else [[mask] for mask in masks.values()]
+    for members in scopes:
+        check_ranks(scope, np.concatenate([mask.rank for mask in members]))
+
+
+def mask_of(*indices: int) -> SensitivityMask:
+    return SensitivityMask(np.array(indices, np.int32), np.arange(len(indices), dtype=np.int32))
+
+
+def test_overlap_is_the_share_of_common_weights() -> None:
+    first: Masks = {"a": mask_of(0, 1, 2), "b": mask_of(5)}
+    second: Masks = {"a": mask_of(1, 2, 9), "b": mask_of(6)}
+    assert overlap(first, second) == 0.5
+
+
+def test_gradient_mass_is_the_share_of_the_sum() -> None:
+    fisher = {"a": torch.tensor([1.0, 2.0, 3.0]), "b": torch.tensor([4.0])}
+    assert gradient_mass(fisher, {"a": mask_of(2), "b": mask_of(0)}) == pytest.approx(0.7)
+
+
+def test_k_is_rounded_half_to_even() -> None:
+    assert [sensitive_count(elements, 0.001) for elements in (499, 500, 1500, 4096 * 4096)] == [0, 0, 2, 16777]
