@@ -172,12 +172,12 @@ def flip_byte(position: int) -> Callable[[Request, Answer], Answer]:
 
 def break_after(byte_count: int) -> Callable[[Request, Answer], Answer]:
     """Let the connection die within the body."""
-    return lambda request, answer: replace(answer, breaks_after=byte_count)
+    return lambda _, answer: replace(answer, breaks_after=byte_count)
 
 
 def instead(answer: Answer) -> Callable[[Request, Answer], Answer]:
     """Answer something else."""
-    return lambda request, honest: answer
+    return lambda *_: answer
 
 
 class InMemoryTransport:

@@ -57,8 +57,13 @@ def test_a_wrong_call_exits_2_as_json_too(home: Path, words: list[str], capsys: 
 
 
 @pytest.mark.parametrize(
-    "words", [["pull", "x", "--connections", "0"], ["pull", "x", "--max-rate", "fast"], ["pull", "http://h/x", "--retries", "-1"]]
-)  # fmt: skip
+    "words",
+    [
+        ["pull", "x", "--connections", "0"],
+        ["pull", "x", "--max-rate", "fast"],
+        ["pull", "http://h/x", "--retries", "-1"],
+    ],
+)
 def test_an_option_out_of_range_exits_2(command, words: list[str]) -> None:
     assert command(*words).code == 2
 

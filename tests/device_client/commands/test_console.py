@@ -76,8 +76,16 @@ def test_brackets_of_users_texts_are_not_taken_for_markup() -> None:
 
 @pytest.mark.parametrize(
     ("text", "size"),
-    [("8GiB", 8 * 2**30), ("500MB", 500_000_000), ("64k", 64_000), ("1.5 KiB", 1536), ("7", 7), ("2TB", 2 * 10**12), ("10b", 10)],
-)  # fmt: skip
+    [
+        ("8GiB", 8 * 2**30),
+        ("500MB", 500_000_000),
+        ("64k", 64_000),
+        ("1.5 KiB", 1536),
+        ("7", 7),
+        ("2TB", 2 * 10**12),
+        ("10b", 10),
+    ],
+)
 def test_sizes_are_read(text: str, size: int) -> None:
     assert parse_bytes(text) == size
 

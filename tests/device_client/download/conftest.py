@@ -53,7 +53,13 @@ class Device:
         )  # fmt: skip
         known = AcceptanceRules(reference.source, self.keys.pinned(reference.source), digest=reference.digest)
         return pull(
-            reference, rules(known), registry, self.layout, self.keys, self.console, options or PullOptions(connections=2)
+            reference,
+            rules(known),
+            registry,
+            self.layout,
+            self.keys,
+            self.console,
+            options or PullOptions(connections=2),
         )
 
     def is_empty(self) -> bool:

@@ -12,10 +12,10 @@ from shared.errors import NetworkError
 def test_delays_double_up_to_the_longest_and_then_it_is_given_up() -> None:
     waits: list[float] = []
     policy = RetryPolicy(retries=5, first_delay_seconds=1, longest_delay_seconds=6)
-    attempts = Attempts(policy, waits.append, lambda text: None)
+    attempts = Attempts(policy, waits.append, lambda _: None)
     for _ in range(5):
         attempts.wait_after(TransientError("server down"))
-    with pytest.raises(NetworkError, match="server down.*tried 6 times") as caught:
+    with pytest.raises(NetworkError, match=r"server down.*tried 6 times") as caught:
         attempts.wait_after(TransientError("server down"))
     assert waits == [1, 2, 4, 6, 6]
     assert type(caught.value) is NetworkError
@@ -24,7 +24,7 @@ def test_delays_double_up_to_the_longest_and_then_it_is_given_up() -> None:
 
 def test_progress_starts_the_count_anew() -> None:
     waits: list[float] = []
-    attempts = Attempts(RetryPolicy(retries=1, first_delay_seconds=1), waits.append, lambda text: None)
+    attempts = Attempts(RetryPolicy(retries=1, first_delay_seconds=1), waits.append, lambda _: None)
     for _ in range(20):
         attempts.wait_after(TransientError("cut"), has_progressed=True)
     assert waits == [1] * 20
@@ -32,7 +32,7 @@ def test_progress_starts_the_count_anew() -> None:
 
 def test_the_server_decides_the_wait_and_too_long_a_one_is_not_waited_for() -> None:
     waits: list[float] = []
-    attempts = Attempts(RetryPolicy(), waits.append, lambda text: None)
+    attempts = Attempts(RetryPolicy(), waits.append, lambda _: None)
     attempts.wait_after(TransientError("busy", retry_after_seconds=42))
     with pytest.raises(NetworkError, match="asks to wait 3600 s"):
         attempts.wait_after(TransientError("busy", retry_after_seconds=3600))

@@ -71,7 +71,12 @@ def not_finite(tensors: dict[str, np.ndarray]) -> None:
     ],
 )
 def test_a_signed_bundle_with_wrong_content_is_refused_with_its_own_error(
-    tiny_bundle: TinyBundle, tmp_path: Path, device, server: SimulatedServer, damage: Damage, error: type[IntegrityError]
+    tiny_bundle: TinyBundle,
+    tmp_path: Path,
+    device,
+    server: SimulatedServer,
+    damage: Damage,
+    error: type[IntegrityError],
 ) -> None:
     server.layout = republish(tiny_bundle, tmp_path / "wrong", damage)
     with pytest.raises(error):

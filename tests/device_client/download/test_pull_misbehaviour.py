@@ -94,9 +94,11 @@ def test_a_line_that_drops_every_1000_bytes_still_gets_to_the_end(device, server
 
 def test_a_body_that_ends_early_without_an_error_is_taken_up(device, server, trunk: Descriptor) -> None:
     server.misbehave(
-        is_blob(trunk.digest, begin=0), lambda request, answer: replace(answer, body=answer.body[:10], headers={
-            "Content-Range": answer.headers["Content-Range"]})
-    )  # fmt: skip
+        is_blob(trunk.digest, begin=0),
+        lambda _, answer: replace(
+            answer, body=answer.body[:10], headers={"Content-Range": answer.headers["Content-Range"]}
+        ),
+    )
     device.pull()
     assert is_visible(device)
 
@@ -193,14 +195,14 @@ def test_an_expired_redirect_is_asked_for_anew(device, server, published, trunk:
 
 
 def test_endless_redirects_end(device, server) -> None:
-    server.misbehave(lambda r: True, lambda r, _: Answer(302, {"Location": r.url}), times=10_000)
+    server.misbehave(lambda _: True, lambda r, _: Answer(302, {"Location": r.url}), times=10_000)
     with pytest.raises(NetworkError, match="redirects more than"):
         device.pull()
 
 
 @pytest.mark.parametrize("location", ["file:///etc/passwd", "ftp://models.test/x"])
 def test_a_redirect_away_from_http_is_refused(device, server, location: str) -> None:
-    server.misbehave(lambda r: True, instead(Answer(302, {"Location": location})), times=10_000)
+    server.misbehave(lambda _: True, instead(Answer(302, {"Location": location})), times=10_000)
     with pytest.raises(NetworkError, match="no URL"):
         device.pull()
 
@@ -271,7 +273,7 @@ def test_a_bundle_is_pulled_by_digest(device, published) -> None:
 
 
 def test_a_full_disk_is_named_with_both_numbers_before_the_start(device, server, published) -> None:
-    full = Disk(free_bytes=lambda path: 1234)
+    full = Disk(free_bytes=lambda _: 1234)
     with pytest.raises(DiskError, match="1234 bytes") as caught:
         device.pull(options=PullOptions(disk=full))
     assert str(layer_bytes(published)) in caught.value.needed
@@ -291,7 +293,9 @@ def test_a_disk_that_fills_up_while_space_is_reserved_keeps_the_partials(device,
 
     with pytest.raises(DiskError, match="no space left"):
         device.pull(options=PullOptions(disk=Disk(reserve=no_space)))
-    assert {path.name: path.read_bytes() for path in (device.layout.root / "partial").glob("*.part")}.items() >= kept.items()
+    assert {
+        path.name: path.read_bytes() for path in (device.layout.root / "partial").glob("*.part")
+    }.items() >= kept.items()
     server.faults.clear()
     device.pull()
     assert server.layer_bytes_sent() == layer_bytes(published)
