@@ -19,7 +19,7 @@ from cloud_service.json_logs import request_id
 from shared.api import PROBLEM_MEDIA_TYPE, Problem
 from shared.errors import InvalidRequest, ZoError
 
-_SLUGS = {404: "not-found", 405: "method-not-allowed"}
+_SLUGS = {404: "not-found", 405: "method-not-allowed", 413: "content-too-large"}
 _PLACES = ("body", "query", "path", "header")
 _logger = logging.getLogger(__name__)
 

@@ -9,20 +9,16 @@ import logging
 import secrets
 import time
 
+from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from cloud_service.json_logs import request_id
 from cloud_service.routes.metrics import RequestMetrics
-from cloud_service.routes.problems import internal_error, problem_response
-from shared.api import Problem
+from cloud_service.routes.problems import internal_error
 
 MAX_BODY_BYTES = 64 * 1024
 REQUEST_ID_HEADER = "x-request-id"
 _logger = logging.getLogger(__name__)
-
-
-class _BodyTooLarge(Exception):
-    pass
 
 
 class RequestEnvelope:
@@ -61,10 +57,6 @@ class _Exchange:
         started = time.perf_counter()
         try:
             await self._app(self._scope, self._receive_limited, self._send_with_id)
-        except _BodyTooLarge:
-            detail = f"a body above {MAX_BODY_BYTES} bytes"
-            problem = Problem(type="content-too-large", title="Content Too Large", status=413, detail=detail)
-            await self._answer(problem_response(problem, {"connection": "close"}))
         except Exception:
             _logger.exception("unexpected error")
             if self._status is not None:
@@ -80,7 +72,7 @@ class _Exchange:
         message = await self._receive()
         self._body_bytes += len(message.get("body", b""))
         if self._body_bytes > MAX_BODY_BYTES:
-            raise _BodyTooLarge
+            raise HTTPException(413, f"a body above {MAX_BODY_BYTES} bytes")
         return message
 
     async def _send_with_id(self, message: Message) -> None:

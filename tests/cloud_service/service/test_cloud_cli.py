@@ -1,0 +1,118 @@
+"""The operator's command line."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from cloud_service.cli import build_parser, main
+from cloud_service.commands.prepare import request_of
+from cloud_service.storage.database import open_database
+from cloud_service.storage.keys import KeyStore, Scope
+from shared.api import PrepareRequest
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "cloud_service.cli", *arguments], capture_output=True, text=True, timeout=60
+    )
+
+
+def test_help_runs_and_names_the_commands() -> None:
+    answer = run("--help")
+    assert answer.returncode == 0
+    for command in ("serve", "prepare", "keys"):
+        assert command in answer.stdout
+
+
+@pytest.mark.parametrize("command", [["serve"], ["prepare"], ["keys"], ["keys", "create"]])
+def test_each_command_has_help(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main([*command, "--help"])
+    assert caught.value.code == 0
+    assert "usage: zo-cloud" in capsys.readouterr().out
+
+
+def test_the_command_line_and_the_application_import_no_torch() -> None:
+    code = "import sys, cloud_service.cli, cloud_service.app; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], timeout=60, check=False).returncode == 0
+
+
+def test_keys_are_created_listed_and_revoked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def call(*arguments: str) -> dict[str, object]:
+        assert main(["keys", *arguments, "--data", str(tmp_path), "--json"]) == 0
+        answer: dict[str, object] = json.loads(capsys.readouterr().out)
+        return answer
+
+    made = call("create", "--name", "laptop", "--scope", "jobs", "--scope", "bundles")
+    assert made["scopes"] == ["jobs", "bundles"]
+    with contextlib.closing(_Engine(tmp_path)) as opened:
+        assert opened.keys.authenticate(str(made["key"])).scopes == (Scope.JOBS, Scope.BUNDLES)
+    (listed,) = call("list")["keys"]  # type: ignore[misc]
+    assert listed["id"] == made["id"]
+    assert "key" not in listed
+    assert call("revoke", str(made["id"]))["revoked"] is not None
+
+
+class _Engine:
+    def __init__(self, data: Path) -> None:
+        self._engine = open_database(data / "jobs.sqlite3")
+        self.keys = KeyStore(self._engine)
+
+    def close(self) -> None:
+        self._engine.dispose()
+
+
+def test_revoking_an_unknown_key_exits_with_not_found(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["keys", "revoke", "nobody", "--data", str(tmp_path)]) == 4
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert "no key 'nobody'" in captured.err
+    assert "Next: zo-cloud keys list" in captured.err
+
+
+def test_serving_in_public_without_tls_exits_with_a_wrong_call(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for options in (["--host", "0.0.0.0"], ["--host", "10.0.0.1", "--no-auth"]):  # noqa: S104
+        assert main(["serve", *options, "--data", str(tmp_path / "data")]) == 2
+        assert "error: --" in capsys.readouterr().err
+    assert not (tmp_path / "data").exists()
+
+
+def test_every_option_of_prepare_lands_in_its_field() -> None:
+    line = """prepare gpt2 --output out --revision main --name n --tag t --sparsity 0.01 --scope global
+        --mask-source random --quantizer uniform --bits 8 --group-size 128 --calibration-text a.txt --sequences 4
+        --tokens 32 --seed 7 --evaluation-text b.txt --evaluation-documents 3"""
+    assert request_of(build_parser().parse_args(line.split())) == PrepareRequest.model_validate(
+        {
+            "model": "gpt2",
+            "revision": "main",
+            "name": "n",
+            "tag": "t",
+            "sparsity": 0.01,
+            "scope": "global",
+            "mask_source": "random",
+            "quantizer": {"method": "uniform", "bits": 8, "group_size": 128},
+            "calibration": {"text": "a.txt", "sequences": 4, "tokens_per_sequence": 32, "seed": 7},
+            "evaluation": {"text": "b.txt", "documents": 3},
+        }
+    )
+    assert request_of(build_parser().parse_args(["prepare", "gpt2", "--output", "o"])) == PrepareRequest(model="gpt2")
+
+
+@pytest.mark.parametrize("sparsity", ["0", "2"])
+def test_an_impossible_sparsity_is_a_wrong_call(
+    sparsity: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ["--output", str(tmp_path / "out"), "--sparsity", sparsity, "--json"]
+    assert main(["prepare", "gpt2", *options]) == 2
+    captured = capsys.readouterr()
+    assert json.loads(captured.out)["error"]["param"] == "sparsity"
+    assert "error: sparsity" in captured.err
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,76 @@
+"""What may be exposed, and what a job's process may see."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cloud_service.settings import Settings, check_exposure, job_environment
+from shared.errors import InvalidRequest
+
+
+@pytest.fixture
+def certificate(tmp_path: Path) -> dict[str, Path]:
+    files = {"tls_certificate": tmp_path / "cert.pem", "tls_key": tmp_path / "key.pem"}
+    for file in files.values():
+        file.touch()
+    return files
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.8.8.8", "::1", "localhost"])
+def test_a_loopback_address_needs_neither_tls_nor_keys(host: str) -> None:
+    check_exposure(Settings(host=host, is_auth_enabled=False))
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.1.5", "example.org"])  # noqa: S104
+def test_a_public_address_needs_tls_or_the_explicit_flag(host: str, certificate: dict[str, Any]) -> None:
+    with pytest.raises(InvalidRequest, match="insecure-public"):
+        check_exposure(Settings(host=host))
+    check_exposure(Settings(host=host, is_public_without_tls_allowed=True))
+    check_exposure(Settings(host=host, **certificate))
+
+
+def test_a_public_address_never_goes_without_keys(certificate: dict[str, Any]) -> None:
+    with pytest.raises(InvalidRequest, match="no-auth"):
+        check_exposure(Settings(host="10.0.0.1", is_auth_enabled=False, **certificate))
+
+
+def test_half_of_the_tls_files_and_absent_ones_are_refused(tmp_path: Path, certificate: dict[str, Any]) -> None:
+    with pytest.raises(InvalidRequest, match="only one of"):
+        check_exposure(Settings(tls_key=certificate["tls_key"]))
+    with pytest.raises(InvalidRequest, match="no file"):
+        check_exposure(Settings(tls_certificate=tmp_path / "absent", tls_key=certificate["tls_key"]))
+
+
+def test_settings_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ZO_CLOUD_PORT", "9")
+    monkeypatch.setenv("ZO_CLOUD_MODEL_ROOTS", '["/models"]')
+    monkeypatch.setenv("ZO_CLOUD_HUB_TOKEN", "hf_secret")
+    settings = Settings()
+    assert (settings.port, settings.model_roots) == (9, (Path("/models"),))
+    assert settings.hub_token_text == "hf_secret"
+    assert "hf_secret" not in repr(settings)
+    assert Settings(port=10).port == 10
+
+
+def test_a_job_sees_only_listed_variables_and_no_password_of_a_proxy() -> None:
+    seen = job_environment(
+        {
+            "PATH": "/bin",
+            "HF_TOKEN": "secret",
+            "ZO_CLOUD_HUB_TOKEN": "secret",
+            "HUGGING_FACE_HUB_TOKEN": "secret",
+            "AWS_SESSION_TOKEN": "secret",
+            "https_proxy": "http://user:secret@proxy",
+            "HTTP_PROXY": "user:secret@proxy:3128",
+            "http_proxy": "http://proxy:3128",
+            "NO_PROXY": "localhost",
+        }
+    )
+    assert "secret" not in str(seen)
+    assert seen["PATH"] == "/bin"
+    assert seen["http_proxy"] == "http://proxy:3128"
+    assert seen["NO_PROXY"] == "localhost"
+    assert "https_proxy" not in seen
