@@ -44,7 +44,16 @@ def test_a_key_is_accepted_until_it_is_revoked(keys: KeyStore) -> None:
 
 def test_what_is_no_key_is_refused_in_the_same_words(keys: KeyStore) -> None:
     key, token = keys.create("", [Scope.ADMIN])
-    wrong = ["", "zo_", token[:-1], token + "x", f"zo_{key.id}_", f"ab_{token[3:]}", "zo_unknown_" + token[-43:], "ü_ü_ü"]
+    wrong = [
+        "",
+        "zo_",
+        token[:-1],
+        token + "x",
+        f"zo_{key.id}_",
+        f"ab_{token[3:]}",
+        "zo_unknown_" + token[-43:],
+        "ü_ü_ü",
+    ]
     messages = set()
     for guess in wrong:
         with pytest.raises(Unauthorized) as caught:

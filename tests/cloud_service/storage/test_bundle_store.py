@@ -65,7 +65,8 @@ def test_a_name_gives_only_its_own_blobs(store: BundleStore, manifest: Descripto
 def test_a_digest_stays_readable_when_its_tag_moves_on(store: BundleStore, manifest: Descriptor) -> None:
     publish(store, "tiny", "latest", manifest)
     other = store.layout.add_bytes(
-        store.layout.blob_path(manifest.digest).read_bytes().replace(b'"layers":[', b'"layers": [', 1), manifest.media_type
+        store.layout.blob_path(manifest.digest).read_bytes().replace(b'"layers":[', b'"layers": [', 1),
+        manifest.media_type,
     )
     store.publish("tiny", "latest", other, store.sign(other))
     assert store.manifest("tiny", "latest").digest == other.digest
@@ -91,9 +92,7 @@ def test_publishing_again_gives_the_same_bytes(store: BundleStore, manifest: Des
 def test_the_signature_that_is_served_verifies(store: BundleStore, manifest: Descriptor) -> None:
     publish(store, "tiny", "latest", manifest)
     document = next(
-        data
-        for path in store.layout.blobs.iterdir()
-        if (data := path.read_bytes()).startswith(b'{"algorithm"')
+        data for path in store.layout.blobs.iterdir() if (data := path.read_bytes()).startswith(b'{"algorithm"')
     )
     assert verify(document, manifest.digest).manifest == manifest.digest
 

@@ -10,6 +10,7 @@ import pytest
 import sqlalchemy as sa
 
 from cloud_service.storage.database import jobs, open_database, reading, writing
+from cloud_service.storage.keys import KeyStore, Scope
 from shared.errors import DiskError, UpgradeNeeded
 
 
@@ -48,9 +49,10 @@ def test_a_writer_holds_the_write_lock_from_its_first_moment_and_readers_go_on(t
 
 def test_a_full_disk_is_named_with_its_free_bytes(tmp_path: Path) -> None:
     engine = open_database(tmp_path / "jobs.sqlite3")
-    with pytest.raises(DiskError, match=r"disk is full \(\d+ bytes free\)"), writing(engine) as connection:
+    with reading(engine) as connection:
         pages = connection.exec_driver_sql("PRAGMA page_count").scalar()
-        connection.exec_driver_sql(f"PRAGMA max_page_count = {pages}")
-        connection.exec_driver_sql("CREATE TABLE filler (text TEXT)")
-        connection.exec_driver_sql("INSERT INTO filler VALUES (hex(zeroblob(100000)))")
+        connection.exec_driver_sql(f"PRAGMA max_page_count = {pages}")  # the pool gives the same connection again
+    with pytest.raises(DiskError, match=r"disk is full \(\d+ bytes free\)"):
+        KeyStore(engine).create("x" * 100_000, [Scope.JOBS])
+    assert KeyStore(engine).all() == []
     engine.dispose()

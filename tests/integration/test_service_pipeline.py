@@ -1,0 +1,174 @@
+"""``zo-cloud serve`` and ``zo-cloud prepare`` as a user runs them, with the real pipeline on a tiny random model."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import httpx
+import pytest
+from tiny_checkpoint import build_checkpoint, write_text
+
+from shared.bundle.layout import ImageLayout
+from shared.bundle.read import read_bundle
+from shared.bundle.signature import signature_tag
+
+DEADLINE_SECONDS = 120
+ZO_CLOUD = (sys.executable, "-m", "cloud_service.cli")
+SPEC = {
+    "model": "tiny",
+    "sparsity": 0.01,
+    "calibration": {"text": "text.jsonl", "sequences": 4, "tokens_per_sequence": 32},
+    "evaluation": {"documents": 4},
+}
+
+
+class Sources(NamedTuple):
+    """A folder with ``models/tiny`` and ``texts/text.jsonl``."""
+
+    root: Path
+
+    def start(self, data: Path) -> tuple[subprocess.Popen[str], httpx.Client]:
+        """Start a service on ``data`` and return it with a client that has a key of its own."""
+        made = subprocess.run(
+            [*ZO_CLOUD, "keys", "create", "--scope", "admin", "--data", str(data), "--json"],
+            capture_output=True, text=True, check=True,
+        )  # fmt: skip
+        options = ["--data", str(data), "--port", "0"]
+        options += ["--model-root", str(self.root / "models"), "--text-root", str(self.root / "texts"), "--offline"]
+        service = subprocess.Popen(
+            [*ZO_CLOUD, "serve", *options],
+            stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
+            env={**os.environ, "OMP_NUM_THREADS": "1", "ZO_CLOUD_POLL_SECONDS": "0.05", "ZO_CLOUD_MIN_FREE_BYTES": "0",
+                 "ZO_CLOUD_PROGRESS_SECONDS": "0"},
+        )  # fmt: skip
+        assert service.stdout is not None
+        url = next(fields["url"] for line in service.stdout if (fields := json.loads(line)).get("event") == "listening")
+        headers = {"Authorization": f"Bearer {json.loads(made.stdout)['key']}"}
+        return service, httpx.Client(base_url=url, headers=headers, timeout=30)
+
+
+@pytest.fixture(scope="module")
+def sources(tmp_path_factory: pytest.TempPathFactory) -> Sources:
+    root = tmp_path_factory.mktemp("sources")
+    build_checkpoint(root / "models" / "tiny")
+    (root / "texts").mkdir()
+    write_text(root / "texts" / "text.jsonl")
+    return Sources(root)
+
+
+@pytest.fixture
+def start(sources: Sources) -> Iterator[Callable[[Path], tuple[subprocess.Popen[str], httpx.Client]]]:
+    """Starts services, and kills those that still run at the end."""
+    started: list[tuple[subprocess.Popen[str], httpx.Client]] = []
+
+    def start_one(data: Path) -> tuple[subprocess.Popen[str], httpx.Client]:
+        started.append(sources.start(data))
+        return started[-1]
+
+    yield start_one
+    for service, client in started:
+        client.close()
+        service.kill()
+        service.wait(DEADLINE_SECONDS)
+        assert service.stdout is not None
+        service.stdout.close()
+
+
+def wait_for_job(client: httpx.Client, job_id: str, is_reached: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
+    end = time.monotonic() + DEADLINE_SECONDS
+    while time.monotonic() < end:
+        job: dict[str, Any] = client.get(f"/v1/jobs/{job_id}").json()
+        if is_reached(job):
+            return job
+        assert job["status"] not in ("failed", "cancelled"), job
+        time.sleep(0.02)
+    pytest.fail("nothing happened within two minutes")
+
+
+def test_a_model_is_prepared_by_one_post_although_the_service_is_killed_and_the_bytes_are_the_command_lines(
+    start: Callable[[Path], tuple[subprocess.Popen[str], httpx.Client]], sources: Sources, tmp_path: Path
+) -> None:
+    service, client = start(tmp_path / "data")
+    posted = client.post("/prepare-model", json=SPEC)
+    assert posted.status_code == 202, posted.text
+    job_id = posted.json()["id"]
+    wait_for_job(client, job_id, lambda job: job["stage"] in ("calibrating", "selecting", "quantizing", "evaluating"))
+    service.send_signal(signal.SIGKILL)
+    service.wait(DEADLINE_SECONDS)
+    assert not (tmp_path / "data" / "store" / "index.json").exists()
+
+    service, client = start(tmp_path / "data")
+    job = wait_for_job(client, job_id, lambda job: bool(job["status"] == "succeeded"))
+    assert job["attempt"] == 2
+    digest = job["result"]["digest"]
+    bundle = read_bundle(ImageLayout(tmp_path / "data" / "store"), digest)
+    assert bundle.config.source.id == "tiny"
+
+    manifest = client.get("/v2/tiny/manifests/latest")
+    assert manifest.headers["docker-content-digest"] == digest
+    assert client.get(f"/v2/tiny/manifests/{signature_tag(digest)}").status_code == 200
+    for layer in manifest.json()["layers"]:
+        assert int(client.head(f"/v2/tiny/blobs/{layer['digest']}").headers["content-length"]) == layer["size"]
+    (summary,) = client.get("/v1/bundles").json()["bundles"]
+    assert summary["perplexity_16bit"] > 1
+    assert "<html" in client.get(summary["report_url"]).text
+
+    again = client.post("/prepare-model", json={**SPEC, "tag": "again"}).json()
+    reused = wait_for_job(client, again["id"], lambda job: bool(job["status"] == "succeeded"))
+    assert reused["result"]["digest"] == digest
+    messages = [event["message"] for event in client.get(f"/v1/jobs/{again['id']}/events").json()["events"]]
+    assert f"the same input was prepared before: {digest}" in messages
+
+    assert prepare_here(sources, tmp_path / "out")["digest"] == digest
+
+
+def prepare_here(sources: Sources, output: Path) -> dict[str, Any]:
+    options = ["--sparsity", "0.01", "--calibration-text", str(sources.root / "texts" / "text.jsonl")]
+    options += ["--sequences", "4", "--tokens", "32", "--evaluation-documents", "4"]
+    options += ["--signing-key", str(output.parent / "key.pem"), "--output", str(output), "--json"]
+    answer = subprocess.run(
+        [*ZO_CLOUD, "prepare", str(sources.root / "models" / "tiny"), *options],
+        capture_output=True, text=True, timeout=DEADLINE_SECONDS, env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert answer.returncode == 0, answer.stderr
+    result: dict[str, Any] = json.loads(answer.stdout)
+    layout = ImageLayout(output)
+    assert set(layout.references()) == {"tiny:latest", f"tiny:{signature_tag(result['digest'])}"}
+    assert json.loads((output / "report.json").read_bytes())
+    assert "<html" in (output / "report.html").read_text()
+    assert not (output / ".workspace").exists()
+    assert "quantizing" in answer.stderr
+    return result
+
+
+def test_a_job_with_an_unusable_model_fails_with_the_error_of_the_pipeline(
+    start: Callable[[Path], tuple[subprocess.Popen[str], httpx.Client]], sources: Sources, tmp_path: Path
+) -> None:
+    pickled = sources.root / "models" / "pickled"
+    pickled.mkdir()
+    (pickled / "config.json").write_text('{"model_type": "llama"}')
+    (pickled / "pytorch_model.bin").write_bytes(b"pickle")
+    _, client = start(tmp_path / "data")
+    job_id = client.post("/prepare-model", json={**SPEC, "model": "pickled"}).json()["id"]
+    failed = _wait_until_over(client, job_id)
+    assert failed["status"] == "failed"
+    assert failed["error"]["type"] == "unsupported-model"
+    assert failed["error"]["param"] == "model"
+    assert "pytorch_model.bin" in failed["error"]["message"]
+
+
+def _wait_until_over(client: httpx.Client, job_id: str) -> dict[str, Any]:
+    end = time.monotonic() + DEADLINE_SECONDS
+    while (job := client.get(f"/v1/jobs/{job_id}").json())["finished"] is None:
+        assert time.monotonic() < end, job
+        time.sleep(0.05)
+    result: dict[str, Any] = job
+    return result
