@@ -1,0 +1,292 @@
+"""A whole fine-tune of the tiny bundle, by the library and by the command line."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from tiny_bundle import TinyBundle
+
+from device_client.cli import main
+from device_client.tasks.task_data import DataOptions
+from device_client.tuning.evaluation import Evaluation
+from device_client.tuning.journal import StepRecord, read_journal
+from device_client.tuning.model_problem import ModelProblem
+from device_client.tuning.run_directory import load_theta
+from device_client.tuning.tune_run import MachineSettings, PlannedRun, TuneReport, TuneSettings, plan_run, tune
+from shared.bundle.read import Bundle, read_bundle
+from shared.errors import Conflict, InvalidRequest, ResourceError
+
+SETTINGS = TuneSettings(steps=12, batch_size=4, validate_every=4)
+
+
+class Silent:
+    def stepped(self, record: StepRecord) -> None:
+        pass
+
+    def validated(self, steps_done: int, evaluation: Evaluation, *, is_best: bool) -> None:
+        pass
+
+    def note(self, text: str) -> None:
+        pass
+
+
+@pytest.fixture(scope="module")
+def bundle(tiny_bundle: TinyBundle) -> Bundle:
+    return read_bundle(tiny_bundle.layout, tiny_bundle.digest)
+
+
+@pytest.fixture
+def rows(tmp_path: Path) -> Path:
+    path = tmp_path / "rows.jsonl"
+    words = [("good", "yes"), ("bad", "no"), ("fine", "yes"), ("poor", "no")]
+    lines = [json.dumps({"text": f"{word} {i}", "label": label}) for i in range(3) for word, label in words]
+    path.write_text("\n".join(lines))
+    return path
+
+
+@pytest.fixture
+def clock() -> Callable[[], float]:
+    ticks = iter(range(10_000))
+    return lambda: float(next(ticks))
+
+
+def planned(bundle: Bundle, rows: Path, settings: TuneSettings = SETTINGS) -> PlannedRun:
+    options = DataOptions(data=rows, test=rows, validation_share=0.25)
+    return plan_run(bundle, settings, options, runs=rows.parent / "runs")
+
+
+def run(plan: PlannedRun, clock: Callable[[], float], **machine: object) -> TuneReport:
+    return tune(plan, MachineSettings(device="cpu", **machine), Silent(), clock)  # type: ignore[arg-type]
+
+
+def test_a_run_leaves_everything_in_its_folder(bundle: Bundle, rows: Path, clock: Callable[[], float]) -> None:
+    report = run(planned(bundle, rows), clock)
+    assert {path.name for path in report.run.iterdir()} == {
+        "config.json", "journal.bin", "metrics.jsonl", "last.safetensors", "best.safetensors", "result.json",
+        "resources.json", "loss.svg",
+    }  # fmt: skip
+    result = report.result
+    assert (result["steps_done"], result["forward_passes"], result["objective"]) == (12, 24, "candidates")
+    assert result["validation"]["bundle"]["rows"] == 3
+    assert result["test"]["last"]["rows"] == 12
+    assert load_theta(report.run).shape == (bundle.config.sensitive_count,)
+    assert report.resources["seconds_per_step"] is not None
+    assert report.resources["peak_memory_bytes"] > 0
+    assert len(read_journal(report.run / "journal.bin")[1]) == 12
+
+
+def test_no_row_of_the_user_is_in_the_run_folder(bundle: Bundle, rows: Path, clock: Callable[[], float]) -> None:
+    rows.write_text(rows.read_text().replace("good", "zebra"))
+    report = run(planned(bundle, rows), clock)
+    for path in report.run.iterdir():
+        assert b"zebra" not in path.read_bytes()
+
+
+def test_the_same_call_again_does_nothing(bundle: Bundle, rows: Path, clock: Callable[[], float]) -> None:
+    first = run(planned(bundle, rows), clock)
+    before = {path.name: path.read_bytes() for path in first.run.iterdir()}
+    second = run(planned(bundle, rows), clock)
+    assert second.was_finished
+    assert second.result == json.loads(before["result.json"])
+    assert {path.name: path.read_bytes() for path in second.run.iterdir()} == before
+
+
+def test_equal_runs_in_two_folders_are_equal_bit_for_bit(
+    bundle: Bundle, rows: Path, clock: Callable[[], float]
+) -> None:
+    plan = planned(bundle, rows)
+    first = run(plan, clock).run
+    shutil.move(first, first.with_name("other"))
+    run(plan, clock)
+    for name in ("journal.bin", "last.safetensors", "best.safetensors", "result.json", "loss.svg"):
+        assert (first / name).read_bytes() == (first.with_name("other") / name).read_bytes()
+
+
+@pytest.mark.parametrize(
+    "change", [{"seed": 1}, {"steps": 13}, {"epsilon": 2e-3}, {"lr": 1e-6}, {"objective": "vocabulary"}]
+)
+def test_another_setting_is_another_run(bundle: Bundle, rows: Path, change: dict[str, object]) -> None:
+    other = planned(bundle, rows, dataclasses.replace(SETTINGS, **change))  # type: ignore[arg-type]
+    assert other.directory.path != planned(bundle, rows).directory.path
+
+
+def test_other_rows_are_another_run(bundle: Bundle, rows: Path) -> None:
+    before = planned(bundle, rows).directory.path
+    rows.write_text(rows.read_text().replace("good", "nice"))
+    assert planned(bundle, rows).directory.path != before
+
+
+def test_a_folder_that_holds_another_run_is_left_alone(bundle: Bundle, rows: Path, clock: Callable[[], float]) -> None:
+    options = DataOptions(data=rows, validation_share=0.25)
+    output = rows.parent / "mine"
+    run(plan_run(bundle, SETTINGS, options, runs=rows.parent, output=output), clock)
+    other = dataclasses.replace(SETTINGS, seed=9)
+    with pytest.raises(Conflict, match="settings.* differ"):
+        run(plan_run(bundle, other, options, runs=rows.parent, output=output), clock)
+
+
+def test_a_run_stopped_by_its_time_budget_goes_on(bundle: Bundle, rows: Path, clock: Callable[[], float]) -> None:
+    stopped = run(planned(bundle, rows), clock, time_budget_seconds=6.0)
+    assert stopped.result["stopped_by"] == "time budget"
+    again = run(planned(bundle, rows), clock)
+    assert (again.result["steps_done"], again.was_finished) == (12, False)
+
+
+def test_a_budget_that_is_too_small_is_refused_before_loading(bundle: Bundle, rows: Path, clock: object) -> None:
+    with pytest.raises(ResourceError, match="memory budget") as caught:
+        run(planned(bundle, rows), clock, memory_budget_bytes=1 << 20)  # type: ignore[arg-type]
+    assert caught.value.exit_code == 8
+
+
+def test_a_smaller_budget_is_a_smaller_micro_batch(bundle: Bundle, rows: Path, clock: Callable[[], float]) -> None:
+    report = run(planned(bundle, rows), clock, memory_budget_bytes=8 << 30)
+    assert report.resources["micro_batch_rows"] == 8  # 4 rows of two candidates each
+    assert run(planned(bundle, rows, dataclasses.replace(SETTINGS, seed=2)), clock).resources["micro_batch_rows"] == 8
+
+
+def test_an_epsilon_below_the_compute_formats_spacing_is_refused(
+    bundle: Bundle, rows: Path, clock: Callable[[], float]
+) -> None:
+    plan = planned(bundle, rows, dataclasses.replace(SETTINGS, epsilon=1e-6))
+    with pytest.raises(InvalidRequest, match="bfloat16 loses"):
+        run(plan, clock, compute_dtype=torch.bfloat16)
+
+
+def test_micro_batched_equals_whole_batch_on_the_real_model(bundle: Bundle, rows: Path) -> None:
+    from device_client.model.loader import load_model
+    from device_client.tuning.batches import BatchIndices
+
+    data, model = planned(bundle, rows).data, load_model(bundle, device="cpu")
+    losses = []
+    for micro_batch_rows in (1, 3, 100):
+        indices = BatchIndices(len(data.training), 8, seed=0)
+        problem = ModelProblem(model, data.training, data.validation, "candidates", indices, micro_batch_rows)
+        losses.append(problem.loss(model.initial_theta(), problem.batch(0)))
+    # float32 logits of order 1: padding changes their last bits only.
+    assert losses == pytest.approx([losses[0]] * 3, abs=1e-5)
+
+
+def test_a_problem_shrinks_to_one_sequence_and_no_further(bundle: Bundle, rows: Path) -> None:
+    from device_client.model.loader import load_model
+    from device_client.tuning.batches import BatchIndices
+
+    data = planned(bundle, rows).data
+    model = load_model(bundle, device="cpu")
+    problem = ModelProblem(model, data.training, data.validation, "vocabulary", BatchIndices(4, 2, 0), 5)
+    assert [(problem.shrink(), problem.micro_batch_rows) for _ in range(4)] == [
+        (True, 3), (True, 2), (True, 1), (False, 1)
+    ]  # fmt: skip
+
+
+@pytest.fixture
+def home(tmp_path: Path, tiny_bundle: TinyBundle, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    monkeypatch.setenv("ZO_DEVICE_HOME", str(tmp_path))
+    (tmp_path / "bundles").symlink_to(tiny_bundle.layout.root)
+    yield tmp_path
+
+
+def call(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, dict[str, object], str]:
+    code = main([*words, "--json"])
+    streams = capsys.readouterr()
+    return code, json.loads(streams.out), streams.err
+
+
+def test_tune_eval_and_runs_by_command(home: Path, rows: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ("tune", "--data", str(rows), "--steps", "6", "--batch", "4", "--device", "cpu")
+    code, tuned, spoken = call(capsys, *words)
+    assert code == 0
+    assert "best" in spoken
+    run_name = Path(str(tuned["run"])).name
+    code, again, spoken = call(capsys, *words)
+    assert (code, again["was_finished"], again["result"]) == (0, True, tuned["result"])
+    assert "finished" in spoken
+
+    code, scored, _ = call(capsys, "eval", "--data", str(rows), "--run", run_name, "--device", "cpu")
+    assert (code, scored["rows"]) == (0, 12)
+    code, own, _ = call(capsys, "eval", "--data", str(rows), "--device", "cpu")
+    assert own["loss"] != scored["loss"]
+
+    code, listed, _ = call(capsys, "runs")
+    (entry,) = listed["runs"]  # type: ignore[misc]
+    assert (entry["name"], entry["state"], entry["steps_done"]) == (run_name, "finished", 6)
+    (home / "runs" / run_name / "result.json").write_text("{")
+    _, listed, _ = call(capsys, "runs")
+    assert listed["runs"][0]["state"] == "damaged"  # type: ignore[index]
+
+
+def test_data_check_counts_and_shows_scored_tokens(home: Path, rows: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, found, spoken = call(capsys, "data", "check", "--data", str(rows), "--max-tokens", "14")
+    assert code == 0
+    counts = found["rows"]["training"]  # type: ignore[index]
+    assert (counts["count"], counts["longest_tokens"]) == (10, 14)
+    assert counts["truncated_rows"] == 10
+    assert found["token_histogram"] == {"16": 10}
+    assert "⟦y⟧⟦e⟧⟦s⟧" in spoken
+    assert "good" not in json.dumps(found)
+
+
+@pytest.mark.parametrize(
+    ("content", "words", "code", "told"),
+    [
+        ('{"text": "a", "label": "x"}\n' * 9 + '{"text": "b"}\n', (), 9, "line 10: 'label' is missing"),
+        ("", (), 9, "holds no rows"),
+        (None, (), 9, "there is no file"),
+        ('{"text": "a", "label": "x"}\n' * 9, (), 9, "at least two labels"),
+        ("good", ("--lr", "fast"), 2, "--lr"),
+        ("good", ("--memory-budget", "1MB"), 8, "memory budget"),
+        ("good", ("--lr", "1e38"), 10, "--lr"),
+        ("good", ("--seed", "-1"), 2, "--seed"),
+        ("good", ("--steps", "0"), 2, "from 1 on"),
+        ("good", ("--validation-share", "1"), 2, "between 0 and 1"),
+        ("good", ("--epsilon", "nan"), 2, "above 0"),
+        ("good", ("--time-budget", "soon"), 2, "duration"),
+        ("good", ("--task", "RTE"), 2, "exactly one"),
+        ("good", ("--device", "cuda:99"), 8, "CUDA"),
+    ],
+)
+def test_bad_input_has_its_exit_code_and_says_what_to_do(
+    home: Path, rows: Path, capsys: pytest.CaptureFixture[str], content: str | None, words: tuple[str, ...], code: int,
+    told: str,
+) -> None:  # fmt: skip
+    if content is None:
+        rows.unlink()
+    elif content != "good":
+        rows.write_text(content)
+    found, printed, spoken = call(capsys, "tune", "--data", str(rows), "--steps", "60", "--device", "cpu", *words)
+    assert found == code
+    assert told in spoken
+    assert "error" in printed
+
+
+def test_a_validation_label_unseen_in_training_is_exit_9(
+    home: Path, rows: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = home / "validation.jsonl"
+    other.write_text('{"text": "a", "label": "perhaps"}\n')
+    code, _, spoken = call(capsys, "tune", "--data", str(rows), "--validation", str(other))
+    assert code == 9
+    assert "validation.jsonl line 1: label 'perhaps'" in spoken
+
+
+def test_a_diverged_run_keeps_its_best_values(home: Path, rows: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ("--steps", "60", "--lr", "1e38", "--output", str(home / "mine"), "--device", "cpu")
+    code, _, _ = call(capsys, "tune", "--data", str(rows), *words)
+    assert code == 10
+    assert torch.isfinite(load_theta(home / "mine")).all()
+    assert call(capsys, "eval", "--data", str(rows), "--run", str(home / "mine"), "--device", "cpu")[0] == 0
+
+
+def test_an_unknown_run_is_exit_4(home: Path, rows: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, _, spoken = call(capsys, "eval", "--data", str(rows), "--run", "absent")
+    assert code == 4
+    assert "zo-device runs" in spoken
+
+
+def test_no_runs_is_an_empty_list(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert call(capsys, "runs")[1] == {"runs": []}

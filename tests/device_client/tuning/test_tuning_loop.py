@@ -1,0 +1,365 @@
+"""The loop on a closed form: it learns, it resumes bit for bit, it gives up when it must."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from device_client.tuning.evaluation import Evaluation
+from device_client.tuning.journal import Journal, JournalHeader, StepFlags, StepRecord, open_journal, read_journal
+from device_client.tuning.loop import BEST, LAST, LoopSettings, Outcome, TuningLoop
+from device_client.tuning.perturbations import PerturbationStream
+from device_client.tuning.run_directory import RunDirectory, load_theta
+from device_client.tuning.schedules import StepSizeSchedule
+from shared.errors import Diverged, IntegrityError, ResourceError
+
+COUNT = 6
+HEADER = JournalHeader(
+    seed=11, stream="s", distribution="gaussian", sensitive_count=COUNT, queries=1, epsilon=1e-3,
+    bundle_digest="sha256:" + "0" * 64, settings_digest="sha256:" + "1" * 64,
+)  # fmt: skip
+SETTINGS = LoopSettings(steps=40, epsilon=1e-3, validate_every=10)
+
+
+class Bowl:
+    """L(θ, b) = ‖θ − 1‖² / 2 + b·θ₀; batches alternate b = ±0.1; the validation loss has b = 0."""
+
+    def __init__(self) -> None:
+        self.loss_calls = 0
+        self.validations = 0
+        self.fault: Callable[[int, float], float] = lambda _call, loss: loss
+        self.micro_batch_rows = 1
+
+    def batch(self, step: int) -> float:
+        return 0.1 * (-1) ** step
+
+    def loss(self, theta: Tensor, batch: float) -> float:
+        self.loss_calls += 1
+        return self.fault(self.loss_calls, float(((theta.double() - 1) ** 2).sum() / 2 + batch * theta[0]))
+
+    def validate(self, theta: Tensor) -> Evaluation:
+        self.validations += 1
+        return Evaluation(float(((theta.double() - 1) ** 2).sum() / 2), 0.5, 7)
+
+    def shrink(self) -> bool:
+        self.micro_batch_rows //= 2
+        return self.micro_batch_rows > 0
+
+
+class Recorder:
+    """Remembers what it was told."""
+
+    def __init__(self) -> None:
+        self.steps: list[int] = []
+        self.validated_at: list[int] = []
+        self.notes: list[str] = []
+
+    def stepped(self, record: StepRecord) -> None:
+        self.steps.append(record.step)
+
+    def validated(self, steps_done: int, evaluation: Evaluation, *, is_best: bool) -> None:
+        self.validated_at.append(steps_done)
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
+
+
+class Killed(Exception):
+    """Stands for SIGKILL: nothing of the loop runs after it."""
+
+
+def tune(
+    folder: Path,
+    problem: Bowl | None = None,
+    *,
+    settings: LoopSettings = SETTINGS,
+    lr: float | None = 0.05,
+    observer: Recorder | None = None,
+    clock: Callable[[], float] = lambda: 0.0,
+) -> Outcome:
+    run = RunDirectory(folder)
+    run.create()
+    stream = PerturbationStream(HEADER.seed, COUNT, "gaussian", torch.device("cpu"))
+    schedule = StepSizeSchedule(settings.steps, lr, step_length=0.1, sensitive_count=COUNT, decay="linear")
+    header = replace(HEADER, queries=settings.queries)
+    with open_journal(run.journal, header) as journal:
+        loop = TuningLoop(
+            problem or Bowl(), torch.zeros(COUNT), stream, schedule, settings, journal, run,
+            observer or Recorder(), clock,
+        )  # fmt: skip
+        return loop.run()
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {name: (folder / name).read_bytes() for name in ("journal.bin", "metrics.jsonl", LAST, BEST)}
+
+
+@pytest.mark.parametrize("lr", [None, 0.05])
+@pytest.mark.parametrize("queries", [1, 3])
+def test_it_learns(tmp_path: Path, lr: float | None, queries: int) -> None:
+    outcome = tune(tmp_path, settings=replace(SETTINGS, steps=200, queries=queries), lr=lr)
+    start, end = outcome.validations[0].loss, outcome.validations[200].loss
+    assert start == 3.0  # ‖0 − 1‖² / 2 in six dimensions
+    assert end < 0.3
+    assert (outcome.steps_done, outcome.stopped_by) == (200, "steps")
+
+
+def test_theta_follows_from_the_journal_alone(tmp_path: Path) -> None:
+    """Replay by hand: θ ← θ − η·g·z over the records equals the live run bit for bit."""
+    from shared.perturbation import perturbation
+
+    outcome = tune(tmp_path)
+    header, records = read_journal(tmp_path / "journal.bin")
+    theta = torch.zeros(COUNT)
+    for record in records:
+        z = torch.from_numpy(perturbation(header.seed, record.step, 0, COUNT))
+        theta = theta - z * (torch.tensor(record.lr) * torch.tensor(record.gradients[0])).item()
+    assert torch.equal(theta, outcome.last)
+
+
+@pytest.mark.parametrize("settings", [SETTINGS, replace(SETTINGS, queries=2)])
+def test_a_run_killed_at_any_loss_resumes_bit_for_bit(tmp_path: Path, settings: LoopSettings) -> None:
+    whole = tune(tmp_path / "whole", settings=settings)
+    calls_in_all = 2 * settings.queries * settings.steps
+    for killed_at in range(1, calls_in_all, 13):
+
+        def die(call: int, loss: float, at: int = killed_at) -> float:
+            if call == at:
+                raise Killed
+            return loss
+
+        folder = tmp_path / f"killed-{killed_at}"
+        problem = Bowl()
+        problem.fault = die
+        with pytest.raises(Killed):
+            tune(folder, problem, settings=settings)
+        again = tune(folder, settings=settings)
+        assert torch.equal(again.last, whole.last)
+        assert torch.equal(again.best, whole.best)
+        assert files(folder) == files(tmp_path / "whole")
+
+
+def test_a_run_killed_between_any_two_writes_resumes_bit_for_bit(tmp_path: Path) -> None:
+    """Every state that the files can be left in: each file as old as its last write before the kill."""
+    history: list[Path] = []
+
+    class Historian(Recorder):
+        def stepped(self, record: StepRecord) -> None:
+            self._keep()
+
+        def validated(self, steps_done: int, evaluation: Evaluation, *, is_best: bool) -> None:
+            self._keep()
+
+        def _keep(self) -> None:
+            history.append(tmp_path / f"state-{len(history)}")
+            shutil.copytree(tmp_path / "whole", history[-1])
+
+    tune(tmp_path / "whole", observer=Historian())
+    assert len(history) == 40 + 5
+    expected = files(tmp_path / "whole")
+    for state in history:
+        tune(state)
+        assert files(state) == expected
+
+
+@pytest.mark.parametrize("lost", [LAST, "metrics.jsonl"])
+def test_a_lost_snapshot_or_metrics_file_is_made_up_for_from_the_journal(tmp_path: Path, lost: str) -> None:
+    whole = tune(tmp_path)
+    journal = (tmp_path / "journal.bin").read_bytes()
+    (tmp_path / lost).unlink()
+    again = tune(tmp_path)
+    assert torch.equal(again.last, whole.last)
+    assert again.validations == whole.validations
+    assert (tmp_path / "journal.bin").read_bytes() == journal
+
+
+def test_no_forward_pass_is_repeated_but_for_unrecorded_steps(tmp_path: Path) -> None:
+    problem = Bowl()
+
+    def die(call: int, loss: float) -> float:
+        if call == 51:
+            raise Killed
+        return loss
+
+    problem.fault = die
+    with pytest.raises(Killed):
+        tune(tmp_path, problem)
+    again, observer = Bowl(), Recorder()
+    tune(tmp_path, again, observer=observer)
+    assert observer.steps == list(range(25, 40))
+    assert (again.loss_calls, again.validations) == (30, 2)
+    assert observer.notes == ["going on after step 25"]
+
+
+def test_a_finished_run_is_repeated_without_a_forward_pass(tmp_path: Path) -> None:
+    first = tune(tmp_path)
+    before = files(tmp_path)
+    problem = Bowl()
+    second = tune(tmp_path, problem)
+    assert (problem.loss_calls, problem.validations) == (0, 0)
+    assert torch.equal(first.last, second.last)
+    assert files(tmp_path) == before
+
+
+def test_the_best_values_are_those_of_the_lowest_validation_loss(tmp_path: Path) -> None:
+    class Rising(Bowl):
+        def validate(self, theta: Tensor) -> Evaluation:
+            self.validations += 1
+            return Evaluation([3.0, 2.0, 1.0, 2.5, 2.0][self.validations - 1], None, 7)
+
+    outcome = tune(tmp_path, Rising())
+    assert outcome.best_step == 20
+    assert torch.equal(load_theta(tmp_path), outcome.best)
+    assert not torch.equal(outcome.best, outcome.last)
+
+
+def test_where_nothing_gets_better_the_bundles_own_values_are_best(tmp_path: Path) -> None:
+    outcome = tune(tmp_path, lr=0.0)
+    assert outcome.best_step == 0
+    assert torch.equal(outcome.best, torch.zeros(COUNT))
+    assert torch.equal(outcome.last, torch.zeros(COUNT))
+
+
+def test_it_stops_early_and_a_resumed_run_stops_at_the_same_step(tmp_path: Path) -> None:
+    class Stale(Bowl):
+        def validate(self, theta: Tensor) -> Evaluation:
+            return Evaluation(1.0, None, 7)
+
+    settings = replace(SETTINGS, patience=2)
+    outcome = tune(tmp_path, Stale(), settings=settings)
+    assert (outcome.steps_done, outcome.stopped_by, outcome.best_step) == (20, "early stop", 0)
+    again = tune(tmp_path, Stale(), settings=settings)
+    assert (again.steps_done, again.stopped_by) == (20, "early stop")
+
+
+def test_a_time_budget_stops_the_run_and_the_same_call_goes_on(tmp_path: Path) -> None:
+    ticks = itertools.count()
+    settings = replace(SETTINGS, time_budget_seconds=14.5)
+    first = tune(tmp_path / "paused", settings=settings, clock=lambda: float(next(ticks)))
+    assert first.stopped_by == "time budget"
+    assert 0 < first.steps_done < 40
+    assert first.steps_done in first.validations
+    second = tune(tmp_path / "paused")
+    assert torch.equal(second.last, tune(tmp_path / "whole").last)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_a_loss_that_is_not_finite_skips_the_step_and_says_so(tmp_path: Path, bad: float) -> None:
+    problem = Bowl()
+    problem.fault = lambda call, loss: bad if call == 5 else loss
+    outcome = tune(tmp_path, problem)
+    skipped = [record for record in outcome.records if StepFlags.SKIPPED in record.flags]
+    assert [(record.step, record.lr) for record in skipped] == [(2, 0.0)]
+    assert math.isnan(skipped[0].gradients[0])
+    assert torch.equal(tune(tmp_path).last, outcome.last)
+
+
+def test_ten_skipped_steps_in_a_row_are_a_divergence(tmp_path: Path) -> None:
+    problem = Bowl()
+    problem.fault = lambda call, loss: math.nan if call > 30 else loss
+    with pytest.raises(Diverged, match="not finite in 10 steps in a row at step 24") as caught:
+        tune(tmp_path, problem)
+    assert caught.value.exit_code == 10
+    assert "--lr" in str(caught.value)
+
+
+def test_a_learning_rate_that_diverges_keeps_the_best_values(tmp_path: Path) -> None:
+    with pytest.raises(Diverged, match="averages") as caught:
+        tune(tmp_path, lr=3.0, settings=replace(SETTINGS, steps=200))
+    assert caught.value.exit_code == 10
+    assert torch.isfinite(load_theta(tmp_path)).all()
+    with pytest.raises(Diverged) as again:
+        tune(tmp_path, lr=3.0, settings=replace(SETTINGS, steps=200))
+    assert str(again.value) == str(caught.value)
+
+
+def test_a_bundle_whose_own_loss_is_not_finite_is_refused(tmp_path: Path) -> None:
+    class Broken(Bowl):
+        def validate(self, theta: Tensor) -> Evaluation:
+            return Evaluation(math.nan, 0.0, 7)
+
+    for _ in range(2):
+        with pytest.raises(Diverged, match="own loss"):
+            tune(tmp_path, Broken())
+    assert '"loss": null' in (tmp_path / "metrics.jsonl").read_text()
+
+
+def test_out_of_memory_halves_the_micro_batch_and_measures_the_step_anew(tmp_path: Path) -> None:
+    class Tight(Bowl):
+        def loss(self, theta: Tensor, batch: float) -> float:
+            if self.micro_batch_rows > 2 and self.loss_calls >= 3:
+                raise torch.OutOfMemoryError
+            return super().loss(theta, batch)
+
+    problem, observer = Tight(), Recorder()
+    problem.micro_batch_rows = 8
+    outcome = tune(tmp_path / "tight", problem, observer=observer)
+    assert problem.micro_batch_rows == 2
+    assert len(observer.notes) == 2
+    assert torch.equal(outcome.last, tune(tmp_path / "roomy").last)
+    events = [json.loads(line) for line in (tmp_path / "tight" / "metrics.jsonl").read_text().splitlines()]
+    assert [e["steps_done"] for e in events if e["kind"] == "micro-batch halved"] == [1, 1]
+
+
+def test_out_of_memory_with_one_sequence_is_a_resource_error(tmp_path: Path) -> None:
+    class Hopeless(Bowl):
+        def loss(self, theta: Tensor, batch: float) -> float:
+            raise torch.OutOfMemoryError
+
+    with pytest.raises(ResourceError, match="one sequence at a time") as caught:
+        tune(tmp_path, Hopeless())
+    assert caught.value.exit_code == 8
+
+
+def test_an_interrupt_leaves_a_run_that_goes_on(tmp_path: Path) -> None:
+    problem = Bowl()
+
+    def interrupt(call: int, loss: float) -> float:
+        if call == 30:
+            raise KeyboardInterrupt
+        return loss
+
+    problem.fault = interrupt
+    with pytest.raises(KeyboardInterrupt):
+        tune(tmp_path / "cut", problem)
+    assert torch.equal(tune(tmp_path / "cut").last, tune(tmp_path / "whole").last)
+
+
+def test_a_lost_best_file_is_named_and_not_invented(tmp_path: Path) -> None:
+    tune(tmp_path)
+    (tmp_path / BEST).unlink()
+    with pytest.raises(IntegrityError, match=r"best\.safetensors"):
+        tune(tmp_path)
+
+
+def test_the_noise_is_reported(tmp_path: Path) -> None:
+    outcome = tune(tmp_path)
+    differences = sorted(2e-3 * abs(record.gradients[0]) for record in outcome.records)
+    assert outcome.median_loss_difference == pytest.approx((differences[19] + differences[20]) / 2)
+
+
+def test_a_snapshot_ahead_of_the_journal_is_not_used(tmp_path: Path) -> None:
+    """A disk that lost the journal's last records but kept the snapshot: the run is replayed from its start."""
+    whole = tune(tmp_path)
+    data = (tmp_path / "journal.bin").read_bytes()
+    (tmp_path / "journal.bin").write_bytes(data[: -5 * 22])
+    assert torch.equal(tune(tmp_path).last, whole.last)
+
+
+def test_a_journal_is_closed_when_the_loop_fails(tmp_path: Path) -> None:
+    problem = Bowl()
+    problem.fault = lambda _call, _loss: math.nan
+    with pytest.raises(Diverged):
+        tune(tmp_path, problem)
+    journal: Journal = open_journal(tmp_path / "journal.bin", HEADER)
+    with journal:
+        assert len(journal.records) == 10
