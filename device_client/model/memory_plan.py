@@ -2,9 +2,12 @@
 
     peak = weights + workspace + θ vectors + activations of the hungriest moment of one block + logits + framework
 
-    activations = tokens · bytes · max( 2H + 4Q + 2K,     attention: residual, input, q k v, rotated and repeated copies
-                                        2H + 3M,          gated MLP: residual, input, activation, up, product (else 2M)
-                                        H + 3H·4/bytes )  norms, which compute in float32
+    activations = tokens · bytes · (4H + max( 4Q + 2K,           attention: q k v, their rotated and repeated copies
+                                              3M,                gated MLP: activation, up, product (else 2M)
+                                              3H·4/bytes ))      norms, which compute in float32
+
+4H: the embeddings, the block's input, the residual and the normed input are all alive inside a block. A CPU's malloc
+keeps about half of that again in freed pieces it cannot give back; ``tests/benchmarks/bench_device_model.py`` measures.
 
 Symbols: H hidden · Q, K width of queries and keys · M width of the MLP · tokens = rows · columns. Both signs of a step
 run one after the other, so they share these bytes. Costs nothing and imports neither torch nor transformers.
@@ -20,13 +23,16 @@ from typing import Any
 from device_client.byte_sizes import format_bytes
 from device_client.model.dequantize_tiles import workspace_bytes
 from shared.bundle.manifest import BundleConfig
-from shared.errors import ResourceError
+from shared.errors import ResourceError, UnsupportedModel
 
 FRAMEWORK_BYTES = {"cpu": 400 << 20, "cuda": 512 << 20}
 """CPU: the process after importing torch, transformers and tokenizers. CUDA: context and cuBLAS workspace."""
 
 VALUE_BYTES = {"cpu": 4, "cuda": 2}
 """Bytes of one value in the default compute dtype: float32 on a CPU, float16 on CUDA."""
+
+_ALLOCATOR_SLACK = {"cpu": 0.5, "cuda": 0.0}
+"""Share of the activations that the allocator holds besides."""
 
 _INDEX_BYTES = 8
 _THETA_VECTORS = 4
@@ -107,6 +113,7 @@ def plan_memory(
     parts["workspace"] = workspace_bytes([entry.shape for entry in config.tensors], device_type, bytes_each)
     parts["theta and z"] = config.sensitive_count * 4 * _THETA_VECTORS
     parts["activations"] = _activation_bytes(config.architecture, workload, bytes_each)
+    parts["allocator slack"] = int(parts["activations"] * _ALLOCATOR_SLACK[device_type])
     parts["logits"] = _logit_bytes(config.architecture, workload, bytes_each)
     parts["framework"] = FRAMEWORK_BYTES[device_type]
     return MemoryPlan(workload, parts)
@@ -151,20 +158,25 @@ def check_budget(plan: MemoryPlan, budget_bytes: int) -> None:
 
 
 def _activation_bytes(architecture: dict[str, Any], workload: Workload, value_bytes: int) -> int:
-    hidden = int(architecture["hidden_size"])
-    heads = int(architecture["num_attention_heads"])
-    head_width = int(architecture.get("head_dim") or hidden // heads)
+    hidden, heads = _dimension(architecture, "hidden_size"), _dimension(architecture, "num_attention_heads")
+    head_width = _dimension(architecture, "head_dim", hidden // heads)
     queries = heads * head_width
-    keys = int(architecture.get("num_key_value_heads") or heads) * head_width
-    gated = int(architecture.get("intermediate_size") or 0)
-    plain = int(architecture.get("ffn_dim") or 0)
-    attention = (2 * hidden + 4 * queries + 2 * keys) * value_bytes
-    mlp = (2 * hidden + 3 * gated + 2 * plain) * value_bytes
-    norm = hidden * value_bytes + 3 * hidden * 4
-    return workload.rows * workload.columns * max(attention, mlp, norm)
+    keys = _dimension(architecture, "num_key_value_heads", heads) * head_width
+    gated, plain = (_dimension(architecture, key, 0) for key in ("intermediate_size", "ffn_dim"))
+    attention = (4 * queries + 2 * keys) * value_bytes
+    mlp = (3 * gated + 2 * plain) * value_bytes
+    norm = 3 * hidden * 4
+    return workload.rows * workload.columns * (4 * hidden * value_bytes + max(attention, mlp, norm))
+
+
+def _dimension(architecture: dict[str, Any], key: str, default: int | None = None) -> int:
+    value = default if architecture.get(key) is None else architecture[key]
+    if type(value) is not int or value < (1 if default is None else 0):
+        raise UnsupportedModel(f"{key} is {value!r} in the bundle's architecture", needed="a positive whole number")
+    return value
 
 
 def _logit_bytes(architecture: dict[str, Any], workload: Workload, value_bytes: int) -> int:
     """Logits in the compute dtype, in float32, and their log-softmax."""
     copies = 4 + 4 + (value_bytes if value_bytes != 4 else 0)
-    return workload.rows * workload.answers_per_row * int(architecture["vocab_size"]) * copies
+    return workload.rows * workload.answers_per_row * _dimension(architecture, "vocab_size") * copies

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from tiny_bundle import TinyBundle
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from device_client.model.linear import QuantizedSparseLinear
 from device_client.model.loader import load_model
@@ -22,9 +27,10 @@ from device_client.model.memory_plan import (
     weight_parts,
 )
 from device_client.model.sparse_model import SparseModel
+from device_client.model.token_batch import TokenBatch
 from shared.bundle.manifest import BundleConfig
 from shared.bundle.read import read_bundle
-from shared.errors import ResourceError
+from shared.errors import ResourceError, UnsupportedModel
 
 LLAMA_2_7B_BLOCK = {"hidden_size": 4096, "num_attention_heads": 32, "intermediate_size": 11008, "vocab_size": 32000}
 
@@ -73,7 +79,8 @@ def test_parts_of_the_tiny_bundle_worked_by_hand(tiny_bundle: TinyBundle) -> Non
     assert parts["sensitive indices and values"] == 14 * 8 * (8 + 4 + 2)
     assert parts["workspace"] == 44 * 32 * (4 + 8 + 1)
     assert parts["theta and z"] == 14 * 8 * 16
-    assert parts["activations"] == rows * columns * (2 * 32 + 4 * 32 + 2 * 16) * 4
+    assert parts["activations"] == rows * columns * (4 * 32 + 4 * 32 + 2 * 16) * 4
+    assert parts["allocator slack"] == parts["activations"] // 2
     assert parts["logits"] == rows * 2 * 259 * 8
 
 
@@ -121,8 +128,61 @@ def test_activations_of_a_7b_model_come_to_the_published_order(config: BundleCon
     parts = plan_memory(large, Workload(16, 512), device_type="cuda").parts
 
     # design/performance.md computes 0.758 GiB from the same shapes.
-    assert parts["activations"] == pytest.approx(0.758 * 2**30, rel=0.2)
+    assert parts["activations"] == pytest.approx(0.758 * 2**30, rel=0.01)
     assert parts["logits"] < 0.02 * 2**30
+
+
+class LiveBytes(TorchDispatchMode):
+    """Counts the bytes of the tensors that operations allocate, from their making to their end."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.peak = 0
+        self._sizes: dict[int, int] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        inputs = {leaf.untyped_storage()._cdata for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)}
+        result = func(*args, **(kwargs or {}))
+        for leaf in tree_leaves(result):
+            if isinstance(leaf, Tensor) and leaf.untyped_storage()._cdata not in inputs:
+                storage = leaf.untyped_storage()
+                self._sizes[storage._cdata] = storage.nbytes()
+                weakref.finalize(storage, self._sizes.pop, storage._cdata, None)
+        self.peak = max(self.peak, sum(self._sizes.values()))
+        return result
+
+
+@pytest.mark.parametrize(
+    ("model_type", "changes"),
+    [
+        ("llama", {}),
+        ("llama", {"intermediate_size": 200}),
+        ("mistral", {"intermediate_size": 200}),
+        ("qwen3", {"head_dim": 32}),
+        ("opt", {"ffn_dim": 200}),
+    ],
+)
+def test_planned_activations_are_the_bytes_alive_at_the_peak(
+    case_of: Callable, model_type: str, changes: dict[str, int]
+) -> None:
+    model = load_model(case_of(model_type, **changes).bundle, device="cpu")
+    ids = torch.zeros(64, 60, dtype=torch.int64)
+    batch = TokenBatch(ids, torch.ones_like(ids), torch.tensor([0]), torch.tensor([59]))
+    live = LiveBytes()
+
+    with live:
+        model.logits(batch)
+
+    planned = plan_memory(model.config, Workload(64, 60), device_type="cpu").parts["activations"]
+    # Left out: rotary tables, under 2 % here. Where attention dominates the plan counts up to 2K too much.
+    assert 0.98 * live.peak < planned < 1.15 * live.peak
+
+
+@pytest.mark.parametrize("changes", [{"hidden_size": None}, {"num_attention_heads": 0}, {"vocab_size": "many"}])
+def test_an_architecture_without_dimensions_is_refused(config: BundleConfig, changes: dict[str, Any]) -> None:
+    changed = config.model_copy(update={"architecture": config.architecture | changes})
+    with pytest.raises(UnsupportedModel, match=next(iter(changes))):
+        plan_memory(changed, Workload(1, 1), device_type="cpu")
 
 
 @pytest.fixture(scope="session")
