@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Annotated
 from urllib.parse import urlsplit
 
-from pydantic import Field, SecretStr
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import Field, SecretStr, ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
 
 from shared.errors import InvalidRequest
 
@@ -113,6 +113,27 @@ class Settings(BaseSettings):
     def has_tls(self) -> bool:
         """Whether certificate and key are given."""
         return self.tls_certificate is not None and self.tls_key is not None
+
+
+def load_settings(**options: object) -> Settings:
+    """Return the settings from the environment, with ``options`` in place of what it says.
+
+    Raises:
+        InvalidRequest: A value is malformed or out of range; ``param`` names its field.
+    """
+    try:
+        return Settings(**options)  # type: ignore[arg-type]  # checked by pydantic
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(str(part) for part in first["loc"])
+        raise InvalidRequest(
+            f"{field}: {first['msg']}",
+            needed=f"a valid option or variable ZO_CLOUD_{field.upper()}",
+            next_step="zo-cloud serve --help lists the options",
+            param=field,
+        ) from error
+    except SettingsError as error:
+        raise InvalidRequest(str(error), needed="lists as JSON, such as '[\"/models\"]'") from error
 
 
 def check_exposure(settings: Settings) -> None:

@@ -65,11 +65,11 @@ def _revoke(arguments: argparse.Namespace) -> None:
 
 @contextlib.contextmanager
 def _key_store(data: Path | None) -> Iterator[KeyStore]:
-    from cloud_service.settings import Settings
+    from cloud_service.settings import load_settings
     from cloud_service.storage.database import open_database
     from cloud_service.storage.keys import KeyStore
 
-    engine = open_database((Settings() if data is None else Settings(data=data)).database)
+    engine = open_database((load_settings() if data is None else load_settings(data=data)).database)
     try:
         yield KeyStore(engine)
     finally:

@@ -103,9 +103,9 @@ def _prepare(
 ) -> PreparedBundle:
     from cloud_service.pipeline.prepare import prepare
     from cloud_service.pipeline.sources import SourcePolicy
-    from cloud_service.settings import Settings
+    from cloud_service.settings import load_settings
 
-    settings = Settings()
+    settings = load_settings()
     sources = SourcePolicy(
         allow_any_local=True,
         is_offline=arguments.offline or settings.is_offline,
@@ -118,12 +118,12 @@ def _prepare(
 
 def _publish(arguments: argparse.Namespace, layout: ImageLayout, made: PreparedBundle) -> str:
     """Write the report, then sign and tag; return the signer's fingerprint."""
-    from cloud_service.settings import Settings
+    from cloud_service.settings import load_settings
     from cloud_service.storage.bundles import BundleStore
     from shared.bundle.layout import disk_errors, write_atomically
     from shared.bundle.signature import fingerprint_of, load_or_create_key
 
-    key = load_or_create_key(arguments.signing_key or Settings().signing_key)
+    key = load_or_create_key(arguments.signing_key or load_settings().signing_key)
     bundles = BundleStore(layout, arguments.output, key)
     signature = bundles.sign(made.manifest)
     page = made.report_html

@@ -47,7 +47,7 @@ def add_serve_command(commands: argparse._SubParsersAction[argparse.ArgumentPars
 
 def _run(arguments: argparse.Namespace) -> None:
     from cloud_service.app import serve
-    from cloud_service.settings import Settings
+    from cloud_service.settings import Settings, load_settings
 
     given = {name: value for name, value in vars(arguments).items() if value is not None}
-    serve(Settings(**{name: value for name, value in given.items() if name in Settings.model_fields}))
+    serve(load_settings(**{name: value for name, value in given.items() if name in Settings.model_fields}))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import AsyncIterator, Callable
 from typing import Annotated
@@ -18,6 +19,7 @@ from cloud_service.storage.keys import Scope
 from shared.api import Job, JobEvent, JobEvents, JobList, JobStatus, PrepareRequest
 
 SSE_COMMENT_SECONDS = 15
+_logger = logging.getLogger(__name__)
 _STREAM = "text/event-stream"
 
 
@@ -54,6 +56,7 @@ def job_routes(
         check_request(request)
         idempotency = Idempotency(owner, idempotency_key) if idempotency_key is not None else None
         job = store.create(request, idempotency)
+        _logger.info("job queued", extra={"job_id": job.id})
         wake_workers()
         response.headers["Location"] = f"/v1/jobs/{job.id}"
         return job.to_message()

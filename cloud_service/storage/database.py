@@ -107,7 +107,7 @@ def open_database(path: Path) -> sa.Engine:
     """
     with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    engine = sa.create_engine(f"sqlite:///{path}")
+    engine = sa.create_engine(sa.URL.create("sqlite", database=str(path)))
     sa.event.listen(engine, "connect", _prepare_connection)
     sa.event.listen(engine, "begin", _begin)
     try:

@@ -16,6 +16,7 @@ import httpx
 import pytest
 from tiny_checkpoint import build_checkpoint, write_text
 
+from cloud_service.cli import main
 from shared.bundle.layout import ImageLayout
 from shared.bundle.read import read_bundle
 from shared.bundle.signature import signature_tag
@@ -94,7 +95,10 @@ def wait_for_job(client: httpx.Client, job_id: str, is_reached: Callable[[dict[s
 
 
 def test_a_model_is_prepared_by_one_post_although_the_service_is_killed_and_the_bytes_are_the_command_lines(
-    start: Callable[[Path], tuple[subprocess.Popen[str], httpx.Client]], sources: Sources, tmp_path: Path
+    start: Callable[[Path], tuple[subprocess.Popen[str], httpx.Client]],
+    sources: Sources,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     service, client = start(tmp_path / "data")
     posted = client.post("/prepare-model", json=SPEC)
@@ -127,48 +131,20 @@ def test_a_model_is_prepared_by_one_post_although_the_service_is_killed_and_the_
     messages = [event["message"] for event in client.get(f"/v1/jobs/{again['id']}/events").json()["events"]]
     assert f"the same input was prepared before: {digest}" in messages
 
-    assert prepare_here(sources, tmp_path / "out")["digest"] == digest
+    assert prepare_here(sources, tmp_path / "out", capsys)["digest"] == digest
 
 
-def prepare_here(sources: Sources, output: Path) -> dict[str, Any]:
+def prepare_here(sources: Sources, output: Path, capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
     options = ["--sparsity", "0.01", "--calibration-text", str(sources.root / "texts" / "text.jsonl")]
     options += ["--sequences", "4", "--tokens", "32", "--evaluation-documents", "4"]
     options += ["--signing-key", str(output.parent / "key.pem"), "--output", str(output), "--json"]
-    answer = subprocess.run(
-        [*ZO_CLOUD, "prepare", str(sources.root / "models" / "tiny"), *options],
-        capture_output=True, text=True, timeout=DEADLINE_SECONDS, env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
-    assert answer.returncode == 0, answer.stderr
-    result: dict[str, Any] = json.loads(answer.stdout)
+    assert main(["prepare", str(sources.root / "models" / "tiny"), *options]) == 0
+    captured = capsys.readouterr()
+    result: dict[str, Any] = json.loads(captured.out)
     layout = ImageLayout(output)
     assert set(layout.references()) == {"tiny:latest", f"tiny:{signature_tag(result['digest'])}"}
     assert json.loads((output / "report.json").read_bytes())
     assert "<html" in (output / "report.html").read_text()
     assert not (output / ".workspace").exists()
-    assert "quantizing" in answer.stderr
-    return result
-
-
-def test_a_job_with_an_unusable_model_fails_with_the_error_of_the_pipeline(
-    start: Callable[[Path], tuple[subprocess.Popen[str], httpx.Client]], sources: Sources, tmp_path: Path
-) -> None:
-    pickled = sources.root / "models" / "pickled"
-    pickled.mkdir()
-    (pickled / "config.json").write_text('{"model_type": "llama"}')
-    (pickled / "pytorch_model.bin").write_bytes(b"pickle")
-    _, client = start(tmp_path / "data")
-    job_id = client.post("/prepare-model", json={**SPEC, "model": "pickled"}).json()["id"]
-    failed = _wait_until_over(client, job_id)
-    assert failed["status"] == "failed"
-    assert failed["error"]["type"] == "unsupported-model"
-    assert failed["error"]["param"] == "model"
-    assert "pytorch_model.bin" in failed["error"]["message"]
-
-
-def _wait_until_over(client: httpx.Client, job_id: str) -> dict[str, Any]:
-    end = time.monotonic() + DEADLINE_SECONDS
-    while (job := client.get(f"/v1/jobs/{job_id}").json())["finished"] is None:
-        assert time.monotonic() < end, job
-        time.sleep(0.05)
-    result: dict[str, Any] = job
+    assert "quantizing" in captured.err
     return result

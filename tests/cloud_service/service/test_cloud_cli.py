@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import subprocess
 import sys
@@ -116,3 +117,10 @@ def test_an_impossible_sparsity_is_a_wrong_call(
     assert json.loads(captured.out)["error"]["param"] == "sparsity"
     assert "error: sparsity" in captured.err
     assert not (tmp_path / "out").exists()
+
+
+def test_two_preparations_never_share_an_output(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with (tmp_path / ".workspace.lock").open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        assert main(["prepare", "gpt2", "--output", str(tmp_path)]) == 1
+    assert "another zo-cloud prepare works in" in capsys.readouterr().err

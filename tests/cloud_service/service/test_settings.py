@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from cloud_service.settings import Settings, check_exposure, job_environment
+from cloud_service.settings import Settings, check_exposure, job_environment, load_settings
 from shared.errors import InvalidRequest
 
 
@@ -53,6 +53,15 @@ def test_settings_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> 
     assert settings.hub_token_text == "hf_secret"
     assert "hf_secret" not in repr(settings)
     assert Settings(port=10).port == 10
+
+
+def test_a_bad_option_or_variable_is_a_wrong_call_that_names_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(InvalidRequest, match="port") as caught:
+        load_settings(port=99_999)
+    assert caught.value.param == "port"
+    monkeypatch.setenv("ZO_CLOUD_MODEL_ROOTS", "/models")
+    with pytest.raises(InvalidRequest, match="model_roots"):
+        load_settings()
 
 
 def test_a_job_sees_only_listed_variables_and_no_password_of_a_proxy() -> None:

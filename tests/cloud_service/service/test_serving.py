@@ -1,0 +1,66 @@
+"""How the service is reached: TLS, logs, ports."""
+
+from __future__ import annotations
+
+import datetime
+import ipaddress
+import json
+import ssl
+from pathlib import Path
+from typing import Any
+
+import httpx
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
+
+
+def make_certificate(folder: Path) -> dict[str, str]:
+    """A certificate for 127.0.0.1 that signs itself."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "tests")])
+    now = datetime.datetime.now(datetime.UTC)
+    certificate = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(1)
+        .not_valid_before(now - datetime.timedelta(days=1))
+        .not_valid_after(now + datetime.timedelta(days=1))
+        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]), False)
+        .sign(key, hashes.SHA256())
+    )
+    (folder / "cert.pem").write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
+    private = (serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    (folder / "key.pem").write_bytes(key.private_bytes(*private))
+    return {"tls_certificate": str(folder / "cert.pem"), "tls_key": str(folder / "key.pem")}
+
+
+def test_with_a_certificate_the_service_speaks_tls_only(make_service: Any, tmp_path: Path) -> None:
+    service = make_service(**make_certificate(tmp_path)).start()
+    trust = ssl.create_default_context(cafile=str(tmp_path / "cert.pem"))
+    url = str(service.client.base_url)
+    assert url.startswith("https://127.0.0.1:")
+    assert httpx.get(f"{url}/healthz", verify=trust).json() == {"status": "ok"}
+    try:
+        plain = httpx.get(f"{url}/healthz".replace("https", "http")).status_code
+    except httpx.TransportError:
+        plain = None
+    assert plain != 200
+
+
+def test_every_log_line_is_json_and_a_job_can_be_followed_from_its_request(service: Any) -> None:
+    answer = service.client.post("/prepare-model", json={"model": service.model})
+    job_id = answer.json()["id"]
+    service.wait(job_id)
+    lines = [json.loads(line) for line in service.stdout.read_text().splitlines()]
+    (queued,) = [line for line in lines if line["message"] == "job queued" and line["job_id"] == job_id]
+    assert queued["request_id"] == answer.headers["x-request-id"]
+    assert [line["attempt"] for line in lines if line.get("job_id") == job_id and "claimed" in line["message"]] == [1]
+    (answered,) = [
+        line for line in lines if line.get("request_id") == queued["request_id"] and line.get("status") == 202
+    ]
+    assert (answered["method"], answered["path"]) == ("POST", "/prepare-model")
+    assert service.first_key() not in service.stdout.read_text()
