@@ -11,14 +11,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from device_client.byte_sizes import parse_bytes
+from device_client.commands.eval import run_folder
 from device_client.console import Console
 from device_client.model.memory_plan import Workload, plan_memory, spare_bytes
 from device_client.settings import Settings
 from device_client.store import resolve_bundle
-from shared.errors import InvalidRequest, NotFound
+from shared.bundle.read import Bundle
+from shared.errors import Conflict, InvalidRequest
 from shared.perturbation import random_generator
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from device_client.model.sparse_model import SparseModel
 
 NAME = "generate"
@@ -86,25 +90,30 @@ def _load(arguments: argparse.Namespace, console: Console, settings: Settings) -
     from device_client.model.loader import load_model, resolve_device
 
     bundle = resolve_bundle(settings, arguments.ref)
-    run_folder = None if arguments.run is None else _run_folder(arguments.run, settings)
-    console.say(f"Loading {arguments.ref} …")
+    theta = None if arguments.run is None else _tuned_theta(run_folder(arguments.run, settings), bundle)
     budget = parse_bytes(arguments.memory_budget)
     device = resolve_device(arguments.device)
     longest = Workload(rows=1, columns=bundle.config.tokenizer.context_length)
     spare = spare_bytes(plan_memory(bundle.config, longest, device_type=device.type), budget)
+    console.say(f"Loading {arguments.ref} …")
     model = load_model(bundle, device=str(device), memory_budget_bytes=budget, decoded_cache_bytes=spare)
-    if run_folder is not None:
-        from device_client.tuning.run_directory import load_theta
-
-        model.write_theta(load_theta(run_folder))
+    if theta is not None:
+        model.write_theta(theta)
     return model
 
 
-def _run_folder(run: str, settings: Settings) -> Path:
-    for folder in (settings.runs / run, Path(run)):
-        if folder.is_dir():
-            return folder
-    raise NotFound(f"no run {run!r} in {settings.runs}", needed="a run's id or folder", next_step="zo-device runs")
+def _tuned_theta(folder: Path, bundle: Bundle) -> Tensor:
+    from device_client.tuning.run_directory import RunDirectory, load_theta
+
+    made_from = (RunDirectory(folder).read_json("config.json") or {}).get("bundle_digest")
+    theta = load_theta(folder)
+    if made_from != bundle.digest or theta.numel() != bundle.config.sensitive_count:
+        raise Conflict(
+            f"run {folder.name} was made from bundle {made_from}",
+            needed=f"a run of {bundle.digest}",
+            next_step="name that bundle, or another run",
+        )
+    return theta
 
 
 def _tokens(model: SparseModel, prompt_ids: list[int], arguments: argparse.Namespace, seed: int) -> Iterator[int]:

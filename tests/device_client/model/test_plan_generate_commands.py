@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from tiny_bundle import TinyBundle, make_tiny_bundle
 
 from device_client.cli import main
 from device_client.model.loader import load_model
+from device_client.tuning.run_directory import RunDirectory
 from shared.bundle.read import read_bundle
 from shared.perturbation import random_generator
 
@@ -111,6 +113,42 @@ def test_generate_repeats_a_sample_by_its_seed(capsys: pytest.CaptureFixture[str
 
     assert again["text"] == drawn["text"]
     assert seeded["text"] == model.tokenizer.decode(list(sample))
+
+
+def make_run(folder: Path, bundle_digest: str, theta: torch.Tensor) -> None:
+    run = RunDirectory(folder)
+    run.create()
+    run.write_json("config.json", {"bundle_digest": bundle_digest})
+    run.write_theta("best.safetensors", theta, 1)
+
+
+def test_generate_speaks_with_the_values_of_a_run(
+    capsys: pytest.CaptureFixture[str], stored: TinyBundle, home: Path
+) -> None:
+    model = load_model(read_bundle(stored.layout, stored.digest), device="cpu")
+    untuned = list(model.generate([256, 7], max_new_tokens=6))
+    theta = model.initial_theta() * -20
+    model.write_theta(theta)
+    expected = list(model.generate([256, 7], max_new_tokens=6))
+    assert expected != untuned
+    make_run(home / "runs" / "mine", stored.digest, theta)
+    words = ("generate", "tiny", model.tokenizer.decode([7]), "--max-new-tokens", "6", "--device", "cpu", "--run")
+
+    by_name = json_of(capsys, *words, "mine")[1]
+    by_folder = json_of(capsys, *words, str(home / "runs" / "mine"))[1]
+
+    assert by_name["text"] == by_folder["text"] == model.tokenizer.decode(expected)
+
+
+@pytest.mark.parametrize(("digest", "count"), [("sha256:" + "0" * 64, 112), (None, 3)])
+def test_a_run_of_another_bundle_is_refused(
+    capsys: pytest.CaptureFixture[str], stored: TinyBundle, tmp_path: Path, digest: str | None, count: int
+) -> None:
+    make_run(tmp_path / "other", digest or stored.digest, torch.zeros(count))
+
+    exit_code, result = json_of(capsys, "generate", "tiny", "Hello", "--run", str(tmp_path / "other"))
+
+    assert (exit_code, result["error"]["type"]) == (1, "conflict")
 
 
 @pytest.mark.parametrize(
