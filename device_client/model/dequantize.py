@@ -16,7 +16,13 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from device_client.model.dequantize_tiles import PAIR_TABLE_VALUES, has_pairs, pair_table_values, tile_codes
+from device_client.model.dequantize_tiles import (
+    PAIR_TABLE_VALUES,
+    float_tile_values,
+    has_pairs,
+    pair_table_values,
+    tile_codes,
+)
 from shared.quantization.codec import QuantizedTensor
 from shared.quantization.packing import unpack_codes
 
@@ -54,12 +60,13 @@ class EagerDequantizer:
         self._indices = torch.empty(codes, dtype=torch.int64, device=device)
         self._bytes = torch.empty(-(-codes // 2), dtype=torch.int16, device=device)
         self._table = torch.empty(pair_table_values(sizes, device.type), dtype=dtype, device=device)
+        self._floats = torch.empty(float_tile_values(codes, dtype.itemsize), dtype=torch.float32, device=device)
         self._tile_codes = codes
 
     @property
     def workspace_bytes(self) -> int:
         """Bytes of all buffers it keeps."""
-        buffers = (self._workspace, self._indices, self._bytes, self._table)
+        buffers = (self._workspace, self._indices, self._bytes, self._table, self._floats)
         return sum(buffer.numel() * buffer.element_size() for buffer in buffers)
 
     def dequantize(self, tensor: QuantizedTensor) -> Tensor:
@@ -75,7 +82,7 @@ class EagerDequantizer:
         if tile.group_size is None and tile.lut is not None:
             self._look_up(tile, tile.lut, out)
             return
-        weight = out if out.dtype == torch.float32 else torch.empty_like(out, dtype=torch.float32)
+        weight = out if out.dtype == torch.float32 else self._floats[: out.numel()].view(out.shape)
         if tile.lut is None:
             weight.copy_(self._codes(tile))
         else:

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-TILE_CODES = {"cpu": 1 << 19, "cuda": 1 << 24}
-"""Codes per tile: 4 MiB of indices, for a CPU's cache; a GPU prefers few, large launches."""
+TILE_CODES = {"cpu": 1 << 19, "cuda": 1 << 22}
+"""Codes per tile: 4 MiB of indices, for a CPU's cache; a GPU prefers fewer, larger launches."""
 
 PAIRS_FROM_COLUMNS = 768
 """Shorter rows do not repay the making of their 256 pairs."""
@@ -38,8 +38,13 @@ def pair_table_values(shapes: Iterable[tuple[int, int]], device_type: str) -> in
     return max(table_rows, default=0) * PAIR_TABLE_VALUES
 
 
+def float_tile_values(codes: int, value_bytes: int) -> int:
+    """Return the float32 values of one tile in which scales and biases are applied before rounding to 16 bits."""
+    return codes if value_bytes != 4 else 0
+
+
 def workspace_bytes(shapes: Iterable[tuple[int, int]], device_type: str, value_bytes: int) -> int:
-    """Return the bytes of all buffers: the largest weight, and one tile's indices, code words and pair tables.
+    """Return the bytes of all buffers: the largest weight, and one tile's indices, code words, pair tables and sums.
 
     Args:
         shapes: (out_features, in_features) of every quantised weight.
@@ -50,4 +55,4 @@ def workspace_bytes(shapes: Iterable[tuple[int, int]], device_type: str, value_b
     codes = tile_codes(sizes, device_type)
     largest = max(rows * columns for rows, columns in sizes)
     tables = pair_table_values(sizes, device_type)
-    return (largest + tables) * value_bytes + codes * 8 + -(-codes // 2) * 2
+    return (largest + tables) * value_bytes + codes * 8 + -(-codes // 2) * 2 + float_tile_values(codes, value_bytes) * 4

@@ -14,7 +14,6 @@ from pathlib import Path
 import torch
 
 _STATUS = Path("/proc/self/status")
-_CLEAR = Path("/proc/self/clear_refs")
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,16 +56,6 @@ class MemoryMeter:
     def peak_bytes(self) -> int:
         """The high-water mark that counts on this device."""
         return self.read().peak_bytes
-
-    def restart(self) -> None:
-        """Let the high-water marks start from now; where the system does not allow it they stay."""
-        if _CLEAR.exists():
-            try:
-                _CLEAR.write_text("5")
-            except OSError:
-                return
-        if self._device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(self._device)
 
 
 def _process_bytes() -> tuple[int, int]:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from random_bundle import make_case
 from torch import Tensor, nn
 
 from device_client.model.linear import QuantizedSparseLinear
@@ -76,6 +79,29 @@ def test_padded_rows_equal_a_plain_model_that_masks_the_padding(case_of: Callabl
 def test_other_bit_widths_compute_the_same_function(case_of: Callable, bits: int) -> None:
     case = case_of("llama", "per_row", bits=bits)
     batch = batch_of(random_rows(9))
+    with torch.no_grad():
+        expected = case.reference(batch.input_ids).logits[0]
+
+    torch.testing.assert_close(load_model(case.bundle, device="cpu").logits(batch), expected, **FLOAT32_FORWARD)
+
+
+@pytest.mark.parametrize(
+    "rope",
+    [
+        {"rope_type": "linear", "factor": 4.0, "rope_theta": 10000.0},
+        {
+            "rope_type": "llama3",
+            "factor": 8.0,
+            "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 32,
+            "rope_theta": 500000.0,
+        },
+    ],
+)
+def test_rotary_frequencies_are_rebuilt_for_scaled_contexts(tmp_path: Path, rope: dict[str, Any]) -> None:
+    case = make_case(tmp_path, "llama", rope_parameters=rope)
+    batch = batch_of(random_rows(40))
     with torch.no_grad():
         expected = case.reference(batch.input_ids).logits[0]
 
