@@ -18,6 +18,7 @@ from typing import Any
 import safetensors
 import torch
 import transformers
+from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor, nn
 
 from shared.architecture import ModelFamily, family_of, safe_config
@@ -137,7 +138,7 @@ def _build(family: ModelFamily, architecture: dict[str, Any], weights: dict[str,
         network, info = getattr(transformers, family.architecture).from_pretrained(
             None, config=config, state_dict=weights, dtype=torch.float16, output_loading_info=True
         )
-    except (ValueError, TypeError, RuntimeError, KeyError, AttributeError) as error:
+    except (StrictDataclassError, ValueError, TypeError, RuntimeError, KeyError, AttributeError) as error:
         raise _unsupported(f"config.json and weights do not make a {family.architecture}: {error}", "") from error
     if missing := sorted(info["missing_keys"]):
         raise _unsupported(f"{missing[0]} is not among the weights ({len(missing)} missing)", "a complete checkpoint")

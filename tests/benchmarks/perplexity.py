@@ -2,9 +2,9 @@
 
     ZO_DATA_DIR=../shared/data OMP_NUM_THREADS=2 python tests/benchmarks/perplexity.py [--floors]
 
-Calibration: 128 sequences of 512 tokens from C4 documents 200 … 999. Evaluation: C4 documents 0 … 199, each on its own,
-and WikiText-2 test as one stream. ``--floors`` instead compares the floor λ of the importance (``pipeline/quantize.py``)
-and changes no headline. Takes about half an hour on two cores.
+Calibration: 128 sequences of 512 tokens from C4 documents 200 … 999. Evaluation: C4 documents 0 … 199, each on its
+own, and WikiText-2 test as one stream. ``--floors`` compares the floor λ of the importance (``pipeline/quantize.py``)
+instead and changes no headline. Takes about half an hour on two cores.
 """
 
 from __future__ import annotations

@@ -144,8 +144,8 @@ def _interval_costs(sums: Tensor) -> Tensor:
     mass, first, second = (part[:, None, :] - part[:, :, None] for part in sums)
     cost = second - first**2 / torch.where(mass > 0, mass, 1)
     backwards = torch.ones(cost.shape[1:], dtype=torch.bool, device=cost.device).tril(-1)
-    finite = cost.clamp_min(0).to(torch.float32)
-    return finite.masked_fill(backwards, torch.inf)
+    costs: Tensor = cost.clamp_min(0).to(torch.float32).masked_fill(backwards, torch.inf)
+    return costs
 
 
 def _lloyd(row: _SortedRows, boundaries: Tensor) -> Tensor:

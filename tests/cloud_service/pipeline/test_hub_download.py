@@ -1,0 +1,139 @@
+"""Fetching from a hub: a small HTTP server on this machine that answers like one."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+from huggingface_hub import constants
+
+from cloud_service.pipeline.hub import download, resolve_commit
+from cloud_service.pipeline.sources import HubModel, SourcePolicy
+from cloud_service.progress import SilentProgress
+from shared.errors import NetworkError, NotFound, Unauthorized, UnsupportedModel
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+class FakeHub(ThreadingHTTPServer):
+    """Serves ``repositories`` (id → file name → bytes) as the hub's API does; other ids are unknown."""
+
+    def __init__(self) -> None:
+        self.repositories: dict[str, dict[str, bytes]] = {}
+        self.stated_sizes: dict[str, int] = {}
+        self.requested: list[str] = []
+        super().__init__(("127.0.0.1", 0), _Handler)
+
+    @property
+    def endpoint(self) -> str:
+        return f"http://127.0.0.1:{self.server_address[1]}"
+
+
+class _Handler(BaseHTTPRequestHandler):
+    server: FakeHub
+
+    def do_HEAD(self) -> None:
+        self._answer(with_body=False)
+
+    def do_GET(self) -> None:
+        self._answer(with_body=True)
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Say nothing."""
+
+    def _answer(self, *, with_body: bool) -> None:
+        path = self.path.partition("?")[0].strip("/")
+        if path.startswith("api/models/"):
+            repository = path.removeprefix("api/models/").partition("/revision/")[0]
+            if repository == "org/gated":
+                return self._send(403, b"{}", {"X-Error-Code": "GatedRepo"}, with_body)
+            if repository == "org/broken":
+                return self._send(500, b"{}", {}, with_body)
+            files = self.server.repositories.get(repository)
+            if files is None:
+                return self._send(404, b"{}", {"X-Error-Code": "RepoNotFound"}, with_body)
+            sizes = {name: self.server.stated_sizes.get(name, len(data)) for name, data in files.items()}
+            siblings = [{"rfilename": name, "size": size} for name, size in sizes.items()]
+            body = {"id": repository, "sha": COMMIT, "siblings": siblings}
+            return self._send(200, json.dumps(body).encode(), {}, with_body)
+        repository, _, name = path.partition(f"/resolve/{COMMIT}/")
+        self.server.requested.append(name)
+        data = self.server.repositories[repository][name]
+        headers = {"X-Repo-Commit": COMMIT, "ETag": f'"{hashlib.sha1(data).hexdigest()}"'}  # noqa: S324
+        return self._send(200, data, headers, with_body)
+
+    def _send(self, status: int, body: bytes, headers: dict[str, str], with_body: bool) -> None:
+        self.send_response(status)
+        for name, value in {**headers, "Content-Length": str(len(body)), "Content-Type": "application/json"}.items():
+            self.send_header(name, value)
+        self.end_headers()
+        if with_body:
+            self.wfile.write(body)
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub-cache"))
+    server = FakeHub()
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    yield server
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+def policy_of(hub: FakeHub) -> SourcePolicy:
+    return SourcePolicy(hub_endpoint=hub.endpoint)
+
+
+def test_only_the_files_that_are_read_are_fetched(hub: FakeHub) -> None:
+    wanted = {"model.safetensors": b"weights", "config.json": b"{}", "merges.txt": b"", "README.md": b"#"}
+    unwanted = {"pytorch_model.bin": b"!", "consolidated.safetensors": b"!", "code.py": b"!", "sub/x.json": b"!"}
+    hub.repositories["org/tiny"] = wanted | unwanted
+    model = HubModel("org/tiny")
+    commit = resolve_commit(model, policy_of(hub))
+    folder = download(model, commit, policy_of(hub), SilentProgress())
+    assert commit == COMMIT
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == wanted
+    assert set(hub.requested) == set(wanted)
+
+
+def test_an_unknown_model_is_not_found(hub: FakeHub) -> None:
+    with pytest.raises(NotFound, match="no model 'org/absent'"):
+        resolve_commit(HubModel("org/absent"), policy_of(hub))
+
+
+def test_a_gated_model_needs_a_token(hub: FakeHub) -> None:
+    with pytest.raises(Unauthorized, match="gated"):
+        resolve_commit(HubModel("org/gated"), policy_of(hub))
+
+
+def test_a_pickle_only_repository_is_refused_before_anything_is_fetched(hub: FakeHub) -> None:
+    hub.repositories["org/pickle"] = {"pytorch_model.bin": b"!", "config.json": b"{}"}
+    with pytest.raises(UnsupportedModel, match=r"only pickled weights \(pytorch_model.bin\)"):
+        download(HubModel("org/pickle"), COMMIT, policy_of(hub), SilentProgress())
+    assert hub.requested == []
+
+
+def test_a_file_shorter_than_the_hub_said_is_no_success(hub: FakeHub) -> None:
+    hub.repositories["org/cut"] = {"model.safetensors": b"half"}
+    hub.stated_sizes["model.safetensors"] = 8
+    with pytest.raises(NetworkError, match="4 bytes"):
+        download(HubModel("org/cut"), COMMIT, policy_of(hub), SilentProgress())
+
+
+def test_a_hub_that_cannot_be_reached_is_a_network_error(tmp_path: Path) -> None:
+    with pytest.raises(NetworkError, match="cannot be fetched"):
+        resolve_commit(HubModel("org/tiny"), SourcePolicy(hub_endpoint="http://127.0.0.1:9"))
+
+
+def test_offline_a_model_that_is_not_cached_is_a_network_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub-cache"))
+    with pytest.raises(NetworkError, match="cached"):
+        resolve_commit(HubModel("org/tiny"), SourcePolicy(is_offline=True))

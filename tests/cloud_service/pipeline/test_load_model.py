@@ -1,0 +1,167 @@
+"""Loading a checkpoint: what is refused, and that the weights are the stored ones."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import safetensors.torch
+import torch
+
+from cloud_service.pipeline.identity import resolve
+from cloud_service.pipeline.load_model import load_model
+from cloud_service.pipeline.sources import SourcePolicy
+from cloud_service.pipeline.tokenization import load_encoder
+from cloud_service.progress import SilentProgress
+from shared.api import PrepareRequest
+from shared.errors import UnsupportedModel
+
+MakeCheckpoint = Callable[..., Path]
+LINEARS = {"llama": 14, "mistral": 14, "qwen2": 14, "qwen3": 14, "opt": 12}
+
+
+def change_weight(folder: Path, name: str, change: Callable[[torch.Tensor], torch.Tensor]) -> None:
+    weights = safetensors.torch.load_file(folder / "model.safetensors")
+    weights[name] = change(weights[name].clone())
+    safetensors.torch.save_file(weights, folder / "model.safetensors")
+
+
+@pytest.mark.parametrize("family", LINEARS)
+def test_the_decoders_linear_weights_are_found_in_every_family(make_checkpoint: MakeCheckpoint, family: str) -> None:
+    folder = make_checkpoint(family)
+    model = load_model(folder, device="cpu")
+    stored = safetensors.torch.load_file(folder / "model.safetensors")
+    assert len(model.linear_names) == LINEARS[family]
+    assert set(model.linear_names) <= {name for name, tensor in stored.items() if tensor.ndim == 2}
+    assert not any("embed" in name or "head" in name for name in model.linear_names)
+    for name, tensor in stored.items():
+        assert torch.equal(model.weight(name), tensor.float())
+
+
+def test_nan_weights_are_refused_by_name(make_checkpoint: MakeCheckpoint) -> None:
+    folder, name = make_checkpoint(), "model.layers.1.mlp.up_proj.weight"
+    change_weight(folder, name, lambda weight: weight.index_fill_(0, torch.tensor([2]), float("nan")))
+    with pytest.raises(UnsupportedModel, match=f"weight {name} holds NaN"):
+        load_model(folder, device="cpu")
+
+
+def test_weights_beyond_float16_are_refused_by_name(make_checkpoint: MakeCheckpoint) -> None:
+    folder, name = make_checkpoint(), "model.norm.weight"
+    change_weight(folder, name, lambda weight: weight.float() * 1e6)
+    with pytest.raises(UnsupportedModel, match=rf"weight {name} holds .*needed|within ±65504"):
+        load_model(folder, device="cpu")
+
+
+def test_a_model_without_a_linear_layer_is_refused(make_checkpoint: MakeCheckpoint) -> None:
+    with pytest.raises(UnsupportedModel, match="no linear layer"):
+        load_model(make_checkpoint(num_hidden_layers=0), device="cpu")
+
+
+def test_a_missing_weight_is_named(make_checkpoint: MakeCheckpoint) -> None:
+    folder = make_checkpoint()
+    weights = safetensors.torch.load_file(folder / "model.safetensors")
+    del weights["model.norm.weight"]
+    safetensors.torch.save_file(weights, folder / "model.safetensors")
+    with pytest.raises(UnsupportedModel, match=r"model\.norm\.weight is not among the weights"):
+        load_model(folder, device="cpu")
+
+
+def test_a_missing_shard_is_named(make_checkpoint: MakeCheckpoint) -> None:
+    folder = make_checkpoint()
+    index = {"weight_map": {"model.norm.weight": "model-00001-of-00002.safetensors"}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(UnsupportedModel, match=r"model-00001-of-00002\.safetensors"):
+        load_model(folder, device="cpu")
+
+
+def test_a_shard_outside_the_folder_is_refused(make_checkpoint: MakeCheckpoint) -> None:
+    folder = make_checkpoint()
+    index = {"weight_map": {"model.norm.weight": "../other/model.safetensors"}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(UnsupportedModel, match="plain file names"):
+        load_model(folder, device="cpu")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("{", "config.json"),
+        ("[]", "config.json holds list"),
+        ('{"model_type": "gpt_neo"}', "model_type 'gpt_neo'"),
+        ('{"model_type": "llama", "hidden_size": "big"}', "config.json"),
+    ],
+)
+def test_a_bad_configuration_is_refused(make_checkpoint: MakeCheckpoint, content: str, message: str) -> None:
+    folder = make_checkpoint()
+    (folder / "config.json").write_text(content)
+    with pytest.raises(UnsupportedModel, match=message):
+        load_model(folder, device="cpu")
+
+
+def test_keys_that_could_run_code_never_reach_transformers(make_checkpoint: MakeCheckpoint) -> None:
+    folder = make_checkpoint()
+    config = json.loads((folder / "config.json").read_text())
+    config |= {"auto_map": {"AutoModelForCausalLM": "evil.Model"}, "_attn_implementation": "evil/kernel"}
+    (folder / "config.json").write_text(json.dumps(config))
+    model = load_model(folder, device="cpu")
+    assert not {"auto_map", "_attn_implementation"} & set(model.architecture)
+    assert type(model.network).__name__ == "LlamaForCausalLM"
+
+
+def test_a_damaged_weight_file_is_refused(make_checkpoint: MakeCheckpoint) -> None:
+    folder = make_checkpoint()
+    data = (folder / "model.safetensors").read_bytes()
+    (folder / "model.safetensors").write_bytes(data[: len(data) // 2])
+    with pytest.raises(UnsupportedModel, match="undamaged safetensors file"):
+        load_model(folder, device="cpu")
+
+
+def test_a_pickle_only_folder_is_refused(make_checkpoint: MakeCheckpoint, text: Path) -> None:
+    folder = make_checkpoint()
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+    request = PrepareRequest.model_validate({"model": str(folder), "calibration": {"text": str(text)}})
+    with pytest.raises(UnsupportedModel, match=r"only pickled weights \(pytorch_model.bin\)"):
+        resolve(request, SourcePolicy(allow_any_local=True), SilentProgress())
+
+
+def test_the_rotary_frequencies_are_not_rounded(make_checkpoint: MakeCheckpoint) -> None:
+    frequencies = dict(load_model(make_checkpoint(), device="cpu").network.named_buffers())["model.rotary_emb.inv_freq"]
+    expected = 1.0 / 10000.0 ** (torch.arange(0, 8, 2, dtype=torch.float64) / 8)
+    torch.testing.assert_close(frequencies.double(), expected, rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("family", "prepends", "bos"),
+    [("llama", True, 256), ("mistral", True, 256), ("opt", True, 257), ("qwen2", False, None), ("qwen3", False, None)],
+)
+def test_texts_start_with_bos_where_the_family_was_trained_so(
+    make_checkpoint: MakeCheckpoint, family: str, prepends: bool, bos: int | None
+) -> None:
+    folder = make_checkpoint(family)
+    encoder = load_encoder(folder, load_model(folder, device="cpu").architecture, 64)
+    assert (encoder.settings.prepend_bos, encoder.settings.bos_token_id) == (prepends, bos)
+    assert encoder.settings.eos_token_ids == [257]
+    assert encoder.settings.pad_token_id == 258
+    assert encoder.encode("Hi") == encoder.tokenizer.encode("Hi", add_special_tokens=False).ids
+
+
+def test_a_tokenizer_of_vocabulary_and_merges_is_read(make_checkpoint: MakeCheckpoint) -> None:
+    folder = make_checkpoint("opt")
+    vocabulary: dict[str, Any] = json.loads((folder / "tokenizer.json").read_text())["model"]["vocab"]
+    (folder / "tokenizer.json").unlink()
+    (folder / "vocab.json").write_text(json.dumps(vocabulary | {"He": 256, "</s>": 257}))
+    (folder / "merges.txt").write_text("#version: 0.2\nH e\n")
+    (folder / "tokenizer_config.json").write_text('{"bos_token": "</s>", "add_bos_token": true}')
+    encoder = load_encoder(folder, {"model_type": "opt"}, 64)
+    assert encoder.encode("Hey") == [256, vocabulary["y"]]
+    assert encoder.bos == [257]
+
+
+def test_a_folder_without_a_tokenizer_is_refused(make_checkpoint: MakeCheckpoint) -> None:
+    folder = make_checkpoint()
+    (folder / "tokenizer.json").unlink()
+    with pytest.raises(UnsupportedModel, match=r"no tokenizer\.json"):
+        load_encoder(folder, {"model_type": "llama"}, 64)

@@ -1,0 +1,84 @@
+"""Which strings may name a model or a text."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from cloud_service.pipeline.sources import HubModel, LocalModel, SourcePolicy, TextSource, locate_model, locate_text
+from shared.errors import DataError, InvalidModelId
+
+
+@pytest.fixture
+def policy(tmp_path: Path) -> SourcePolicy:
+    (tmp_path / "models" / "org" / "tiny").mkdir(parents=True)
+    (tmp_path / "secret").mkdir()
+    (tmp_path / "models" / "escape").symlink_to(tmp_path / "secret")
+    (tmp_path / "texts").mkdir()
+    (tmp_path / "texts" / "a.jsonl").write_text('{"text": "a"}\n')
+    (tmp_path / "secret" / "b.jsonl").write_text('{"text": "b"}\n')
+    return SourcePolicy(model_roots=(tmp_path / "models",), text_roots=(tmp_path / "texts",))
+
+
+@pytest.mark.parametrize("model", ["gpt2", "facebook/opt-125m", "meta-llama/Llama-2-7b-hf"])
+def test_a_hub_id_is_a_hub_model(policy: SourcePolicy, model: str) -> None:
+    assert locate_model(model, "main", policy) == HubModel(model, "main")
+
+
+@pytest.mark.parametrize("relative", [True, False])
+def test_a_folder_under_a_root_is_local_by_relative_or_absolute_name(
+    policy: SourcePolicy, tmp_path: Path, relative: bool
+) -> None:
+    folder = tmp_path / "models" / "org" / "tiny"
+    assert locate_model("org/tiny" if relative else str(folder), None, policy) == LocalModel(folder)
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        "../secret", "org/../../secret", "a..b/c", "https://example.org/model", "http:example", "file:///etc", "hf://a/b",
+        "/etc", "a/b/c", "-a/b", "a b/c", "a/b.git", "a\0b", "", ".", "~/x",
+    ],
+)  # fmt: skip
+def test_anything_else_is_refused(policy: SourcePolicy, model: str) -> None:
+    with pytest.raises(InvalidModelId, match="a hub id such as") as caught:
+        locate_model(model, None, policy)
+    assert caught.value.param == "model"
+
+
+def test_a_link_that_leaves_the_root_is_not_followed(policy: SourcePolicy, tmp_path: Path) -> None:
+    assert locate_model("escape", None, policy) == HubModel("escape")
+    with pytest.raises(InvalidModelId):
+        locate_model(str(tmp_path / "models" / "escape"), None, policy)
+
+
+def test_an_unknown_local_folder_is_refused(policy: SourcePolicy, tmp_path: Path) -> None:
+    with pytest.raises(InvalidModelId, match="no folder that may be read and no hub id"):
+        locate_model(str(tmp_path / "models" / "absent"), None, policy)
+
+
+def test_a_person_at_a_terminal_may_name_any_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "here").mkdir()
+    (tmp_path / "there").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    policy = SourcePolicy(allow_any_local=True)
+    assert locate_model("../there", None, policy) == LocalModel(tmp_path / "there")
+    with pytest.raises(InvalidModelId, match=r"contains '\.\.'"):
+        locate_model("../absent", None, policy)
+
+
+def test_texts_come_from_c4_or_a_text_root(policy: SourcePolicy, tmp_path: Path) -> None:
+    assert locate_text("c4", policy, param="calibration.text") == TextSource()
+    assert locate_text("a.jsonl", policy, param="calibration.text").path == tmp_path / "texts" / "a.jsonl"
+
+
+@pytest.mark.parametrize("text", ["../secret/b.jsonl", "absent.txt", "https://example.org/a.txt", "/etc/passwd"])
+def test_other_texts_are_refused(policy: SourcePolicy, text: str) -> None:
+    with pytest.raises(DataError, match="no file that may be read") as caught:
+        locate_text(text, policy, param="evaluation.text")
+    assert caught.value.param == "evaluation.text"
+
+
+def test_a_policy_does_not_show_its_token() -> None:
+    assert "hf_secret" not in repr(SourcePolicy(hub_token="hf_secret"))
