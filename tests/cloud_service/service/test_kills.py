@@ -16,8 +16,8 @@ def test_a_job_whose_process_is_killed_in_each_stage_finishes(make_service: Any)
     job = service.post()
     for attempt, (stage, following) in enumerate(zip(STAGES, [*STAGES[1:], ""], strict=True), 1):
         service.wait_for_stage(job["id"], stage, attempt)
-        service.tell("hold", following)
         os.kill(service.pid(job["id"]), signal.SIGKILL)
+        service.tell("hold", following)
         assert service.client.get("/v1/bundles").json() == {"bundles": []}
     done = service.wait(job["id"])
     assert (done["status"], done["attempt"]) == ("succeeded", len(STAGES) + 1)
