@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -127,7 +127,7 @@ def test_a_folder_that_holds_another_run_is_left_alone(bundle: Bundle, rows: Pat
     output = rows.parent / "mine"
     run(plan_run(bundle, SETTINGS, options, runs=rows.parent, output=output), clock)
     other = dataclasses.replace(SETTINGS, seed=9)
-    with pytest.raises(Conflict, match="settings.* differ"):
+    with pytest.raises(Conflict, match=r"settings.* differ"):
         run(plan_run(bundle, other, options, runs=rows.parent, output=output), clock)
 
 
@@ -185,10 +185,10 @@ def test_a_problem_shrinks_to_one_sequence_and_no_further(bundle: Bundle, rows: 
 
 
 @pytest.fixture
-def home(tmp_path: Path, tiny_bundle: TinyBundle, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def home(tmp_path: Path, tiny_bundle: TinyBundle, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("ZO_DEVICE_HOME", str(tmp_path))
     (tmp_path / "bundles").symlink_to(tiny_bundle.layout.root)
-    yield tmp_path
+    return tmp_path
 
 
 def call(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, dict[str, object], str]:

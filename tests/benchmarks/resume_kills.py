@@ -1,0 +1,126 @@
+"""Kills a real ``zo-device tune`` at random steps and compares what the resumed run ends with, bit for bit.
+
+One uninterrupted run; three runs killed once by SIGKILL at a step drawn by seed and started again; one run killed at
+all three steps. Identical means: journal, both values files and result.json have the same bytes.
+
+    python tests/benchmarks/resume_kills.py [--bundle DIR] [--steps 160]
+
+Without ``--bundle`` a tiny random bundle and generated rows are used. Writes results/resume_kills.json and the
+headline ``resume.tune_kills_identical``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+sys.path[:0] = [str(HERE), str(HERE.parent / "support")]
+
+from recording import record_headlines, write_result  # noqa: E402
+from tiny_bundle import make_tiny_bundle  # noqa: E402
+
+from device_client.tuning.journal import read_journal  # noqa: E402
+from shared.errors import IntegrityError  # noqa: E402
+from shared.perturbation import random_generator  # noqa: E402
+
+COMPARED = ("journal.bin", "last.safetensors", "best.safetensors", "result.json")
+ZO_DEVICE = Path(sys.executable).with_name("zo-device")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--bundle", type=Path, help="image layout with one bundle")
+    parser.add_argument("--steps", type=int, default=160)
+    parser.add_argument("--seed", type=int, default=20260)
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        result = measure(Path(folder), arguments.bundle, arguments.steps, arguments.seed)
+    path = write_result("resume_kills", result)
+    record_headlines(path, {"resume.tune_kills_identical": (result["is_identical"], "bool")})
+    print(json.dumps(result, indent=1))
+    return 0 if result["is_identical"] else 1
+
+
+def measure(home: Path, bundle: Path | None, steps: int, seed: int) -> dict[str, object]:
+    if bundle is None:
+        make_tiny_bundle(home / "bundles")
+    else:
+        (home / "bundles").symlink_to(bundle.resolve())
+    rows = home / "rows.jsonl"
+    rows.write_text("".join(generated_rows()))
+    command = [
+        str(ZO_DEVICE), "tune", "--data", str(rows), "--steps", str(steps), "--batch", "8", "--validate-every", "20",
+        "--device", "cpu", "--quiet", "--output",
+    ]  # fmt: skip
+    environment = os.environ | {"ZO_DEVICE_HOME": str(home)}
+    # Not in the first or last steps, where there would be little to lose or nothing left to do.
+    kill_steps = sorted(int(step) for step in random_generator(seed).choice(range(5, steps - 10), 3, replace=False))
+    plans = [[step] for step in kill_steps] + [kill_steps]
+    whole = home / "uninterrupted"
+    subprocess.run([*command, str(whole)], env=environment, check=True)
+    expected = digests(whole)
+    runs = [
+        run_with_kills([*command, str(home / f"run-{index}")], environment, home / f"run-{index}", plan, expected)
+        for index, plan in enumerate(plans)
+    ]
+    return {
+        "steps": steps,
+        "seed": seed,
+        "bundle": "tiny random" if bundle is None else bundle.name,
+        "uninterrupted": expected,
+        "runs": runs,
+        "is_identical": all(run["is_identical"] for run in runs),
+    }
+
+
+def generated_rows() -> list[str]:
+    words = [("good", "yes"), ("bad", "no"), ("fine", "yes"), ("poor", "no")]
+    return [
+        json.dumps({"text": f"{word} number {i}", "label": label}) + "\n" for i in range(12) for word, label in words
+    ]
+
+
+def run_with_kills(
+    command: list[str], environment: dict[str, str], folder: Path, kill_steps: list[int], expected: dict[str, str]
+) -> dict[str, object]:
+    killed_after = [kill_at(command, environment, folder, step) for step in kill_steps]
+    subprocess.run(command, env=environment, check=True)
+    found = digests(folder)
+    differing = [name for name in COMPARED if found[name] != expected[name]]
+    return {"killed_after_steps": killed_after, "differing_files": differing, "is_identical": not differing}
+
+
+def kill_at(command: list[str], environment: dict[str, str], folder: Path, step: int) -> int:
+    """Start the run, SIGKILL it once its journal holds ``step`` records, and return how many it then holds."""
+    process = subprocess.Popen(command, env=environment)
+    while steps_on_record(folder) < step:
+        if process.poll() is not None:
+            raise RuntimeError(f"the run ended with {process.returncode} before step {step}")
+        time.sleep(0.002)
+    process.kill()
+    if process.wait() != -9:
+        raise RuntimeError(f"the run ended with {process.returncode} before it was killed")
+    return steps_on_record(folder)
+
+
+def steps_on_record(folder: Path) -> int:
+    try:
+        return len(read_journal(folder / "journal.bin")[1])
+    except (FileNotFoundError, IntegrityError):
+        return 0
+
+
+def digests(folder: Path) -> dict[str, str]:
+    return {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in COMPARED}
+
+
+if __name__ == "__main__":
+    sys.exit(main())

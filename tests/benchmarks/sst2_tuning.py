@@ -1,0 +1,347 @@
+"""SST-2 on the picollama-sentiment bundle: zeroth-order tuning beside first-order training of the same values.
+
+Per seed: 1,000 training rows drawn from train.tsv, 500 other rows of train.tsv to choose the best values by, the 872
+rows of validation.tsv to report on; prompt ``<text> It was terrible/great``. Seeds are paired: both methods see the
+same rows and batches. First order is Adam through the same forward (a benchmark only: it needs a backward pass and its
+memory); one of its steps counts as three forward passes.
+
+    python tests/benchmarks/sst2_tuning.py [--bundle DIR]         results/sst2_tuning.json and the headlines
+    python tests/benchmarks/sst2_tuning.py --choose [--bundle DIR]      the grid the settings were chosen by: dev.tsv
+                                                                        rows only, results/sst2_choice.json
+
+Without ``--bundle`` the bundle is prepared first, calibrated on C4 documents 200 … 999.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE))
+
+import torch  # noqa: E402
+import transformers  # noqa: E402
+from recording import record_headlines, write_result  # noqa: E402
+from torch import Tensor  # noqa: E402
+
+from device_client.model.loader import load_model  # noqa: E402
+from device_client.model.sparse_model import SparseModel  # noqa: E402
+from device_client.model.token_batch import TokenBatch  # noqa: E402
+from device_client.tasks.datasets import draw_rows, read_records  # noqa: E402
+from device_client.tasks.examples import Example, encode_rows  # noqa: E402
+from device_client.tasks.named_tasks import named_task  # noqa: E402
+from device_client.tasks.scoring import Objective, answer_losses, answer_scores, lay_out  # noqa: E402
+from device_client.tasks.task_data import DataOptions  # noqa: E402
+from device_client.tuning.batches import BatchIndices  # noqa: E402
+from device_client.tuning.evaluation import Evaluation, evaluate  # noqa: E402
+from device_client.tuning.journal import StepRecord  # noqa: E402
+from device_client.tuning.run_directory import RunDirectory, load_theta  # noqa: E402
+from device_client.tuning.tune_run import MachineSettings, TuneSettings, plan_run, tune  # noqa: E402
+from shared.architecture import family_of, safe_config  # noqa: E402
+from shared.bundle.layout import ImageLayout  # noqa: E402
+from shared.bundle.read import Bundle, read_bundle  # noqa: E402
+
+DATA = Path(os.environ.get("ZO_DATA_DIR", HERE.parents[2] / "shared" / "data"))
+MICRO_BATCH = 16
+FORWARDS_PER_BACKWARD = 2
+CHOSEN = TuneSettings(steps=1500, batch_size=32, step_length=0.07, decay="linear", validate_every=150)
+FIRST_ORDER_STEPS = 300
+FIRST_ORDER_LR = 1e-3
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--bundle", type=Path, help="image layout with one bundle")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=CHOSEN.steps)
+    parser.add_argument("--choose", action="store_true", help="run the grid of settings on dev.tsv rows")
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        workspace = Path(folder)
+        bundle = open_bundle(arguments.bundle or prepare_bundle(workspace / "prepared"))
+        if arguments.choose:
+            print(write_result("sst2_choice", choose(bundle, workspace, arguments.steps)))
+            return 0
+        result = measure(bundle, workspace, replace(CHOSEN, steps=arguments.steps), arguments.seeds)
+    path = write_result("sst2_tuning", result)
+    record_headlines(path, headlines(result))
+    print(json.dumps(result["summary"], indent=1))
+    return 0
+
+
+def prepare_bundle(output: Path) -> Path:
+    from cloud_service.pipeline.prepare import prepare
+    from cloud_service.pipeline.sources import SourcePolicy
+    from cloud_service.progress import SilentProgress
+    from shared.api import CalibrationSpec, EvaluationSpec, PrepareRequest
+
+    model = DATA / "models" / "picollama-sentiment"
+    documents = (DATA / "text" / "c4" / "c4-en-1000.jsonl").read_text().splitlines(keepends=True)
+    output.mkdir(parents=True)
+    text = output / "c4-200-999.jsonl"
+    text.write_text("".join(documents[200:]))
+    request = PrepareRequest(
+        model=str(model),
+        calibration=CalibrationSpec(text=str(text)),
+        evaluation=EvaluationSpec(documents=0),
+    )
+    layout = ImageLayout.create(output)
+    sources = SourcePolicy(model_roots=(model.parent,), text_roots=(text.parent,))
+    made = prepare(
+        request,
+        workspace=output / ".workspace",
+        layout=layout,
+        progress=SilentProgress(),
+        sources=sources,
+        device="cpu",
+    )
+    layout.tag(f"{made.name}:{made.tag}", made.manifest)
+    return output
+
+
+def open_bundle(folder: Path) -> Bundle:
+    layout = ImageLayout(folder)
+    (manifest,) = [found for name, found in layout.references().items() if not name.endswith(".sig")]
+    return read_bundle(layout, manifest.digest)
+
+
+def encode(bundle_model: SparseModel, name: str, rows: int | None, seed: int = 0) -> list[Example]:
+    records = draw_rows(read_records(DATA / "tasks" / "SST-2" / name), rows, seed)
+    task = named_task("SST-2")
+    return encode_rows([task.render(record, "opt") for record in records], bundle_model.tokenizer)
+
+
+def options(seed: int) -> DataOptions:
+    return DataOptions(
+        task="SST-2", data_dir=DATA / "tasks", prompt_style="opt", train_rows=1000, validation_rows=500, test_rows=1,
+        seed=seed,
+    )  # fmt: skip
+
+
+class CurveKeeper:
+    """Evaluates the report rows at every validation: the curve, never the choice."""
+
+    def __init__(self, model: SparseModel, run: RunDirectory, rows: Sequence[Example], objective: Objective) -> None:
+        self._model, self._run, self._rows, self._objective = model, run, rows, objective
+        self.points: list[dict[str, Any]] = []
+        self.seconds = 0.0
+
+    def stepped(self, record: StepRecord) -> None:
+        pass
+
+    def validated(self, steps_done: int, evaluation: Evaluation, *, is_best: bool) -> None:
+        began = time.monotonic()
+        snapshot = self._run.read_theta("last.safetensors")
+        if snapshot is None:
+            raise RuntimeError("a validation without a snapshot")
+        found = score(self._model, snapshot.theta, self._rows, self._objective)
+        self.points.append(
+            {
+                "steps": steps_done,
+                "forward_passes": 2 * steps_done,
+                "choice_rows": evaluation.as_json(),
+                "report_rows": found.as_json(),
+                "is_best": is_best,
+            }
+        )
+        self.seconds += time.monotonic() - began
+
+    def note(self, text: str) -> None:
+        print(text, file=sys.stderr)
+
+
+def score(model: SparseModel, theta: Tensor, rows: Sequence[Example], objective: Objective) -> Evaluation:
+    model.write_theta(theta)
+    return evaluate(model, rows, objective, micro_batch_rows=MICRO_BATCH)
+
+
+def zeroth_order(
+    bundle: Bundle, model: SparseModel, settings: TuneSettings, rows: Sequence[Example], folder: Path
+) -> dict[str, Any]:
+    planned = plan_run(bundle, settings, options(settings.seed), runs=folder)
+    keeper = CurveKeeper(model, planned.directory, rows, planned.objective)
+    machine = MachineSettings(device="cpu", memory_budget_bytes=8 << 30, micro_batch_rows=MICRO_BATCH)
+    began = time.monotonic()
+    report = tune(planned, machine, keeper, time.monotonic)
+    seconds = time.monotonic() - began - keeper.seconds
+    final = score(model, load_theta(report.run), rows, planned.objective)
+    return {
+        "curve": keeper.points,
+        "best_step": report.result["best_step"],
+        "median_loss_difference": report.result["median_loss_difference"],
+        "clipped_steps": report.result["clipped_steps"],
+        "seconds_per_step": seconds / settings.steps,
+        "peak_memory_bytes": report.resources["peak_memory_bytes"],
+        "tuned": final.as_json(),
+    }
+
+
+class DifferentiableModel:
+    """The same forward in plain transformers, with the sensitive values as a leaf that has a gradient."""
+
+    def __init__(self, bundle: Bundle, model: SparseModel) -> None:
+        fields = safe_config(bundle.config.architecture)
+        network_class = getattr(transformers, family_of(fields).architecture)
+        self._network = network_class(network_class.config_class(**fields)).eval().requires_grad_(False)
+        model.write_theta(model.initial_theta())
+        weights = {name: parameter.clone() for name, parameter in model.network.named_parameters()}
+        for entry in bundle.config.tensors:
+            layer: Any = model.network.get_submodule(entry.name.removesuffix(".weight"))
+            weights[entry.name] = layer.effective_weight().clone().float()
+        self._base = {entry.name: weights[entry.name] for entry in bundle.config.tensors}
+        missing = self._network.load_state_dict(weights, strict=False).missing_keys
+        if [name for name in missing if name != "lm_head.weight"]:
+            raise RuntimeError(f"no values for {missing}")
+        self._indices = {
+            entry.name: torch.from_numpy(bundle.sensitive(entry.name)[0].indices).long()
+            for entry in bundle.config.tensors
+        }
+        self._slices = model.tensor_slices
+        self.theta = model.initial_theta().requires_grad_(True)
+
+    def logits(self, batch: TokenBatch) -> Tensor:
+        weights = {
+            name: base.view(-1).index_put((self._indices[name],), self.theta[self._slices[name]]).view_as(base)
+            for name, base in self._base.items()
+        }
+        arguments = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
+        found: Tensor = torch.func.functional_call(self._network, weights, (), arguments).logits
+        return found[batch.logit_rows, batch.logit_columns].float()
+
+
+def first_order(
+    bundle: Bundle, model: SparseModel, settings: TuneSettings, rows: Sequence[Example], folder: Path
+) -> dict[str, Any]:
+    """Train the same values by Adam on the same batches; the best are chosen on the same rows."""
+    data = plan_run(bundle, settings, options(settings.seed), runs=folder).data
+    objective: Objective = settings.objective or "candidates"
+    differentiable = DifferentiableModel(bundle, model)
+    disagreement = forward_disagreement(model, differentiable, data.training[:16])
+    indices = BatchIndices(len(data.training), settings.batch_size, settings.seed)
+    optimizer = torch.optim.Adam([differentiable.theta], lr=FIRST_ORDER_LR)
+    decay = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, FIRST_ORDER_STEPS)
+    points: list[dict[str, Any]] = []
+    best: tuple[float, Tensor] | None = None
+    for step in range(FIRST_ORDER_STEPS + 1):
+        if step % (FIRST_ORDER_STEPS // 10) == 0:
+            theta = differentiable.theta.detach().clone()
+            choice = score(model, theta, data.validation, objective)
+            best = (choice.loss, theta) if best is None or choice.loss < best[0] else best
+            points.append(
+                {
+                    "steps": step,
+                    "forward_passes": step * (1 + FORWARDS_PER_BACKWARD),
+                    "choice_rows": choice.as_json(),
+                    "report_rows": score(model, theta, rows, objective).as_json(),
+                }
+            )
+        batch = lay_out([data.training[index] for index in indices(step)], micro_batch_rows=MICRO_BATCH)
+        optimizer.zero_grad()
+        answer_losses(answer_scores(differentiable, batch), batch, objective).mean().backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        decay.step()
+    if best is None:
+        raise RuntimeError("no step was made")
+    tuned = score(model, best[1], rows, objective)
+    return {"curve": points, "tuned": tuned.as_json(), "largest_logit_difference_at_start": disagreement}
+
+
+@torch.no_grad()
+def forward_disagreement(model: SparseModel, differentiable: DifferentiableModel, rows: Sequence[Example]) -> float:
+    """Return how far the scores of both forwards are apart at θ₀: they are meant to be the same function."""
+    model.write_theta(model.initial_theta())
+    batch = lay_out(rows, micro_batch_rows=MICRO_BATCH)
+    return float((answer_scores(model, batch) - answer_scores(differentiable, batch)).abs().max())
+
+
+def measure(bundle: Bundle, workspace: Path, settings: TuneSettings, seeds: int) -> dict[str, Any]:
+    model = load_model(bundle, device="cpu")
+    rows = encode(model, "validation.tsv", None)
+    zero_shot = score(model, model.initial_theta(), rows, "candidates")
+    runs = []
+    for seed in range(seeds):
+        seeded = replace(settings, seed=seed)
+        run = {
+            "seed": seed,
+            "zeroth_order": zeroth_order(bundle, model, seeded, rows, workspace / "runs"),
+            "first_order": first_order(bundle, model, seeded, rows, workspace / "plans"),
+        }
+        print(seed, run["zeroth_order"]["tuned"], run["first_order"]["tuned"], file=sys.stderr, flush=True)
+        runs.append(run)
+    return {
+        "bundle": bundle.digest,
+        "sensitive_values": model.sensitive_count,
+        "settings": asdict(settings),
+        "first_order_settings": {"steps": FIRST_ORDER_STEPS, "lr": FIRST_ORDER_LR, "optimizer": "Adam"},
+        "zero_shot": zero_shot.as_json(),
+        "runs": runs,
+        "summary": summarise(zero_shot, runs),
+    }
+
+
+def summarise(zero_shot: Evaluation, runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    summary: dict[str, Any] = {"zero_shot": zero_shot.as_json()}
+    for method in ("zeroth_order", "first_order"):
+        losses = [run[method]["tuned"]["loss"] for run in runs]
+        accuracies = [run[method]["tuned"]["accuracy"] for run in runs]
+        changes = [loss - zero_shot.loss for loss in losses]
+        passes = [run[method]["curve"][-1]["forward_passes"] for run in runs]
+        summary[method] = {
+            "loss_mean": statistics.fmean(losses),
+            "loss_std": spread(losses),
+            "loss_changes": changes,
+            "loss_falls_by_more_than_the_spread": -statistics.fmean(changes) > spread(losses),
+            "accuracy_mean": statistics.fmean(accuracies),
+            "accuracy_std": spread(accuracies),
+            "accuracy_changes": [accuracy - (zero_shot.accuracy or 0.0) for accuracy in accuracies],
+            "forward_passes": passes,
+            "loss_change_per_thousand_forward_passes": 1000 * statistics.fmean(changes) / statistics.fmean(passes),
+        }
+    return summary
+
+
+def spread(values: Sequence[float]) -> float:
+    return statistics.stdev(values) if len(values) > 1 else 0.0
+
+
+def headlines(result: dict[str, Any]) -> dict[str, tuple[float | int | bool, str]]:
+    tuned = result["summary"]["zeroth_order"]
+    return {
+        "sst2.picollama.zero_shot": (result["zero_shot"]["accuracy"], "accuracy, 4-bit bundle"),
+        "sst2.picollama.tuned_mean": (tuned["accuracy_mean"], "accuracy"),
+        "sst2.picollama.tuned_std": (tuned["accuracy_std"], "accuracy"),
+    }
+
+
+def choose(bundle: Bundle, workspace: Path, steps: int) -> dict[str, Any]:
+    """Run a small grid; every figure is of 1,000 dev.tsv rows, which no reported run uses."""
+    model = load_model(bundle, device="cpu")
+    rows = encode(model, "dev.tsv", 1000)
+    base = replace(CHOSEN, steps=steps, validate_every=max(1, steps // 5), seed=100)
+    grid = [replace(base, step_length=length) for length in (0.02, 0.07, 0.2)]
+    grid += [replace(base, objective="vocabulary"), replace(base, decay="constant"), replace(base, batch_size=16)]
+    grid += [replace(base, batch_size=64, steps=steps // 2, validate_every=max(1, steps // 10))]
+    found = []
+    for number, settings in enumerate(grid):
+        run = zeroth_order(bundle, model, settings, rows, workspace / f"choice-{number}")
+        changed = {key: value for key, value in asdict(settings).items() if value != asdict(base)[key]}
+        found.append(
+            {"changed": changed, "tuned": run["tuned"], "curve": run["curve"], "pace": run["seconds_per_step"]}
+        )
+        print(changed, run["tuned"], f"{run['seconds_per_step']:.3f} s per step", file=sys.stderr, flush=True)
+    own = score(model, model.initial_theta(), rows, "candidates")
+    return {"bundle": bundle.digest, "base": asdict(base), "zero_shot": own.as_json(), "grid": found}
+
+
+if __name__ == "__main__":
+    sys.exit(main())
