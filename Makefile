@@ -10,7 +10,7 @@ RUN := $(VENV)/bin
 .PHONY: demo test check lint coverage clean
 
 demo: $(VENV)/.installed
-	$(RUN)/python deploy/demo/run_demo.py $(if $(MODEL),--model "$(MODEL)") $(if $(DATA),--data "$(DATA)")
+	$(RUN)/python deploy/demo/run_demo.py $(if $(MODEL),--model "$(MODEL)") $(if $(DATA),--data "$(DATA)") $(if $(TEXT),--text "$(TEXT)")
 
 test: $(VENV)/.installed
 	$(RUN)/pytest
