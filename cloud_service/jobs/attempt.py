@@ -91,6 +91,9 @@ class Attempt:
                 return heard
             if heard is not None:
                 self._tell(heard)
+            if self._outcome is not None:
+                process.kill()  # all it made is on the disk, and tearing torch down can take seconds
+                return Ended(0)
             self._keep_lease()
             self._stop_where_asked(process)
 
