@@ -8,7 +8,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import importlib
-import importlib.util
 import json
 import os
 import sys
@@ -118,8 +117,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def load_commands() -> list[Command]:
     """Return the command modules in the order they are listed."""
-    names = [f"device_client.commands.{name}" for name in COMMAND_MODULES]
-    return [importlib.import_module(name) for name in names if importlib.util.find_spec(name)]
+    return [importlib.import_module(f"device_client.commands.{name}") for name in COMMAND_MODULES]
 
 
 def _common_options() -> _Parser:

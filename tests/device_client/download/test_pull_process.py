@@ -17,7 +17,7 @@ import pytest
 from simulated_server import Answer, Request, SimulatedServer, serving
 
 from shared.bundle.layout import ImageLayout
-from shared.bundle.manifest import Descriptor
+from shared.bundle.manifest import Descriptor, parse_manifest
 from shared.bundle.read import read_bundle
 
 CHUNK = 4096
@@ -88,12 +88,15 @@ def test_killed_in_mid_download_a_second_pull_fetches_only_the_missing_chunks(
     assert store.references() == {}
     assert not (home / "trusted_keys.json").exists()
 
-    server.answers.clear()
+    layers = parse_manifest(
+        server.layout.read_blob(server.layout.resolve("tiny:latest").digest, max_bytes=1 << 20)
+    ).layers
+    missing_bytes = sum(layer.size for layer in layers if not store.has_blob(layer.digest)) - 3 * CHUNK
     code, result, _ = run(home, "pull", f"{address}/tiny", "--connections", "1")
-    spans = [request.span for request, _ in server.answers if request.path.endswith(trunk.digest)]
     assert code == 0
-    assert spans == [(12288, 16383), (16384, trunk.size - 1)]
-    assert result["fetched_bytes"] == server.layer_bytes_sent()
+    assert result["fetched_bytes"] == missing_bytes
+    begins = [r.span[0] for r, _ in server.answers if r.path.endswith(trunk.digest) and r.span]
+    assert [begins.count(begin) for begin in (0, 4096, 8192, 12288, 16384)] == [1, 1, 1, 2, 1]
     assert read_bundle(store, store.resolve("tiny:latest").digest).config.producer == "tests"
 
 
@@ -101,7 +104,7 @@ def test_killed_again_and_again_it_still_ends_with_every_layer_byte_fetched_once
     tmp_path: Path, server: SimulatedServer, address: str, trunk: Descriptor
 ) -> None:
     home = tmp_path / "device"
-    for _ in range(3):
+    for _ in range(2):
         gate = Gate(trunk.digest, passes=1)
         server.misbehave(gate.strikes, gate.change, times=100)
         process = start(home, "pull", f"{address}/tiny", "--connections", "1")
@@ -115,7 +118,7 @@ def test_killed_again_and_again_it_still_ends_with_every_layer_byte_fetched_once
     held = [r.span for r, _ in server.answers if r.path.endswith(trunk.digest)]
     begins = [span[0] for span in held if span]
     assert sorted(set(begins)) == [0, 4096, 8192, 12288, 16384]
-    assert len(begins) == 5 + 3
+    assert len(begins) == 5 + 2
 
 
 def test_an_interrupt_ends_with_130_and_says_how_to_go_on(
