@@ -56,9 +56,15 @@ class FisherSums:
         self.count = int(labels["count"])
 
     def into_diagonal(self) -> dict[str, Tensor]:
-        """Return F, the mean over all sequences, in the memory of ``even``; the sums are used up."""
+        """Return F, the mean over all sequences, in the memory of ``even``; the sums are used up.
+
+        Raises:
+            UnsupportedModel: A gradient was not finite.
+        """
         for name, total in self.even.items():
             total.add_(self.odd.pop(name)).div_(self.count)
+            if not torch.isfinite(total).all():
+                raise _not_finite(f"the gradient of {name}")
         diagonal, self.even = self.even, {}
         return diagonal
 
@@ -125,13 +131,17 @@ def _backward(network: nn.Module, tokens: Tensor, index: int) -> None:
     logits = network(input_ids=tokens, use_cache=False).logits[0, :-1].float()
     loss = cross_entropy(logits, tokens[0, 1:])
     if not torch.isfinite(loss):
-        raise UnsupportedModel(
-            f"the loss of calibration sequence {index} is {float(loss)}",
-            needed="a finite loss",
-            next_step="check the checkpoint: its weights may be damaged",
-            param="model",
-        )
+        raise _not_finite(f"the loss of calibration sequence {index}")
     loss.backward()  # type: ignore[no-untyped-call]
+
+
+def _not_finite(what: str) -> UnsupportedModel:
+    return UnsupportedModel(
+        f"{what} is not finite",
+        needed="finite losses and gradients",
+        next_step="check the checkpoint: its weights may be damaged",
+        param="model",
+    )
 
 
 @contextmanager

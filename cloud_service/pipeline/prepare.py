@@ -10,7 +10,8 @@
 
 Every stage leaves a checkpoint in the workspace: Fisher sums every few sequences, each finished block, the loss sums of
 the evaluation. Called again after a SIGKILL at any moment, with the same request and workspace, it goes on from there
-and ends with the same digest. Peak memory is the model plus 8 bytes per weight for the Fisher sums.
+and ends with the same digest (on the same kind of processor and number of threads: float sums depend on their order).
+Peak memory is the model plus 8 bytes per weight for the Fisher sums.
 """
 
 from __future__ import annotations
@@ -141,6 +142,7 @@ def prepare(
     sums = _estimate_fisher(job, sequences)
     masks, figures, fisher = _select(job, sums)
     blobs = _quantize(job, masks, fisher)
+    del fisher  # the evaluation needs its memory
     perplexity = _evaluate(job, blobs)
     return _publish(job, sequences, figures, blobs, perplexity)
 
@@ -201,15 +203,17 @@ def _select(job: _Job, sums: fisher_stage.FisherSums) -> tuple[Masks, FisherFigu
     request = job.request
     job.progress.stage(Stage.SELECTING)
     is_fisher = request.mask_source == "fisher"
-    halves = [select_largest(half, request.sparsity, request.scope) for half in (sums.even, sums.odd) if is_fisher]
+    saved = job.workspace.read_json("figures")
+    halves = (sums.even, sums.odd) if is_fisher and not saved else ()
+    half_masks = [select_largest(half, request.sparsity, request.scope) for half in halves]
     fisher = sums.into_diagonal()
     if is_fisher:
         masks = select_largest(fisher, request.sparsity, request.scope)
     else:
         sizes = {name: values.numel() for name, values in fisher.items()}
         masks = select_random(sizes, request.sparsity, request.scope, request.calibration.seed)
-    saved = job.workspace.read_json("figures")
-    figures = FisherFigures(**saved) if saved else fisher_figures(fisher, masks, overlap(*halves) if halves else None)
+    agreement = overlap(*half_masks) if half_masks else None
+    figures = FisherFigures(**saved) if saved else fisher_figures(fisher, masks, agreement)
     job.workspace.write_json("figures", dataclasses.asdict(figures))
     return masks, figures, fisher
 

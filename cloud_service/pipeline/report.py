@@ -130,7 +130,7 @@ def _tensor_row(entry: QuantizedEntry, figures: FisherFigures) -> dict[str, Any]
 def _curve_picture(report: Mapping[str, Any]) -> str:
     curve = report["gradient_mass_curve"]
     fractions, mean, std = (np.array(curve[key]) for key in ("fractions", "mean", "std"))
-    figure = Figure(figsize=(6, 3.6), layout="constrained")
+    figure = Figure(figsize=(4.6, 3.4), layout="constrained")
     axes = figure.subplots()
     axes.fill_between(fractions, np.clip(mean - std, 0, 1), np.clip(mean + std, 0, 1), color="#c44", alpha=0.25)
     axes.plot(fractions, mean, color="#15c", label="mean ± std over tensors")
@@ -142,7 +142,7 @@ def _curve_picture(report: Mapping[str, Any]) -> str:
 
 def _error_picture(report: Mapping[str, Any]) -> str:
     rows = report["tensors"]
-    figure = Figure(figsize=(6, 3.2), layout="constrained")
+    figure = Figure(figsize=(4.6, 3.2), layout="constrained")
     axes = figure.subplots()
     for key, label in (("relative_error", "plain"), ("weighted_relative_error", "weighted by F")):
         axes.plot(range(len(rows)), [row[key] for row in rows], ".", label=label)

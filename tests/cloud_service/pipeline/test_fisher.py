@@ -12,6 +12,7 @@ from torch.nn import functional
 
 from cloud_service.pipeline.fisher import FisherSums, accumulate, empty_sums
 from cloud_service.pipeline.load_model import LoadedModel, load_model
+from shared.errors import UnsupportedModel
 
 MakeCheckpoint = Callable[..., Path]
 
@@ -100,6 +101,19 @@ def test_sums_restored_from_a_checkpoint_go_on_bit_for_bit(model: LoadedModel, s
     assert resumed.count == 5
     assert all(torch.equal(whole.even[name], resumed.even[name]) for name in model.linear_names)
     assert all(torch.equal(whole.odd[name], resumed.odd[name]) for name in model.linear_names)
+
+
+def test_a_gradient_that_is_not_finite_is_named(model: LoadedModel, sequences: Tensor) -> None:
+    sums = run(model, sequences, fresh(model))
+    sums.odd[model.linear_names[3]][0, 0] = float("inf")
+    with pytest.raises(UnsupportedModel, match=f"the gradient of {model.linear_names[3]} is not finite"):
+        sums.into_diagonal()
+
+
+def test_a_loss_that_is_not_finite_is_refused(model: LoadedModel, sequences: Tensor) -> None:
+    model.parameters[model.linear_names[0]].data[0, 0] = float("nan")
+    with pytest.raises(UnsupportedModel, match="the loss of calibration sequence 0 is not finite"):
+        run(model, sequences, fresh(model))
 
 
 @pytest.mark.gpu

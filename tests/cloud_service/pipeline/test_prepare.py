@@ -20,6 +20,7 @@ import safetensors.torch
 import torch
 from tiny_checkpoint import CONFIGS, build_checkpoint, write_text
 
+from cloud_service.pipeline.checkpoint import require_space
 from cloud_service.pipeline.identity import resolve
 from cloud_service.pipeline.prepare import PreparedBundle, bundle_name, prepare
 from cloud_service.pipeline.sources import SourcePolicy
@@ -236,6 +237,7 @@ KILLED_JOB = """
 import os, signal, sys
 from pathlib import Path
 import torch
+from cloud_service.pipeline.checkpoint import require_space
 from cloud_service.pipeline.identity import resolve
 from cloud_service.pipeline.prepare import prepare
 from cloud_service.pipeline.sources import SourcePolicy
@@ -290,6 +292,11 @@ def test_a_full_disk_is_a_disk_error_and_the_next_attempt_finishes(
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert not list((tmp_path / "work").glob("*.partial"))
     run(request, tmp_path)
+
+
+def test_a_disk_that_cannot_hold_the_work_is_named_before_it_begins(tmp_path: Path) -> None:
+    with pytest.raises(DiskError, match="bytes free for the bundle"):
+        require_space(tmp_path / "not" / "there", 2**62, "the bundle")
 
 
 def test_an_empty_calibration_text_is_a_data_error(make_checkpoint: MakeCheckpoint, tmp_path: Path) -> None:
