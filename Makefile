@@ -22,7 +22,7 @@ lint: $(VENV)/.installed
 	$(RUN)/ruff format --check .
 	$(RUN)/ruff check .
 	$(RUN)/mypy
-	$(RUN)/lint-imports
+	$(RUN)/lint-imports --no-cache
 
 coverage: $(VENV)/.installed
 	$(RUN)/python tests/benchmarks/coverage_of_shared_and_tuning.py

@@ -33,7 +33,7 @@ from device_client.download.trusted_bundle import (
 )
 from device_client.download.trusted_keys import TrustedKeys
 from shared.bundle.digest import digest_of_bytes, digest_of_file
-from shared.bundle.layout import ImageLayout, disk_errors, manifest_descriptor, write_atomically
+from shared.bundle.layout import ImageLayout, disk_errors, manifest_descriptor
 from shared.bundle.manifest import MAX_MANIFEST_BYTES, BundleConfig, Descriptor, Manifest
 from shared.bundle.read import read_bundle
 from shared.bundle.signature import Signature, publish_signature, signature_tag
@@ -155,8 +155,8 @@ def admit(
         DiskError: The store cannot be written.
     """
     manifest = manifest_descriptor(accepted.manifest_bytes)
-    _keep(layout, accepted.config_bytes, accepted.manifest.config.media_type)
-    _keep(layout, accepted.manifest_bytes, manifest.media_type)
+    layout.add_bytes(accepted.config_bytes, accepted.manifest.config.media_type)
+    layout.add_bytes(accepted.manifest_bytes, manifest.media_type)
     read_bundle(layout, manifest.digest, verify_digests=False, client_version=rules.client_version)
     changes: dict[str, Descriptor | None] = {reference: manifest}
     if accepted.signature is not None:
@@ -271,14 +271,6 @@ def _fetch(
 
 def _wait(stop: threading.Event, seconds: float) -> None:
     stop.wait(seconds)
-
-
-def _keep(layout: ImageLayout, data: bytes, media_type: str) -> None:
-    """Store a document, also over a damaged one of its name."""
-    path = layout.blob_path(layout.add_bytes(data, media_type).digest)
-    if path.read_bytes() != data:
-        with disk_errors(path):
-            write_atomically(path, data)
 
 
 def _names(layout: ImageLayout, reference: str, digest: str) -> bool:

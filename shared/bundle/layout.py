@@ -72,15 +72,15 @@ class ImageLayout:
         return self.blob_path(digest).is_file()
 
     def add_bytes(self, data: bytes, media_type: str) -> Descriptor:
-        """Store ``data`` and return its descriptor.
+        """Store ``data``, also over a damaged blob of its name, and return its descriptor.
 
         Raises:
             DiskError: The disk is full or not writable.
         """
         digest = digest_of_bytes(data)
         path = self.blob_path(digest)
-        if not path.exists():
-            with disk_errors(path):
+        with disk_errors(path):
+            if not path.exists() or path.read_bytes() != data:
                 write_atomically(path, data)
         return Descriptor(media_type=media_type, digest=digest, size=len(data))
 

@@ -42,6 +42,12 @@ def test_a_blob_is_named_by_its_bytes_and_kept_once(layout):
     assert [path.read_bytes() for path in layout.blobs.iterdir()] == [b"x"]
 
 
+def test_a_damaged_blob_is_replaced(layout):
+    path = layout.blob_path(layout.add_bytes(b"data", "a/b").digest)
+    path.write_bytes(b"dat")
+    assert layout.blob_path(layout.add_bytes(b"data", "a/b").digest).read_bytes() == b"data"
+
+
 def test_a_file_moves_in_and_must_have_the_expected_digest(layout, tmp_path):
     source = tmp_path / "file"
     source.write_bytes(b"data")
