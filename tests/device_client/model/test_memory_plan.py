@@ -99,6 +99,14 @@ def test_the_chosen_micro_batch_is_the_largest_that_fits(rows: int, budget: int,
     assert plan == plan_memory(config, plan.workload, device_type="cpu")
 
 
+def test_a_micro_batch_may_fill_the_budget_exactly(config: BundleConfig) -> None:
+    budget = plan_memory(config, Workload(5, 128), device_type="cpu").total_bytes
+
+    plan = choose_micro_batch(config, Workload(16, 128), budget_bytes=budget, device_type="cpu")
+
+    assert plan.workload.rows == 5
+
+
 def test_a_budget_below_one_row_names_what_is_needed(config: BundleConfig) -> None:
     needed = plan_memory(config, Workload(1, 128), device_type="cpu").total_bytes
 

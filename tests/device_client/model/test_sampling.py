@@ -35,6 +35,12 @@ def test_the_nucleus_is_the_smallest_set_that_reaches_top_p(
     np.testing.assert_allclose(kept, probabilities, rtol=1e-6)  # float32 logits
 
 
+def test_a_set_that_reaches_top_p_exactly_is_enough() -> None:
+    order, kept = nucleus(np.array([1.0, 1.0]), 0.5)
+
+    assert (order.tolist(), kept.tolist()) == ([0], [1.0])
+
+
 def test_samples_have_the_softmax_frequencies() -> None:
     generator = np.random.default_rng(0)
     count = 4000
