@@ -1,6 +1,7 @@
 """Measures the line coverage of ``shared`` and of the tuning loop by the whole test suite.
 
-What only subprocesses reach does not count. Records ``coverage.shared_percent`` and ``coverage.tuning_percent``, and fails below 95.
+What only subprocesses reach does not count. Records ``coverage.shared_percent`` and ``coverage.tuning_percent``, and
+fails below 95.
 """
 
 from __future__ import annotations
