@@ -54,8 +54,8 @@ from shared.bundle.read import Bundle, read_bundle  # noqa: E402
 DATA = Path(os.environ.get("ZO_DATA_DIR", HERE.parents[2] / "shared" / "data"))
 MICRO_BATCH = 16
 FORWARDS_PER_BACKWARD = 2
-CHOSEN = TuneSettings(steps=1500, batch_size=32, step_length=0.07, decay="linear", validate_every=150)
-FIRST_ORDER_STEPS = 300
+CHOSEN = TuneSettings(steps=500, batch_size=64, step_length=0.1, decay="linear", validate_every=50)
+FIRST_ORDER_STEPS = 150
 FIRST_ORDER_LR = 1e-3
 
 
@@ -64,6 +64,8 @@ def main() -> int:
     parser.add_argument("--bundle", type=Path, help="image layout with one bundle")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=CHOSEN.steps)
+    parser.add_argument("--first-order-steps", type=int, default=FIRST_ORDER_STEPS)
+    parser.add_argument("--dry-run", action="store_true", help="print the summary and write nothing")
     parser.add_argument("--choose", action="store_true", help="run the grid of settings on dev.tsv rows")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
@@ -72,7 +74,11 @@ def main() -> int:
         if arguments.choose:
             print(write_result("sst2_choice", choose(bundle, workspace, arguments.steps)))
             return 0
-        result = measure(bundle, workspace, replace(CHOSEN, steps=arguments.steps), arguments.seeds)
+        settings = replace(CHOSEN, steps=arguments.steps, validate_every=max(1, arguments.steps // 10))
+        result = measure(bundle, workspace, settings, arguments.seeds, arguments.first_order_steps)
+    if arguments.dry_run:
+        print(json.dumps(result["summary"], indent=1))
+        return 0
     path = write_result("sst2_tuning", result)
     record_headlines(path, headlines(result))
     print(json.dumps(result["summary"], indent=1))
@@ -220,7 +226,7 @@ class DifferentiableModel:
 
 
 def first_order(
-    bundle: Bundle, model: SparseModel, settings: TuneSettings, rows: Sequence[Example], folder: Path
+    bundle: Bundle, model: SparseModel, settings: TuneSettings, rows: Sequence[Example], folder: Path, steps: int
 ) -> dict[str, Any]:
     """Train the same values by Adam on the same batches; the best are chosen on the same rows."""
     data = plan_run(bundle, settings, options(settings.seed), runs=folder).data
@@ -229,11 +235,11 @@ def first_order(
     disagreement = forward_disagreement(model, differentiable, data.training[:16])
     indices = BatchIndices(len(data.training), settings.batch_size, settings.seed)
     optimizer = torch.optim.Adam([differentiable.theta], lr=FIRST_ORDER_LR)
-    decay = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, FIRST_ORDER_STEPS)
+    decay = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, steps)
     points: list[dict[str, Any]] = []
     best: tuple[float, Tensor] | None = None
-    for step in range(FIRST_ORDER_STEPS + 1):
-        if step % (FIRST_ORDER_STEPS // 10) == 0:
+    for step in range(steps + 1):
+        if step % max(1, steps // 10) == 0:
             theta = differentiable.theta.detach().clone()
             choice = score(model, theta, data.validation, objective)
             best = (choice.loss, theta) if best is None or choice.loss < best[0] else best
@@ -264,7 +270,9 @@ def forward_disagreement(model: SparseModel, differentiable: DifferentiableModel
     return float((answer_scores(model, batch) - answer_scores(differentiable, batch)).abs().max())
 
 
-def measure(bundle: Bundle, workspace: Path, settings: TuneSettings, seeds: int) -> dict[str, Any]:
+def measure(
+    bundle: Bundle, workspace: Path, settings: TuneSettings, seeds: int, first_order_steps: int
+) -> dict[str, Any]:
     model = load_model(bundle, device="cpu")
     rows = encode(model, "validation.tsv", None)
     zero_shot = score(model, model.initial_theta(), rows, "candidates")
@@ -274,7 +282,7 @@ def measure(bundle: Bundle, workspace: Path, settings: TuneSettings, seeds: int)
         run = {
             "seed": seed,
             "zeroth_order": zeroth_order(bundle, model, seeded, rows, workspace / "runs"),
-            "first_order": first_order(bundle, model, seeded, rows, workspace / "plans"),
+            "first_order": first_order(bundle, model, seeded, rows, workspace / "plans", first_order_steps),
         }
         print(seed, run["zeroth_order"]["tuned"], run["first_order"]["tuned"], file=sys.stderr, flush=True)
         runs.append(run)
@@ -282,7 +290,7 @@ def measure(bundle: Bundle, workspace: Path, settings: TuneSettings, seeds: int)
         "bundle": bundle.digest,
         "sensitive_values": model.sensitive_count,
         "settings": asdict(settings),
-        "first_order_settings": {"steps": FIRST_ORDER_STEPS, "lr": FIRST_ORDER_LR, "optimizer": "Adam"},
+        "first_order_settings": {"steps": first_order_steps, "lr": FIRST_ORDER_LR, "optimizer": "Adam"},
         "zero_shot": zero_shot.as_json(),
         "runs": runs,
         "summary": summarise(zero_shot, runs),
@@ -300,7 +308,10 @@ def summarise(zero_shot: Evaluation, runs: Sequence[dict[str, Any]]) -> dict[str
             "loss_mean": statistics.fmean(losses),
             "loss_std": spread(losses),
             "loss_changes": changes,
-            "loss_falls_by_more_than_the_spread": -statistics.fmean(changes) > spread(losses),
+            # One seed has no spread to compare with.
+            "loss_falls_by_more_than_the_spread": -statistics.fmean(changes) > spread(losses)
+            if len(runs) > 1
+            else None,
             "accuracy_mean": statistics.fmean(accuracies),
             "accuracy_std": spread(accuracies),
             "accuracy_changes": [accuracy - (zero_shot.accuracy or 0.0) for accuracy in accuracies],
@@ -330,7 +341,7 @@ def choose(bundle: Bundle, workspace: Path, steps: int) -> dict[str, Any]:
     base = replace(CHOSEN, steps=steps, validate_every=max(1, steps // 5), seed=100)
     grid = [replace(base, step_length=length) for length in (0.02, 0.07, 0.2)]
     grid += [replace(base, objective="vocabulary"), replace(base, decay="constant"), replace(base, batch_size=16)]
-    grid += [replace(base, batch_size=64, steps=steps // 2, validate_every=max(1, steps // 10))]
+    grid += [replace(base, batch_size=256, steps=steps // 4, validate_every=max(1, steps // 20))]
     found = []
     for number, settings in enumerate(grid):
         run = zeroth_order(bundle, model, settings, rows, workspace / f"choice-{number}")
