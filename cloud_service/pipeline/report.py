@@ -136,7 +136,7 @@ def _curve_picture(report: Mapping[str, Any]) -> str:
     axes.plot(fractions, mean, color="#15c", label="mean ± std over tensors")
     axes.axvline(report["mask"]["sparsity"], color="#555", linestyle="--", label="sparsity of the mask")
     axes.set(xscale="log", ylim=(0, 1), xlabel="fraction of weights, largest first", ylabel="share of gradient mass")
-    axes.legend(loc="upper left", frameon=False)
+    axes.legend(loc="upper left", framealpha=1, edgecolor="none")
     return _svg(figure, "curve")
 
 
@@ -147,7 +147,7 @@ def _error_picture(report: Mapping[str, Any]) -> str:
     for key, label in (("relative_error", "plain"), ("weighted_relative_error", "weighted by F")):
         axes.plot(range(len(rows)), [row[key] for row in rows], ".", label=label)
     axes.set(xlabel="quantised tensor, in model order", ylabel="relative squared error", ylim=(0, None))
-    axes.legend(frameon=False)
+    axes.legend(framealpha=1, edgecolor="none")
     return _svg(figure, "errors")
 
 
