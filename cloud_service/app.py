@@ -9,7 +9,6 @@ Imports no torch: it starts in a second, and its image needs none.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import logging
 import secrets
 import signal
@@ -44,9 +43,11 @@ from cloud_service.storage.bundles import BundleStore
 from cloud_service.storage.database import open_database, reading
 from cloud_service.storage.keys import KeyStore
 from shared.api import PrepareRequest
-from shared.bundle.layout import ImageLayout, disk_errors, free_bytes
+from shared.bundle.layout import ImageLayout
 from shared.bundle.signature import load_or_create_key
+from shared.durable_files import disk_errors, free_bytes
 from shared.errors import Conflict, DiskError
+from shared.file_lock import exclusive
 
 _logger = logging.getLogger(__name__)
 
@@ -76,7 +77,7 @@ def open_service(settings: Settings, launcher: Launcher | None = None) -> Iterat
         Conflict: Another service uses the folder.
         DiskError: The folder cannot be written.
     """
-    with _exclusive(settings.data), contextlib.closing(_Disposing(open_database(settings.database))) as database:
+    with _sole_service(settings.data), contextlib.closing(_Disposing(open_database(settings.database))) as database:
         engine, is_stopping = database.engine, threading.Event()
         jobs = JobStore(engine)
         layout = ImageLayout.create(settings.store)
@@ -183,22 +184,17 @@ class _Disposing:
         self.engine.dispose()
 
 
-@contextlib.contextmanager
-def _exclusive(data: Path) -> Iterator[None]:
+def _sole_service(data: Path) -> contextlib.AbstractContextManager[None]:
+    """Make the data folder, for this user alone, and keep other services out of it."""
     with disk_errors(data):
         data.mkdir(parents=True, exist_ok=True, mode=0o700)
-        lock = (data / "service.lock").open("a")
-    with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise Conflict(
-                f"another zo-cloud serve uses {data}",
-                needed="a data folder of its own",
-                next_step="stop the other one, or give --data another folder",
-                param="data",
-            ) from error
-        yield
+    busy = Conflict(
+        f"another zo-cloud serve uses {data}",
+        needed="a data folder of its own",
+        next_step="stop the other one, or give --data another folder",
+        param="data",
+    )
+    return exclusive(data / "service.lock", busy=busy)
 
 
 def _listen(host: str, port: int) -> socket.socket:

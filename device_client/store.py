@@ -10,9 +10,10 @@ from importlib import metadata
 
 from device_client.settings import Settings
 from shared.bundle.digest import check_digest
-from shared.bundle.layout import ImageLayout, disk_errors
+from shared.bundle.layout import ImageLayout
 from shared.bundle.manifest import Descriptor
 from shared.bundle.read import Bundle, read_bundle
+from shared.durable_files import disk_errors
 from shared.errors import NotFound
 
 DISTRIBUTION = "zo-device"

@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
-import fcntl
 import json
 import shutil
 import signal
@@ -20,6 +19,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from shared.errors import Conflict
+from shared.file_lock import exclusive
 
 if TYPE_CHECKING:
     from cloud_service.pipeline.prepare import PreparedBundle
@@ -86,7 +86,8 @@ def _run(arguments: argparse.Namespace) -> None:
 
     request = request_of(arguments)
     layout = ImageLayout.create(arguments.output)
-    with _exclusive(arguments.output / _WORKSPACE) as workspace, _sigterm_interrupts():
+    workspace = arguments.output / _WORKSPACE
+    with _sole_worker(workspace), _sigterm_interrupts():
         with terminal_progress(is_quiet=arguments.quiet) as progress:
             made = _prepare(arguments, request, layout, workspace, progress)
         signer = _publish(arguments, layout, made)
@@ -120,8 +121,8 @@ def _publish(arguments: argparse.Namespace, layout: ImageLayout, made: PreparedB
     """Write the report, then sign and tag; return the signer's fingerprint."""
     from cloud_service.settings import load_settings
     from cloud_service.storage.bundles import BundleStore
-    from shared.bundle.layout import disk_errors, write_atomically
     from shared.bundle.signature import fingerprint_of, load_or_create_key
+    from shared.durable_files import disk_errors, write_atomically
 
     key = load_or_create_key(arguments.signing_key or load_settings().signing_key)
     bundles = BundleStore(layout, arguments.output, key)
@@ -148,19 +149,12 @@ def _print(arguments: argparse.Namespace, made: PreparedBundle, signer: str) -> 
     print(json.dumps(fields) if arguments.json else text)  # noqa: T201
 
 
-@contextlib.contextmanager
-def _exclusive(workspace: Path) -> Iterator[Path]:
-    """Make the workspace and keep other processes out of it."""
-    workspace.mkdir(parents=True, exist_ok=True)
-    with workspace.with_name(f"{workspace.name}.lock").open("a") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise Conflict(
-                f"another zo-cloud prepare works in {workspace.parent}",
-                next_step="wait for it, or give another --output",
-            ) from error
-        yield workspace
+def _sole_worker(workspace: Path) -> contextlib.AbstractContextManager[None]:
+    """Keep other processes out of the workspace; the lock lies beside it."""
+    busy = Conflict(
+        f"another zo-cloud prepare works in {workspace.parent}", next_step="wait for it, or give another --output"
+    )
+    return exclusive(workspace.with_name(f"{workspace.name}.lock"), busy=busy)
 
 
 @contextlib.contextmanager

@@ -31,7 +31,7 @@ from cloud_service.jobs.record import JobRecord, Outcome
 from cloud_service.jobs.store import JobStore
 from cloud_service.settings import Settings
 from shared.api import JobStatus
-from shared.bundle.layout import disk_errors
+from shared.durable_files import disk_errors
 
 _BEATS_PER_LEASE = 4
 

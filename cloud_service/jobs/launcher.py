@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Protocol
 
 from cloud_service.jobs.messages import LOG_NAME, JobOrder, Message, parse_message
-from shared.bundle.layout import disk_errors
+from shared.durable_files import disk_errors
 
 RUN_JOB = (sys.executable, "-m", "cloud_service.jobs.run_job")
 _logger = logging.getLogger(__name__)

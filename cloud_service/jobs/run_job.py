@@ -13,7 +13,6 @@ writes is visible to clients: the service signs and tags. Exit status 0 after a 
 
 from __future__ import annotations
 
-import fcntl
 import logging
 import os
 import signal
@@ -41,8 +40,10 @@ from cloud_service.jobs.messages import (
 from cloud_service.jobs.record import Outcome, job_error
 from cloud_service.progress import ProgressSink
 from shared.api import Stage
-from shared.bundle.layout import ImageLayout, write_atomically
+from shared.bundle.layout import ImageLayout
+from shared.durable_files import write_atomically
 from shared.errors import Interrupted, ZoError
+from shared.file_lock import exclusive
 
 if TYPE_CHECKING:
     from cloud_service.pipeline.sources import SourcePolicy
@@ -135,8 +136,7 @@ def main(argv: Sequence[str] | None = None, *, work: Work | None = None) -> int:
     write = _private_output()
     order = _read_order()
     is_stopping = _stop_on_sigterm()
-    with (folder / "lock").open("a") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with exclusive(folder / "lock"):
         progress = LineProgress(write, order.progress_seconds, is_stopping)
         try:
             write(Finished(outcome=_run(folder, order, progress, work or PipelineWork())))

@@ -21,8 +21,8 @@ import safetensors
 import safetensors.torch
 from torch import Tensor
 
-from shared.bundle.layout import disk_errors, free_bytes, sync_directory, write_atomically
 from shared.bundle.write import serialization_errors
+from shared.durable_files import disk_errors, free_bytes, sync_directory, write_atomically
 from shared.errors import DiskError
 
 _INPUT = "input.json"

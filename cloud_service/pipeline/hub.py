@@ -28,7 +28,7 @@ from huggingface_hub.file_download import repo_folder_name
 from cloud_service.pipeline.sources import HubModel, SourcePolicy
 from cloud_service.progress import ProgressSink
 from shared.api import Stage
-from shared.bundle.layout import disk_errors, free_bytes
+from shared.durable_files import disk_errors, free_bytes
 from shared.errors import DiskError, InvalidModelId, NetworkError, NotFound, Unauthorized, UnsupportedModel
 
 WANTED_FILES = ("*.safetensors", "*.json", "*.jinja", "merges.txt", "LICENSE*", "README*")

@@ -18,10 +18,11 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from shared.api import BundleSummary
 from shared.bundle.digest import check_digest
-from shared.bundle.layout import ImageLayout, disk_errors, write_atomically
+from shared.bundle.layout import ImageLayout
 from shared.bundle.manifest import MAX_MANIFEST_BYTES, BundleConfig, Descriptor, Manifest, parse_manifest
 from shared.bundle.read import read_bundle, read_config
 from shared.bundle.signature import publish_signature, sign, signature_tag
+from shared.durable_files import disk_errors, write_atomically
 from shared.errors import InvalidDigest, NotFound
 
 _SIGNATURE_SUFFIX = ".sig"

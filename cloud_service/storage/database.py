@@ -18,7 +18,7 @@ import sqlalchemy as sa
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.types import TypeDecorator
 
-from shared.bundle.layout import disk_errors, free_bytes
+from shared.durable_files import disk_errors, free_bytes
 from shared.errors import DiskError, UpgradeNeeded
 
 SCHEMA_VERSION = 1

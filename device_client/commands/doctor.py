@@ -13,7 +13,7 @@ from device_client.byte_sizes import format_bytes
 from device_client.console import Console
 from device_client.settings import Settings
 from device_client.store import DISTRIBUTION
-from shared.bundle.layout import free_bytes
+from shared.durable_files import free_bytes
 
 NAME = "doctor"
 HELP = "check Python, libraries, devices, disk and permissions"

@@ -9,10 +9,11 @@ from typing import Any
 
 from device_client.byte_sizes import format_bytes
 from device_client.console import Console
-from device_client.download.pull import exclusive, partial_folder
+from device_client.download.pull import partial_folder, sole_writer
 from device_client.settings import Settings
-from shared.bundle.layout import ImageLayout, disk_errors
+from shared.bundle.layout import ImageLayout
 from shared.bundle.manifest import MAX_MANIFEST_BYTES, Manifest
+from shared.durable_files import disk_errors
 
 NAME = "prune"
 HELP = "delete incomplete downloads and blobs that no bundle refers to"
@@ -29,7 +30,7 @@ def run(arguments: argparse.Namespace, console: Console, settings: Settings) -> 
     if not layout.exists:
         console.say("Nothing to prune.")
         return {"files": 0, "freed_bytes": 0, "is_dry_run": arguments.dry_run}
-    with exclusive(layout), disk_errors(layout.root):
+    with sole_writer(layout), disk_errors(layout.root):
         doomed = list(_unneeded(layout))
         freed_bytes = sum(path.stat().st_blocks * 512 for path in doomed)
         for path in [] if arguments.dry_run else doomed:

@@ -6,7 +6,7 @@ import argparse
 from typing import Any
 
 from device_client.console import Console
-from device_client.download.pull import exclusive
+from device_client.download.pull import sole_writer
 from device_client.settings import Settings
 from device_client.store import bundle_references, resolve_reference
 from shared.bundle.signature import signature_tag
@@ -25,7 +25,7 @@ def run(arguments: argparse.Namespace, console: Console, settings: Settings) -> 
     layout = settings.store
     reference, named = resolve_reference(layout, arguments.bundle)
     name = reference.rpartition(":")[0]
-    with exclusive(layout):
+    with sole_writer(layout):
         others = [
             other
             for other, found in bundle_references(layout).items()

@@ -10,14 +10,15 @@ from pathlib import Path
 
 from device_client.byte_sizes import format_bytes
 from device_client.console import Console
-from device_client.download.pull import Accepted, Pulled, admit, exclusive, is_intact, partial_folder
+from device_client.download.pull import Accepted, Pulled, admit, is_intact, partial_folder, sole_writer
 from device_client.download.trusted_bundle import MAX_SIGNATURE_MANIFEST_BYTES, AcceptanceRules, signature_blob
 from device_client.download.trusted_keys import TrustedKeys
 from shared.bundle.digest import digest_of_file
-from shared.bundle.layout import ImageLayout, disk_errors, free_bytes
+from shared.bundle.layout import ImageLayout
 from shared.bundle.manifest import MAX_MANIFEST_BYTES, Descriptor, Manifest
 from shared.bundle.read import Bundle
 from shared.bundle.signature import signature_tag
+from shared.durable_files import disk_errors, free_bytes
 from shared.errors import BlobMissing, BlobTruncated, DigestMismatch, DiskError, NotFound
 
 
@@ -53,7 +54,7 @@ def import_bundle(
     """
     accepted = _accept(source, reference, manifest, rules)
     layers = [blob for blob in accepted.manifest.blobs if blob.digest != accepted.manifest.config.digest]
-    with exclusive(layout):
+    with sole_writer(layout):
         missing = [blob for blob in layers if not is_intact(layout, blob)]
         was_complete = not missing and reference in layout.references()
         _copy_blobs(source, layout, missing, partial_folder(layout), console, f"Importing {reference}")

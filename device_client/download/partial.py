@@ -19,8 +19,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from device_client.byte_sizes import format_bytes
-from shared.bundle.layout import ImageLayout, disk_errors, free_bytes, sync_directory
+from shared.bundle.layout import ImageLayout
 from shared.bundle.manifest import BundleConfig, Descriptor
+from shared.durable_files import disk_errors, free_bytes, sync_directory
 from shared.errors import DiskError
 
 _READ_BYTES = 1024 * 1024

@@ -12,11 +12,10 @@ Every step may be killed and repeated.
 
 from __future__ import annotations
 
-import fcntl
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -33,11 +32,12 @@ from device_client.download.trusted_bundle import (
 )
 from device_client.download.trusted_keys import TrustedKeys
 from shared.bundle.digest import digest_of_bytes, digest_of_file
-from shared.bundle.layout import ImageLayout, disk_errors, manifest_descriptor
+from shared.bundle.layout import ImageLayout, manifest_descriptor
 from shared.bundle.manifest import MAX_MANIFEST_BYTES, BundleConfig, Descriptor, Manifest
 from shared.bundle.read import read_bundle
 from shared.bundle.signature import Signature, publish_signature, signature_tag
 from shared.errors import Conflict, NotFound
+from shared.file_lock import exclusive
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +118,7 @@ def pull(
         Conflict: Another pull is running.
     """
     accepted = _accept(reference, rules, registry)
-    with exclusive(layout):
+    with sole_writer(layout):
         missing = _missing_blobs(accepted, layout, console)
         fetched_bytes = _fetch(missing, reference, registry, layout, console, options)
         was_complete = not missing and _names(layout, reference.local, accepted.digest)
@@ -169,27 +169,16 @@ def admit(
     return accepted.signature is not None and not rules.pinned
 
 
-@contextmanager
-def exclusive(layout: ImageLayout) -> Iterator[None]:
-    """Keep other pulls, imports and prunes out of the store.
+def sole_writer(layout: ImageLayout) -> AbstractContextManager[None]:
+    """Make the store where it is missing, and keep other pulls, imports and prunes out of it.
 
     Raises:
         Conflict: One of them is running.
         DiskError: The store cannot be written.
     """
-    folder = partial_folder(layout)
-    with disk_errors(folder):
-        ImageLayout.create(layout.root)
-        folder.mkdir(exist_ok=True)
-        lock = (folder / ".lock").open("a")
-    with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise Conflict(
-                f"another zo-device is changing {layout.root}", next_step="wait for it, then run the command again"
-            ) from error
-        yield
+    ImageLayout.create(layout.root)
+    busy = Conflict(f"another zo-device is changing {layout.root}", next_step="wait for it, then run the command again")
+    return exclusive(partial_folder(layout) / ".lock", busy=busy)
 
 
 def partial_folder(layout: ImageLayout) -> Path:

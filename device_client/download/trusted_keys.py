@@ -9,7 +9,7 @@ import json
 import re
 from pathlib import Path
 
-from shared.bundle.layout import disk_errors, write_atomically
+from shared.durable_files import disk_errors, write_atomically
 from shared.errors import InvalidRequest, ZoError
 
 _FINGERPRINT = re.compile(r"ed25519:[0-9a-f]{64}")

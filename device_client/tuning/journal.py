@@ -12,7 +12,6 @@ Knows nothing about models, data or θ. The records are functions of the user's 
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import struct
@@ -23,8 +22,9 @@ from enum import IntFlag
 from pathlib import Path
 from types import TracebackType
 
-from shared.bundle.layout import disk_errors, sync_directory
+from shared.durable_files import disk_errors, sync_directory
 from shared.errors import Conflict, IntegrityError
+from shared.file_lock import acquire
 
 MAGIC = b"ZOJRNL\x01\n"
 SYNC_EVERY = 8
@@ -150,7 +150,10 @@ def open_journal(path: Path, header: JournalHeader) -> Journal:
     with disk_errors(path):
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
     try:
-        _lock(descriptor, path)
+        busy = Conflict(
+            f"another zo-device is tuning {path.parent}", next_step="wait for it, or choose another --output"
+        )
+        acquire(descriptor, busy=busy)
         data = path.read_bytes()
         begin = header.to_bytes()
         if len(data) < len(begin) and begin.startswith(data):
@@ -184,15 +187,6 @@ def read_journal(path: Path) -> tuple[JournalHeader, list[StepRecord]]:
     """
     header, _, records = _parse(path.read_bytes(), path)
     return header, records
-
-
-def _lock(descriptor: int, path: Path) -> None:
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        raise Conflict(
-            f"another zo-device is tuning {path.parent}", next_step="wait for it, or choose another --output"
-        ) from error
 
 
 def _write_all(descriptor: int, data: bytes) -> None:

@@ -25,7 +25,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from shared.bundle.layout import disk_errors, write_atomically
+from shared.durable_files import disk_errors, write_atomically
 from shared.errors import IntegrityError, NotFound
 
 _FILE_MODE = 0o600

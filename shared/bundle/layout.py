@@ -11,19 +11,16 @@ reader sees a bundle whole or not at all. Writers in several processes take turn
 
 from __future__ import annotations
 
-import contextlib
-import errno
-import fcntl
 import json
 import os
 import shutil
-import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 
 from shared.bundle.digest import check_digest, digest_of_bytes, digest_of_file
 from shared.bundle.manifest import MANIFEST_MEDIA_TYPE, Descriptor
-from shared.errors import DigestMismatch, DiskError, InvalidManifest, LimitExceeded, NotFound
+from shared.durable_files import disk_errors, write_atomically
+from shared.errors import DigestMismatch, InvalidManifest, LimitExceeded, NotFound
+from shared.file_lock import exclusive
 
 REFERENCE_ANNOTATION = "org.opencontainers.image.ref.name"
 _LAYOUT_FILE = '{"imageLayoutVersion":"1.0.0"}'
@@ -158,7 +155,7 @@ class ImageLayout:
         Raises:
             DiskError: The disk is full or not writable.
         """
-        with disk_errors(self.root), self._lock():
+        with disk_errors(self.root), exclusive(self.root / ".lock"):
             references: dict[str, Descriptor | None] = {**self.references(), **changes}
             entries = [
                 descriptor.model_copy(update={"annotations": {REFERENCE_ANNOTATION: name}})
@@ -172,69 +169,7 @@ class ImageLayout:
             }
             write_atomically(self.root / "index.json", json.dumps(index, indent=1).encode())
 
-    @contextlib.contextmanager
-    def _lock(self) -> Iterator[None]:
-        with (self.root / ".lock").open("a") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
-            yield
-
 
 def manifest_descriptor(data: bytes) -> Descriptor:
     """Return the descriptor of a manifest's bytes."""
     return Descriptor(media_type=MANIFEST_MEDIA_TYPE, digest=digest_of_bytes(data), size=len(data))
-
-
-def write_atomically(path: Path, data: bytes, *, mode: int = 0o644) -> None:
-    """Write a file so that readers, and a crash at any moment, see the old content or the new one, never a part."""
-    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    temporary = Path(name)
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.chmod(mode)
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    sync_directory(path.parent)
-
-
-def sync_directory(path: Path) -> None:
-    """Flush a folder's entries to the disk, so that a rename survives a power cut."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-@contextlib.contextmanager
-def disk_errors(path: Path) -> Iterator[None]:
-    """Turn the operating system's disk errors into ``DiskError`` with the place and the free bytes.
-
-    Raises:
-        DiskError: The disk is full, over quota, read-only, or access is denied.
-    """
-    try:
-        yield
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            raise DiskError(
-                f"no space left for {path} ({free_bytes(path)} bytes free)",
-                next_step="free some space and run the same command again; nothing was lost",
-            ) from error
-        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR):
-            raise DiskError(
-                f"{path} cannot be written: {error.strerror}",
-                next_step="change its permissions or choose another folder",
-            ) from error
-        raise
-
-
-def free_bytes(path: Path) -> int:
-    """Return the free bytes of the file system that holds ``path`` or its nearest existing parent."""
-    while not path.exists():
-        path = path.parent
-    return shutil.disk_usage(path).free

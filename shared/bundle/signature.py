@@ -21,8 +21,9 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from pydantic import Field, ValidationError
 
 from shared.bundle.digest import check_digest
-from shared.bundle.layout import ImageLayout, disk_errors, manifest_descriptor
+from shared.bundle.layout import ImageLayout, manifest_descriptor
 from shared.bundle.manifest import TITLE_ANNOTATION, Descriptor, Document, Manifest
+from shared.durable_files import disk_errors
 from shared.errors import InvalidRequest, SignatureInvalid
 
 SIGNATURE_ARTIFACT_TYPE = "application/vnd.zo-device.signature.v1+json"

@@ -19,7 +19,7 @@ import safetensors.numpy
 from numpy.typing import NDArray
 
 from shared.bundle.digest import chunk_digests
-from shared.bundle.layout import ImageLayout, disk_errors, manifest_descriptor
+from shared.bundle.layout import ImageLayout, manifest_descriptor
 from shared.bundle.manifest import (
     CONFIG_MEDIA_TYPE,
     TENSORS_MEDIA_TYPE,
@@ -28,6 +28,7 @@ from shared.bundle.manifest import (
     Descriptor,
     Manifest,
 )
+from shared.durable_files import disk_errors
 
 
 def add_tensors(layout: ImageLayout, title: str, tensors: Mapping[str, NDArray[np.generic]]) -> Descriptor:

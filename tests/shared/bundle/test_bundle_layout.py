@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from shared.bundle.digest import digest_of_bytes
-from shared.bundle.layout import ImageLayout, disk_errors, free_bytes, write_atomically
+from shared.bundle.layout import ImageLayout
+from shared.durable_files import disk_errors, free_bytes, write_atomically
 from shared.errors import DigestMismatch, DiskError, InvalidDigest, InvalidManifest, LimitExceeded, NotFound
 
 

@@ -1,0 +1,73 @@
+"""Files that survive: whole or absent after a crash, and disk errors that say what to do.
+
+A file is written beside its place, flushed, and renamed; the folder is flushed so that the rename outlives a power cut.
+Knows nothing about what is written.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from shared.errors import DiskError
+
+
+def write_atomically(path: Path, data: bytes, *, mode: int = 0o644) -> None:
+    """Write a file so that readers, and a crash at any moment, see the old content or the new one, never a part."""
+    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    temporary = Path(name)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.chmod(mode)
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    sync_directory(path.parent)
+
+
+def sync_directory(path: Path) -> None:
+    """Flush a folder's entries to the disk, so that a rename survives a power cut."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
+def disk_errors(path: Path) -> Iterator[None]:
+    """Turn the operating system's disk errors into ``DiskError`` with the place and the free bytes.
+
+    Raises:
+        DiskError: The disk is full, over quota, read-only, or access is denied.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise DiskError(
+                f"no space left for {path} ({free_bytes(path)} bytes free)",
+                next_step="free some space and run the same command again; nothing was lost",
+            ) from error
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR):
+            raise DiskError(
+                f"{path} cannot be written: {error.strerror}",
+                next_step="change its permissions or choose another folder",
+            ) from error
+        raise
+
+
+def free_bytes(path: Path) -> int:
+    """Return the free bytes of the file system that holds ``path`` or its nearest existing parent."""
+    while not path.exists():
+        path = path.parent
+    return shutil.disk_usage(path).free
