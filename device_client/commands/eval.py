@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from device_client.byte_sizes import format_bytes, parse_bytes
 from device_client.commands.task_arguments import add_row_arguments, data_options, positive
 from device_client.console import Console
 from device_client.settings import Settings
-from shared.errors import Conflict, NotFound
 
 if TYPE_CHECKING:
     from device_client.tasks.datasets import Record
     from device_client.tasks.rendering import RowRenderer
     from device_client.tasks.task_data import DataOptions, Tokenizer
+    from device_client.tuning.run_directory import RunDirectory
     from shared.bundle.read import Bundle
 
 NAME = "eval"
@@ -53,49 +52,37 @@ def run(arguments: argparse.Namespace, console: Console, settings: Settings) -> 
     from device_client.tasks.examples import encode_rows
     from device_client.tasks.scoring import check_objective
     from device_client.tuning.evaluation import evaluate
-    from device_client.tuning.run_directory import load_theta
+    from device_client.tuning.run_directory import find_run, load_theta
     from device_client.tuning.tune_run import default_objective
 
     bundle = resolve_bundle(settings, arguments.reference)
-    folder = run_folder(arguments.run, settings) if arguments.run else None
+    tuned = find_run(settings.runs, arguments.run, bundle) if arguments.run else None
     options = data_options(arguments, seed=arguments.seed)
     tokenizer = BundleTokenizer.from_bundle(bundle)
     records = draw_rows(rows_to_score(options), arguments.rows, arguments.seed)
-    renderer = _renderer(options, records, tokenizer, bundle, folder)
+    renderer = _renderer(options, records, tokenizer, bundle, tuned)
     examples = encode_rows(renderer.render(records), tokenizer, max_tokens=options.max_tokens)
     objective = default_objective(examples) if arguments.loss == "auto" else arguments.loss
     check_objective(examples, objective)
     budget = parse_bytes(arguments.memory_budget)
     model = load_model(bundle, device=arguments.device, memory_budget_bytes=budget)
-    model.write_theta(load_theta(folder) if folder else model.initial_theta())
+    model.write_theta(load_theta(tuned.path, sensitive_count=model.sensitive_count) if tuned else model.initial_theta())
     with console.progress("scoring", len(examples), "rows") as bar:
         found = evaluate(
             model, examples, objective, micro_batch_rows=arguments.micro_batch, advance=lambda rows: bar.advance(rows)
         )
     accuracy = "–" if found.accuracy is None else f"{found.accuracy:.1%}"
-    values = folder.name if folder else "the bundle's own"
+    values = tuned.name if tuned else "the bundle's own"
     console.table(f"{found.rows} rows", ("values", "loss", "accuracy"), [(values, f"{found.loss:.4f}", accuracy)])
     console.say(f"Peak memory {format_bytes(model.memory.peak_bytes)} of {format_bytes(budget)}")
     return {
         **found.as_json(),
         "objective": objective,
         "bundle": bundle.digest,
-        "run": str(folder) if folder else None,
+        "run": str(tuned.path) if tuned else None,
         "truncated_rows": sum(example.truncated_tokens > 0 for example in examples),
         "peak_memory_bytes": model.memory.peak_bytes,
     }
-
-
-def run_folder(name: str, settings: Settings) -> Path:
-    """Return the folder of a run given by name or by path.
-
-    Raises:
-        NotFound: There is no such run.
-    """
-    for folder in (settings.runs / name, Path(name)):
-        if (folder / "config.json").is_file():
-            return folder
-    raise NotFound(f"no run {name!r} in {settings.runs}", needed="a run's name or folder", next_step="zo-device runs")
 
 
 def rows_to_score(options: DataOptions) -> list[Record]:
@@ -112,19 +99,13 @@ def rows_to_score(options: DataOptions) -> list[Record]:
 
 
 def _renderer(
-    options: DataOptions, records: list[Record], tokenizer: Tokenizer, bundle: Bundle, folder: Path | None
+    options: DataOptions, records: list[Record], tokenizer: Tokenizer, bundle: Bundle, tuned: RunDirectory | None
 ) -> RowRenderer:
     from device_client.tasks.rendering import renderer_from_json
     from device_client.tasks.task_data import make_renderer
-    from device_client.tuning.run_directory import RunDirectory
+    from device_client.tuning.run_directory import CONFIG
 
-    if folder is None:
+    if tuned is None:
         return make_renderer(options, records, tokenizer, str(bundle.config.architecture["model_type"]))
-    config = RunDirectory(folder).read_json("config.json") or {}
-    if config.get("bundle_digest") != bundle.digest:
-        raise Conflict(
-            f"run {folder.name} was made from bundle {config.get('bundle_digest')}",
-            needed=f"a run of {bundle.digest}",
-            next_step="name that bundle, or another run",
-        )
+    config = tuned.read_json(CONFIG) or {}
     return renderer_from_json(config["rendering"], tokenizer)

@@ -7,22 +7,17 @@ import secrets
 import sys
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from device_client.byte_sizes import parse_bytes
-from device_client.commands.eval import run_folder
 from device_client.console import Console
 from device_client.model.memory_plan import Workload, plan_memory, spare_bytes
 from device_client.settings import Settings
 from device_client.store import resolve_bundle
-from shared.bundle.read import Bundle
-from shared.errors import Conflict, InvalidRequest
+from shared.errors import InvalidRequest
 from shared.perturbation import random_generator
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from device_client.model.sparse_model import SparseModel
 
 NAME = "generate"
@@ -88,32 +83,19 @@ def _check_options(arguments: argparse.Namespace) -> None:
 
 def _load(arguments: argparse.Namespace, console: Console, settings: Settings) -> SparseModel:
     from device_client.model.loader import load_model, resolve_device
+    from device_client.tuning.run_directory import find_run, load_theta
 
     bundle = resolve_bundle(settings, arguments.ref)
-    theta = None if arguments.run is None else _tuned_theta(run_folder(arguments.run, settings), bundle)
+    tuned = None if arguments.run is None else find_run(settings.runs, arguments.run, bundle)
     budget = parse_bytes(arguments.memory_budget)
     device = resolve_device(arguments.device)
     longest = Workload(rows=1, columns=bundle.config.tokenizer.context_length)
     spare = spare_bytes(plan_memory(bundle.config, longest, device_type=device.type), budget)
     console.say(f"Loading {arguments.ref} …")
     model = load_model(bundle, device=str(device), memory_budget_bytes=budget, decoded_cache_bytes=spare)
-    if theta is not None:
-        model.write_theta(theta)
+    if tuned is not None:
+        model.write_theta(load_theta(tuned.path, sensitive_count=model.sensitive_count))
     return model
-
-
-def _tuned_theta(folder: Path, bundle: Bundle) -> Tensor:
-    from device_client.tuning.run_directory import RunDirectory, load_theta
-
-    made_from = (RunDirectory(folder).read_json("config.json") or {}).get("bundle_digest")
-    theta = load_theta(folder)
-    if made_from != bundle.digest or theta.numel() != bundle.config.sensitive_count:
-        raise Conflict(
-            f"run {folder.name} was made from bundle {made_from}",
-            needed=f"a run of {bundle.digest}",
-            next_step="name that bundle, or another run",
-        )
-    return theta
 
 
 def _tokens(model: SparseModel, prompt_ids: list[int], arguments: argparse.Namespace, seed: int) -> Iterator[int]:

@@ -25,9 +25,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from shared.bundle.read import Bundle
 from shared.durable_files import disk_errors, write_atomically
-from shared.errors import IntegrityError, NotFound
+from shared.errors import Conflict, IntegrityError, NotFound
 
+CONFIG = "config.json"
 _FILE_MODE = 0o600
 _THETA = "theta"
 
@@ -157,17 +159,47 @@ class RunDirectory:
         return Snapshot(theta, steps_done)
 
 
-def load_theta(path: Path) -> Tensor:
+def find_run(runs: Path, name: str, bundle: Bundle) -> RunDirectory:
+    """Return a run made from ``bundle``, given by name or by path.
+
+    Raises:
+        NotFound: There is no such run.
+        Conflict: It was made from another bundle, so its values belong to other weights.
+    """
+    for folder in (runs / name, Path(name)):
+        run = RunDirectory(folder)
+        config = run.read_json(CONFIG)
+        if config is None:
+            continue
+        if config.get("bundle_digest") != bundle.digest:
+            raise Conflict(
+                f"run {run.name} was made from bundle {config.get('bundle_digest')}",
+                needed=f"a run of {bundle.digest}",
+                next_step="name that bundle, or another run",
+            )
+        return run
+    raise NotFound(f"no run {name!r} in {runs}", needed="a run's name or folder", next_step="zo-device runs")
+
+
+def load_theta(path: Path, *, sensitive_count: int | None = None) -> Tensor:
     """Return a run's best θ, float32 (k,).
 
     Args:
         path: The run's folder.
+        sensitive_count: k of the bundle it is meant for; None does not compare.
 
     Raises:
         NotFound: It is no run, or has no best values yet.
+        Conflict: It has another number of values.
         IntegrityError: The values are damaged.
     """
     snapshot = RunDirectory(path).read_theta("best.safetensors")
     if snapshot is None:
         raise NotFound(f"no tuned values in {path}", needed="the folder of a tuning run", next_step="zo-device runs")
+    if sensitive_count not in (None, snapshot.theta.numel()):
+        raise Conflict(
+            f"{snapshot.theta.numel()} tuned values in {path}",
+            needed=f"{sensitive_count}, as many as the bundle has",
+            next_step="zo-device runs",
+        )
     return snapshot.theta

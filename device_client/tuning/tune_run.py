@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,7 +18,13 @@ import torch
 from torch import Tensor
 
 from device_client.model.loader import load_model, resolve_device
-from device_client.model.memory_plan import Workload, choose_micro_batch
+from device_client.model.memory_plan import (
+    Workload,
+    check_budget,
+    choose_micro_batch,
+    plan_memory,
+    spare_bytes,
+)
 from device_client.model.sparse_model import SparseModel
 from device_client.model.tokenizer import BundleTokenizer
 from device_client.tasks.examples import Example
@@ -32,14 +38,14 @@ from device_client.tuning.journal import JournalHeader, StepFlags, open_journal
 from device_client.tuning.loop import LoopSettings, Observer, Outcome, TuningLoop
 from device_client.tuning.model_problem import ModelProblem
 from device_client.tuning.perturbations import PerturbationStream
-from device_client.tuning.run_directory import RunDirectory
+from device_client.tuning.run_directory import CONFIG, RunDirectory
 from device_client.tuning.schedules import Decay, StepSizeSchedule
 from shared.bundle.digest import digest_of_bytes
 from shared.bundle.read import Bundle
 from shared.errors import Conflict
 from shared.perturbation import STREAM_NAME, Distribution
 
-CONFIG, RESULT, RESOURCES, CURVE = "config.json", "result.json", "resources.json", "loss.svg"
+RESULT, RESOURCES, CURVE = "result.json", "resources.json", "loss.svg"
 DEFAULT_STEPS = 2000
 DEFAULT_BATCH = 16
 DEFAULT_STEP_LENGTH = 0.07
@@ -199,16 +205,17 @@ def tune(
     finished = begin(planned)
     if finished is not None:
         return finished
-    rows = micro_batch_rows(planned, machine)
+    fit = fit_to_memory(planned, machine)
     model = load(
         planned.bundle,
         device=machine.device,
         compute_dtype=machine.compute_dtype,
         memory_budget_bytes=machine.memory_budget_bytes,
+        decoded_cache_bytes=fit.decoded_cache_bytes,
     )
     settings, data = planned.settings, planned.data
     indices = BatchIndices(len(data.training), settings.batch_size, settings.seed)
-    problem = ModelProblem(model, data.training, data.validation, planned.objective, indices, rows)
+    problem = ModelProblem(model, data.training, data.validation, planned.objective, indices, fit.micro_batch_rows)
     theta = model.initial_theta()
     draw = PerturbationStream(settings.seed, model.sensitive_count, settings.distribution, model.device)
     lost_share = check_fidelity(theta, draw(0, 0), settings.epsilon, model.compute_dtype)
@@ -238,32 +245,50 @@ def tune(
     return TuneReport(planned.directory.path, result, resources, was_finished=False)
 
 
-def micro_batch_rows(planned: PlannedRun, machine: MachineSettings) -> int:
-    """Return how many sequences run side by side: as asked, or the most that the budget's plan allows.
+@dataclass(frozen=True, slots=True)
+class MemoryFit:
+    """What the memory budget allows.
+
+    Attributes:
+        micro_batch_rows: Sequences that run side by side.
+        decoded_cache_bytes: What is left for decoded weights, so that they need not be decoded on each pass.
+    """
+
+    micro_batch_rows: int
+    decoded_cache_bytes: int
+
+
+def fit_to_memory(planned: PlannedRun, machine: MachineSettings) -> MemoryFit:
+    """Return the micro-batch, as asked or the largest that the budget's plan allows, and what the plan leaves.
 
     Raises:
-        ResourceError: Not even one row fits the budget, or there is no such device.
+        ResourceError: The micro-batch does not fit the budget, or there is no such device.
     """
-    if machine.micro_batch_rows is not None:
-        return machine.micro_batch_rows
+    most = _whole_batch(planned)
+    budget = machine.memory_budget_bytes
+    if budget is None:
+        return MemoryFit(machine.micro_batch_rows or most.rows, decoded_cache_bytes=0)
+    config, device_type = planned.bundle.config, resolve_device(machine.device).type
+    value_bytes = machine.compute_dtype.itemsize if machine.compute_dtype else None
+    if machine.micro_batch_rows is None:
+        plan = choose_micro_batch(config, most, budget_bytes=budget, device_type=device_type, value_bytes=value_bytes)
+    else:
+        asked = replace(most, rows=machine.micro_batch_rows)
+        plan = plan_memory(config, asked, device_type=device_type, value_bytes=value_bytes)
+        check_budget(plan, budget)
+    return MemoryFit(plan.workload.rows, spare_bytes(plan, budget))
+
+
+def _whole_batch(planned: PlannedRun) -> Workload:
+    """The shape of a step that runs all its sequences side by side, each as long as the longest."""
     data = planned.data
     examples = [*data.training, *data.validation, *data.test]
     sequences = max(1 if e.has_single_token_candidates else len(e.candidates) for e in examples)
-    most = Workload(
+    return Workload(
         rows=planned.settings.batch_size * sequences,
         columns=max(example.token_count for example in examples),
         answers_per_row=max(len(candidate) for example in examples for candidate in example.candidates),
     )
-    if machine.memory_budget_bytes is None:
-        return most.rows
-    plan = choose_micro_batch(
-        planned.bundle.config,
-        most,
-        budget_bytes=machine.memory_budget_bytes,
-        device_type=resolve_device(machine.device).type,
-        value_bytes=machine.compute_dtype.itemsize if machine.compute_dtype else None,
-    )
-    return plan.workload.rows
 
 
 def begin(planned: PlannedRun) -> TuneReport | None:
