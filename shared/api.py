@@ -10,14 +10,24 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
 
 PROBLEM_MEDIA_TYPE = "application/problem+json"
 BUNDLE_NAME_PATTERN = r"^[a-z0-9]+([._-][a-z0-9]+)*(/[a-z0-9]+([._-][a-z0-9]+)*){0,3}$"
 TAG_PATTERN = r"^[A-Za-z0-9_][A-Za-z0-9._-]{0,127}$"
 
+SIGNATURE_SUFFIX = ".sig"
+"""End of the tags that signatures are published under; no bundle may have such a tag."""
+
+
+def _is_no_signature(tag: str) -> str:
+    if tag.endswith(SIGNATURE_SUFFIX):
+        raise ValueError(f"a tag must not end in {SIGNATURE_SUFFIX}: such tags hold signatures")
+    return tag
+
+
 BundleName = Annotated[str, Field(pattern=BUNDLE_NAME_PATTERN, max_length=200)]
-Tag = Annotated[str, Field(pattern=TAG_PATTERN)]
+Tag = Annotated[str, Field(pattern=TAG_PATTERN), AfterValidator(_is_no_signature)]
 
 
 class Message(BaseModel):

@@ -8,6 +8,7 @@ job has written is invisible. Lookups are cached per state of ``index.json``. Kn
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from pathlib import Path
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from shared.api import BundleSummary
+from shared.api import SIGNATURE_SUFFIX, BundleSummary
 from shared.bundle.digest import check_digest
 from shared.bundle.layout import ImageLayout
 from shared.bundle.manifest import MAX_MANIFEST_BYTES, BundleConfig, Descriptor, Manifest, parse_manifest
@@ -25,7 +26,7 @@ from shared.bundle.signature import publish_signature, sign, signature_tag
 from shared.durable_files import disk_errors, write_atomically
 from shared.errors import InvalidDigest, NotFound
 
-_SIGNATURE_SUFFIX = ".sig"
+_SIGNATURE_TAG = re.compile(rf"(sha256)-([0-9a-f]{{64}}){re.escape(SIGNATURE_SUFFIX)}")
 _CACHED_BUNDLES = 64
 
 
@@ -131,7 +132,7 @@ class BundleStore:
             self._summary(name, tag, descriptor.digest)
             for name, tags in sorted(published.tags.items())
             for tag, descriptor in sorted(tags.items())
-            if not tag.endswith(_SIGNATURE_SUFFIX)
+            if not tag.endswith(SIGNATURE_SUFFIX)
         ]
 
     def check_readable(self) -> None:
@@ -179,8 +180,8 @@ class BundleStore:
     def _readable_manifests(self, tagged: dict[str, Descriptor]) -> Iterator[tuple[str, Descriptor]]:
         for tag, descriptor in tagged.items():
             yield descriptor.digest, descriptor
-            if tag.endswith(_SIGNATURE_SUFFIX):
-                digest = tag.removesuffix(_SIGNATURE_SUFFIX).replace("-", ":", 1)
+            if (signature := _SIGNATURE_TAG.fullmatch(tag)) is not None:
+                digest = ":".join(signature.groups())
                 path = self.layout.blob_path(digest)
                 if path.is_file():
                     yield digest, Descriptor(media_type=descriptor.media_type, digest=digest, size=path.stat().st_size)

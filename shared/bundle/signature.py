@@ -20,6 +20,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, load_pem_private_key
 from pydantic import Field, ValidationError
 
+from shared.api import SIGNATURE_SUFFIX
 from shared.bundle.digest import check_digest
 from shared.bundle.layout import ImageLayout, manifest_descriptor
 from shared.bundle.manifest import TITLE_ANNOTATION, Descriptor, Document, Manifest
@@ -47,7 +48,7 @@ class Signature(Document):
 
 def signature_tag(digest: str) -> str:
     """Return the tag that a bundle's signature is published under."""
-    return check_digest(digest).replace(":", "-") + ".sig"
+    return check_digest(digest).replace(":", "-") + SIGNATURE_SUFFIX
 
 
 def fingerprint_of(public_key: bytes) -> str:

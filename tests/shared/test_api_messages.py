@@ -24,6 +24,8 @@ def test_a_model_is_enough_for_a_request_and_the_defaults_are_the_papers():
         ("name", "Upper/Case"),
         ("name", "a/../b"),
         ("tag", "a b"),
+        ("tag", "v1.sig"),
+        ("tag", "sha256-" + "0" * 64 + ".sig"),
         ("revision", "main/../../x"),
         ("revision", "-x"),
         ("quantizer", {"bits": 5}),

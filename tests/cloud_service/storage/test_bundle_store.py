@@ -106,3 +106,13 @@ def test_a_summary_tells_what_the_configuration_says(store: BundleStore, manifes
     assert summary.sensitive_count == 14 * 8
     assert summary.digest == manifest.digest
     assert summary.report_url == f"/v1/bundles/tiny/report?reference={manifest.digest}"
+
+
+@pytest.mark.parametrize("tag", ["v1.sig", "sha256-.sig", "sha256-" + "0" * 63 + ".sig", "sha512-" + "0" * 64 + ".sig"])
+def test_a_tag_that_only_looks_like_a_signatures_hides_nothing(
+    store: BundleStore, manifest: Descriptor, tag: str
+) -> None:
+    publish(store, "tiny", "latest", manifest)
+    store.layout.tag(f"odd:{tag}", manifest)
+    assert store.manifest("tiny", "latest").digest == manifest.digest
+    assert [summary.name for summary in store.summaries()] == ["tiny"]
