@@ -14,9 +14,10 @@ import torch
 from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor, nn
 
+from device_client.model.cuda import Cuda, TorchCuda, cap_allocations
 from device_client.model.dequantize import DecodedCache, DequantizeBackend, EagerDequantizer
 from device_client.model.linear import QuantizedSparseLinear, compute_dtype_of
-from device_client.model.memory_plan import FRAMEWORK_BYTES, Workload, check_budget, plan_memory
+from device_client.model.memory_plan import Workload, check_budget, plan_memory
 from device_client.model.sparse_model import SparseModel
 from device_client.model.tokenizer import BundleTokenizer
 from shared.architecture import family_of, safe_config
@@ -39,8 +40,12 @@ def load_model(
     compute_dtype: torch.dtype | None = None,
     memory_budget_bytes: int | None = None,
     decoded_cache_bytes: int = 0,
+    cuda: Cuda | None = None,
 ) -> SparseModel:
     """Return the bundle's model, ready to compute.
+
+    On CUDA this also sets, for the whole process, that float16 products accumulate in float32: the two losses of a
+    step differ by less than a float16 partial sum can tell.
 
     Args:
         bundle: A validated bundle.
@@ -49,16 +54,20 @@ def load_model(
         memory_budget_bytes: Refuse before loading where the weights alone need more; on CUDA also a cap of the process.
         decoded_cache_bytes: Memory that may hold decoded weights, so that they are not decoded on each pass; 0 keeps
             every weight packed.
+        cuda: CUDA; None takes torch's.
 
     Raises:
         ResourceError: No such device, or the budget is too small.
         UnsupportedModel: The architecture is not served or makes no model.
         TensorMismatch: The bundle's tensors are not those of the architecture.
     """
-    target = resolve_device(device)
+    cuda = cuda or TorchCuda()
+    target = resolve_device(device, cuda)
     dtype = compute_dtype or compute_dtype_of(target)
     if memory_budget_bytes is not None:
-        _respect_budget(bundle.config, memory_budget_bytes, target, dtype)
+        _respect_budget(bundle.config, memory_budget_bytes, target, dtype, cuda)
+    if target.type == "cuda":
+        cuda.accumulate_in_float32()
     network = build_skeleton(bundle.config)
     tokenizer = BundleTokenizer.from_bundle(bundle)
     _check_vocabulary(tokenizer, network)
@@ -76,36 +85,39 @@ def load_model(
     )
 
 
-def resolve_device(name: str | None) -> torch.device:
-    """Return the device of that name; None takes CUDA where there is one.
+def resolve_device(name: str | None, cuda: Cuda | None = None) -> torch.device:
+    """Return the device of that name, on CUDA always with its index; None takes CUDA where there is one.
 
     Raises:
         ResourceError: There is no such device.
     """
+    cuda = cuda or TorchCuda()
     if name is None:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        name = "cuda" if cuda.device_count() else "cpu"
     try:
         device = torch.device(name)
     except RuntimeError as error:
         raise ResourceError(f"device {name!r}", needed="cpu, cuda or cuda:N") from error
     if device.type not in ("cpu", "cuda"):
         raise ResourceError(f"device {name!r}", needed="cpu, cuda or cuda:N")
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+    if device.type == "cpu":
+        return device
+    if (device.index or 0) >= cuda.device_count():
         raise ResourceError(
-            f"device {name!r}, but torch sees {torch.cuda.device_count()} CUDA devices",
+            f"device {name!r}, but torch sees {cuda.device_count()} CUDA devices",
             needed="a CUDA device and a torch build for it",
             next_step="run with --device cpu, or see: zo-device doctor",
         )
-    return device
+    return torch.device("cuda", cuda.current_index() if device.index is None else device.index)
 
 
-def _respect_budget(config: BundleConfig, budget_bytes: int, device: torch.device, dtype: torch.dtype) -> None:
+def _respect_budget(
+    config: BundleConfig, budget_bytes: int, device: torch.device, dtype: torch.dtype, cuda: Cuda
+) -> None:
     plan = plan_memory(config, Workload(rows=1, columns=1), device_type=device.type, value_bytes=dtype.itemsize)
     check_budget(plan, budget_bytes)
     if device.type == "cuda":
-        allocatable = budget_bytes - FRAMEWORK_BYTES["cuda"]  # the context lies outside torch's allocator
-        total = torch.cuda.get_device_properties(device).total_memory
-        torch.cuda.set_per_process_memory_fraction(min(1.0, allocatable / total), device)
+        cap_allocations(cuda, device, budget_bytes)
 
 
 def build_skeleton(config: BundleConfig) -> nn.Module:

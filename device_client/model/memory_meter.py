@@ -1,7 +1,8 @@
 """How much memory this process has used at most.
 
 Main memory by Linux' own high-water mark (``VmHWM`` of /proc/self/status; ``getrusage`` elsewhere), accelerator
-memory by torch's allocator. A reading costs some microseconds.
+memory by torch's allocator and the context that a plan counts, so that peak and budget mean the same. A reading costs
+some microseconds.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ from pathlib import Path
 
 import torch
 
+from device_client.model.cuda import Cuda, TorchCuda, peak_bytes
+
 _STATUS = Path("/proc/self/status")
 
 
@@ -23,7 +26,7 @@ class MemoryReading:
     Attributes:
         process_bytes: Main memory in use.
         process_peak_bytes: Its high-water mark.
-        accelerator_peak_bytes: The allocator's high-water mark on CUDA; None on a CPU.
+        accelerator_peak_bytes: High-water mark on CUDA, the context included; None on a CPU.
     """
 
     process_bytes: int
@@ -41,15 +44,16 @@ class MemoryMeter:
 
     Args:
         device: The compute device.
+        cuda: CUDA; None takes torch's.
     """
 
-    def __init__(self, device: torch.device) -> None:
-        self._device = device
+    def __init__(self, device: torch.device, cuda: Cuda | None = None) -> None:
+        self._device, self._cuda = device, cuda or TorchCuda()
 
     def read(self) -> MemoryReading:
         """Return the bytes now and at most."""
         now, peak = _process_bytes()
-        accelerator = torch.cuda.max_memory_reserved(self._device) if self._device.type == "cuda" else None
+        accelerator = peak_bytes(self._cuda, self._device) if self._device.type == "cuda" else None
         return MemoryReading(now, peak, accelerator)
 
     @property

@@ -11,8 +11,9 @@ import torch
 
 from device_client.model.linear import compute_dtype_of
 from device_client.model.loader import build_skeleton, load_model, resolve_device
+from device_client.model.memory_meter import MemoryMeter
 from shared.bundle.read import Bundle
-from shared.errors import ResourceError, TensorMismatch, UnsupportedModel
+from shared.errors import BlobMissing, ResourceError, TensorMismatch, UnsupportedModel
 
 
 def with_architecture(bundle: Bundle, **changes: Any) -> Bundle:
@@ -109,6 +110,66 @@ def test_a_budget_that_suffices_changes_nothing(case_of: Callable) -> None:
 def test_a_device_that_is_not_there_is_refused(name: str) -> None:
     with pytest.raises(ResourceError, match=name):
         resolve_device(name)
+
+
+class FakeCuda:
+    """Two devices of 16 GiB, the second one current; torch's calls refuse a device without an index, so this does."""
+
+    def __init__(self) -> None:
+        self.shares: dict[int, float] = {}
+        self.accumulates_in_float32 = False
+
+    def device_count(self) -> int:
+        return 2
+
+    def current_index(self) -> int:
+        return 1
+
+    def total_bytes(self, device: torch.device) -> int:
+        return 16 << 30
+
+    def peak_reserved_bytes(self, device: torch.device) -> int:
+        return 3 << 30
+
+    def limit_allocations(self, device: torch.device, share: float) -> None:
+        assert device.index is not None
+        self.shares[device.index] = share
+
+    def accumulate_in_float32(self) -> None:
+        self.accumulates_in_float32 = True
+
+
+@pytest.mark.parametrize(("name", "index"), [(None, 1), ("cuda", 1), ("cuda:0", 0), ("cuda:1", 1)])
+def test_a_cuda_device_always_has_an_index(name: str | None, index: int) -> None:
+    assert resolve_device(name, FakeCuda()) == torch.device("cuda", index)
+    with pytest.raises(ResourceError, match="sees 2 CUDA devices"):
+        resolve_device("cuda:2", FakeCuda())
+
+
+def test_on_cuda_the_budget_caps_the_allocator_and_products_accumulate_in_float32(case_of: Callable) -> None:
+    bundle, cuda = case_of().bundle, FakeCuda()
+    without_files = dataclasses.replace(bundle, manifest=bundle.manifest.model_copy(update={"layers": []}))
+
+    with pytest.raises(BlobMissing):  # no GPU here: the loader must not get as far as allocating on one
+        load_model(without_files, memory_budget_bytes=8 << 30, cuda=cuda)
+
+    # The context takes 0.5 of the 8 GiB: 7.5 of 16 are left to the allocator.
+    assert cuda.shares == {1: 7.5 / 16}
+    assert cuda.accumulates_in_float32
+
+
+def test_on_a_cpu_cuda_is_left_alone(case_of: Callable) -> None:
+    cuda = FakeCuda()
+
+    load_model(case_of().bundle, device="cpu", memory_budget_bytes=1 << 30, cuda=cuda)
+
+    assert (cuda.shares, cuda.accumulates_in_float32) == ({}, False)
+
+
+def test_the_peak_on_cuda_counts_the_context_as_the_plan_does() -> None:
+    meter = MemoryMeter(torch.device("cuda", 0), FakeCuda())
+
+    assert meter.peak_bytes == (3 << 30) + (512 << 20)
 
 
 def test_compute_is_half_precision_on_cuda_and_single_on_a_cpu() -> None:
