@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 from device_client.byte_sizes import parse_bytes
 from device_client.console import Console
-from device_client.model.memory_plan import Workload, plan_memory, spare_bytes
+from device_client.model.memory_plan import MemoryPlan, Workload, plan_memory, spare_bytes
 from device_client.settings import Settings
 from device_client.store import resolve_bundle
+from shared.bundle.manifest import BundleConfig
 from shared.errors import InvalidRequest
 from shared.perturbation import random_generator
 
@@ -64,6 +65,12 @@ def run(arguments: argparse.Namespace, console: Console, settings: Settings) -> 
     }
 
 
+def plan_generation(config: BundleConfig, device_type: str) -> MemoryPlan:
+    """Return the predicted bytes of a text that fills the context, its keys and values included."""
+    context = config.tokenizer.context_length
+    return plan_memory(config, Workload(rows=1, columns=context, cached_columns=context), device_type=device_type)
+
+
 def _check_options(arguments: argparse.Namespace) -> None:
     wrong = [
         fault
@@ -89,8 +96,7 @@ def _load(arguments: argparse.Namespace, console: Console, settings: Settings) -
     tuned = None if arguments.run is None else find_run(settings.runs, arguments.run, bundle)
     budget = parse_bytes(arguments.memory_budget)
     device = resolve_device(arguments.device)
-    longest = Workload(rows=1, columns=bundle.config.tokenizer.context_length)
-    spare = spare_bytes(plan_memory(bundle.config, longest, device_type=device.type), budget)
+    spare = spare_bytes(plan_generation(bundle.config, device.type), budget)
     console.say(f"Loading {arguments.ref} …")
     model = load_model(bundle, device=str(device), memory_budget_bytes=budget, decoded_cache_bytes=spare)
     if tuned is not None:

@@ -1,10 +1,13 @@
-"""Predict the peak bytes of a tuning step from shapes alone, and choose the micro-batch that fits a budget.
+"""Predict the peak bytes of a forward pass from shapes alone, and choose the micro-batch that fits a budget.
 
     peak = weights + workspace + θ vectors + activations of the hungriest moment of one block + logits + framework
+         + key-value cache, where a text is generated
 
     activations = tokens · bytes · (4H + max( 4Q + 2K,           attention: q k v, their rotated and repeated copies
                                               3M,                gated MLP: activation, up, product (else 2M)
                                               3H·4/bytes ))      norms, which compute in float32
+
+    key-value cache = rows · cached columns · bytes · 2K · (blocks + 1)     one block's is copied as it grows
 
 4H: the embeddings, the block's input, the residual and the normed input are all alive inside a block. A CPU's malloc
 keeps about half of that again in freed pieces it cannot give back; ``tests/benchmarks/bench_device_model.py`` measures.
@@ -16,7 +19,7 @@ Knows nothing about files: only what the bundle's configuration says.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from typing import Any
 
@@ -47,15 +50,19 @@ class Workload:
         rows: Sequences side by side, the micro-batch.
         columns: Tokens of the longest sequence.
         answers_per_row: Positions of each row whose logits are wanted.
+        cached_columns: Tokens of each row whose keys and values are kept in every block; 0 but for generation.
     """
 
     rows: int
     columns: int
     answers_per_row: int = 1
+    cached_columns: int = 0
 
     def __post_init__(self) -> None:
         if min(self.rows, self.columns, self.answers_per_row) < 1:
             raise ValueError(f"{self}: every number must be at least 1")
+        if self.cached_columns < 0:
+            raise ValueError(f"{self}: cached_columns must not be negative")
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +107,7 @@ def weight_parts(config: BundleConfig, value_bytes: int) -> dict[str, int]:
 def plan_memory(
     config: BundleConfig, workload: Workload, *, device_type: str, value_bytes: int | None = None
 ) -> MemoryPlan:
-    """Return the predicted bytes of a tuning step.
+    """Return the predicted bytes of a tuning step, or of generating a text where the workload caches columns.
 
     Args:
         config: The bundle's configuration.
@@ -115,6 +122,8 @@ def plan_memory(
     parts["activations"] = _activation_bytes(config.architecture, workload, bytes_each)
     parts["allocator slack"] = int(parts["activations"] * _ALLOCATOR_SLACK[device_type])
     parts["logits"] = _logit_bytes(config.architecture, workload, bytes_each)
+    if workload.cached_columns:
+        parts["key-value cache"] = _cache_bytes(config.architecture, workload, bytes_each)
     parts["framework"] = FRAMEWORK_BYTES[device_type]
     return MemoryPlan(workload, parts)
 
@@ -129,8 +138,7 @@ def choose_micro_batch(
     """
 
     def plan(rows: int) -> MemoryPlan:
-        workload = Workload(rows, most.columns, most.answers_per_row)
-        return plan_memory(config, workload, device_type=device_type, value_bytes=value_bytes)
+        return plan_memory(config, replace(most, rows=rows), device_type=device_type, value_bytes=value_bytes)
 
     check_budget(plan(1), budget_bytes)
     fitting, too_many = 1, most.rows + 1
@@ -158,15 +166,26 @@ def check_budget(plan: MemoryPlan, budget_bytes: int) -> None:
 
 
 def _activation_bytes(architecture: dict[str, Any], workload: Workload, value_bytes: int) -> int:
-    hidden, heads = _dimension(architecture, "hidden_size"), _dimension(architecture, "num_attention_heads")
-    head_width = _dimension(architecture, "head_dim", hidden // heads)
-    queries = heads * head_width
-    keys = _dimension(architecture, "num_key_value_heads", heads) * head_width
+    hidden = _dimension(architecture, "hidden_size")
+    queries, keys = _attention_widths(architecture)
     gated, plain = (_dimension(architecture, key, 0) for key in ("intermediate_size", "ffn_dim"))
     attention = (4 * queries + 2 * keys) * value_bytes
     mlp = (3 * gated + 2 * plain) * value_bytes
     norm = 3 * hidden * 4
     return workload.rows * workload.columns * (4 * hidden * value_bytes + max(attention, mlp, norm))
+
+
+def _cache_bytes(architecture: dict[str, Any], workload: Workload, value_bytes: int) -> int:
+    _, keys = _attention_widths(architecture)
+    copies = _dimension(architecture, "num_hidden_layers") + 1
+    return workload.rows * workload.cached_columns * 2 * keys * copies * value_bytes
+
+
+def _attention_widths(architecture: dict[str, Any]) -> tuple[int, int]:
+    """Return the width of all queries, and of all keys, of one token."""
+    hidden, heads = _dimension(architecture, "hidden_size"), _dimension(architecture, "num_attention_heads")
+    head_width = _dimension(architecture, "head_dim", hidden // heads)
+    return heads * head_width, _dimension(architecture, "num_key_value_heads", heads) * head_width
 
 
 def _dimension(architecture: dict[str, Any], key: str, default: int | None = None) -> int:

@@ -14,7 +14,9 @@ from tiny_bundle import TinyBundle
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+from transformers import DynamicCache
 
+from device_client.commands.generate import plan_generation
 from device_client.model.linear import QuantizedSparseLinear
 from device_client.model.loader import load_model
 from device_client.model.memory_plan import (
@@ -124,10 +126,33 @@ def test_a_plan_that_fits_exactly_is_accepted() -> None:
     assert (spare_bytes(plan, 20), spare_bytes(plan, 10)) == (5, 0)
 
 
-@pytest.mark.parametrize("numbers", [(0, 1, 1), (1, 0, 1), (1, 1, 0)])
-def test_an_empty_workload_is_refused(numbers: tuple[int, int, int]) -> None:
-    with pytest.raises(ValueError, match="at least 1"):
+@pytest.mark.parametrize("numbers", [(0, 1, 1), (1, 0, 1), (1, 1, 0), (1, 1, 1, -1)])
+def test_an_empty_workload_is_refused(numbers: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match=r"at least 1|negative"):
         Workload(*numbers)
+
+
+def test_generation_counts_the_keys_and_values_of_every_token(config: BundleConfig) -> None:
+    grouped = {**LLAMA_2_7B_BLOCK, "num_key_value_heads": 8, "num_hidden_layers": 32}
+    large = config.model_copy(update={"architecture": grouped})
+
+    parts = plan_memory(large, Workload(1, 2048, cached_columns=2048), device_type="cuda").parts
+
+    # 32 blocks and one copy · keys and values · 8 heads of 128 · 2048 tokens · 2 bytes.
+    assert parts["key-value cache"] == 33 * 2 * 8 * 128 * 2048 * 2
+    assert "key-value cache" not in plan_memory(large, Workload(1, 2048), device_type="cuda").parts
+
+
+def test_the_planned_cache_is_what_generating_a_text_keeps(case_of: Callable) -> None:
+    model = load_model(case_of().bundle, device="cpu")
+    cache = DynamicCache(config=model.network.config)
+
+    model._last_logits(list(range(20)), cache)
+
+    kept = sum(bytes_of(layer.keys, layer.values) for layer in cache.layers)
+    blocks = len(cache.layers)
+    planned = plan_generation(model.config, "cpu").parts["key-value cache"]
+    assert planned == kept // 20 * model.config.tokenizer.context_length // blocks * (blocks + 1)
 
 
 def test_activations_of_a_7b_model_come_to_the_published_order(config: BundleConfig) -> None:
