@@ -184,6 +184,8 @@ def show(report: TuneReport, console: Console) -> None:
         + (f" of {format_bytes(budget)}" if peak and budget else "")
     )
     console.say(f"Curve: {report.run / 'loss.svg'}")
+    if result["stopped_by"] == "time budget":
+        console.say("The time budget is spent and the run is not finished: run the same command again to go on.")
 
 
 def _table_rows(part: str, stages: Mapping[str, Mapping[str, Any]]) -> Iterator[tuple[str, str, str, str]]:

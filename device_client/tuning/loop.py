@@ -11,7 +11,8 @@
 
 Resuming is the same loop: a step whose record is in the journal takes η and g from there instead of from two forward
 passes, and a validation whose line is in metrics.jsonl is not repeated. A snapshot only saves replaying from the
-start. So a run that was killed at any moment ends with the same bits as one that was not.
+start. So a run that was killed at any moment ends with the same bits as one that was not. Validations come on a fixed
+schedule: where a time budget stops the run, only a snapshot is written, so that stopping leaves no trace in the result.
 
 Knows nothing about models, tokens or tasks: a ``Problem`` gives batches, losses and validations.
 """
@@ -101,7 +102,7 @@ class Outcome:
         best_step: Steps behind it; 0 means that nothing beat the bundle's own values.
         steps_done: Steps behind ``last``.
         stopped_by: Why it ended.
-        validations: Steps done → evaluation, step 0 included.
+        validations: Steps done → evaluation, step 0 included; a run stopped by its time budget has none of ``last``.
         records: All steps.
         median_loss_difference: Median |L₊ − L₋|: what the estimate has to rise above the noise with.
     """
@@ -149,7 +150,7 @@ class TuningLoop(Generic[BatchT]):
         self._validations = {
             int(line["steps_done"]): Evaluation.from_json(line)
             for line in run.metrics()
-            if line["kind"] == "validation"
+            if line["kind"] == "validation" and self._is_validation_due(int(line["steps_done"]))
         }
         self._begun_at = clock()
 
@@ -162,6 +163,8 @@ class TuningLoop(Generic[BatchT]):
             ResourceError: A single sequence does not fit the memory.
             KeyboardInterrupt: On the user's wish; everything needed to go on is on the disk.
         """
+        if self._journal.records:
+            self._observer.note(f"going on after step {len(self._journal.records)} of {self._settings.steps}")
         replay_from = self._restore_snapshot()
         if replay_from == 0:
             self._validate_if_new()
@@ -175,12 +178,13 @@ class TuningLoop(Generic[BatchT]):
                     self._theta = descend(self._theta, self._directions(step), record.gradients, record.lr)
                 self._steps_done += 1
                 watch.feed(record)
-                if self._is_validation_due():
+                if self._is_validation_due(self._steps_done):
                     self._validate_if_new()
                 stopped_by = self._stop_reason()
         finally:
             self._journal.sync()
-        self._validate_if_new()
+        if stopped_by == "time budget":
+            self._run.write_theta(LAST, self._theta, self._steps_done)
         return self._outcome(stopped_by)
 
     def _restore_snapshot(self) -> int:
@@ -192,7 +196,6 @@ class TuningLoop(Generic[BatchT]):
         if not all(step in self._validations for step in due):
             return 0
         self._theta = snapshot.theta.to(self._theta.device)
-        self._observer.note(f"going on after step {len(self._journal.records)}")
         return snapshot.steps_done
 
     def _recorded(self, step: int) -> StepRecord | None:
@@ -241,8 +244,8 @@ class TuningLoop(Generic[BatchT]):
     def _directions(self, step: int) -> list[Tensor]:
         return [self._draw(step, query) for query in range(self._settings.queries)]
 
-    def _is_validation_due(self) -> bool:
-        return self._steps_done % self._settings.validate_every == 0
+    def _is_validation_due(self, steps_done: int) -> bool:
+        return steps_done % self._settings.validate_every == 0 or steps_done == self._settings.steps
 
     def _validate_if_new(self) -> None:
         """Validate θ, keep it if it is the best so far, and snapshot it; nothing where that is on record."""

@@ -369,7 +369,8 @@ def _result(planned: PlannedRun, problem: ModelProblem, theta: Tensor, outcome: 
     validations = outcome.validations
     on_validation: dict[Stage, Evaluation] = {
         "bundle": validations[0],
-        "last": validations[outcome.steps_done],
+        # A run that its time budget stopped is evaluated for the report alone.
+        "last": validations.get(outcome.steps_done) or problem.validate(outcome.last),
         "best": validations[outcome.best_step],
     }
     result: dict[str, Any] = {

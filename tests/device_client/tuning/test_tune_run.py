@@ -134,8 +134,11 @@ def test_a_folder_that_holds_another_run_is_left_alone(bundle: Bundle, rows: Pat
 def test_a_run_stopped_by_its_time_budget_goes_on(bundle: Bundle, rows: Path, clock: Callable[[], float]) -> None:
     stopped = run(planned(bundle, rows), clock, time_budget_seconds=6.0)
     assert stopped.result["stopped_by"] == "time budget"
+    assert stopped.result["validation"]["last"]["rows"] == 3
     again = run(planned(bundle, rows), clock)
     assert (again.result["steps_done"], again.was_finished) == (12, False)
+    shutil.move(again.run, again.run.with_name("paused"))
+    assert run(planned(bundle, rows), clock).result == again.result
 
 
 def test_a_budget_that_is_too_small_is_refused_before_loading(bundle: Bundle, rows: Path, clock: object) -> None:
@@ -218,6 +221,16 @@ def test_tune_eval_and_runs_by_command(home: Path, rows: Path, capsys: pytest.Ca
     (home / "runs" / run_name / "result.json").write_text("{")
     _, listed, _ = call(capsys, "runs")
     assert listed["runs"][0]["state"] == "damaged"  # type: ignore[index]
+
+
+def test_a_spent_time_budget_says_how_to_go_on(home: Path, rows: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ("tune", "--data", str(rows), "--steps", "4000", "--validate-every", "1000", "--device", "cpu")
+    code, tuned, spoken = call(capsys, *words, "--time-budget", "0.1")
+    assert code == 0
+    assert tuned["result"]["stopped_by"] == "time budget"  # type: ignore[index]
+    assert "run the same command again to go on" in spoken
+    _, _, spoken = call(capsys, *words, "--time-budget", "0.1")
+    assert "Going on after step" in spoken
 
 
 def test_data_check_counts_and_shows_scored_tokens(home: Path, rows: Path, capsys: pytest.CaptureFixture[str]) -> None:

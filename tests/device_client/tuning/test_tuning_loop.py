@@ -197,7 +197,7 @@ def test_no_forward_pass_is_repeated_but_for_unrecorded_steps(tmp_path: Path) ->
     tune(tmp_path, again, observer=observer)
     assert observer.steps == list(range(25, 40))
     assert (again.loss_calls, again.validations) == (30, 2)
-    assert observer.notes == ["going on after step 25"]
+    assert observer.notes == ["going on after step 25 of 40"]
 
 
 def test_a_finished_run_is_repeated_without_a_forward_pass(tmp_path: Path) -> None:
@@ -247,9 +247,42 @@ def test_a_time_budget_stops_the_run_and_the_same_call_goes_on(tmp_path: Path) -
     first = tune(tmp_path / "paused", settings=settings, clock=lambda: float(next(ticks)))
     assert first.stopped_by == "time budget"
     assert 0 < first.steps_done < 40
-    assert first.steps_done in first.validations
-    second = tune(tmp_path / "paused")
+    snapshot = RunDirectory(tmp_path / "paused").read_theta(LAST)
+    assert snapshot is not None
+    assert snapshot.steps_done == first.steps_done
+    observer = Recorder()
+    second = tune(tmp_path / "paused", observer=observer)
+    assert observer.notes == [f"going on after step {first.steps_done} of 40"]
     assert torch.equal(second.last, tune(tmp_path / "whole").last)
+
+
+@pytest.mark.parametrize("steps", [35, 100])
+@pytest.mark.parametrize("budget", [2.5, 14.5, 23.5])
+def test_a_run_stopped_by_its_time_budget_leaves_the_same_files_as_one_that_was_not(
+    tmp_path: Path, steps: int, budget: float
+) -> None:
+    """Validations off the schedule would count towards the best values and the patience."""
+
+    class Uneven(Bowl):
+        def validate(self, theta: Tensor) -> Evaluation:
+            return Evaluation(2 + math.sin(1000 * float(theta.sum())), None, 7)
+
+    settings = replace(SETTINGS, steps=steps, patience=2)
+    whole = tune(tmp_path / "whole", Uneven(), settings=settings)
+    stopped = 0
+    while True:
+        ticks = itertools.count()
+        outcome = tune(
+            tmp_path / "paused", Uneven(), settings=replace(settings, time_budget_seconds=budget),
+            clock=lambda ticks=ticks: float(next(ticks)),
+        )  # fmt: skip
+        if outcome.stopped_by != "time budget":
+            break
+        stopped += 1
+    assert stopped >= 1
+    assert (outcome.steps_done, outcome.best_step) == (whole.steps_done, whole.best_step)
+    assert outcome.validations == whole.validations
+    assert files(tmp_path / "paused") == files(tmp_path / "whole")
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
