@@ -45,7 +45,7 @@ class Settings(BaseSettings):
         hub_token: Token for gated models; it reaches a job through its pipe, never through its environment.
         is_offline: Use only what is on this machine.
         workers: Jobs that run at the same time.
-        max_attempts: Crashes (an end without a result or an error of ours) after which a job fails.
+        max_attempts: Crashes (an end without a result or an error of ours) without progress after which a job fails.
         lease_seconds: How long a job stays a worker's without a heartbeat.
         poll_seconds: How often workers look for new jobs and cancellations, and event streams for new events.
         progress_seconds: Shortest time between two progress events of a stage.

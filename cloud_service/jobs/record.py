@@ -11,7 +11,8 @@
 Succeeded, failed and cancelled never change. A worker holds a running job by a *lease* (owner and expiry, renewed by
 heartbeats). The *attempt* number rises with each claim and fences: whatever an older attempt reports is refused, so two
 workers can never both publish. A crash (an end without a result or an error of ours) puts the job back in the queue;
-``max_attempts`` crashes fail it. A drain (the service stops) puts it back too, but counts as no crash.
+``max_attempts`` crashes without progress in between fail it. Where the service ended, in order or not, the job is put
+back too, but that counts as no crash.
 
 The *outcome* is what a job's process produced but nobody can see yet. It is written down before it is published, so
 that a service killed in between publishes it at its next start instead of running the job again.
@@ -63,7 +64,9 @@ class JobRecord:
 
     Attributes:
         input_digest: Digest of the request without name, tag and force.
-        crashes: Attempts that ended without a result or an error of ours.
+        crashes: Attempts that ended without a result or an error of ours, since one came further than all before it.
+        crashed_stage: The furthest stage in which an attempt crashed …
+        crashed_done: … and how many units of it were done.
         owner: Who holds the lease; None where nobody does.
         stage_started: When this attempt began its current stage …
         stage_done_at_start: … and how many units were done then: the base of the estimate.
@@ -83,6 +86,8 @@ class JobRecord:
     estimated_finish: datetime | None = None
     attempt: int = 0
     crashes: int = 0
+    crashed_stage: Stage | None = None
+    crashed_done: int = 0
     owner: str | None = None
     lease_expires: datetime | None = None
     stage_started: datetime | None = None
@@ -201,7 +206,7 @@ def stop(job: JobRecord, *, attempt: int, now: datetime) -> JobRecord:
 
 
 def release(job: JobRecord, *, attempt: int, message: str, now: datetime) -> JobRecord:
-    """Give a job back unfinished, for example because the service stops; counts as no crash.
+    """Give a job back unfinished because the service stops or was killed; counts as no crash.
 
     Raises:
         LeaseLost: The attempt is not the current one.
@@ -215,17 +220,21 @@ def release(job: JobRecord, *, attempt: int, message: str, now: datetime) -> Job
 def crash(job: JobRecord, *, attempt: int, message: str, max_attempts: int, now: datetime) -> JobRecord:
     """Count a crash: the job goes back to the queue, or fails where it crashed too often.
 
+    The count begins anew where this attempt came further than every attempt that crashed before it.
+
     Raises:
         LeaseLost: The attempt is not the current one.
     """
     check_held(job, attempt)
     if job.status is JobStatus.CANCELLING:
         return stop(job, attempt=attempt, now=now)
+    if _place(job.stage, job.progress.done) > _place(job.crashed_stage, job.crashed_done):
+        job = replace(job, crashes=0, crashed_stage=job.stage, crashed_done=job.progress.done)
     crashed = replace(job, crashes=job.crashes + 1)
     if crashed.crashes >= max_attempts:
         error = JobCrashed(
             message,
-            needed=f"an attempt that ends by itself; {crashed.crashes} did not",
+            needed=f"an attempt that ends by itself or comes further; {crashed.crashes} did not",
             next_step=f"read jobs/{job.id}/log.txt in the service's data folder, then POST the same request again",
         )
         return _over(replace(crashed, status=JobStatus.FAILED, error=job_error(error)), now, message)
@@ -255,6 +264,11 @@ def is_abandoned(job: JobRecord, now: datetime) -> bool:
     """Whether the lease of a running job has expired."""
     is_held = job.status in (JobStatus.RUNNING, JobStatus.CANCELLING)
     return is_held and (job.lease_expires is None or job.lease_expires <= now)
+
+
+def _place(stage: Stage | None, done: int) -> tuple[int, int]:
+    """Return how far a job is, as something that can be compared."""
+    return (-1 if stage is None else list(Stage).index(stage), done)
 
 
 def _estimate(job: JobRecord, progress: Progress, now: datetime) -> datetime | None:

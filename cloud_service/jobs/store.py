@@ -17,7 +17,7 @@ from typing import Any
 import sqlalchemy as sa
 from pydantic import BaseModel
 
-from cloud_service.jobs.record import JobRecord, Outcome, claim, crash, is_abandoned
+from cloud_service.jobs.record import JobRecord, Outcome, claim, crash, is_abandoned, release
 from cloud_service.storage.database import events, jobs, reading, writing
 from shared.api import JobError, JobEvent, JobResult, JobStatus, PrepareRequest, Progress, Stage
 from shared.bundle.digest import digest_of_bytes
@@ -33,7 +33,7 @@ _DOCUMENTS: dict[str, type[BaseModel]] = {
     "result": JobResult,
     "error": JobError,
 }
-_ENUMS: dict[str, Callable[[str], Any]] = {"status": JobStatus, "stage": Stage}
+_ENUMS: dict[str, Callable[[str], Any]] = {"status": JobStatus, "stage": Stage, "crashed_stage": Stage}
 _HELD = (JobStatus.RUNNING, JobStatus.CANCELLING)
 
 
@@ -161,7 +161,10 @@ class JobStore:
             return claimed
 
     def requeue_abandoned(self, *, max_attempts: int, is_any_lease_over: bool = False) -> list[JobRecord]:
-        """Count a crash for each running job whose lease has expired, and return these jobs.
+        """Put back each running job whose lease has expired, and return these jobs.
+
+        It counts as a crash, but for two cases: the service itself was killed, or the attempt has its outcome and only
+        the publication is left.
 
         Args:
             max_attempts: Crashes after which a job fails.
@@ -173,8 +176,11 @@ class JobStore:
             now = self.clock()
             for job in map(_from_row, connection.execute(held).all()):
                 if is_any_lease_over or is_abandoned(job, now):
-                    message = f"attempt {job.attempt} was interrupted"
-                    changed = crash(job, attempt=job.attempt, message=message, max_attempts=max_attempts, now=now)
+                    attempt, message = job.attempt, f"attempt {job.attempt} was interrupted"
+                    if is_any_lease_over or job.outcome is not None:
+                        changed = release(job, attempt=attempt, message=message, now=now)
+                    else:
+                        changed = crash(job, attempt=attempt, message=message, max_attempts=max_attempts, now=now)
                     _save(connection, job, changed, now)
                     abandoned.append(changed)
         return abandoned

@@ -21,7 +21,7 @@ from sqlalchemy.types import TypeDecorator
 from shared.durable_files import disk_errors, free_bytes
 from shared.errors import DiskError, UpgradeNeeded
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 _BUSY_MILLISECONDS = 30_000
 _IS_WRITING = "zo_is_writing"
 
@@ -59,6 +59,8 @@ jobs = sa.Table(
     sa.Column("estimated_finish", UtcTime),
     sa.Column("attempt", sa.Integer, nullable=False),
     sa.Column("crashes", sa.Integer, nullable=False),
+    sa.Column("crashed_stage", sa.String),
+    sa.Column("crashed_done", sa.Integer, nullable=False, server_default="0"),
     sa.Column("owner", sa.String),
     sa.Column("lease_expires", UtcTime),
     sa.Column("stage_started", UtcTime),
@@ -161,6 +163,9 @@ def _create_tables(connection: sa.Connection, path: Path) -> None:
             needed=f"schema {SCHEMA_VERSION}, or a newer zo-cloud",
             next_step="upgrade zo-cloud: pip install --upgrade 'zo-device[cloud]'",
         )
+    if version == 1:
+        connection.exec_driver_sql("ALTER TABLE jobs ADD COLUMN crashed_stage VARCHAR")
+        connection.exec_driver_sql("ALTER TABLE jobs ADD COLUMN crashed_done INTEGER NOT NULL DEFAULT 0")
     metadata.create_all(connection)
     connection.exec_driver_sql(f"PRAGMA user_version = {SCHEMA_VERSION}")
 

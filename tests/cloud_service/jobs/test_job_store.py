@@ -125,6 +125,26 @@ def test_a_live_lease_is_left_alone_unless_no_owner_can_be_alive(store: JobStore
     assert len(store.requeue_abandoned(max_attempts=5, is_any_lease_over=True)) == 1
 
 
+@pytest.mark.parametrize("has_outcome", [True, False])
+def test_however_often_the_service_is_killed_its_jobs_do_not_fail(store: JobStore, has_outcome: bool) -> None:
+    job_id = store.create(REQUEST).id
+    for _ in range(7):
+        attempt = claim(store).attempt
+        if has_outcome:
+            store.change(job_id, lambda job, n=attempt: record.record_outcome(job, attempt=n, outcome=OUTCOME))  # type: ignore[misc]
+        (put_back,) = store.requeue_abandoned(max_attempts=2, is_any_lease_over=True)
+        assert (put_back.status, put_back.crashes) == (JobStatus.QUEUED, 0)
+
+
+def test_a_lost_lease_counts_unless_the_outcome_is_known(store: JobStore, clock: HandClock) -> None:
+    with_outcome, without = store.create(REQUEST).id, store.create(REQUEST).id
+    claim(store), claim(store)
+    store.change(with_outcome, lambda job: record.record_outcome(job, attempt=1, outcome=OUTCOME))
+    clock.pass_seconds(31)
+    ended = {job.id: job.status for job in store.requeue_abandoned(max_attempts=1)}
+    assert ended == {with_outcome: JobStatus.QUEUED, without: JobStatus.FAILED}
+
+
 def test_an_error_before_the_commit_undoes_the_transition(store: JobStore, clock: HandClock) -> None:
     job = store.create(REQUEST)
 

@@ -115,6 +115,27 @@ def test_the_fifth_of_five_crashes_fails_the_job(queued: JobRecord) -> None:
     assert failed.error.type == "job-crashed"
 
 
+def crashed_at(job: JobRecord, stage: Stage, done: int) -> JobRecord:
+    held = record.claim(job, owner="me", now=NOON, lease_seconds=1)
+    attempt = held.attempt
+    held = record.enter_stage(held, attempt=attempt, stage=stage, total=9, unit="", now=NOON)
+    held = record.advance(held, attempt=attempt, done=done, now=NOON)
+    return record.crash(held, attempt=attempt, message="SIGKILL", max_attempts=2, now=NOON)
+
+
+def test_crashes_are_counted_anew_after_progress(queued: JobRecord) -> None:
+    job = queued
+    for stage, done in [(Stage.CALIBRATING, 3), (Stage.CALIBRATING, 4), (Stage.QUANTIZING, 0), (Stage.QUANTIZING, 1)]:
+        job = crashed_at(job, stage, done)
+        assert (job.status, job.crashes) == (JobStatus.QUEUED, 1)
+
+
+@pytest.mark.parametrize("place", [(Stage.QUANTIZING, 1), (Stage.QUANTIZING, 0), (Stage.CALIBRATING, 9)])
+def test_a_place_that_was_reached_before_is_no_progress(queued: JobRecord, place: tuple[Stage, int]) -> None:
+    job = crashed_at(queued, Stage.QUANTIZING, 1)
+    assert crashed_at(job, *place).status is JobStatus.FAILED
+
+
 def test_a_drain_counts_as_no_crash(running: JobRecord) -> None:
     released = record.release(running, attempt=1, message="the service stops", now=NOON)
     assert (released.status, released.crashes, released.owner) == (JobStatus.QUEUED, 0, None)

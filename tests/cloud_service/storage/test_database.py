@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 
+from cloud_service.jobs.store import JobStore
 from cloud_service.storage.database import jobs, open_database, reading, writing
 from cloud_service.storage.keys import KeyStore, Scope
 from shared.errors import DiskError, UpgradeNeeded
@@ -28,10 +29,29 @@ def test_the_database_is_private_and_opens_again(tmp_path: Path) -> None:
 def test_a_database_of_a_newer_service_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "jobs.sqlite3"
     with sqlite3.connect(path) as connection:
-        connection.execute("PRAGMA user_version = 2")
+        connection.execute("PRAGMA user_version = 3")
     connection.close()
-    with pytest.raises(UpgradeNeeded, match="schema 2"):
+    with pytest.raises(UpgradeNeeded, match="schema 3"):
         open_database(path)
+
+
+def test_the_jobs_of_a_database_of_schema_1_are_kept(tmp_path: Path) -> None:
+    path = tmp_path / "jobs.sqlite3"
+    open_database(path).dispose()
+    with sqlite3.connect(path) as connection:
+        connection.execute(
+            "INSERT INTO jobs (id, request, input_digest, status, progress, created, attempt, crashes, last_event,"
+            " message) VALUES ('j', '{\"model\": \"gpt2\"}', 'sha256:0', 'queued', '{}', 0, 0, 0, 1, 'queued')"
+        )
+        for column in ("crashed_stage", "crashed_done"):
+            connection.execute(f"ALTER TABLE jobs DROP COLUMN {column}")
+        connection.execute("PRAGMA user_version = 1")
+    connection.close()
+    for _ in range(2):
+        engine = open_database(path)
+        job = JobStore(engine).get("j")
+        assert (job.crashes, job.crashed_stage, job.crashed_done) == (0, None, 0)
+        engine.dispose()
 
 
 def test_a_writer_holds_the_write_lock_from_its_first_moment_and_readers_go_on(tmp_path: Path) -> None:
