@@ -103,8 +103,8 @@ def _prepare(
     progress: ProgressSink,
 ) -> PreparedBundle:
     from cloud_service.pipeline.prepare import prepare
-    from cloud_service.pipeline.sources import SourcePolicy
     from cloud_service.settings import load_settings
+    from cloud_service.sources import SourcePolicy
 
     settings = load_settings()
     sources = SourcePolicy(

@@ -24,7 +24,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 from cloud_service.jobs.messages import (
     REPORT_NAME,
@@ -39,14 +39,12 @@ from cloud_service.jobs.messages import (
 )
 from cloud_service.jobs.record import Outcome, job_error
 from cloud_service.progress import ProgressSink
+from cloud_service.sources import SourcePolicy
 from shared.api import Stage
 from shared.bundle.layout import ImageLayout
 from shared.durable_files import write_atomically
 from shared.errors import Interrupted, ZoError
 from shared.file_lock import exclusive
-
-if TYPE_CHECKING:
-    from cloud_service.pipeline.sources import SourcePolicy
 
 
 class Work(Protocol):
@@ -159,8 +157,6 @@ def _run(folder: Path, order: JobOrder, progress: ProgressSink, work: Work) -> O
 
 
 def _source_policy(order: JobOrder) -> SourcePolicy:
-    from cloud_service.pipeline.sources import SourcePolicy
-
     policy = SourcePolicy(
         model_roots=order.model_roots,
         text_roots=order.text_roots,

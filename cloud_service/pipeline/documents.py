@@ -14,7 +14,7 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
-from cloud_service.pipeline.sources import SourcePolicy, TextSource
+from cloud_service.sources import SourcePolicy, TextSource
 from shared.errors import DataError, NetworkError
 
 _C4_REPOSITORY = "allenai/c4"

@@ -25,8 +25,8 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.file_download import repo_folder_name
 
-from cloud_service.pipeline.sources import HubModel, SourcePolicy
 from cloud_service.progress import ProgressSink
+from cloud_service.sources import HubModel, SourcePolicy
 from shared.api import Stage
 from shared.durable_files import disk_errors, free_bytes
 from shared.errors import DiskError, InvalidModelId, NetworkError, NotFound, Unauthorized, UnsupportedModel

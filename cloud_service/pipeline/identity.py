@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from cloud_service.pipeline.hub import check_has_safetensors, download, is_wanted, resolve_commit
-from cloud_service.pipeline.sources import LocalModel, SourcePolicy, TextSource, locate_model, locate_text
 from cloud_service.progress import ProgressSink
+from cloud_service.sources import LocalModel, SourcePolicy, TextSource, locate_model, locate_text
 from shared.api import PrepareRequest, Stage
 from shared.bundle.digest import digest_of_bytes, digest_of_file
 
@@ -51,7 +51,7 @@ def resolve(request: PrepareRequest, policy: SourcePolicy, progress: ProgressSin
 
     Raises:
         InvalidModelId, UnsupportedModel, NotFound, Unauthorized, NetworkError: The model; see ``hub``.
-        DataError: A text is no file that may be read.
+        InvalidRequest: A text is no file that may be read.
     """
     progress.stage(Stage.RESOLVING)
     calibration = locate_text(request.calibration.text, policy, param="calibration.text")

@@ -48,9 +48,9 @@ from cloud_service.pipeline.publish import (
 from cloud_service.pipeline.quantize import flat_index, split_and_quantize
 from cloud_service.pipeline.report import FisherFigures, fisher_figures, report_document, report_page
 from cloud_service.pipeline.select_sensitive import Masks, overlap, select_largest, select_random
-from cloud_service.pipeline.sources import SourcePolicy
 from cloud_service.pipeline.tokenization import TextEncoder, load_encoder
 from cloud_service.progress import ProgressSink
+from cloud_service.sources import SourcePolicy
 from shared.api import PrepareRequest, Stage
 from shared.bundle.layout import ImageLayout
 from shared.bundle.manifest import (

@@ -28,8 +28,8 @@ from cloud_service.pipeline.perplexity import evaluation_windows, sum_losses
 from cloud_service.pipeline.quantize import flat_index, importance_of, quantize
 from cloud_service.pipeline.report import mass_curve
 from cloud_service.pipeline.select_sensitive import Masks, gradient_mass, overlap, select_largest
-from cloud_service.pipeline.sources import SourcePolicy, TextSource
 from cloud_service.pipeline.tokenization import TextEncoder, load_encoder
+from cloud_service.sources import SourcePolicy, TextSource
 from shared.api import CalibrationSpec, QuantizerSpec
 from shared.quantization.codec import dequantize
 

@@ -16,8 +16,8 @@ from cloud_service.pipeline.calibration import calibration_sequences, tokens_dig
 from cloud_service.pipeline.documents import read_documents
 from cloud_service.pipeline.load_model import load_model
 from cloud_service.pipeline.perplexity import LossSum, evaluation_windows, sum_losses
-from cloud_service.pipeline.sources import SourcePolicy, TextSource
 from cloud_service.pipeline.tokenization import TextEncoder
+from cloud_service.sources import SourcePolicy, TextSource
 from shared.api import CalibrationSpec
 from shared.bundle.manifest import TokenizerSettings
 from shared.errors import DataError, NetworkError

@@ -13,8 +13,8 @@ import pytest
 from huggingface_hub import constants
 
 from cloud_service.pipeline.hub import download, resolve_commit
-from cloud_service.pipeline.sources import HubModel, SourcePolicy
 from cloud_service.progress import SilentProgress
+from cloud_service.sources import HubModel, SourcePolicy
 from shared.errors import NetworkError, NotFound, Unauthorized, UnsupportedModel
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"

@@ -13,9 +13,9 @@ import torch
 
 from cloud_service.pipeline.identity import resolve
 from cloud_service.pipeline.load_model import load_model
-from cloud_service.pipeline.sources import SourcePolicy
 from cloud_service.pipeline.tokenization import load_encoder
 from cloud_service.progress import SilentProgress
+from cloud_service.sources import SourcePolicy
 from shared.api import PrepareRequest
 from shared.errors import UnsupportedModel
 

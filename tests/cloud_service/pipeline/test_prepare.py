@@ -23,8 +23,8 @@ from tiny_checkpoint import CONFIGS, build_checkpoint, write_text
 from cloud_service.pipeline.checkpoint import require_space
 from cloud_service.pipeline.identity import resolve
 from cloud_service.pipeline.prepare import PreparedBundle, bundle_name, prepare
-from cloud_service.pipeline.sources import SourcePolicy
 from cloud_service.progress import ProgressSink, SilentProgress
+from cloud_service.sources import SourcePolicy
 from shared.api import BUNDLE_NAME_PATTERN, PrepareRequest, Stage
 from shared.bundle.layout import ImageLayout
 from shared.bundle.manifest import SENSITIVE_TITLE
@@ -240,7 +240,7 @@ import torch
 from cloud_service.pipeline.checkpoint import require_space
 from cloud_service.pipeline.identity import resolve
 from cloud_service.pipeline.prepare import prepare
-from cloud_service.pipeline.sources import SourcePolicy
+from cloud_service.sources import SourcePolicy
 from shared.api import PrepareRequest
 from shared.bundle.layout import ImageLayout
 

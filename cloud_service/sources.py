@@ -2,7 +2,9 @@
 
 A request names a model and texts by strings that come over the network. They are turned into a ``ModelSource`` or a
 ``TextSource`` here, before anything is opened, so that no string can reach another host (SSRF) or climb out of the
-configured folders. Knows nothing about the hub's protocol (``hub.py``), torch or tokens.
+configured folders. The service asks these rules when a request comes, and the job's process asks them again when it
+opens what the request names, because links may change in between. A path is resolved (links followed) before it is
+compared with the roots. Knows nothing about the hub's protocol, torch or tokens.
 """
 
 from __future__ import annotations
@@ -11,12 +13,15 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from shared.errors import DataError, InvalidModelId
+from shared.errors import InvalidModelId, InvalidRequest
 
 C4 = "c4"
 """Name of the hub's C4-en as a text."""
 
-_HUB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,95}(/[A-Za-z0-9][A-Za-z0-9_.-]{0,95})?")
+_HUB_ID = re.compile(
+    r"(?=.{1,96}$)(?!.*(--|\.\.|\.git$))[A-Za-z0-9](?:[\w.-]*\w)?(/[A-Za-z0-9](?:[\w.-]*\w)?)?", re.ASCII
+)
+_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://|(?:https?|hf|file):")
 _TEXT_SUFFIXES = (".jsonl", ".txt")
 
 
@@ -85,14 +90,14 @@ def locate_model(model: str, revision: str | None, policy: SourcePolicy) -> Mode
     Raises:
         InvalidModelId: It is a URL, leaves the allowed roots, names no existing folder, or is no hub id.
     """
-    if "://" in model or model.startswith(("http:", "https:", "hf:")):
+    if _URL.match(model):
         raise _invalid(f"model {_shorten(model)!r} is a URL")
     folder = _local_path(model, policy.model_roots, policy)
     if folder is not None and folder.is_dir():
         return LocalModel(folder)
     if ".." in model:
         raise _invalid(f"model {_shorten(model)!r} contains '..'")
-    if not _HUB_ID.fullmatch(model) or model.endswith((".git", ".")):
+    if not _HUB_ID.fullmatch(model):
         raise _invalid(f"model {_shorten(model)!r} is no folder that may be read and no hub id")
     return HubModel(model, revision)
 
@@ -101,38 +106,44 @@ def locate_text(text: str, policy: SourcePolicy, *, param: str) -> TextSource:
     """Return where the text comes from.
 
     Raises:
-        DataError: It is neither ``c4`` nor an existing .jsonl, .txt or folder that may be read.
+        InvalidRequest: It is neither ``c4`` nor an existing .jsonl, .txt or folder that may be read.
     """
     if text == C4:
         return TextSource()
-    path = None if "://" in text else _local_path(text, policy.text_roots, policy)
+    path = None if _URL.match(text) else _local_path(text, policy.text_roots, policy)
     if path is not None and (path.is_dir() or (path.is_file() and path.suffix in _TEXT_SUFFIXES)):
         return TextSource(path)
-    raise DataError(
-        f"text {_shorten(text)!r} is no file that may be read",
+    raise InvalidRequest(
+        f"{param} {_shorten(text)!r} is no file that may be read",
         needed="'c4', or a .jsonl (key text) or .txt file under one of the text roots",
-        next_step="check the path, or ask the operator which text roots are configured",
+        next_step="check the path; zo-cloud serve --text-root FOLDER allows the texts in FOLDER",
         param=param,
     )
 
 
 def _local_path(name: str, roots: tuple[Path, ...], policy: SourcePolicy) -> Path | None:
-    if "\0" in name:
-        return None
-    if policy.allow_any_local and Path(name).exists():
-        return Path(name).resolve()
+    if policy.allow_any_local and (path := _existing(Path(name))) is not None:
+        return path
     for root in roots:
-        path = (root / name).resolve()
-        if path.is_relative_to(root.resolve()) and path != root.resolve() and path.exists():
+        path = _existing(root / name)
+        if path is not None and path.is_relative_to(root.resolve()) and path != root.resolve():
             return path
     return None
+
+
+def _existing(path: Path) -> Path | None:
+    """Return the path with links followed; None where there is nothing, or nothing can have such a name."""
+    try:
+        return path.resolve(strict=True)
+    except (OSError, RuntimeError, ValueError):  # absent or too long; a loop of links; a NUL or lone surrogate
+        return None
 
 
 def _invalid(found: str) -> InvalidModelId:
     return InvalidModelId(
         found,
         needed="a hub id such as 'facebook/opt-125m', or a folder under one of the model roots",
-        next_step="check the spelling; put local models under a model root of the service",
+        next_step="check the spelling; zo-cloud serve --model-root FOLDER allows the models in FOLDER",
         param="model",
     )
 

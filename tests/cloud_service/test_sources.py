@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from cloud_service.pipeline.sources import HubModel, LocalModel, SourcePolicy, TextSource, locate_model, locate_text
-from shared.errors import DataError, InvalidModelId
+from cloud_service.sources import HubModel, LocalModel, SourcePolicy, TextSource, locate_model, locate_text
+from shared.errors import InvalidModelId, InvalidRequest
 
 
 @pytest.fixture
@@ -17,11 +17,15 @@ def policy(tmp_path: Path) -> SourcePolicy:
     (tmp_path / "models" / "escape").symlink_to(tmp_path / "secret")
     (tmp_path / "texts").mkdir()
     (tmp_path / "texts" / "a.jsonl").write_text('{"text": "a"}\n')
+    (tmp_path / "texts" / "model.bin").write_bytes(b"no text")
+    (tmp_path / "texts" / "loop.txt").symlink_to("loop.txt")
     (tmp_path / "secret" / "b.jsonl").write_text('{"text": "b"}\n')
     return SourcePolicy(model_roots=(tmp_path / "models",), text_roots=(tmp_path / "texts",))
 
 
-@pytest.mark.parametrize("model", ["gpt2", "facebook/opt-125m", "meta-llama/Llama-2-7b-hf"])
+@pytest.mark.parametrize(
+    "model", ["gpt2", "facebook/opt-125m", "meta-llama/Llama-2-7b-hf", "a_/b", "a/b_", "a/b.c_d-e"]
+)
 def test_a_hub_id_is_a_hub_model(policy: SourcePolicy, model: str) -> None:
     assert locate_model(model, "main", policy) == HubModel(model, "main")
 
@@ -38,7 +42,8 @@ def test_a_folder_under_a_root_is_local_by_relative_or_absolute_name(
     "model",
     [
         "../secret", "org/../../secret", "a..b/c", "https://example.org/model", "http:example", "file:///etc", "hf://a/b",
-        "/etc", "a/b/c", "-a/b", "a b/c", "a/b.git", "a\0b", "", ".", "~/x",
+        "/etc", "a/b/c", "-a/b", "a b/c", "a/b.git", "a\0b", "", ".", "~/x", "a/b-", "a/b.", "a--b/c", "a//b", "a/.b",
+        "a/b?x", "user@host/b", "a/b\n", "é", "x" * 97, "x" * 300, "\ud800",
     ],
 )  # fmt: skip
 def test_anything_else_is_refused(policy: SourcePolicy, model: str) -> None:
@@ -73,9 +78,12 @@ def test_texts_come_from_c4_or_a_text_root(policy: SourcePolicy, tmp_path: Path)
     assert locate_text("a.jsonl", policy, param="calibration.text").path == tmp_path / "texts" / "a.jsonl"
 
 
-@pytest.mark.parametrize("text", ["../secret/b.jsonl", "absent.txt", "https://example.org/a.txt", "/etc/passwd"])
+@pytest.mark.parametrize(
+    "text",
+    ["../secret/b.jsonl", "absent.txt", "https://example.org/a.txt", "/etc/passwd", "x" * 300, "a\0b", "model.bin"],
+)
 def test_other_texts_are_refused(policy: SourcePolicy, text: str) -> None:
-    with pytest.raises(DataError, match="no file that may be read") as caught:
+    with pytest.raises(InvalidRequest, match="no file that may be read") as caught:
         locate_text(text, policy, param="evaluation.text")
     assert caught.value.param == "evaluation.text"
 
