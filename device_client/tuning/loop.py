@@ -26,7 +26,6 @@ from dataclasses import dataclass
 from typing import Generic, Literal, Protocol, TypeVar
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from device_client.tuning.divergence import DivergenceWatch
@@ -34,8 +33,9 @@ from device_client.tuning.evaluation import Evaluation
 from device_client.tuning.journal import Journal, StepFlags, StepRecord
 from device_client.tuning.run_directory import RunDirectory
 from device_client.tuning.schedules import StepSizeSchedule
+from device_client.tuning.smaller_batches import with_smaller_batches
 from device_client.tuning.spsa import Estimate, Perturbations, descend, estimate
-from shared.errors import IntegrityError, ResourceError
+from shared.errors import IntegrityError
 
 BatchT = TypeVar("BatchT")
 StoppedBy = Literal["steps", "early stop", "time budget"]
@@ -207,7 +207,7 @@ class TuningLoop(Generic[BatchT]):
 
     def _measure(self, step: int) -> StepRecord:
         """Spend two forward passes per query, and put the step on record."""
-        estimates = self._estimates(step)
+        estimates = with_smaller_batches(lambda: self._estimates(step), self._problem, self._note_shrink)
         gradients = tuple(found.projected_gradient for found in estimates)
         size = self._schedule.next(step, gradients)
         flags = StepFlags.CLIPPED if size.is_clipped else StepFlags.NONE
@@ -220,24 +220,12 @@ class TuningLoop(Generic[BatchT]):
         return record
 
     def _estimates(self, step: int) -> list[Estimate]:
-        while True:
-            batch = self._problem.batch(step)
-            try:
-                return [
-                    estimate(self._problem.loss, self._theta, z, self._settings.epsilon, batch)
-                    for z in self._directions(step)
-                ]
-            except torch.OutOfMemoryError as error:
-                self._shrink(error)
+        batch = self._problem.batch(step)
+        return [
+            estimate(self._problem.loss, self._theta, z, self._settings.epsilon, batch) for z in self._directions(step)
+        ]
 
-    def _shrink(self, error: torch.OutOfMemoryError) -> None:
-        """Halve the micro-batch; the step is then measured anew, so that both signs see the same one."""
-        if not self._problem.shrink():
-            raise ResourceError(
-                "out of memory with one sequence at a time",
-                needed="more memory, or shorter rows",
-                next_step="--max-tokens 256, or close other programs",
-            ) from error
+    def _note_shrink(self) -> None:
         self._run.append_metric({"kind": "micro-batch halved", "steps_done": self._steps_done})
         self._observer.note("out of memory: running fewer sequences side by side")
 
@@ -252,7 +240,7 @@ class TuningLoop(Generic[BatchT]):
         steps_done = self._steps_done
         if steps_done in self._validations:
             return
-        evaluation = self._problem.validate(self._theta)
+        evaluation = with_smaller_batches(lambda: self._problem.validate(self._theta), self._problem, self._note_shrink)
         is_best = not self._validations or evaluation.loss < self._validations[self._best_step()].loss
         if is_best:
             self._run.write_theta(BEST, self._theta, steps_done)

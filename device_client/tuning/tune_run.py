@@ -40,6 +40,7 @@ from device_client.tuning.model_problem import ModelProblem
 from device_client.tuning.perturbations import PerturbationStream
 from device_client.tuning.run_directory import CONFIG, RunDirectory
 from device_client.tuning.schedules import Decay, StepSizeSchedule
+from device_client.tuning.smaller_batches import with_smaller_batches
 from shared.bundle.digest import digest_of_bytes
 from shared.bundle.read import Bundle
 from shared.errors import Conflict
@@ -228,7 +229,7 @@ def tune(
         )  # fmt: skip
         outcome = loop.run()
         seconds = clock() - begun_at
-        result = _result(planned, problem, theta, outcome)
+        result = with_smaller_batches(lambda: _result(planned, problem, theta, outcome), problem)
         live_steps = outcome.steps_done - recorded
         resources = {
             "device": str(model.device),

@@ -11,13 +11,17 @@ from pathlib import Path
 import pytest
 import torch
 from tiny_bundle import TinyBundle
+from torch import Tensor
 
 from device_client.cli import main
+from device_client.model.loader import load_model
+from device_client.model.sparse_model import SparseModel
+from device_client.model.token_batch import TokenBatch
 from device_client.tasks.task_data import DataOptions
 from device_client.tuning.evaluation import Evaluation
 from device_client.tuning.journal import StepRecord, read_journal
 from device_client.tuning.model_problem import ModelProblem
-from device_client.tuning.run_directory import load_theta
+from device_client.tuning.run_directory import RunDirectory, load_theta
 from device_client.tuning.tune_run import MachineSettings, PlannedRun, TuneReport, TuneSettings, plan_run, tune
 from shared.bundle.read import Bundle, read_bundle
 from shared.errors import Conflict, InvalidRequest, ResourceError
@@ -147,6 +151,39 @@ def test_a_budget_that_is_too_small_is_refused_before_loading(bundle: Bundle, ro
     assert caught.value.exit_code == 8
 
 
+def test_out_of_memory_in_the_final_evaluation_halves_the_micro_batch(
+    bundle: Bundle, rows: Path, clock: Callable[[], float]
+) -> None:
+    class TightModel:
+        """A model that cannot run more than three sequences side by side once the run's last validation is done."""
+
+        def __init__(self, model: SparseModel, run: RunDirectory) -> None:
+            self._model, self._run = model, run
+            self.failures = 0
+
+        def __getattr__(self, name: str) -> object:
+            return getattr(self._model, name)
+
+        def logits(self, batch: TokenBatch) -> Tensor:
+            is_done = any(line["steps_done"] == SETTINGS.steps for line in self._run.metrics())
+            if is_done and len(batch.input_ids) > 3:
+                self.failures += 1
+                raise torch.OutOfMemoryError
+            return self._model.logits(batch)
+
+    plan = planned(bundle, rows)
+    made: list[TightModel] = []
+
+    def load(bundle: Bundle, **options: object) -> TightModel:
+        made.append(TightModel(load_model(bundle, device="cpu"), plan.directory))
+        return made[0]
+
+    report = tune(plan, MachineSettings(device="cpu"), Silent(), clock, load=load)  # type: ignore[arg-type]
+    assert made[0].failures >= 1
+    assert report.resources["micro_batch_rows"] <= 3
+    assert report.result["test"]["best"]["rows"] == 12
+
+
 def test_a_smaller_budget_is_a_smaller_micro_batch(bundle: Bundle, rows: Path, clock: Callable[[], float]) -> None:
     report = run(planned(bundle, rows), clock, memory_budget_bytes=8 << 30)
     assert report.resources["micro_batch_rows"] == 8  # 4 rows of two candidates each
@@ -162,7 +199,6 @@ def test_an_epsilon_below_the_compute_formats_spacing_is_refused(
 
 
 def test_micro_batched_equals_whole_batch_on_the_real_model(bundle: Bundle, rows: Path) -> None:
-    from device_client.model.loader import load_model
     from device_client.tuning.batches import BatchIndices
 
     data, model = planned(bundle, rows).data, load_model(bundle, device="cpu")
@@ -176,7 +212,6 @@ def test_micro_batched_equals_whole_batch_on_the_real_model(bundle: Bundle, rows
 
 
 def test_a_problem_shrinks_to_one_sequence_and_no_further(bundle: Bundle, rows: Path) -> None:
-    from device_client.model.loader import load_model
     from device_client.tuning.batches import BatchIndices
 
     data = planned(bundle, rows).data

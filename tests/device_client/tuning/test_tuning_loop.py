@@ -343,6 +343,23 @@ def test_out_of_memory_halves_the_micro_batch_and_measures_the_step_anew(tmp_pat
     assert [e["steps_done"] for e in events if e["kind"] == "micro-batch halved"] == [1, 1]
 
 
+@pytest.mark.parametrize("first_failing", [1, 3, 5])
+def test_out_of_memory_in_a_validation_halves_the_micro_batch_and_validates_anew(
+    tmp_path: Path, first_failing: int
+) -> None:
+    class Tight(Bowl):
+        def validate(self, theta: Tensor) -> Evaluation:
+            if self.micro_batch_rows > 2 and self.validations + 1 >= first_failing:
+                raise torch.OutOfMemoryError
+            return super().validate(theta)
+
+    problem = Tight()
+    problem.micro_batch_rows = 8
+    outcome = tune(tmp_path / "tight", problem)
+    assert problem.micro_batch_rows == 2
+    assert outcome.validations == tune(tmp_path / "roomy").validations
+
+
 def test_out_of_memory_with_one_sequence_is_a_resource_error(tmp_path: Path) -> None:
     class Hopeless(Bowl):
         def loss(self, theta: Tensor, batch: float) -> float:
