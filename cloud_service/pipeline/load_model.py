@@ -3,14 +3,15 @@
 Every weight is rounded to float16, the precision that devices keep; what cannot be (NaN, infinity, beyond ±65504) is
 refused by name. The model computes in another dtype: float32 on a CPU (float16 GEMM is 11 times slower there), on CUDA
 bfloat16 for checkpoints stored so and float32 otherwise, because float16 gradients underflow without loss scaling.
-Costs 2 bytes per weight while reading; on CUDA those float16 originals stay in host memory. No module of the
-checkpoint is ever imported. Knows nothing about calibration or quantisation.
+Costs 2 bytes per weight while reading; where the network computes in bfloat16, which does not hold them exactly, those
+float16 originals stay in host memory. No module of the checkpoint is ever imported. Knows nothing about calibration or
+quantisation.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,9 @@ from shared.errors import UnsupportedModel
 
 _INDEX = "model.safetensors.index.json"
 _MAX_JSON_BYTES = 64 * 1024 * 1024
+_REDUNDANT_WEIGHTS = ("rotary_emb.inv_freq", "lm_head.weight")
+"""What checkpoints may hold besides the parameters: computed frequencies, and the copy of a tied embedding."""
+
 _DROPOUTS = ("attention_dropout", "dropout", "activation_dropout", "layerdrop")
 
 
@@ -140,10 +144,20 @@ def _build(family: ModelFamily, architecture: dict[str, Any], weights: dict[str,
         )
     except (StrictDataclassError, ValueError, TypeError, RuntimeError, KeyError, AttributeError) as error:
         raise _unsupported(f"config.json and weights do not make a {family.architecture}: {error}", "") from error
-    if missing := sorted(info["missing_keys"]):
-        raise _unsupported(f"{missing[0]} is not among the weights ({len(missing)} missing)", "a complete checkpoint")
+    _check_names(info["missing_keys"], info["unexpected_keys"])
     network.config.use_cache = False
     return network  # type: ignore[no-any-return]
+
+
+def _check_names(missing: Collection[str], unexpected: Collection[str]) -> None:
+    """Refuse a checkpoint whose tensors are not the architecture's: without them it would be another model."""
+    if missing:
+        raise _unsupported(f"{min(missing)} is not among the weights ({len(missing)} missing)", "a complete checkpoint")
+    if unknown := [name for name in unexpected if not name.endswith(_REDUNDANT_WEIGHTS)]:
+        raise _unsupported(
+            f"config.json has no place for the weight {min(unknown)} ({len(unknown)} like it)",
+            "a config.json that describes every weight (layers, biases)",
+        )
 
 
 def _read_weights(folder: Path) -> tuple[dict[str, Tensor], torch.dtype]:

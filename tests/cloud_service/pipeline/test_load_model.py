@@ -69,6 +69,33 @@ def test_a_missing_weight_is_named(make_checkpoint: MakeCheckpoint) -> None:
         load_model(folder, device="cpu")
 
 
+def test_more_layers_than_the_configuration_has_are_refused_by_name(make_checkpoint: MakeCheckpoint) -> None:
+    folder = make_checkpoint(num_hidden_layers=2)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 1}))
+    with pytest.raises(UnsupportedModel, match=r"no place for the weight model\.layers\.1\.input_layernorm\.weight"):
+        load_model(folder, device="cpu")
+
+
+def test_biases_that_the_configuration_does_not_have_are_refused_by_name(make_checkpoint: MakeCheckpoint) -> None:
+    folder = make_checkpoint(attention_bias=True)
+    config = json.loads((folder / "config.json").read_text())
+    del config["attention_bias"]
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UnsupportedModel, match=r"no place for the weight model\.layers\.0\.self_attn\.k_proj\.bias"):
+        load_model(folder, device="cpu")
+
+
+def test_redundant_weights_of_old_checkpoints_are_left_out(make_checkpoint: MakeCheckpoint) -> None:
+    folder = make_checkpoint(tie_word_embeddings=True)
+    weights = safetensors.torch.load_file(folder / "model.safetensors")
+    weights["model.layers.0.self_attn.rotary_emb.inv_freq"] = torch.ones(4)
+    weights["lm_head.weight"] = weights["model.embed_tokens.weight"].clone()
+    safetensors.torch.save_file(weights, folder / "model.safetensors")
+    parameters = load_model(folder, device="cpu").parameters
+    assert set(weights) - set(parameters) == {"model.layers.0.self_attn.rotary_emb.inv_freq", "lm_head.weight"}
+
+
 def test_a_missing_shard_is_named(make_checkpoint: MakeCheckpoint) -> None:
     folder = make_checkpoint()
     index = {"weight_map": {"model.norm.weight": "model-00001-of-00002.safetensors"}}
