@@ -18,9 +18,8 @@ from shared.errors import InvalidModelId, InvalidRequest
 C4 = "c4"
 """Name of the hub's C4-en as a text."""
 
-_HUB_ID = re.compile(
-    r"(?=.{1,96}$)(?!.*(--|\.\.|\.git$))[A-Za-z0-9](?:[\w.-]*\w)?(/[A-Za-z0-9](?:[\w.-]*\w)?)?", re.ASCII
-)
+_PART = r"[A-Za-z0-9](?:[\w.-]*\w)?"
+_HUB_ID = re.compile(rf"(?=.{{1,96}}$)(?!.*(--|\.\.|\.git$)){_PART}(/{_PART})?", re.ASCII)
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://|(?:https?|hf|file):")
 _TEXT_SUFFIXES = (".jsonl", ".txt")
 

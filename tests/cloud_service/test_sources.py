@@ -80,8 +80,11 @@ def test_texts_come_from_c4_or_a_text_root(policy: SourcePolicy, tmp_path: Path)
 
 @pytest.mark.parametrize(
     "text",
-    ["../secret/b.jsonl", "absent.txt", "https://example.org/a.txt", "/etc/passwd", "x" * 300, "a\0b", "model.bin"],
-)
+    [
+        "../secret/b.jsonl", "absent.txt", "https://example.org/a.txt", "/etc/passwd", "x" * 300, "a\0b", "model.bin",
+        "loop.txt",
+    ],
+)  # fmt: skip
 def test_other_texts_are_refused(policy: SourcePolicy, text: str) -> None:
     with pytest.raises(InvalidRequest, match="no file that may be read") as caught:
         locate_text(text, policy, param="evaluation.text")
