@@ -29,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--rows", type=positive, metavar="N", help="draw so many rows by --seed (default: all)")
     parser.add_argument("--seed", type=int, default=0, help="of the draw (default: 0)")
     parser.add_argument("--loss", choices=("auto", "candidates", "vocabulary"), default="auto")
-    parser.add_argument("--micro-batch", type=positive, default=16, metavar="N", help="default: %(default)s")
+    parser.add_argument("--micro-batch", type=positive, metavar="N", help="sequences at once (default: by the budget)")
     parser.add_argument("--memory-budget", default="8GiB", metavar="SIZE", help="default: %(default)s")
     parser.add_argument("--device", help="cpu or cuda (default: what there is)")
     parser.set_defaults(
@@ -44,6 +44,7 @@ def run(arguments: argparse.Namespace, console: Console, settings: Settings) -> 
         NotFound: There is no such run.
         Conflict: The run was made from another bundle.
         DataError: A row is unusable.
+        ResourceError: The micro-batch does not fit the budget, or not one sequence fits the memory.
     """
     from device_client.model.loader import load_model
     from device_client.model.tokenizer import BundleTokenizer
@@ -51,8 +52,10 @@ def run(arguments: argparse.Namespace, console: Console, settings: Settings) -> 
     from device_client.tasks.datasets import draw_rows
     from device_client.tasks.examples import encode_rows
     from device_client.tasks.scoring import check_objective
-    from device_client.tuning.evaluation import evaluate
+    from device_client.tuning.evaluation import ROWS_AT_ONCE, evaluate
+    from device_client.tuning.memory_fit import fit_to_memory, side_by_side
     from device_client.tuning.run_directory import find_run, load_theta
+    from device_client.tuning.smaller_batches import MicroBatch, with_smaller_batches
     from device_client.tuning.tune_run import default_objective
 
     bundle = resolve_bundle(settings, arguments.reference)
@@ -65,11 +68,20 @@ def run(arguments: argparse.Namespace, console: Console, settings: Settings) -> 
     objective = default_objective(examples) if arguments.loss == "auto" else arguments.loss
     check_objective(examples, objective)
     budget = parse_bytes(arguments.memory_budget)
-    model = load_model(bundle, device=arguments.device, memory_budget_bytes=budget)
+    fit = fit_to_memory(
+        bundle.config, side_by_side(examples, min(ROWS_AT_ONCE, len(examples))), budget_bytes=budget,
+        device=arguments.device, micro_batch_rows=arguments.micro_batch,
+    )  # fmt: skip
+    model = load_model(
+        bundle, device=arguments.device, memory_budget_bytes=budget, decoded_cache_bytes=fit.decoded_cache_bytes
+    )
+    micro_batch = MicroBatch(fit.micro_batch_rows)
     model.write_theta(load_theta(tuned.path, sensitive_count=model.sensitive_count) if tuned else model.initial_theta())
     with console.progress("scoring", len(examples), "rows") as bar:
-        found = evaluate(
-            model, examples, objective, micro_batch_rows=arguments.micro_batch, advance=lambda rows: bar.advance(rows)
+        found = with_smaller_batches(
+            lambda: evaluate(model, examples, objective, micro_batch_rows=micro_batch.rows, advance=bar.advance),
+            micro_batch,
+            lambda: bar.update(0, note=f"out of memory: now {micro_batch.rows} sequences at once"),
         )
     accuracy = "–" if found.accuracy is None else f"{found.accuracy:.1%}"
     values = tuned.name if tuned else "the bundle's own"
@@ -81,6 +93,7 @@ def run(arguments: argparse.Namespace, console: Console, settings: Settings) -> 
         "bundle": bundle.digest,
         "run": str(tuned.path) if tuned else None,
         "truncated_rows": sum(example.truncated_tokens > 0 for example in examples),
+        "micro_batch_rows": micro_batch.rows,
         "peak_memory_bytes": model.memory.peak_bytes,
     }
 

@@ -16,6 +16,7 @@ from device_client.tasks.examples import Example
 from device_client.tasks.scoring import AnswerBatch, Objective, answer_losses, answer_scores, lay_out
 from device_client.tuning.batches import BatchIndices
 from device_client.tuning.evaluation import Evaluation, evaluate
+from device_client.tuning.smaller_batches import MicroBatch
 
 
 class ThetaModel(Protocol):
@@ -52,7 +53,12 @@ class ModelProblem:
         self._model, self._training, self._validation = model, training, validation
         self._objective: Objective = objective
         self._indices = indices
-        self.micro_batch_rows = micro_batch_rows
+        self._micro_batch = MicroBatch(micro_batch_rows)
+
+    @property
+    def micro_batch_rows(self) -> int:
+        """Sequences side by side."""
+        return self._micro_batch.rows
 
     def batch(self, step: int) -> AnswerBatch:
         """Return the rows of a step, laid out for the model."""
@@ -75,7 +81,4 @@ class ModelProblem:
 
     def shrink(self) -> bool:
         """Halve the number of sequences side by side; False where it is one already."""
-        if self.micro_batch_rows == 1:
-            return False
-        self.micro_batch_rows = (self.micro_batch_rows + 1) // 2
-        return True
+        return self._micro_batch.shrink()

@@ -23,6 +23,20 @@ class Shrinkable(Protocol):
         """Run fewer of them from now on; False where it is one already."""
 
 
+class MicroBatch:
+    """How many sequences run side by side."""
+
+    def __init__(self, rows: int) -> None:
+        self.rows = rows
+
+    def shrink(self) -> bool:
+        """Halve the number, rounded up; False where it is one already."""
+        if self.rows == 1:
+            return False
+        self.rows = (self.rows + 1) // 2
+        return True
+
+
 def with_smaller_batches(
     measure: Callable[[], ResultT], batches: Shrinkable, shrunk: Callable[[], None] = lambda: None
 ) -> ResultT:

@@ -10,21 +10,14 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from device_client.model.loader import load_model, resolve_device
-from device_client.model.memory_plan import (
-    Workload,
-    check_budget,
-    choose_micro_batch,
-    plan_memory,
-    spare_bytes,
-)
+from device_client.model.loader import load_model
 from device_client.model.sparse_model import SparseModel
 from device_client.model.tokenizer import BundleTokenizer
 from device_client.tasks.examples import Example
@@ -36,6 +29,7 @@ from device_client.tuning.evaluation import Evaluation
 from device_client.tuning.fidelity import check_fidelity
 from device_client.tuning.journal import JournalHeader, StepFlags, open_journal
 from device_client.tuning.loop import LoopSettings, Observer, Outcome, TuningLoop
+from device_client.tuning.memory_fit import MemoryFit, fit_to_memory, side_by_side
 from device_client.tuning.model_problem import ModelProblem
 from device_client.tuning.perturbations import PerturbationStream
 from device_client.tuning.run_directory import CONFIG, RunDirectory
@@ -206,7 +200,7 @@ def tune(
     finished = begin(planned)
     if finished is not None:
         return finished
-    fit = fit_to_memory(planned, machine)
+    fit = _memory_fit(planned, machine)
     model = load(
         planned.bundle,
         device=machine.device,
@@ -246,52 +240,6 @@ def tune(
     return TuneReport(planned.directory.path, result, resources, was_finished=False)
 
 
-@dataclass(frozen=True, slots=True)
-class MemoryFit:
-    """What the memory budget allows.
-
-    Attributes:
-        micro_batch_rows: Sequences that run side by side.
-        decoded_cache_bytes: What is left for decoded weights, so that they need not be decoded on each pass.
-    """
-
-    micro_batch_rows: int
-    decoded_cache_bytes: int
-
-
-def fit_to_memory(planned: PlannedRun, machine: MachineSettings) -> MemoryFit:
-    """Return the micro-batch, as asked or the largest that the budget's plan allows, and what the plan leaves.
-
-    Raises:
-        ResourceError: The micro-batch does not fit the budget, or there is no such device.
-    """
-    most = _whole_batch(planned)
-    budget = machine.memory_budget_bytes
-    if budget is None:
-        return MemoryFit(machine.micro_batch_rows or most.rows, decoded_cache_bytes=0)
-    config, device_type = planned.bundle.config, resolve_device(machine.device).type
-    value_bytes = machine.compute_dtype.itemsize if machine.compute_dtype else None
-    if machine.micro_batch_rows is None:
-        plan = choose_micro_batch(config, most, budget_bytes=budget, device_type=device_type, value_bytes=value_bytes)
-    else:
-        asked = replace(most, rows=machine.micro_batch_rows)
-        plan = plan_memory(config, asked, device_type=device_type, value_bytes=value_bytes)
-        check_budget(plan, budget)
-    return MemoryFit(plan.workload.rows, spare_bytes(plan, budget))
-
-
-def _whole_batch(planned: PlannedRun) -> Workload:
-    """The shape of a step that runs all its sequences side by side, each as long as the longest."""
-    data = planned.data
-    examples = [*data.training, *data.validation, *data.test]
-    sequences = max(1 if e.has_single_token_candidates else len(e.candidates) for e in examples)
-    return Workload(
-        rows=planned.settings.batch_size * sequences,
-        columns=max(example.token_count for example in examples),
-        answers_per_row=max(len(candidate) for example in examples for candidate in example.candidates),
-    )
-
-
 def begin(planned: PlannedRun) -> TuneReport | None:
     """Make the run's folder, or return what it holds where the run is finished.
 
@@ -325,6 +273,18 @@ def finish(run: RunDirectory, outcome: Outcome, result: dict[str, Any], resource
     run.write_bytes(CURVE, draw_curve(training, validation))
     run.write_json(RESOURCES, resources)
     run.write_json(RESULT, result)
+
+
+def _memory_fit(planned: PlannedRun, machine: MachineSettings) -> MemoryFit:
+    data = planned.data
+    return fit_to_memory(
+        planned.bundle.config,
+        side_by_side([*data.training, *data.validation, *data.test], planned.settings.batch_size),
+        budget_bytes=machine.memory_budget_bytes,
+        device=machine.device,
+        compute_dtype=machine.compute_dtype,
+        micro_batch_rows=machine.micro_batch_rows,
+    )
 
 
 def _header(planned: PlannedRun, sensitive_count: int) -> JournalHeader:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from device_client.cli import main
 from device_client.model.loader import load_model
+from device_client.model.memory_plan import Workload, plan_memory
 from device_client.model.sparse_model import SparseModel
 from device_client.model.token_batch import TokenBatch
 from device_client.tasks.task_data import DataOptions
@@ -256,6 +257,24 @@ def test_tune_eval_and_runs_by_command(home: Path, rows: Path, capsys: pytest.Ca
     (home / "runs" / run_name / "result.json").write_text("{")
     _, listed, _ = call(capsys, "runs")
     assert listed["runs"][0]["state"] == "damaged"  # type: ignore[index]
+
+
+def test_eval_chooses_its_micro_batch_by_the_memory_budget(
+    home: Path, rows: Path, bundle: Bundle, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ("eval", "--data", str(rows), "--device", "cpu")
+    code, roomy, _ = call(capsys, *words)
+    assert (code, roomy["micro_batch_rows"]) == (0, 24)  # 12 rows of two candidates each
+    _, asked, _ = call(capsys, *words, "--micro-batch", "3")
+    assert asked["micro_batch_rows"] == 3
+    columns = max(example.token_count for example in planned(bundle, rows).data.test)
+    enough_for_five = plan_memory(bundle.config, Workload(5, columns, 4), device_type="cpu").total_bytes
+    code, tight, _ = call(capsys, *words, "--memory-budget", f"{enough_for_five + 100}")
+    assert (code, tight["micro_batch_rows"]) == (0, 5)
+    assert tight["loss"] == pytest.approx(roomy["loss"], abs=1e-5)
+    code, _, spoken = call(capsys, *words, "--memory-budget", f"{enough_for_five}", "--micro-batch", "6")
+    assert code == 8
+    assert "--memory-budget" in spoken
 
 
 def test_a_spent_time_budget_says_how_to_go_on(home: Path, rows: Path, capsys: pytest.CaptureFixture[str]) -> None:
