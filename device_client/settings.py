@@ -4,7 +4,8 @@ The variables, what they say, and what holds without them:
 
     ZO_DEVICE_HOME          where bundles and runs are kept            ~/.local/share/zo-device
     ZO_DEVICE_SERVER        base URL that plain names are pulled from  none
-    ZO_DEVICE_API_KEY       key presented to that server               none
+    ZO_DEVICE_API_KEY       key presented to that server only (without
+                            ZO_DEVICE_SERVER: to this machine only)    none
     ZO_DEVICE_TRUSTED_KEY   ed25519:… that bundles must be signed by   the key pinned at first contact
     ZO_DEVICE_DEBUG         1 prints tracebacks of unexpected errors   off
     NO_COLOR                anything turns colours off                 colours on a terminal
@@ -28,7 +29,7 @@ class Settings:
     Attributes:
         home: The folder of everything that zo-device keeps.
         server: Base URL for references without one, or None.
-        api_key: The key for the server; never shown.
+        api_key: The key for ``server``, or for a server on this machine where that is None; never shown.
         trusted_key: Fingerprint that bundles must be signed by, or None.
         is_offline: Whether opening a socket is forbidden.
         is_debugging: Whether unexpected errors show their traceback.

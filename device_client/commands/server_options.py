@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import ipaddress
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,6 +11,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from device_client.console import Console
+from device_client.download.reference import normalized_server, origin_of
 from device_client.download.registry import Registry
 from device_client.download.retry import RetryPolicy
 from device_client.settings import Settings
@@ -39,7 +41,7 @@ def connect(
         arguments: Parsed ``add_server_options``.
         server: Base URL.
         console: Told why something is tried again.
-        settings: The key, where no file is given.
+        settings: The key of its server, where no file is given.
         stop: Ends waiting when set.
         connections: Connections at once.
 
@@ -50,7 +52,7 @@ def connect(
 
     if arguments.retries < 0:
         raise InvalidRequest(f"--retries {arguments.retries}", needed="0 or more", param="retries")
-    api_key = read_api_key(arguments.api_key_file, settings)
+    api_key = read_api_key(arguments.api_key_file, server, settings)
     if api_key and urlsplit(server).scheme == "http" and not _is_loopback(server):
         console.warn(f"the API key goes to {urlsplit(server).hostname} unencrypted; use https")
     transport = HttpxTransport(connections=connections)
@@ -67,13 +69,18 @@ def connect(
         transport.close()
 
 
-def read_api_key(file: Path | None, settings: Settings) -> str | None:
+def read_api_key(file: Path | None, server: str, settings: Settings) -> str | None:
     """Return the key from a file, else from the environment, else None.
 
+    A file is named for this one command. The environment's key belongs to the environment's server: a reference that
+    somebody passed on must not decide who gets to see it.
+
     Raises:
-        InvalidRequest: The file cannot be read, or holds no key.
+        InvalidRequest: The file cannot be read or holds no key, or the environment's key is another server's.
     """
     key = settings.api_key
+    if file is None and key is not None:
+        _check_key_belongs_to(server, settings)
     if file is not None:
         try:
             key = file.read_text(encoding="utf-8").strip()
@@ -84,9 +91,25 @@ def read_api_key(file: Path | None, settings: Settings) -> str | None:
     return key
 
 
+def _check_key_belongs_to(server: str, settings: Settings) -> None:
+    if settings.server is None and _is_loopback(server):
+        return
+    if settings.server is not None and origin_of(normalized_server(settings.server)) == origin_of(server):
+        return
+    raise InvalidRequest(
+        f"ZO_DEVICE_API_KEY is not known to be for {server}",
+        needed=f"ZO_DEVICE_SERVER with the server that the key is for (it is {settings.server or 'not set'})",
+        next_step=f"give this server's key by --api-key-file FILE, or set ZO_DEVICE_SERVER={server}, "
+        "or unset ZO_DEVICE_API_KEY",
+    )
+
+
 def _is_loopback(server: str) -> bool:
     host = urlsplit(server).hostname or ""
-    return host in ("localhost", "::1") or host.startswith("127.")
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def _wait(stop: threading.Event, seconds: float) -> None:

@@ -17,6 +17,7 @@ from urllib.parse import urljoin, urlsplit
 
 from pydantic import ValidationError
 
+from device_client.download.reference import origin_of
 from device_client.download.retry import Attempts, RetryPolicy, TransientError, parse_retry_after
 from shared.api import BundleList, Problem
 from shared.bundle.digest import digest_of_bytes
@@ -128,7 +129,7 @@ class Registry:
         for _ in range(MAX_REDIRECTS + 1):
             with self._transport.get(target, self._headers(target, headers)) as answer:
                 if answer.status not in _REDIRECTS:
-                    self._judge(answer, target, is_elsewhere=_origin(target) != _origin(url))
+                    self._judge(answer, target, is_elsewhere=origin_of(target) != origin_of(url))
                     yield answer
                     return
                 target = _redirect_target(target, answer)
@@ -136,7 +137,7 @@ class Registry:
 
     def _headers(self, target: str, headers: Mapping[str, str]) -> dict[str, str]:
         own = {"Accept-Encoding": "identity", "User-Agent": "zo-device", **headers}
-        if self._api_key and _origin(target) == _origin(self.server):
+        if self._api_key and origin_of(target) == origin_of(self.server):
             own["Authorization"] = f"Bearer {self._api_key}"
         return own
 
@@ -188,11 +189,6 @@ def _redirect_target(url: str, answer: Response) -> str:
     if urlsplit(target).scheme not in ("http", "https"):
         raise NetworkError(f"{url} redirects to an address that is no URL", next_step="ask the server's operator")
     return target
-
-
-def _origin(url: str) -> tuple[str, str | None, int | None]:
-    parts = urlsplit(url)
-    return parts.scheme, parts.hostname, parts.port or {"http": 80, "https": 443}.get(parts.scheme)
 
 
 def _problem_detail(answer: Response) -> str:
