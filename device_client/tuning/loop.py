@@ -130,6 +130,7 @@ class TuningLoop(Generic[BatchT]):
         run: Its folder.
         observer: Is told how it goes.
         clock: Seconds that only grow.
+        shrunk: Is told when the micro-batch was halved, once the steps before it are on the disk.
     """
 
     def __init__(
@@ -143,9 +144,11 @@ class TuningLoop(Generic[BatchT]):
         run: RunDirectory,
         observer: Observer,
         clock: Callable[[], float],
+        shrunk: Callable[[], None] = lambda: None,
     ) -> None:
         self._problem, self._draw, self._schedule, self._settings = problem, draw, schedule, settings
         self._journal, self._run, self._observer, self._clock = journal, run, observer, clock
+        self._shrunk = shrunk
         self._theta, self._steps_done = theta, 0
         self._validations = {
             int(line["steps_done"]): Evaluation.from_json(line)
@@ -226,6 +229,8 @@ class TuningLoop(Generic[BatchT]):
         ]
 
     def _note_shrink(self) -> None:
+        self._journal.sync()  # a step measured before would come out with other bits if it had to be measured again
+        self._shrunk()
         self._run.append_metric({"kind": "micro-batch halved", "steps_done": self._steps_done})
         self._observer.note("out of memory: running fewer sequences side by side")
 

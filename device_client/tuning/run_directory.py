@@ -1,11 +1,12 @@
 """A run's folder: what was asked, what happened, and the values that came out.
 
     config.json         what the run is, for people and for ``eval --run``         written once
+    machine.json        device, format and micro-batch: what of the machine decides bits       replaced atomically
     journal.bin         one record per step; see ``journal``                       appended
     metrics.jsonl       one line per validation, and one per event                 appended
     last.safetensors    θ float32 and the number of steps behind it                replaced atomically
     best.safetensors    θ of the lowest validation loss                            replaced atomically
-    result.json         the outcome: a function of config and journal              written at the end
+    result.json         the outcome: a function of config, machine and journal     written at the end
     resources.json      seconds, memory, device: a function of the machine         written at the end
     loss.svg            the curve                                                  written at the end
 

@@ -10,14 +10,14 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from device_client.model.loader import load_model
+from device_client.model.loader import load_model, resolve_device
 from device_client.model.sparse_model import SparseModel
 from device_client.model.tokenizer import BundleTokenizer
 from device_client.tasks.examples import Example
@@ -27,8 +27,9 @@ from device_client.tuning.batches import BatchIndices
 from device_client.tuning.curve import draw_curve
 from device_client.tuning.evaluation import Evaluation
 from device_client.tuning.fidelity import check_fidelity
-from device_client.tuning.journal import JournalHeader, StepFlags, open_journal
+from device_client.tuning.journal import Journal, JournalHeader, StepFlags, open_journal
 from device_client.tuning.loop import LoopSettings, Observer, Outcome, TuningLoop
+from device_client.tuning.machine_record import MachineRecord, read_machine, write_machine
 from device_client.tuning.memory_fit import MemoryFit, fit_to_memory, side_by_side
 from device_client.tuning.model_problem import ModelProblem
 from device_client.tuning.perturbations import PerturbationStream
@@ -37,7 +38,7 @@ from device_client.tuning.schedules import Decay, StepSizeSchedule
 from device_client.tuning.smaller_batches import with_smaller_batches
 from shared.bundle.digest import digest_of_bytes
 from shared.bundle.read import Bundle
-from shared.errors import Conflict
+from shared.errors import Conflict, ResourceError
 from shared.perturbation import STREAM_NAME, Distribution
 
 RESULT, RESOURCES, CURVE = "result.json", "resources.json", "loss.svg"
@@ -84,6 +85,8 @@ class TuneSettings:
 @dataclass(frozen=True, slots=True)
 class MachineSettings:
     """What the machine allows; nothing here is part of a run's identity.
+
+    A run that goes on takes device, format and micro-batch from its record; see ``machine_record``.
 
     Attributes:
         device: ``cpu``, ``cuda``, or None for what there is.
@@ -191,7 +194,7 @@ def tune(
     """Make the run, or what is left of it, and return what it came to.
 
     Raises:
-        Conflict: The folder holds another run, or another process is tuning it.
+        Conflict: The folder holds another run or one begun on another machine, or another process is tuning it.
         Diverged: The loss left the region where it began; the best values are kept.
         DiskError: The disk is full or not writable; the run can go on.
         ResourceError: Memory does not suffice.
@@ -200,6 +203,22 @@ def tune(
     finished = begin(planned)
     if finished is not None:
         return finished
+    with open_journal(planned.directory.journal, _header(planned)) as journal:
+        begun_on = read_machine(planned.directory)
+        if begun_on is not None:
+            machine = _as_begun(planned, machine, begun_on)
+        result, resources = _tune(planned, machine, observer, clock, load, journal)
+    return TuneReport(planned.directory.path, result, resources, was_finished=False)
+
+
+def _tune(
+    planned: PlannedRun,
+    machine: MachineSettings,
+    observer: Observer,
+    clock: Callable[[], float],
+    load: Callable[..., SparseModel],
+    journal: Journal,
+) -> tuple[dict[str, Any], dict[str, Any]]:
     fit = _memory_fit(planned, machine)
     model = load(
         planned.bundle,
@@ -208,36 +227,39 @@ def tune(
         memory_budget_bytes=machine.memory_budget_bytes,
         decoded_cache_bytes=fit.decoded_cache_bytes,
     )
-    settings, data = planned.settings, planned.data
+    settings, data, run = planned.settings, planned.data, planned.directory
     indices = BatchIndices(len(data.training), settings.batch_size, settings.seed)
     problem = ModelProblem(model, data.training, data.validation, planned.objective, indices, fit.micro_batch_rows)
     theta = model.initial_theta()
     draw = PerturbationStream(settings.seed, model.sensitive_count, settings.distribution, model.device)
     lost_share = check_fidelity(theta, draw(0, 0), settings.epsilon, model.compute_dtype)
-    begun_at = clock()
-    with open_journal(planned.directory.journal, _header(planned, model.sensitive_count)) as journal:
-        recorded = len(journal.records)
-        loop = TuningLoop(
-            problem, theta, draw, _schedule(settings, model.sensitive_count), _loop_settings(settings, machine),
-            journal, planned.directory, observer, clock,
-        )  # fmt: skip
-        outcome = loop.run()
-        seconds = clock() - begun_at
-        result = with_smaller_batches(lambda: _result(planned, problem, theta, outcome), problem)
-        live_steps = outcome.steps_done - recorded
-        resources = {
-            "device": str(model.device),
-            "compute_dtype": str(model.compute_dtype).removeprefix("torch."),
-            "micro_batch_rows": problem.micro_batch_rows,
-            "seconds": seconds,
-            "seconds_per_step": seconds / live_steps if live_steps else None,
-            "steps_in_this_process": live_steps,
-            "peak_memory_bytes": model.memory.peak_bytes,
-            "memory_budget_bytes": machine.memory_budget_bytes,
-            "perturbation_lost_share": lost_share,
-        }
-        finish(planned.directory, outcome, result, resources)
-    return TuneReport(planned.directory.path, result, resources, was_finished=False)
+    on_record = read_machine(run) or MachineRecord(
+        model.device.type, _name(model.compute_dtype), fit.micro_batch_rows, fit.micro_batch_rows
+    )
+    write_machine(run, on_record)
+    begun_at, recorded = clock(), len(journal.records)
+    loop = TuningLoop(
+        problem, theta, draw, _schedule(settings, model.sensitive_count), _loop_settings(settings, machine),
+        journal, run, observer, clock,
+        shrunk=lambda: write_machine(run, replace(on_record, micro_batch_rows=problem.micro_batch_rows)),
+    )  # fmt: skip
+    outcome = loop.run()
+    seconds = clock() - begun_at
+    result = with_smaller_batches(lambda: _result(planned, problem, theta, outcome), problem)
+    live_steps = outcome.steps_done - recorded
+    resources = {
+        "device": str(model.device),
+        "compute_dtype": _name(model.compute_dtype),
+        "micro_batch_rows": problem.micro_batch_rows,
+        "seconds": seconds,
+        "seconds_per_step": seconds / live_steps if live_steps else None,
+        "steps_in_this_process": live_steps,
+        "peak_memory_bytes": model.memory.peak_bytes,
+        "memory_budget_bytes": machine.memory_budget_bytes,
+        "perturbation_lost_share": lost_share,
+    }
+    finish(run, outcome, result, resources)
+    return result, resources
 
 
 def begin(planned: PlannedRun) -> TuneReport | None:
@@ -275,6 +297,39 @@ def finish(run: RunDirectory, outcome: Outcome, result: dict[str, Any], resource
     run.write_json(RESULT, result)
 
 
+def _as_begun(planned: PlannedRun, machine: MachineSettings, begun_on: MachineRecord) -> MachineSettings:
+    """Return the machine that a run goes on with.
+
+    Raises:
+        Conflict: Another device, format or micro-batch is asked for, or the device is not there any more.
+        ResourceError: The micro-batch that the run has come to does not fit the budget.
+    """
+    # A CPU is always there; CUDA may have gone since.
+    device = machine.device or ("cpu" if begun_on.device_type == "cpu" else None)
+    begun_on.check(
+        planned.directory,
+        device_type=resolve_device(device).type,
+        compute_dtype=_name(machine.compute_dtype) if machine.compute_dtype else None,
+        micro_batch_rows=machine.micro_batch_rows,
+    )
+    dtype: torch.dtype = getattr(torch, begun_on.compute_dtype)
+    rows = begun_on.micro_batch_rows
+    as_begun = replace(machine, device=device, compute_dtype=dtype, micro_batch_rows=rows)
+    try:
+        _memory_fit(planned, as_begun)
+    except ResourceError as error:
+        raise ResourceError(
+            f"{error.found}, but the run in {planned.directory.path} goes on with {rows} sequences side by side",
+            needed=error.needed,
+            next_step="raise --memory-budget, or begin another run with --output",
+        ) from error
+    return as_begun
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
 def _memory_fit(planned: PlannedRun, machine: MachineSettings) -> MemoryFit:
     data = planned.data
     return fit_to_memory(
@@ -287,13 +342,13 @@ def _memory_fit(planned: PlannedRun, machine: MachineSettings) -> MemoryFit:
     )
 
 
-def _header(planned: PlannedRun, sensitive_count: int) -> JournalHeader:
+def _header(planned: PlannedRun) -> JournalHeader:
     settings = planned.settings
     return JournalHeader(
         seed=settings.seed,
         stream=STREAM_NAME,
         distribution=settings.distribution,
-        sensitive_count=sensitive_count,
+        sensitive_count=planned.bundle.config.sensitive_count,
         queries=settings.queries,
         epsilon=settings.epsilon,
         bundle_digest=planned.bundle.digest,
