@@ -23,6 +23,7 @@ from shared.errors import DigestMismatch, InvalidManifest, LimitExceeded, NotFou
 from shared.file_lock import exclusive
 
 REFERENCE_ANNOTATION = "org.opencontainers.image.ref.name"
+MAX_INDEX_BYTES = 4 * 1024 * 1024
 _LAYOUT_FILE = '{"imageLayoutVersion":"1.0.0"}'
 
 
@@ -123,13 +124,21 @@ class ImageLayout:
         return data
 
     def references(self) -> dict[str, Descriptor]:
-        """Return every reference and the manifest it names."""
+        """Return every reference and the manifest it names.
+
+        Raises:
+            LimitExceeded: index.json is longer than 4 MiB.
+            InvalidManifest: It is no OCI image index.
+        """
         try:
-            index = json.loads((self.root / "index.json").read_bytes())
+            with (self.root / "index.json").open("rb") as file:
+                data = file.read(MAX_INDEX_BYTES + 1)
+            _check_index_length(self.root, data)
+            index = json.loads(data)
             manifests = [Descriptor.model_validate(entry) for entry in index["manifests"]]
         except FileNotFoundError:
             return {}
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise InvalidManifest(f"{self.root / 'index.json'}: {error}", needed="an OCI image index") from error
         return {(entry.annotations or {}).get(REFERENCE_ANNOTATION, ""): entry for entry in manifests}
 
@@ -153,6 +162,7 @@ class ImageLayout:
         """Set and remove (None) several references at once: other processes see all of them or none.
 
         Raises:
+            LimitExceeded: There would be more references than a reader accepts; nothing changed.
             DiskError: The disk is full or not writable.
         """
         with disk_errors(self.root), exclusive(self.root / ".lock"):
@@ -167,7 +177,14 @@ class ImageLayout:
                 "mediaType": "application/vnd.oci.image.index.v1+json",
                 "manifests": [json.loads(entry.to_bytes()) for entry in entries],
             }
-            write_atomically(self.root / "index.json", json.dumps(index, indent=1).encode())
+            data = json.dumps(index, indent=1).encode()
+            _check_index_length(self.root, data)
+            write_atomically(self.root / "index.json", data)
+
+
+def _check_index_length(root: Path, data: bytes) -> None:
+    if len(data) > MAX_INDEX_BYTES:
+        raise LimitExceeded(f"{root / 'index.json'} is too long", needed=f"at most {MAX_INDEX_BYTES} bytes")
 
 
 def manifest_descriptor(data: bytes) -> Descriptor:

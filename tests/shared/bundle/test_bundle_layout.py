@@ -136,3 +136,27 @@ def test_a_folder_that_cannot_be_made_is_a_disk_error(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(DiskError, match="cannot be written"):
         ImageLayout.create(tmp_path / "file" / "store")
+
+
+@pytest.mark.parametrize("data", [b"[" * 200_000, b"[]", b"{", b'{"manifests": 1}', b'{"manifests": [{"digest": []}]}'])
+def test_an_index_that_is_none_is_refused(layout, data):
+    (layout.root / "index.json").write_bytes(data)
+    with pytest.raises(InvalidManifest):
+        layout.references()
+
+
+def test_an_index_is_read_up_to_its_limit(layout):
+    empty = b'{"manifests": []}'
+    (layout.root / "index.json").write_bytes(empty.ljust(4 * 2**20))
+    assert layout.references() == {}
+    (layout.root / "index.json").write_bytes(empty.ljust(4 * 2**20 + 1))
+    with pytest.raises(LimitExceeded):
+        layout.references()
+
+
+def test_an_index_that_could_not_be_read_again_is_not_written(layout):
+    manifest = layout.add_bytes(b"{}", "application/vnd.oci.image.manifest.v1+json")
+    layout.tag("a:v1", manifest)
+    with pytest.raises(LimitExceeded):
+        layout.update({f"{index:0>1000}:v1": manifest for index in range(5000)})
+    assert set(layout.references()) == {"a:v1"}
