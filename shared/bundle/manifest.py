@@ -38,6 +38,9 @@ SENSITIVE_TITLE = "sensitive.safetensors"
 TOKENIZER_TITLE = "tokenizer.json"
 REPORT_TITLE = "report.json"
 
+SENSITIVE_PARTS = {"indices": "I32", "rank": "I32", "values": "F16"}
+"""What is stored of one weight's sensitive values: part → safetensors dtype."""
+
 MAX_MANIFEST_BYTES = 4 * 1024 * 1024
 MAX_CONFIG_BYTES = 64 * 1024 * 1024
 MAX_TENSORS = 100_000
@@ -314,6 +317,15 @@ class BundleConfig(Document):
                 check_digest(digest)
         except InvalidDigest as error:
             raise ValueError(str(error)) from error
+        return self
+
+    @model_validator(mode="after")
+    def _no_parameter_hides_a_part(self) -> BundleConfig:
+        parts = {(entry.blob, f"{entry.name}.{part}") for entry in self.tensors for part in entry.part_shapes}
+        parts |= {(SENSITIVE_TITLE, f"{entry.name}.{part}") for entry in self.tensors for part in SENSITIVE_PARTS}
+        for dense in self.dense_parameters:
+            if (dense.blob, dense.name) in parts:
+                raise ValueError(f"{dense.name} is also the name of a quantised weight's part in {dense.blob}")
         return self
 
     @property

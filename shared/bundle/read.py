@@ -1,8 +1,8 @@
 """Reads a bundle, validating everything before anything is loaded.
 
-Order: manifest · configuration · length and digest of every blob · every safetensors header · the set of tensors and
-their shapes · sensitive indices, ranks and values · finiteness of every 16-bit number. Costs one pass over all bytes
-(hashing) and one over the 16-bit ones; memory is one tensor at a time.
+Order: manifest · length and digest of every blob · configuration · of every tensor file the header, the set of tensors,
+their shapes and the finiteness of 16-bit numbers · sensitive indices and ranks. Costs one pass over all bytes (hashing)
+and one over the 16-bit ones; memory is one tensor at a time.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from shared.bundle.layout import ImageLayout
 from shared.bundle.manifest import (
     MAX_CONFIG_BYTES,
     MAX_MANIFEST_BYTES,
+    SENSITIVE_PARTS,
     SENSITIVE_TITLE,
     TENSORS_MEDIA_TYPE,
     BundleConfig,
@@ -112,7 +113,7 @@ def expected_tensors(config: BundleConfig) -> Expected:
         blob.update({f"{entry.name}.{part}": spec for part, spec in entry.part_shapes.items()})
         if entry.sensitive_count:
             count = (entry.sensitive_count,)
-            for part, dtype in (("indices", "I32"), ("rank", "I32"), ("values", "F16")):
+            for part, dtype in SENSITIVE_PARTS.items():
                 expected[SENSITIVE_TITLE][f"{entry.name}.{part}"] = (dtype, count)
     for parameter in config.dense_parameters:
         expected.setdefault(parameter.blob, {})[parameter.name] = ("F16", tuple(parameter.shape))
@@ -178,7 +179,7 @@ def _read_sensitive(
     if f"{tensor}.indices" not in slots:
         empty = np.empty(0, np.int32)
         return SensitivityMask(empty, empty), np.empty(0, np.float16)
-    parts = {part: read_tensor(path, slots[f"{tensor}.{part}"]) for part in ("indices", "rank", "values")}
+    parts = {part: read_tensor(path, slots[f"{tensor}.{part}"]) for part in SENSITIVE_PARTS}
     mask = SensitivityMask(parts["indices"].astype(np.int32), parts["rank"].astype(np.int32))
     return mask, parts["values"].astype(np.float16)
 

@@ -355,3 +355,34 @@ def test_a_descriptor_is_written_in_the_registrys_words():
 def test_a_store_that_is_not_there_has_no_references(tmp_path):
     assert ImageLayout(tmp_path / "none").references() == {}
     assert not ImageLayout(tmp_path / "none").exists
+
+
+@pytest.mark.parametrize(
+    ("part", "title"),
+    [(part, block_title(0)) for part in ("codes", "lut")]
+    + [(part, SENSITIVE_TITLE) for part in ("indices", "rank", "values")],
+)
+def test_a_parameter_named_as_a_part_of_a_quantised_weight_is_refused(
+    bundle: TinyBundle, part: str, title: str
+) -> None:
+    """It would take the place of the part in what the blob is expected to hold."""
+    forger = Forger(bundle)
+    forger.config["dense_parameters"].append({"name": f"{FIRST}.{part}", "shape": [3], "blob": title})
+    with pytest.raises(errors.InvalidBundleConfig, match="quantised weight's part"):
+        read_bundle(bundle.layout, forger.publish())
+
+
+def test_a_parameter_may_be_named_as_a_part_that_lies_in_another_blob(bundle: TinyBundle) -> None:
+    forger = Forger(bundle)
+    name = f"{FIRST}.codes"
+    forger.config["dense_parameters"].append({"name": name, "shape": [3], "blob": TRUNK_TITLE})
+    forger.replace_tensors(TRUNK_TITLE, lambda tensors: tensors | {name: np.ones(3, np.float16)})
+    assert read_bundle(bundle.layout, forger.publish()).config.dense_parameters[-1].name == name
+
+
+def test_a_blob_with_other_bytes_is_named_before_what_its_bytes_say(bundle: TinyBundle) -> None:
+    forger = Forger(bundle)
+    path = bundle.layout.blob_path(forger.manifest["config"]["digest"])
+    path.write_bytes(b"{".ljust(path.stat().st_size))
+    with pytest.raises(errors.DigestMismatch, match="configuration"):
+        read_bundle(bundle.layout, bundle.digest)
