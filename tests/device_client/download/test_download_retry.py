@@ -42,7 +42,7 @@ def test_the_server_decides_the_wait_and_too_long_a_one_is_not_waited_for() -> N
 @pytest.mark.parametrize(
     ("value", "seconds"),
     [
-        (None, None), ("", None), ("soon", None), ("-5", None), ("0", 0), ("120", 120),
+        (None, None), ("", None), ("soon", None), ("-5", None), ("²", None), ("٣", None), ("0", 0), ("120", 120),
         ("Thu, 01 Jan 1970 00:02:00 GMT", 20), ("Thu, 01 Jan 1970 00:00:00 GMT", 0),
     ],
 )  # fmt: skip
