@@ -219,7 +219,7 @@ class Fetch:
             yield data
 
     def _take(self, partial: PartialBlob, arriving: _Arriving, data: bytes) -> None:
-        partial.write(data, arriving.position)
+        partial.write(arriving.piece, data, arriving.position)
         arriving.hasher.update(data)
         arriving.position += len(data)
         self._on_bytes(len(data))

@@ -130,26 +130,28 @@ class PartialBlob:
         for piece in intact:
             del self._missing[piece]
 
-    def write(self, data: bytes, offset: int) -> None:
-        """Put bytes at their place.
+    def write(self, piece: Piece, data: bytes, offset: int) -> None:
+        """Put bytes of a piece at their place, unless it was verified meanwhile: then they could only do harm.
 
         Raises:
             DiskError: The disk is full after all.
         """
-        with disk_errors(self.path):
-            view = memoryview(data)
+        with disk_errors(self.path), self._lock:
+            view = memoryview(data if piece in self._missing else b"")
             while view:
                 written = os.pwrite(self._file, view, offset)
                 view, offset = view[written:], offset + written
 
     def complete(self, piece: Piece) -> bool:
-        """Record a piece whose bytes were verified; return whether it was the last one missing."""
+        """Record a piece whose bytes were verified; return whether it was the last one missing, which is true once."""
         with disk_errors(self.path):
             os.fdatasync(self._file)
             with self._lock:
+                if piece not in self._missing:
+                    return False
                 os.write(self._journal, _line(piece))
                 os.fdatasync(self._journal)
-                self._missing.pop(piece, None)
+                del self._missing[piece]
                 return not self._missing
 
     def finish(self, layout: ImageLayout) -> None:

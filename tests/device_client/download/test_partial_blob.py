@@ -30,7 +30,7 @@ def opened(folder: Path) -> PartialBlob:
 
 def put(partial: PartialBlob, index: int) -> bool:
     piece = PIECES[index]
-    partial.write(DATA[piece.begin : piece.end], piece.begin)
+    partial.write(piece, DATA[piece.begin : piece.end], piece.begin)
     return partial.complete(piece)
 
 
@@ -90,10 +90,31 @@ def test_the_last_piece_says_so_and_finishing_moves_the_blob_into_the_store(tmp_
     assert not partial.journal_path.exists()
 
 
+def test_a_piece_that_two_connections_bring_is_the_last_one_only_once(tmp_path: Path) -> None:
+    layout = ImageLayout.create(tmp_path / "store")
+    partial = opened(tmp_path)
+    assert [put(partial, index) for index in (*range(8), 7)] == [False] * 7 + [True, False]
+    partial.finish(layout)
+    assert put(partial, 3) is False
+
+
+def test_late_bytes_of_a_verified_piece_change_nothing(tmp_path: Path) -> None:
+    """The slower connection still has the file open when the blob is in the store already."""
+    layout = ImageLayout.create(tmp_path / "store")
+    partial = opened(tmp_path)
+    for index in range(8):
+        put(partial, index)
+    partial.write(PIECES[2], b"damaged", PIECES[2].begin)
+    partial.finish(layout)
+    partial.write(PIECES[2], b"damaged", PIECES[2].begin)
+    assert layout.read_blob(BLOB.digest, max_bytes=1000) == DATA
+
+
 def test_a_whole_that_contradicts_its_name_is_not_moved_and_not_deleted(tmp_path: Path) -> None:
     layout = ImageLayout.create(tmp_path / "store")
     partial = opened(tmp_path)
-    partial.write(bytes(1000), 0)
+    for piece in PIECES:
+        partial.write(piece, bytes(piece.size), piece.begin)
     with pytest.raises(DigestMismatch):
         partial.finish(layout)
     assert not layout.has_blob(BLOB.digest)
