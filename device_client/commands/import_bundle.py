@@ -8,8 +8,8 @@ from typing import Any
 
 from device_client.commands.trust_options import acceptance_rules, add_trust_options, describe
 from device_client.console import Console
-from device_client.download.copying import import_bundle, import_source
-from device_client.download.trusted_keys import TrustedKeys
+from device_client.download.copying import import_bundle
+from device_client.download.trusted_keys import TrustedKeys, import_source
 from device_client.settings import Settings
 from device_client.store import make_home, resolve_reference
 from shared.bundle.layout import ImageLayout
@@ -35,6 +35,6 @@ def run(arguments: argparse.Namespace, console: Console, settings: Settings) -> 
     reference, manifest = resolve_reference(source, arguments.bundle)
     name = reference.rpartition(":")[0]
     keys = TrustedKeys(settings.trusted_keys)
-    rules = acceptance_rules(arguments, settings, import_source(name), keys.pinned_for_name(name))
+    rules = acceptance_rules(arguments, settings, import_source(name))
     imported = import_bundle(source, reference, manifest, rules, settings.store, keys, console)
     return describe(imported, import_source(name), console)

@@ -50,9 +50,7 @@ def run(arguments: argparse.Namespace, console: Console, settings: Settings) -> 
     with connect(arguments, server, console, settings, stop=stop, connections=arguments.connections) as registry:
         reference = _reference(arguments.reference, registry)
         keys = TrustedKeys(settings.trusted_keys)
-        rules = acceptance_rules(
-            arguments, settings, reference.source, keys.pinned(reference.source), digest=reference.digest
-        )
+        rules = acceptance_rules(arguments, settings, reference.source, digest=reference.digest)
         options = PullOptions(connections=arguments.connections, max_bytes_per_second=rate, stop=stop)
         try:
             pulled = pull(reference, rules, registry, settings.store, keys, console, options)

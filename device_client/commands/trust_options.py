@@ -24,11 +24,10 @@ def acceptance_rules(
     arguments: argparse.Namespace,
     settings: Settings,
     source: str,
-    pinned: frozenset[str],
     *,
     digest: str | None = None,
 ) -> AcceptanceRules:
-    """Return the rules that options, settings and pins amount to.
+    """Return the rules that options and settings amount to; pulling and importing add the pins.
 
     Raises:
         InvalidRequest: The trusted key is malformed.
@@ -36,7 +35,6 @@ def acceptance_rules(
     required = arguments.trusted_key or settings.trusted_key
     return AcceptanceRules(
         source=source,
-        pinned=pinned,
         required=check_fingerprint(required) if required else None,
         allows_unsigned=arguments.allow_unsigned,
         digest=digest,

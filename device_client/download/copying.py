@@ -6,13 +6,14 @@ Every blob is hashed on arrival and appears by rename; the reference is written 
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 from device_client.byte_sizes import format_bytes
 from device_client.console import Console
 from device_client.download.pull import Accepted, Pulled, admit, is_intact, partial_folder, sole_writer
 from device_client.download.trusted_bundle import MAX_SIGNATURE_MANIFEST_BYTES, AcceptanceRules, signature_blob
-from device_client.download.trusted_keys import TrustedKeys
+from device_client.download.trusted_keys import TrustedKeys, import_source
 from shared.bundle.digest import digest_of_file
 from shared.bundle.layout import ImageLayout
 from shared.bundle.manifest import MAX_MANIFEST_BYTES, Descriptor, Manifest
@@ -20,11 +21,6 @@ from shared.bundle.read import Bundle
 from shared.bundle.signature import signature_tag
 from shared.durable_files import disk_errors, free_bytes
 from shared.errors import BlobMissing, BlobTruncated, DigestMismatch, DiskError, NotFound
-
-
-def import_source(name: str) -> str:
-    """Return what the publisher of an imported bundle is pinned for."""
-    return f"import/{name}"
 
 
 def import_bundle(
@@ -42,7 +38,7 @@ def import_bundle(
         source: The folder.
         reference: ``name:tag`` there and here.
         manifest: What the reference names there.
-        rules: What is accepted.
+        rules: What is accepted; the pins are read anew, under the store's lock.
         layout: The store.
         keys: The pins.
         console: Where progress is shown.
@@ -52,13 +48,14 @@ def import_bundle(
         DiskError: There is no room.
         Conflict: A pull is running.
     """
-    accepted = _accept(source, reference, manifest, rules)
-    layers = [blob for blob in accepted.manifest.blobs if blob.digest != accepted.manifest.config.digest]
+    name = reference.rpartition(":")[0]
     with sole_writer(layout):
+        rules = replace(rules, pinned=keys.pinned_for_import(name))
+        accepted = _accept(source, reference, manifest, rules)
+        layers = [blob for blob in accepted.manifest.blobs if blob.digest != accepted.manifest.config.digest]
         missing = [blob for blob in layers if not is_intact(layout, blob)]
         was_complete = not missing and reference in layout.references()
         _copy_blobs(source, layout, missing, partial_folder(layout), console, f"Importing {reference}")
-        name = reference.rpartition(":")[0]
         is_first_contact = admit(accepted, reference, import_source(name), layout, keys, rules)
     return Pulled(
         reference=reference,

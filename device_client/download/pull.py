@@ -16,7 +16,7 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from device_client.console import Console
@@ -109,6 +109,16 @@ def pull(
 ) -> Pulled:
     """Fetch a bundle, verify it, and tag it in the store.
 
+    Args:
+        reference: What to pull.
+        rules: What is accepted; the pins are read anew, under the store's lock, so that of two first contacts at once
+            one is the second.
+        registry: The server.
+        layout: The store.
+        keys: The pins.
+        console: Where progress is shown.
+        options: How to fetch.
+
     Raises:
         NotFound: The server has no such bundle.
         Unauthorized: The server wants a key.
@@ -117,8 +127,9 @@ def pull(
         DiskError: There is no room; what was fetched is kept.
         Conflict: Another pull is running.
     """
-    accepted = _accept(reference, rules, registry)
     with sole_writer(layout):
+        rules = replace(rules, pinned=keys.pinned(reference.source))
+        accepted = _accept(reference, rules, registry)
         missing = _missing_blobs(accepted, layout, console)
         fetched_bytes = _fetch(missing, reference, registry, layout, console, options)
         was_complete = not missing and _names(layout, reference.local, accepted.digest)
@@ -151,7 +162,7 @@ def admit(
         Whether the publisher was met for the first time.
 
     Raises:
-        IntegrityError: Something in the layers is wrong; nothing became visible.
+        IntegrityError: Something in the layers is wrong, or another key is pinned; nothing became visible.
         DiskError: The store cannot be written.
     """
     manifest = manifest_descriptor(accepted.manifest_bytes)
@@ -160,7 +171,8 @@ def admit(
     read_bundle(layout, manifest.digest, verify_digests=False, client_version=rules.client_version)
     changes: dict[str, Descriptor | None] = {reference: manifest}
     if accepted.signature is not None:
-        keys.pin(source, accepted.signature.fingerprint)
+        fingerprint = accepted.signature.fingerprint
+        keys.pin(source, fingerprint, is_demanded=fingerprint == rules.required)
         name = reference.rpartition(":")[0]
         tag = f"{name}:{signature_tag(manifest.digest)}"
         changes[tag] = publish_signature(layout, manifest, accepted.signature)

@@ -17,6 +17,7 @@ from simulated_server import (
     flip_byte,
     instead,
     is_blob,
+    sign_reference,
 )
 
 from device_client.download.partial import Disk
@@ -355,7 +356,8 @@ def test_bundles_that_share_blobs_share_the_download(device, server, published) 
     manifest["annotations"] = {"edition": "second"}
     data = json.dumps(manifest).encode()
     published.tag("tiny:second", published.add_bytes(data, manifest["mediaType"]))
-    device.pull("tiny:second", rules=lambda rules: replace(rules, pinned=frozenset(), allows_unsigned=True))
+    sign_reference(published, "tiny:second")
+    device.pull("tiny:second")
     assert server.layer_bytes_sent() == before
     assert set(device.layout.references()) >= {"tiny:latest", "tiny:second"}
 

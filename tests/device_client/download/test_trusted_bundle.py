@@ -204,15 +204,48 @@ def test_a_pin_is_kept_per_source_in_a_private_file(tmp_path: Path) -> None:
     keys.pin("http://other.test/tiny", STRANGER)
     assert keys.pinned(SOURCE) == {PUBLISHER}
     assert keys.pinned("http://models.test/other") == frozenset()
-    assert keys.pinned_for_name("tiny") == {PUBLISHER, STRANGER}
+    assert keys.pinned_for_import("tiny") == {PUBLISHER, STRANGER}
     assert (tmp_path / "home" / "trusted_keys.json").stat().st_mode & 0o777 == 0o600
+
+
+def test_a_pin_of_imports_outweighs_those_of_servers(tmp_path: Path) -> None:
+    keys = TrustedKeys(tmp_path / "trusted_keys.json")
+    keys.pin("http://other.test/tiny", STRANGER)
+    keys.pin("import/tiny", PUBLISHER)
+    assert keys.pinned_for_import("tiny") == {PUBLISHER}
+
+
+def test_a_pin_is_replaced_on_demand_only(tmp_path: Path) -> None:
+    keys = TrustedKeys(tmp_path / "trusted_keys.json")
+    keys.pin(SOURCE, PUBLISHER)
+    with pytest.raises(PublisherChanged, match=STRANGER):
+        keys.pin(SOURCE, STRANGER)
+    assert keys.pinned(SOURCE) == {PUBLISHER}
+    keys.pin(SOURCE, STRANGER, is_demanded=True)
+    assert keys.pinned(SOURCE) == {STRANGER}
 
 
 def test_the_name_of_a_bundle_is_matched_whole(tmp_path: Path) -> None:
     keys = TrustedKeys(tmp_path / "trusted_keys.json")
     keys.pin("http://models.test/people/tiny", PUBLISHER)
-    assert keys.pinned_for_name("people/tiny") == {PUBLISHER}
-    assert keys.pinned_for_name("iny") == frozenset()
+    assert keys.pinned_for_import("people/tiny") == {PUBLISHER}
+    assert keys.pinned_for_import("tiny") == frozenset()
+    assert keys.pinned_for_import("iny") == frozenset()
+
+
+def test_of_two_first_contacts_the_second_meets_the_pin_of_the_first(device, server) -> None:
+    """The rules of both were made before either had pinned a key."""
+    unpinned = AcceptanceRules(SOURCE)
+
+    def meanwhile_pinned(_: AcceptanceRules) -> AcceptanceRules:
+        device.keys.pin(SOURCE, STRANGER)
+        return unpinned
+
+    with pytest.raises(PublisherChanged):
+        device.pull(rules=meanwhile_pinned)
+    assert server.layer_bytes_sent() == 0
+    assert device.layout.references() == {}
+    assert device.keys.pinned(SOURCE) == {STRANGER}
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{", '{"a": 1}'])
