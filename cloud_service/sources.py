@@ -18,6 +18,9 @@ from shared.errors import InvalidModelId, InvalidRequest
 C4 = "c4"
 """Name of the hub's C4-en as a text."""
 
+PINNED_COMMIT = "commit.json"
+"""File of a workspace that keeps a hub model at one commit; who takes the workspace over for a new request drops it."""
+
 _PART = r"[A-Za-z0-9](?:[\w.-]*\w)?"
 _HUB_ID = re.compile(rf"(?=.{{1,96}}$)(?!.*(--|\.\.|\.git$)){_PART}(/{_PART})?", re.ASCII)
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://|(?:https?|hf|file):")

@@ -30,6 +30,7 @@ from cloud_service.jobs.publication import Publisher
 from cloud_service.jobs.record import JobRecord, Outcome
 from cloud_service.jobs.store import JobStore
 from cloud_service.settings import Settings
+from cloud_service.sources import PINNED_COMMIT
 from shared.api import JobStatus
 from shared.durable_files import disk_errors
 
@@ -189,7 +190,10 @@ class Attempt:
         return prepared
 
     def _adopt_workspace(self) -> None:
-        """Take over the checkpoints of a failed or cancelled job with the same input, so that its work is not lost."""
+        """Take over the checkpoints of a failed or cancelled job with the same input, so that its work is not lost.
+
+        A hub model's branch is resolved again: this is a new request, and the checkpoints serve it if it has not moved.
+        """
         own = self._shop.folder(self._job.id) / WORKSPACE_NAME
         if own.exists():
             return
@@ -198,5 +202,6 @@ class Attempt:
             if earlier.is_dir():
                 with disk_errors(own):
                     own.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+                    (earlier / PINNED_COMMIT).unlink(missing_ok=True)
                     shutil.move(earlier, own)
                 return

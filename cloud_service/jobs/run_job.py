@@ -50,8 +50,8 @@ from shared.file_lock import exclusive
 class Work(Protocol):
     """What a job's process does; the real one is ``PipelineWork``, tests bring their own."""
 
-    def fingerprint(self, order: JobOrder, progress: ProgressSink) -> str:
-        """Return the fingerprint of the order's input as it is now."""
+    def fingerprint(self, order: JobOrder, workspace: Path, progress: ProgressSink) -> str:
+        """Return the fingerprint of the order's input as it is now, or was when the workspace was begun."""
 
     def prepare(self, order: JobOrder, workspace: Path, progress: ProgressSink) -> tuple[Outcome, bytes]:
         """Put the bundle's blobs into the store and return what they are, and the report page."""
@@ -60,11 +60,11 @@ class Work(Protocol):
 class PipelineWork:
     """The preparation pipeline."""
 
-    def fingerprint(self, order: JobOrder, progress: ProgressSink) -> str:
+    def fingerprint(self, order: JobOrder, workspace: Path, progress: ProgressSink) -> str:
         """Resolve the request without loading the model."""
         from cloud_service.pipeline.identity import resolve
 
-        return resolve(order.request, _source_policy(order), progress).fingerprint
+        return resolve(order.request, _source_policy(order), progress, workspace=workspace).fingerprint
 
     def prepare(self, order: JobOrder, workspace: Path, progress: ProgressSink) -> tuple[Outcome, bytes]:
         """Run all stages."""
@@ -148,10 +148,11 @@ def main(argv: Sequence[str] | None = None, *, work: Work | None = None) -> int:
 
 
 def _run(folder: Path, order: JobOrder, progress: ProgressSink, work: Work) -> Outcome:
-    if order.prepared and (known := order.prepared.get(work.fingerprint(order, progress))) is not None:
+    workspace = folder / WORKSPACE_NAME
+    if order.prepared and (known := order.prepared.get(work.fingerprint(order, workspace, progress))) is not None:
         progress.note(f"the same input was prepared before: {known.manifest.digest}")
         return known
-    outcome, page = work.prepare(order, folder / WORKSPACE_NAME, progress)
+    outcome, page = work.prepare(order, workspace, progress)
     write_atomically(folder / REPORT_NAME, page)
     return outcome
 

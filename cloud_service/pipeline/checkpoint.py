@@ -5,7 +5,8 @@
     <name>.safetensors         tensors
 
 A checkpoint of another input (or another version of the pipeline) is deleted at the start, so nothing stale is ever
-mixed in. Files appear by rename after they were flushed. Knows nothing about what they mean.
+mixed in; only the pinned commit, which the input is known by, stays. Files appear by rename after they were flushed.
+Knows nothing about what they mean.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import safetensors
 import safetensors.torch
 from torch import Tensor
 
+from cloud_service.sources import PINNED_COMMIT
 from shared.bundle.write import serialization_errors
 from shared.durable_files import disk_errors, free_bytes, sync_directory, write_atomically
 from shared.errors import DiskError
@@ -62,7 +64,7 @@ class Workspace:
             if self._claimed_for() == fingerprint:
                 return True
             if self.folder.exists():
-                for entry in self.folder.iterdir():
+                for entry in (entry for entry in self.folder.iterdir() if entry.name != PINNED_COMMIT):
                     shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
             self.folder.mkdir(parents=True, exist_ok=True)
             write_atomically(self.folder / _INPUT, json.dumps({"fingerprint": fingerprint}).encode())

@@ -14,6 +14,7 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
+from cloud_service.pipeline.hub import TransportError, first_line
 from cloud_service.sources import SourcePolicy, TextSource
 from shared.errors import DataError, NetworkError
 
@@ -52,9 +53,9 @@ def _dataset_documents(text: TextSource, policy: SourcePolicy) -> Iterator[str]:
         )
         for row in rows:
             yield str(row["text"])
-    except (OSError, ConnectionError, datasets.exceptions.DatasetsError) as error:
+    except (OSError, TransportError, datasets.exceptions.DatasetsError) as error:
         raise NetworkError(
-            f"C4 cannot be read: {str(error).splitlines()[0][:200]}",
+            f"C4 cannot be read: {first_line(error)}",
             needed="a hub that answers",
             next_step="try again, or name a local .jsonl or .txt file as the calibration text",
         ) from error

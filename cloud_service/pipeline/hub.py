@@ -2,18 +2,20 @@
 
 Only what a preparation reads is fetched: safetensors, JSON, tokenizer files, licence and model card. A download that
 was cut goes on where it was (huggingface_hub keeps partials), and every file's length is compared with what the hub
-said, because a partial snapshot has been returned as a success before (huggingface_hub#3007).
+said, because a partial snapshot has been returned as a success before (huggingface_hub#3007). A snapshot whose files
+are all here with their lengths is used without asking the hub again.
 Knows nothing about what is inside the files.
 """
 
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
-from huggingface_hub import HfApi, constants, hf_hub_download, snapshot_download, try_to_load_from_cache
+from huggingface_hub import HfApi, constants, hf_hub_download, snapshot_download
 from huggingface_hub.errors import (
     GatedRepoError,
     HfHubHTTPError,
@@ -36,40 +38,61 @@ WANTED_FILES = ("*.safetensors", "*.json", "*.jinja", "merges.txt", "LICENSE*", 
 
 _UNWANTED_FILES = ("consolidated*", "*/*")
 _PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
-_TransportError: type[Exception] = HfHubHTTPError.__bases__[0]  # the hub library has changed its HTTP client twice
+TransportError: type[Exception] = HfHubHTTPError.__bases__[0]
+"""Base of the errors of the hub library's HTTP client, which has changed twice."""
 
 
-def resolve_commit(model: HubModel, policy: SourcePolicy) -> str:
-    """Return the commit (40 hex digits) that the model's revision names now; offline, the one that is cached.
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """The files of a model at one commit.
+
+    Attributes:
+        commit: 40 hex digits.
+        sizes: Bytes of each file that a preparation reads, by name.
+    """
+
+    commit: str
+    sizes: dict[str, int]
+
+
+def find_snapshot(model: HubModel, policy: SourcePolicy) -> Snapshot:
+    """Return what the model's revision names now; offline, what is cached of it.
 
     Raises:
+        UnsupportedModel: The repository has no safetensors.
         NotFound: The hub has no such model or revision.
         Unauthorized: The model is gated or private.
         NetworkError: The hub cannot be reached, or offline the model is not cached.
     """
     with _hub_errors(model, policy):
         if policy.is_offline:
-            return Path(snapshot_download(model.id, revision=model.revision, local_files_only=True)).name
-        return str(_api(policy).model_info(model.id, revision=model.revision).sha)
+            folder = Path(snapshot_download(model.id, revision=model.revision, local_files_only=True))
+            commit, files = folder.name, {path.name: path.stat().st_size for path in folder.iterdir()}
+        else:
+            info = _api(policy).model_info(model.id, revision=model.revision, files_metadata=True)
+            commit, files = str(info.sha), {file.rfilename: file.size or 0 for file in info.siblings or []}
+    check_has_safetensors(files, model.id)
+    return Snapshot(commit, {name: size for name, size in sorted(files.items()) if is_wanted(name)})
 
 
-def download(model: HubModel, commit: str, policy: SourcePolicy, progress: ProgressSink) -> Path:
-    """Return the folder with the wanted files of ``commit``, fetching what is missing.
+def fetch(model: HubModel, snapshot: Snapshot, policy: SourcePolicy, progress: ProgressSink) -> Path:
+    """Return the folder with the files of a snapshot, fetching what is missing; the hub is asked for nothing else.
 
     Raises:
-        UnsupportedModel: The repository has no safetensors.
         DiskError: The disk cannot hold it.
-        NotFound, Unauthorized, NetworkError: As ``resolve_commit``; what was fetched is kept.
+        NotFound, Unauthorized, NetworkError: As ``find_snapshot``; what was fetched is kept.
     """
     with _hub_errors(model, policy):
+        missing = [name for name, size in snapshot.sizes.items() if _cached_size(model, snapshot.commit, name) != size]
+        if not missing:
+            return _cached_folder(model, snapshot.commit)
         if policy.is_offline:
-            return Path(snapshot_download(model.id, revision=commit, local_files_only=True))
-        sizes = _wanted_sizes(model, commit, policy)
-        _check_disk(model, commit, sizes)
-        progress.stage(Stage.DOWNLOADING, total=sum(sizes.values()), unit="bytes")
+            raise LocalEntryNotFoundError(f"{missing[0]} is not cached")
+        _check_disk(model, sum(snapshot.sizes[name] for name in missing))
+        progress.stage(Stage.DOWNLOADING, total=sum(snapshot.sizes.values()), unit="bytes")
         done = 0
-        for name, size in sizes.items():
-            path = _download_file(model, commit, name, policy)
+        for name, size in snapshot.sizes.items():
+            path = _download_file(model, snapshot.commit, name, size, policy)
             if path.stat().st_size != size:
                 found = f"{name}: {path.stat().st_size} bytes"
                 raise NetworkError(found, needed=f"{size} bytes", next_step="try again")
@@ -78,37 +101,45 @@ def download(model: HubModel, commit: str, policy: SourcePolicy, progress: Progr
         return path.parent
 
 
-def _download_file(model: HubModel, commit: str, name: str, policy: SourcePolicy) -> Path:
-    return Path(
-        hf_hub_download(model.id, name, revision=commit, endpoint=policy.hub_endpoint, token=policy.hub_token or False)
+def _cached_size(model: HubModel, commit: str, name: str) -> int | None:
+    path = _cached_folder(model, commit) / name
+    return path.stat().st_size if path.exists() else None
+
+
+def _cached_folder(model: HubModel, commit: str) -> Path:
+    return Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=model.id, repo_type="model") / "snapshots" / commit
+
+
+def _download_file(model: HubModel, commit: str, name: str, size: int, policy: SourcePolicy) -> Path:
+    is_damaged = _cached_size(model, commit, name) not in (None, size)
+    path = hf_hub_download(
+        model.id,
+        name,
+        revision=commit,
+        endpoint=policy.hub_endpoint,
+        token=policy.hub_token or False,
+        force_download=is_damaged,
     )
+    return Path(path)
 
 
-def _check_disk(model: HubModel, commit: str, sizes: dict[str, int]) -> None:
+def _check_disk(model: HubModel, missing_bytes: int) -> None:
     cache = Path(constants.HF_HUB_CACHE)
-    missing = [n for n in sizes if not isinstance(try_to_load_from_cache(model.id, n, revision=commit), str)]
     partials = (cache / repo_folder_name(repo_id=model.id, repo_type="model") / "blobs").glob("*.incomplete")
-    needed = sum(sizes[name] for name in missing) - sum(partial.stat().st_size for partial in partials)
+    needed = missing_bytes - sum(partial.stat().st_size for partial in partials)
     if (free := free_bytes(cache)) < needed:
         raise DiskError(
             f"{free} bytes free for {cache}", needed=f"{needed} bytes for {model.id}", next_step="free some disk space"
         )
 
 
-def _wanted_sizes(model: HubModel, commit: str, policy: SourcePolicy) -> dict[str, int]:
-    info = _api(policy).model_info(model.id, revision=commit, files_metadata=True)
-    files = {file.rfilename: file.size or 0 for file in info.siblings or []}
-    check_has_safetensors(files, model.id)
-    return {name: size for name, size in sorted(files.items()) if is_wanted(name)}
-
-
-def check_has_safetensors(names: object, model: str) -> None:
+def check_has_safetensors(names: Iterable[str], model: str) -> None:
     """Refuse a checkpoint without safetensors, naming the pickle that was found instead.
 
     Raises:
         UnsupportedModel: There is no .safetensors among ``names``.
     """
-    files = [str(name) for name in names]  # type: ignore[attr-defined]
+    files = list(names)
     if any(name.endswith(".safetensors") for name in files):
         return
     pickles = sorted(name for name in files if name.endswith(_PICKLE_SUFFIXES))
@@ -131,6 +162,12 @@ def _api(policy: SourcePolicy) -> HfApi:
     return HfApi(endpoint=policy.hub_endpoint, token=policy.hub_token or False)
 
 
+def first_line(error: Exception) -> str:
+    """Return what an error says in one line, or its name where it says nothing."""
+    lines = str(error).strip().splitlines()
+    return lines[0][:200] if lines else type(error).__name__
+
+
 @contextmanager
 def _hub_errors(model: HubModel, policy: SourcePolicy) -> Iterator[None]:
     try:
@@ -150,9 +187,9 @@ def _hub_errors(model: HubModel, policy: SourcePolicy) -> Iterator[None]:
         ) from error
     except HFValidationError as error:
         raise InvalidModelId(f"model {model.id!r}: {error}", needed="a hub id", param="model") from error
-    except (LocalEntryNotFoundError, OfflineModeIsEnabled, _TransportError, ConnectionError) as error:
+    except (LocalEntryNotFoundError, OfflineModeIsEnabled, TransportError, ConnectionError, TimeoutError) as error:
         raise NetworkError(
-            f"{model.id!r} cannot be fetched from {policy.hub_endpoint}: {str(error).splitlines()[0][:200]}",
+            f"{model.id!r} cannot be fetched from {policy.hub_endpoint}: {first_line(error)}",
             needed="a hub that answers, or a model that is already cached when offline",
             next_step="try again later; what was fetched is kept",
         ) from error

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cloud_service.pipeline.hub import check_has_safetensors, download, is_wanted, resolve_commit
+from cloud_service.pipeline.hub import check_has_safetensors, fetch, find_snapshot, is_wanted
+from cloud_service.pipeline.pinned_commit import pinned_snapshot
 from cloud_service.progress import ProgressSink
 from cloud_service.sources import LocalModel, SourcePolicy, TextSource, locate_model, locate_text
 from shared.api import PrepareRequest, Stage
@@ -46,8 +47,16 @@ class ResolvedInput:
     fingerprint: str
 
 
-def resolve(request: PrepareRequest, policy: SourcePolicy, progress: ProgressSink) -> ResolvedInput:
+def resolve(
+    request: PrepareRequest, policy: SourcePolicy, progress: ProgressSink, *, workspace: Path | None = None
+) -> ResolvedInput:
     """Locate, and for a hub model fetch, everything that the request names.
+
+    Args:
+        request: What to prepare.
+        policy: What may be read.
+        progress: Told about the stages.
+        workspace: Keeps a hub model at the commit it had when it was first resolved here; None always asks the hub.
 
     Raises:
         InvalidModelId, UnsupportedModel, NotFound, Unauthorized, NetworkError: The model; see ``hub``.
@@ -61,8 +70,9 @@ def resolve(request: PrepareRequest, policy: SourcePolicy, progress: ProgressSin
         check_has_safetensors([path.name for path in model.folder.iterdir()], model.id)
         folder, revision, content = model.folder, None, _folder_content(model.folder)
     else:
-        revision = resolve_commit(model, policy)
-        folder, content = download(model, revision, policy, progress), {"commit": revision}
+        snapshot = find_snapshot(model, policy) if workspace is None else pinned_snapshot(model, policy, workspace)
+        folder = fetch(model, snapshot, policy, progress)
+        revision, content = snapshot.commit, {"commit": snapshot.commit}
     fingerprint = input_fingerprint(request, {"id": model.id, **content}, calibration, evaluation)
     return ResolvedInput(model.id, revision, folder, calibration, evaluation, fingerprint)
 

@@ -33,9 +33,11 @@ from cloud_service.pipeline.bundle_weights import write_dense_part, write_sensit
 from cloud_service.pipeline.calibration import calibration_sequences, tokens_digest
 from cloud_service.pipeline.checkpoint import Workspace, require_space
 from cloud_service.pipeline.documents import read_documents
+from cloud_service.pipeline.hub import first_line
 from cloud_service.pipeline.identity import ResolvedInput, resolve
 from cloud_service.pipeline.load_model import LoadedModel, load_model
 from cloud_service.pipeline.perplexity import LossSum, evaluation_windows, sum_losses
+from cloud_service.pipeline.pinned_commit import release_pin
 from cloud_service.pipeline.publish import (
     TensorBlob,
     add_block,
@@ -65,6 +67,7 @@ from shared.bundle.manifest import (
     parse_manifest,
 )
 from shared.bundle.write import add_manifest
+from shared.errors import ResourceError, UnsupportedModel
 
 _PRODUCER = "zo-device 0.1.0"
 _CHECKPOINT_SEQUENCES = 8
@@ -130,7 +133,28 @@ def prepare(
     Raises:
         ZoError: The model, a text, the hub or the disk; the subclass says who can act.
     """
-    source = resolve(request, sources, progress)
+    try:
+        return _prepare(request, workspace, layout, progress, sources, device)
+    except UnsupportedModel:
+        release_pin(workspace)
+        raise
+    except (torch.OutOfMemoryError, MemoryError) as error:
+        raise ResourceError(
+            f"out of memory: {first_line(error)}",
+            needed="memory for the model and 8 bytes per weight more",
+            next_step="free memory, take a larger machine or a smaller model; the same command goes on from here",
+        ) from error
+
+
+def _prepare(
+    request: PrepareRequest,
+    workspace: Path,
+    layout: ImageLayout,
+    progress: ProgressSink,
+    sources: SourcePolicy,
+    device: str | None,
+) -> PreparedBundle:
+    source = resolve(request, sources, progress, workspace=workspace)
     checkpoints = Workspace(workspace)
     if checkpoints.claim(source.fingerprint):
         progress.note("resuming from the checkpoints of an earlier attempt")
@@ -158,6 +182,7 @@ def _calibrate(job: _Job) -> Tensor:
     saved = job.workspace.read_tensors("calibration")
     if saved is not None:
         return saved[0]["tokens"]
+    _evaluation_documents(job)  # a text that streams is asked for all of its documents now, not hours later
     is_same_text = job.source.calibration == job.source.evaluation
     tokens = calibration_sequences(
         read_documents(job.source.calibration, job.policy),
@@ -265,7 +290,7 @@ def _evaluate(job: _Job, blobs: list[TensorBlob]) -> dict[str, Any] | None:
     job.progress.stage(Stage.EVALUATING)
     if count == 0:
         return None
-    documents = list(itertools.islice(read_documents(job.source.evaluation, job.policy), count))
+    documents = _evaluation_documents(job)
     windows = evaluation_windows(documents, job.encoder)
     job.progress.stage(Stage.EVALUATING, total=len(_VARIANTS) * len(windows), unit="windows")
     job.model.compute_in_float32()
@@ -278,6 +303,16 @@ def _evaluate(job: _Job, blobs: list[TensorBlob]) -> dict[str, Any] | None:
         sums[variant] = _evaluate_variant(job, variant, windows, position * len(windows))
     text = {"text": job.source.evaluation.name, "documents": len(documents), "tokens": sums["16bit"].tokens}
     return text | {variant: total.perplexity for variant, total in sums.items()}
+
+
+def _evaluation_documents(job: _Job) -> list[str]:
+    saved = job.workspace.read_json("evaluation-documents")
+    if saved is not None:
+        return [str(document) for document in saved]
+    count = job.request.evaluation.documents
+    documents = list(itertools.islice(read_documents(job.source.evaluation, job.policy), count)) if count else []
+    job.workspace.write_json("evaluation-documents", documents)
+    return documents
 
 
 def _evaluate_variant(job: _Job, variant: str, windows: list[list[int]], done_before: int) -> LossSum:

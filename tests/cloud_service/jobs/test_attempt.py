@@ -149,6 +149,7 @@ def test_the_checkpoints_of_a_cancelled_job_are_adopted_unless_force_asks_for_ne
     checkpoint = bench.settings.jobs / bench.job.id / "workspace" / "fisher"
     checkpoint.parent.mkdir(parents=True)
     checkpoint.touch()
+    checkpoint.with_name("commit.json").touch()
     bench.cancel()
     bench.attempt(ScriptedLauncher([Ended(0)])).run()
 
@@ -157,6 +158,7 @@ def test_the_checkpoints_of_a_cancelled_job_are_adopted_unless_force_asks_for_ne
         bench.attempt(ScriptedLauncher([Ended(1)])).run()
         adopted = bench.settings.jobs / bench.job.id / "workspace" / "fisher"
         assert adopted.exists() is not is_forced
+        assert not adopted.with_name("commit.json").exists()  # a new request asks the hub again
         bench.cancel()
 
 

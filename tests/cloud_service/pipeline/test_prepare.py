@@ -29,7 +29,7 @@ from shared.api import BUNDLE_NAME_PATTERN, PrepareRequest, Stage
 from shared.bundle.layout import ImageLayout
 from shared.bundle.manifest import SENSITIVE_TITLE
 from shared.bundle.read import Bundle, read_bundle
-from shared.errors import DataError, DiskError, Interrupted
+from shared.errors import DataError, DiskError, Interrupted, ResourceError, UnsupportedModel
 from shared.quantization.codec import QuantizedTensor, dequantize
 
 MakeCheckpoint = Callable[..., Path]
@@ -220,6 +220,39 @@ def test_no_work_older_than_a_checkpoint_is_repeated(
     run(request, tmp_path / "cut", again)
     assert again.advances_in(Stage.CALIBRATING) == [20]
     assert again.advances_in(Stage.EVALUATING) == []
+
+
+def test_the_evaluation_documents_are_kept_before_the_fisher_pass(
+    make_checkpoint: MakeCheckpoint, text: Path, tmp_path: Path
+) -> None:
+    folder, other = make_checkpoint(), write_text(tmp_path / "other.jsonl", documents=9)
+    request = request_of(folder, text, evaluation={"text": str(other), "documents": 3})
+    with pytest.raises(Interrupted):
+        run(request, tmp_path, Recorder(3))  # resolving, calibrating, the first report of the Fisher pass
+    kept = json.loads((tmp_path / "work" / "evaluation-documents.json").read_bytes())
+    assert kept == [json.loads(line)["text"] for line in other.read_text().splitlines()[:3]]
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory. Tried …\nmore"), MemoryError()])
+def test_too_little_memory_anywhere_is_a_resource_error(
+    make_checkpoint: MakeCheckpoint, text: Path, tmp_path: Path, error: Exception
+) -> None:
+    class Exhausted(Recorder):
+        def advance(self, done: int) -> None:
+            raise error
+
+    with pytest.raises(ResourceError, match="out of memory"):
+        run(request_of(make_checkpoint(), text), tmp_path, Exhausted())
+
+
+def test_a_refused_checkpoint_is_not_pinned(make_checkpoint: MakeCheckpoint, text: Path, tmp_path: Path) -> None:
+    folder = make_checkpoint()
+    (folder / "config.json").write_text("[]")
+    (tmp_path / "work").mkdir()
+    (tmp_path / "work" / "commit.json").write_text("{}")
+    with pytest.raises(UnsupportedModel):
+        run(request_of(folder, text), tmp_path)
+    assert not (tmp_path / "work" / "commit.json").exists()
 
 
 def test_checkpoints_of_another_input_are_not_used(make_checkpoint: MakeCheckpoint, text: Path, tmp_path: Path) -> None:

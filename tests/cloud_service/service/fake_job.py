@@ -29,7 +29,7 @@ UNITS = 4
 
 
 class ObedientWork:
-    def fingerprint(self, order: JobOrder, progress: ProgressSink) -> str:
+    def fingerprint(self, order: JobOrder, workspace: Path, progress: ProgressSink) -> str:
         progress.stage(Stage.RESOLVING)
         return digest_of_bytes(self.model(order).joinpath("content").read_bytes())
 
@@ -50,7 +50,7 @@ class ObedientWork:
             tag=order.request.tag,
             manifest=manifest.model_copy(update={"annotations": None}),
             size_bytes=sum(blob.stat().st_size for blob in made.blobs.iterdir()),
-            fingerprint=self.fingerprint(order, progress),
+            fingerprint=self.fingerprint(order, workspace, progress),
         )
         return outcome, b"<!doctype html><title>report</title>"
 
