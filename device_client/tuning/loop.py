@@ -150,6 +150,7 @@ class TuningLoop(Generic[BatchT]):
         self._journal, self._run, self._observer, self._clock = journal, run, observer, clock
         self._shrunk = shrunk
         self._theta, self._steps_done = theta, 0
+        self._snapshot_at: int | None = None
         self._validations = {
             int(line["steps_done"]): Evaluation.from_json(line)
             for line in run.metrics()
@@ -186,19 +187,26 @@ class TuningLoop(Generic[BatchT]):
                 stopped_by = self._stop_reason()
         finally:
             self._journal.sync()
-        if stopped_by == "time budget":
-            self._run.write_theta(LAST, self._theta, self._steps_done)
+        if self._snapshot_at != self._steps_done:
+            self._write_snapshot()
         return self._outcome(stopped_by)
 
     def _restore_snapshot(self) -> int:
         """Take θ from the last snapshot where everything behind it is on record; return the steps behind it."""
-        snapshot = self._run.read_theta(LAST)
+        try:
+            snapshot = self._run.read_theta(LAST)
+        except IntegrityError as error:
+            self._observer.note(f"{error.found}: replaying the journal from its start")
+            return 0
         if snapshot is None or snapshot.steps_done > len(self._journal.records):
+            return 0
+        if snapshot.theta.shape != self._theta.shape:
+            self._observer.note(f"{LAST} holds another number of values: replaying the journal from its start")
             return 0
         due = range(0, snapshot.steps_done + 1, self._settings.validate_every)
         if not all(step in self._validations for step in due):
             return 0
-        self._theta = snapshot.theta.to(self._theta.device)
+        self._theta, self._snapshot_at = snapshot.theta.to(self._theta.device), snapshot.steps_done
         return snapshot.steps_done
 
     def _recorded(self, step: int) -> StepRecord | None:
@@ -252,8 +260,12 @@ class TuningLoop(Generic[BatchT]):
         self._validations[steps_done] = evaluation
         self._run.append_metric({"kind": "validation", "steps_done": steps_done, **evaluation.as_json()})
         self._journal.sync()
-        self._run.write_theta(LAST, self._theta, steps_done)
+        self._write_snapshot()
         self._observer.validated(steps_done, evaluation, is_best=is_best)
+
+    def _write_snapshot(self) -> None:
+        self._run.write_theta(LAST, self._theta, self._steps_done)
+        self._snapshot_at = self._steps_done
 
     def _best_step(self) -> int:
         return min(self._validations, key=lambda step: (self._validations[step].loss, step))

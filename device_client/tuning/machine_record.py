@@ -42,23 +42,19 @@ class MachineRecord:
         Raises:
             Conflict: Another device, format or micro-batch is asked for.
         """
-        begun = f"begun with --device {self.device_type} --dtype {self.compute_dtype}"
         again = f"--device {self.device_type} --dtype {self.compute_dtype}"
         if device_type not in (None, self.device_type):
-            raise _other_machine(run, begun, f"--device {device_type}", again)
+            raise _other_machine(run, f"--device {device_type}", again)
         if compute_dtype not in (None, self.compute_dtype):
-            raise _other_machine(run, begun, f"--dtype {compute_dtype}", again)
+            raise _other_machine(run, f"--dtype {compute_dtype}", again)
         if micro_batch_rows not in (None, self.begun_with_rows, self.micro_batch_rows):
-            begun, again = (
-                f"begun with a micro-batch of {self.begun_with_rows}",
-                f"--micro-batch {self.begun_with_rows}",
-            )
-            raise _other_machine(run, begun, f"--micro-batch {micro_batch_rows}", again)
+            again = f"--micro-batch {self.begun_with_rows}"
+            raise _other_machine(run, f"--micro-batch {micro_batch_rows}", again)
 
 
-def _other_machine(run: RunDirectory, begun: str, asked: str, again: str) -> Conflict:
+def _other_machine(run: RunDirectory, asked: str, again: str) -> Conflict:
     return Conflict(
-        f"the run in {run.path} was {begun}, and is to go on with {asked}: its losses would differ in their last bits",
+        f"the run in {run.path} was begun with {again}; with {asked} the last bits of its losses would change",
         needed=again,
         next_step=f"go on with {again}, or begin another run with --output",
     )

@@ -1,14 +1,14 @@
 """A run's folder: what was asked, what happened, and the values that came out.
 
-    config.json         what the run is, for people and for ``eval --run``         written once
-    machine.json        device, format and micro-batch: what of the machine decides bits       replaced atomically
-    journal.bin         one record per step; see ``journal``                       appended
-    metrics.jsonl       one line per validation, and one per event                 appended
-    last.safetensors    θ float32 and the number of steps behind it                replaced atomically
-    best.safetensors    θ of the lowest validation loss                            replaced atomically
-    result.json         the outcome: a function of config, machine and journal     written at the end
-    resources.json      seconds, memory, device: a function of the machine         written at the end
-    loss.svg            the curve                                                  written at the end
+    config.json         what the run is, for people and for ``eval --run``          written once
+    machine.json        what of the machine decides bits; see ``machine_record``    replaced atomically
+    journal.bin         one record per step; see ``journal``                        appended
+    metrics.jsonl       one line per validation, and one per event                  appended
+    last.safetensors    θ float32 and the number of steps behind it                 replaced atomically
+    best.safetensors    θ of the lowest validation loss                             replaced atomically
+    result.json         the outcome: a function of config, machine and journal      written at the end
+    resources.json      seconds, memory, device: a function of the machine          written at the end
+    loss.svg            the curve                                                   written at the end
 
 Folder 0700, files 0600: they are functions of private rows, though no row, prompt or answer is in any of them.
 """
@@ -33,6 +33,7 @@ from shared.errors import Conflict, IntegrityError, NotFound
 CONFIG = "config.json"
 _FILE_MODE = 0o600
 _THETA = "theta"
+_VALIDATION_FIELDS = {"steps_done", "loss", "accuracy", "rows"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,12 +124,16 @@ class RunDirectory:
                 os.fsync(file.fileno())
 
     def metrics(self) -> list[dict[str, Any]]:
-        """Return the whole lines of metrics.jsonl."""
+        """Return the whole lines of metrics.jsonl; a torn last line is passed over.
+
+        Raises:
+            IntegrityError: A whole line is damaged.
+        """
         path = self.path / "metrics.jsonl"
         if not path.exists():
             return []
         lines = path.read_bytes().split(b"\n")[:-1]
-        return [json.loads(line) for line in lines]
+        return [_metric(line, f"{path} line {number}") for number, line in enumerate(lines, start=1)]
 
     def write_theta(self, name: str, theta: Tensor, steps_done: int) -> None:
         """Write θ atomically.
@@ -158,6 +163,22 @@ class RunDirectory:
         if theta.dtype != torch.float32 or theta.dim() != 1 or not bool(torch.isfinite(theta).all()):
             raise IntegrityError(f"{path} does not hold finite float32 values", next_step="tune again")
         return Snapshot(theta, steps_done)
+
+
+def _metric(line: bytes, place: str) -> dict[str, Any]:
+    fault = IntegrityError(
+        f"{place} is damaged",
+        next_step="remove that file and run the same tune command again: it is made anew from the journal",
+    )
+    try:
+        metric = json.loads(line)
+    except ValueError as error:
+        raise fault from error
+    if not isinstance(metric, dict) or "kind" not in metric:
+        raise fault
+    if metric["kind"] == "validation" and not metric.keys() >= _VALIDATION_FIELDS:
+        raise fault
+    return metric
 
 
 def find_run(runs: Path, name: str, bundle: Bundle) -> RunDirectory:

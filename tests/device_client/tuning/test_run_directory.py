@@ -72,12 +72,24 @@ def test_damaged_values_are_never_loaded(run: RunDirectory, damage: object) -> N
 
 def test_a_torn_metric_line_is_cut_before_the_next(run: RunDirectory) -> None:
     assert run.metrics() == []
-    run.append_metric({"n": 1})
+    run.append_metric({"kind": "a"})
     with (run.path / "metrics.jsonl").open("ab") as file:
-        file.write(b'{"n": ')
-    assert run.metrics() == [{"n": 1}]
-    run.append_metric({"n": 2})
-    assert run.metrics() == [{"n": 1}, {"n": 2}]
+        file.write(b'{"kind": ')
+    assert run.metrics() == [{"kind": "a"}]
+    run.append_metric({"kind": "b"})
+    assert run.metrics() == [{"kind": "a"}, {"kind": "b"}]
+
+
+@pytest.mark.parametrize(
+    "line", [b"\xff\xfe", b"{", b"[1]", b'{"n": 1}', b'{"kind": "validation", "steps_done": 20, "loss": 1.5}']
+)
+def test_a_damaged_metric_line_is_named_with_what_to_do(run: RunDirectory, line: bytes) -> None:
+    run.append_metric({"kind": "x"})
+    with (run.path / "metrics.jsonl").open("ab") as file:
+        file.write(line + b"\n")
+    with pytest.raises(IntegrityError, match=r"metrics\.jsonl line 2 is damaged") as caught:
+        run.metrics()
+    assert "remove that file" in caught.value.next_step
 
 
 @pytest.mark.parametrize("content", ["{", "[1]"])

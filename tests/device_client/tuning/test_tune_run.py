@@ -73,8 +73,8 @@ def run(plan: PlannedRun, clock: Callable[[], float], **machine: object) -> Tune
 def test_a_run_leaves_everything_in_its_folder(bundle: Bundle, rows: Path, clock: Callable[[], float]) -> None:
     report = run(planned(bundle, rows), clock)
     assert {path.name for path in report.run.iterdir()} == {
-        "config.json", "machine.json", "journal.bin", "metrics.jsonl", "last.safetensors", "best.safetensors", "result.json",
-        "resources.json", "loss.svg",
+        "config.json", "machine.json", "journal.bin", "metrics.jsonl", "last.safetensors", "best.safetensors",
+        "result.json", "resources.json", "loss.svg",
     }  # fmt: skip
     result = report.result
     assert (result["steps_done"], result["forward_passes"], result["objective"]) == (12, 24, "candidates")

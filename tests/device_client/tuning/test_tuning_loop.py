@@ -182,6 +182,27 @@ def test_a_lost_snapshot_or_metrics_file_is_made_up_for_from_the_journal(tmp_pat
     assert (tmp_path / "journal.bin").read_bytes() == journal
 
 
+def write_junk(path: Path) -> None:
+    path.write_bytes(b"junk")
+
+
+def write_other_count(path: Path) -> None:
+    RunDirectory(path.parent).write_theta(path.name, torch.zeros(COUNT + 1), 10)
+
+
+@pytest.mark.parametrize("damage", [write_junk, write_other_count])
+def test_a_damaged_snapshot_is_made_up_for_from_the_journal(tmp_path: Path, damage: Callable[[Path], None]) -> None:
+    tune(tmp_path)
+    expected = files(tmp_path)
+    damage(tmp_path / LAST)
+    problem, observer = Bowl(), Recorder()
+    again = tune(tmp_path, problem, observer=observer)
+    assert (problem.loss_calls, problem.validations) == (0, 0)
+    assert any("replaying the journal from its start" in note for note in observer.notes)
+    assert files(tmp_path) == expected
+    assert again.steps_done == 40
+
+
 def test_no_forward_pass_is_repeated_but_for_unrecorded_steps(tmp_path: Path) -> None:
     problem = Bowl()
 
