@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import base64
 import binascii
+import contextlib
 import hashlib
 import os
+import tempfile
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -24,7 +26,7 @@ from shared.api import SIGNATURE_SUFFIX
 from shared.bundle.digest import check_digest
 from shared.bundle.layout import ImageLayout, manifest_descriptor
 from shared.bundle.manifest import TITLE_ANNOTATION, Descriptor, Document, Manifest
-from shared.durable_files import disk_errors
+from shared.durable_files import disk_errors, sync_directory
 from shared.errors import InvalidRequest, SignatureInvalid
 
 SIGNATURE_ARTIFACT_TYPE = "application/vnd.zo-device.signature.v1+json"
@@ -105,18 +107,17 @@ def publish_signature(layout: ImageLayout, manifest: Descriptor, signature: Sign
 def load_or_create_key(path: Path) -> Ed25519PrivateKey:
     """Return the signing key in ``path`` (PEM, PKCS 8), making one with mode 0600 where there is none.
 
+    Of several processes that make one at the same time all return the same key; a crash leaves a whole key or none.
+
     Raises:
         InvalidRequest: The file holds no Ed25519 key.
         DiskError: A new key cannot be written.
     """
     if not path.exists():
-        key = Ed25519PrivateKey.generate()
         with disk_errors(path):
             path.parent.mkdir(parents=True, exist_ok=True)
-            descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-            with os.fdopen(descriptor, "wb") as file:
-                file.write(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
-        return key
+            key = Ed25519PrivateKey.generate()
+            _create_once(path, key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
     try:
         loaded = load_pem_private_key(path.read_bytes(), password=None)
     except (ValueError, TypeError) as error:
@@ -124,6 +125,21 @@ def load_or_create_key(path: Path) -> Ed25519PrivateKey:
     if not isinstance(loaded, Ed25519PrivateKey):
         raise InvalidRequest(f"{path} holds a {type(loaded).__name__}", needed="an Ed25519 key in PEM")
     return loaded
+
+
+def _create_once(path: Path, data: bytes) -> None:
+    """Make a file that only its owner may read, whole or not at all, unless another process has just made it."""
+    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")  # of mode 0600
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        with contextlib.suppress(FileExistsError):
+            os.link(temporary, path)
+    finally:
+        Path(temporary).unlink()
+    sync_directory(path.parent)
 
 
 def _decode(text: str, what: str) -> bytes:

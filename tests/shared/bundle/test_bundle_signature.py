@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import base64
 import json
+import resource
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ec import SECP256R1, generate_private_key
@@ -13,7 +16,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from shared.bundle.layout import ImageLayout
 from shared.bundle.manifest import MAX_MANIFEST_BYTES
 from shared.bundle.signature import load_or_create_key, publish_signature, sign, signature_tag, verify
-from shared.errors import InvalidRequest, SignatureInvalid
+from shared.errors import DiskError, InvalidRequest, SignatureInvalid
 
 KEY = Ed25519PrivateKey.from_private_bytes(bytes(range(32)))
 DIGEST = "sha256:" + "ab" * 32
@@ -74,6 +77,31 @@ def test_a_key_is_made_once_for_the_owner_alone_and_found_again(tmp_path):
     made, found = load_or_create_key(path), load_or_create_key(path)
     assert made.private_bytes_raw() == found.private_bytes_raw()
     assert path.stat().st_mode & 0o777 == 0o600
+
+
+def test_processes_that_make_a_key_at_the_same_time_get_the_same_one(tmp_path):
+    path = tmp_path / "signing.pem"
+    barrier = threading.Barrier(8)
+
+    def make(_: int) -> bytes:
+        barrier.wait()
+        return load_or_create_key(path).private_bytes_raw()
+
+    with ThreadPoolExecutor(8) as pool:
+        keys = set(pool.map(make, range(8)))
+    assert keys == {load_or_create_key(path).private_bytes_raw()}
+    assert [entry.name for entry in tmp_path.iterdir()] == ["signing.pem"]
+
+
+def test_a_key_that_cannot_be_written_whole_leaves_nothing_behind(tmp_path):
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (16, hard))
+    try:
+        with pytest.raises(DiskError, match="no space left"):
+            load_or_create_key(tmp_path / "signing.pem")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(
