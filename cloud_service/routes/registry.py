@@ -23,7 +23,7 @@ from shared.errors import NotFound
 _IMMUTABLE = "private, max-age=31536000, immutable"
 _REPORT_POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; frame-ancestors 'none'"
 _READ = ["GET", "HEAD"]
-_RANGE = re.compile(r"\s*bytes\s*=\s*(\d*)\s*-\s*(\d*)\s*", re.IGNORECASE | re.ASCII)
+_RANGE = re.compile(r"\s*bytes\s*=\s*(\d{0,18})\s*-\s*(\d{0,18})\s*", re.IGNORECASE | re.ASCII)
 
 
 class BlobResponse(FileResponse):
