@@ -130,8 +130,16 @@ def _first_id(value: object) -> int | None:
 
 def _chat_template(folder: Path, settings: dict[str, Any]) -> str | None:
     path = folder / "chat_template.jinja"
-    template = path.read_text(encoding="utf-8") if path.exists() else settings.get("chat_template")
+    template = _read_template(path) if path.exists() else settings.get("chat_template")
     return template if isinstance(template, str) and len(template) <= _MAX_TEMPLATE_CHARACTERS else None
+
+
+def _read_template(path: Path) -> str:
+    try:
+        with path.open(encoding="utf-8") as file:
+            return file.read(_MAX_TEMPLATE_CHARACTERS + 1)
+    except UnicodeDecodeError as error:
+        raise UnsupportedModel(f"{path.name} is not UTF-8: {error.reason}", needed="UTF-8", param="model") from error
 
 
 def _optional_json(path: Path) -> dict[str, Any]:

@@ -192,3 +192,16 @@ def test_a_folder_without_a_tokenizer_is_refused(make_checkpoint: MakeCheckpoint
     (folder / "tokenizer.json").unlink()
     with pytest.raises(UnsupportedModel, match=r"no tokenizer\.json"):
         load_encoder(folder, {"model_type": "llama"}, 64)
+
+
+def test_a_chat_template_is_read_as_text_up_to_its_limit(make_checkpoint: MakeCheckpoint) -> None:
+    folder = make_checkpoint()
+    architecture = load_model(folder, device="cpu").architecture
+    template = folder / "chat_template.jinja"
+    template.write_text("{{ messages }}")
+    assert load_encoder(folder, architecture, 64).settings.chat_template == "{{ messages }}"
+    template.write_text("x" * 100_001)
+    assert load_encoder(folder, architecture, 64).settings.chat_template is None
+    template.write_bytes(b"\xff")
+    with pytest.raises(UnsupportedModel, match=r"chat_template\.jinja is not UTF-8"):
+        load_encoder(folder, architecture, 64)
