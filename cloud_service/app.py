@@ -84,7 +84,7 @@ def open_service(settings: Settings, launcher: Launcher | None = None) -> Iterat
         bundles = BundleStore(layout, settings.reports, load_or_create_key(settings.signing_key))
         shop = Workshop(
             store=jobs,
-            launcher=launcher or SubprocessLauncher(job_environment()),
+            launcher=launcher or SubprocessLauncher(job_environment(hub_endpoint=settings.hub_endpoint)),
             publisher=Publisher(jobs, bundles, settings.lease_seconds),
             has_blob=layout.has_blob,
             settings=settings,

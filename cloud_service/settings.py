@@ -41,7 +41,7 @@ class Settings(BaseSettings):
         port: Port to listen on; 0 lets the system choose, the first log line names it.
         model_roots: Folders under which a request may name a local model.
         text_roots: Folders under which a request may name a local calibration or evaluation text.
-        hub_endpoint: The only hub that models are fetched from; None is the library's default.
+        hub_endpoint: The only hub that models and C4 are fetched from; None is the library's default.
         hub_token: Token for gated models; it reaches a job through its pipe, never through its environment.
         is_offline: Use only what is on this machine.
         workers: Jobs that run at the same time.
@@ -174,15 +174,21 @@ def is_loopback(host: str) -> bool:
         return host == "localhost"
 
 
-def job_environment(environment: Mapping[str, str] | None = None) -> dict[str, str]:
+def job_environment(environment: Mapping[str, str] | None = None, *, hub_endpoint: str | None = None) -> dict[str, str]:
     """Return the environment of a job's process: the allow-listed variables, and no tokens from the hub's own files.
 
     Args:
         environment: The service's; None is this process's.
+        hub_endpoint: What HF_ENDPOINT says to the libraries that know no other way (``datasets``); None leaves it out.
     """
     given = os.environ if environment is None else environment
     kept = {name: value for name, value in given.items() if name in JOB_VARIABLES or _is_open_proxy(name, value)}
-    return kept | {"HF_HUB_DISABLE_IMPLICIT_TOKEN": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "PYTHONUNBUFFERED": "1"}
+    endpoint = {} if hub_endpoint is None else {"HF_ENDPOINT": hub_endpoint}
+    return (
+        kept
+        | endpoint
+        | {"HF_HUB_DISABLE_IMPLICIT_TOKEN": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "PYTHONUNBUFFERED": "1"}
+    )
 
 
 def _is_open_proxy(name: str, value: str) -> bool:

@@ -35,9 +35,9 @@ class SourcePolicy:
         model_roots: Folders whose subfolders may be named as models.
         text_roots: Folders whose files may be named as texts.
         allow_any_local: Whether any local path may be named: true for a person at a terminal, false for the service.
-        hub_endpoint: The only host that models are fetched from.
+        hub_endpoint: The only host that models are fetched from. C4 comes from the host that HF_ENDPOINT names.
         is_offline: Whether only files that are already on this machine are used.
-        hub_token: Token for gated models; never written anywhere.
+        hub_token: Token for gated models, sent to ``hub_endpoint`` alone; never written anywhere.
     """
 
     model_roots: tuple[Path, ...] = ()

@@ -58,7 +58,9 @@ def add_prepare_command(commands: argparse._SubParsersAction[argparse.ArgumentPa
     for option, (field, settings) in _OPTIONS.items():
         parser.add_argument(option, dest=field, default=None, **settings)
     parser.add_argument("--signing-key", type=Path, metavar="PEM", help="default: the service's; made where missing")
-    parser.add_argument("--hub-endpoint", metavar="URL", help="the hub that models are fetched from")
+    parser.add_argument(
+        "--hub-endpoint", metavar="URL", help="the hub that models are fetched from (C4: see HF_ENDPOINT)"
+    )
     parser.add_argument("--offline", action="store_true", help="use only what is on this machine")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.add_argument("--quiet", action="store_true", help="show no progress")

@@ -20,7 +20,7 @@ _OPTIONS: dict[str, dict[str, Any]] = {
         "type": Path, "action": "append", "dest": "text_roots", "metavar": "FOLDER",
         "help": "folder whose texts a request may name; may be repeated",
     },
-    "--hub-endpoint": {"metavar": "URL", "help": "the only hub that models are fetched from"},
+    "--hub-endpoint": {"metavar": "URL", "help": "the only hub that models and C4 are fetched from"},
     "--tls-cert": {"type": Path, "dest": "tls_certificate", "metavar": "PEM", "help": "certificate chain"},
     "--tls-key": {"type": Path, "metavar": "PEM", "help": "the certificate's private key"},
     "--offline": {

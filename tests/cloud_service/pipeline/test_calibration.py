@@ -5,8 +5,11 @@ from __future__ import annotations
 import gzip
 import json
 import math
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import datasets
 import pytest
 import torch
 from tiny_checkpoint import build_checkpoint, byte_tokenizer
@@ -14,6 +17,7 @@ from torch.nn import functional
 
 from cloud_service.pipeline.calibration import calibration_sequences, tokens_digest
 from cloud_service.pipeline.documents import read_documents
+from cloud_service.pipeline.hub import TransportError
 from cloud_service.pipeline.load_model import load_model
 from cloud_service.pipeline.perplexity import LossSum, evaluation_windows, sum_losses
 from cloud_service.pipeline.tokenization import TextEncoder
@@ -130,6 +134,36 @@ def test_a_folder_laid_out_like_c4_is_streamed(tmp_path: Path) -> None:
 def test_c4_is_not_asked_for_offline() -> None:
     with pytest.raises(NetworkError, match="offline"):
         list(read_documents(TextSource(), SourcePolicy(is_offline=True)))
+
+
+class CutStream:
+    """Rows of a dataset, and then an error."""
+
+    def __init__(self, error: Exception) -> None:
+        self._error = error
+
+    def __iter__(self) -> Iterator[dict[str, str]]:
+        yield {"text": "first"}
+        raise self._error
+
+
+def test_c4_is_read_without_the_hub_token(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Any] = []
+
+    def load_dataset(*_: Any, **options: Any) -> list[dict[str, str]]:
+        asked.append(options["token"])
+        return [{"text": "first"}]
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    assert list(read_documents(TextSource(), SourcePolicy(hub_token="hf_secret"))) == ["first"]
+    assert asked == [False]
+
+
+@pytest.mark.parametrize("error", [TransportError(""), TimeoutError(), TransportError("cut\nmore")])
+def test_a_stream_that_breaks_is_a_network_error(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: CutStream(error))
+    with pytest.raises(NetworkError, match=r"C4 cannot be read: (HTTPError|TimeoutError|cut)\n"):
+        list(read_documents(TextSource(), SourcePolicy()))
 
 
 def test_windows_do_not_overlap_and_each_begins_with_bos() -> None:

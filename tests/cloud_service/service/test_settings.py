@@ -64,6 +64,12 @@ def test_a_bad_option_or_variable_is_a_wrong_call_that_names_it(monkeypatch: pyt
         load_settings()
 
 
+def test_a_jobs_libraries_ask_the_services_hub_and_no_other() -> None:
+    inherited = {"HF_ENDPOINT": "https://elsewhere.example"}
+    assert job_environment(inherited, hub_endpoint="https://hub.example")["HF_ENDPOINT"] == "https://hub.example"
+    assert "HF_ENDPOINT" not in job_environment(inherited)
+
+
 def test_a_job_sees_only_listed_variables_and_no_password_of_a_proxy() -> None:
     seen = job_environment(
         {
