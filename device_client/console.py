@@ -1,7 +1,8 @@
 """What people see, all of it on stderr: messages, tables and progress with rate and time left.
 
 On a terminal progress is a bar; elsewhere it is a plain line every few seconds. ``quiet`` leaves only warnings and
-errors. Stdout belongs to ``--json``. Knows nothing about what is being done.
+errors. Stdout belongs to ``--json``. Texts come from bundles and servers too, so whatever could command a terminal is
+taken out of all of them here. Knows nothing about what is being done.
 """
 
 from __future__ import annotations
@@ -29,6 +30,16 @@ from rich.text import Text
 from device_client.byte_sizes import format_bytes
 
 PLAIN_LINE_SECONDS = 5.0
+
+_COMMANDS_OF_TERMINALS = dict.fromkeys(
+    {*range(0x20), *range(0x7F, 0xA0), *range(0x202A, 0x202F), *range(0x2066, 0x206A)} - {ord("\n"), ord("\t")}
+)
+"""Control characters (among them ESC) and those that turn the direction of writing."""
+
+
+def printable(text: str) -> str:
+    """Return a text without the characters that command a terminal; line feeds and tabs stay."""
+    return text.translate(_COMMANDS_OF_TERMINALS)
 
 
 class ProgressBar(Protocol):
@@ -68,25 +79,25 @@ class Console:
     def say(self, text: str) -> None:
         """Show a message."""
         if not self.is_quiet:
-            self._rich.print(text, soft_wrap=True)
+            self._rich.print(printable(text), soft_wrap=True)
 
     def warn(self, text: str) -> None:
         """Show a warning, also in quiet mode."""
-        self._rich.print(f"Warning: {text}", style="yellow", soft_wrap=True)
+        self._rich.print(f"Warning: {printable(text)}", style="yellow", soft_wrap=True)
 
     def error(self, text: str) -> None:
         """Show an error, also in quiet mode."""
-        self._rich.print(f"Error: {text}", style="red", soft_wrap=True)
+        self._rich.print(f"Error: {printable(text)}", style="red", soft_wrap=True)
 
     def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
         """Show a table."""
         if self.is_quiet:
             return
-        table = rich.table.Table(title=Text(title), title_justify="left")
+        table = rich.table.Table(title=Text(printable(title)), title_justify="left")
         for column in columns:
-            table.add_column(Text(column), overflow="fold")
+            table.add_column(Text(printable(column)), overflow="fold")
         for row in rows:
-            table.add_row(*(Text(str(cell)) for cell in row))
+            table.add_row(*(Text(printable(str(cell))) for cell in row))
         self._rich.print(table)
 
     @contextmanager
@@ -102,7 +113,7 @@ class Console:
             yield _SilentBar()
         elif self._rich.is_terminal:
             with _bars(self._rich, unit) as bars:
-                yield _RichBar(bars, bars.add_task(description, total=total or None, note=""))
+                yield _RichBar(bars, bars.add_task(printable(description), total=total or None, note=""))
         else:
             bar = _PlainBar(self.say, description, total, unit, self._clock)
             yield bar
@@ -125,7 +136,7 @@ class _RichBar:
         self._bars.advance(self._task, amount)
 
     def update(self, done: float, *, note: str = "") -> None:
-        self._bars.update(self._task, completed=done, note=note)
+        self._bars.update(self._task, completed=done, note=printable(note))
 
 
 class _PlainBar:

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from device_client.byte_sizes import parse_bytes
-from device_client.console import Console
+from device_client.console import Console, printable
 from device_client.model.memory_plan import MemoryPlan, Workload, plan_memory, spare_bytes
 from device_client.settings import Settings
 from device_client.store import resolve_bundle
@@ -48,7 +48,7 @@ def run(arguments: argparse.Namespace, console: Console, settings: Settings) -> 
     begin = time.monotonic()
     for piece in model.tokenizer.decode_stream(_remember(ids, _tokens(model, prompt_ids, arguments, seed))):
         if not arguments.json:
-            sys.stdout.write(piece)
+            sys.stdout.write(printable(piece))
             sys.stdout.flush()
     seconds = time.monotonic() - begin
     if not arguments.json:

@@ -7,7 +7,7 @@ import io
 import pytest
 
 from device_client.byte_sizes import format_bytes, parse_bytes
-from device_client.console import Console
+from device_client.console import Console, printable
 from shared.errors import InvalidRequest
 
 
@@ -72,6 +72,35 @@ def test_brackets_of_users_texts_are_not_taken_for_markup() -> None:
     shown = stream.getvalue()
     for text in ("[bold]x[/bold] :smile:", "[red]t", "[c]", "[cell]"):
         assert text in shown
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize("stream_type", [io.StringIO, Terminal])
+def test_no_text_commands_the_terminal(stream_type: type[io.StringIO], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A title set, a screen cleared, a line overwritten, a colour by C1, a name written backwards."""
+    monkeypatch.setenv("TERM", "xterm")
+    evil = "a\x1b]0;owned\x07b\x1b[2Jc\rd\x9b31me\u202ef\x7f\x00\x08"
+    stream = stream_type()
+    console = Console(stream=stream, has_color=False)
+    console.say(evil)
+    console.warn(evil)
+    console.error(evil)
+    console.table(evil, [evil], [[evil]])
+    with console.progress(evil, 2, "B") as bar:
+        bar.update(1, note=evil)
+    shown = stream.getvalue()
+    for command in ("\x1b]", "\x1b[2J", "\x9b", "\x07", "\u202e", "c\rd", "\x7f", "\x00", "\x08"):
+        assert command not in shown
+    assert shown.count("a]0;ownedb[2Jcd31mef") >= 6
+
+
+def test_lines_tabs_and_other_scripts_stay() -> None:
+    text = "found\n\tneeded: Größe · 日本 · עברית · 👩‍👧"
+    assert printable(text) == text
 
 
 @pytest.mark.parametrize(

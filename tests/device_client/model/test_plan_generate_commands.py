@@ -11,6 +11,7 @@ import torch
 from tiny_bundle import TinyBundle, make_tiny_bundle
 
 from device_client.cli import main
+from device_client.console import printable
 from device_client.model.loader import load_model
 from device_client.tuning.run_directory import RunDirectory
 from shared.bundle.read import read_bundle
@@ -98,7 +99,7 @@ def test_generate_streams_the_text_to_stdout(capsys: pytest.CaptureFixture[str])
 
     assert main([*words]) == 0
 
-    assert capsys.readouterr().out.rstrip("\n") == result["text"].rstrip("\ufffd\n")
+    assert capsys.readouterr().out.rstrip("\n") == printable(result["text"]).rstrip("\ufffd\n")
 
 
 def test_generate_repeats_a_sample_by_its_seed(capsys: pytest.CaptureFixture[str], stored: TinyBundle) -> None:
