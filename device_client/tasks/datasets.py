@@ -142,10 +142,12 @@ def _parse_jsonl(name: str, text: str) -> Iterator[Record]:
 def _parse_table(name: str, text: str, delimiter: str, quoting: Literal[0, 3]) -> Iterator[Record]:
     reader: csv.DictReader[str] = csv.DictReader(io.StringIO(text), delimiter=delimiter, quoting=quoting, strict=True)
     try:
+        # Their number alone: where there is no header line, the names are the first row.
+        columns = f"{len(reader.fieldnames or ())} columns, as the first line of {name} has"
         for fields in reader:
             place = f"{name} line {reader.line_num}"
             if None in fields or None in fields.values():
-                raise DataError(f"{place}: not as many columns as the header has", needed=f"{reader.fieldnames}")
+                raise DataError(f"{place}: not as many columns as the header has", needed=columns)
             yield Record(fields, place)
     except csv.Error as error:
         line = min(reader.line_num + 1, text.count("\n") + 1)  # the reader counts a line once it is parsed

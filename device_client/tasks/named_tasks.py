@@ -90,7 +90,7 @@ def _label_index(record: Record, labels: Mapping[object, int]) -> int:
     label = record.field("label")
     key = label.lower() if isinstance(label, str) else label
     if not isinstance(key, (str, int)) or key not in labels:
-        raise DataError(f"{record.place}: label {label!r}", needed=f"one of {', '.join(map(str, labels))}")
+        raise DataError(f"{record.place}: not one of the task's labels", needed=f"one of {', '.join(map(str, labels))}")
     return labels[key]
 
 
@@ -143,7 +143,7 @@ def _render_copa(record: Record, _style: PromptStyle) -> PromptedRow:
     conjunctions = {"cause": "because", "effect": "so"}
     question = record.text("question")
     if question not in conjunctions:
-        raise DataError(f"{record.place}: 'question' is {question!r}", needed="cause or effect")
+        raise DataError(f"{record.place}: 'question' is something else", needed="cause or effect")
     prompt = f"{record.text('premise').strip().removesuffix('.')} {conjunctions[question]}"
     choices = tuple(_small_first_letter(record.text(name).strip()) for name in ("choice1", "choice2"))
     return _row(record, prompt, choices, _label_index(record, {0: 0, 1: 1}))

@@ -41,6 +41,13 @@ class LabelTemplate:
     template: str
     words: Mapping[str, str]
 
+    @property
+    def _known_labels(self) -> str:
+        """The labels for an error message: named only where the user typed them, for others come from private rows."""
+        if all(label == word for label, word in self.words.items()):
+            return f"one of the {len(self.words)} labels of the training rows"
+        return f"one of: {', '.join(self.words)}"
+
     def __post_init__(self) -> None:
         before, has_text, rest = self.template.partition("{text}")
         if not has_text or rest.count("{label}") != 1 or "{label}" in before or "{text}" in rest:
@@ -59,8 +66,8 @@ class LabelTemplate:
         text, label = record.text("text").strip(), label_of(record)
         if label not in self.words:
             raise DataError(
-                f"{record.place}: label {label!r} does not occur in the training rows",
-                needed=f"one of: {', '.join(self.words)}",
+                f"{record.place}: its label is none that the run was told or has seen in training rows",
+                needed=self._known_labels,
                 next_step="add training rows of that label, or correct the line",
             )
         return _candidates(self.template, text, list(self.words.values()), list(self.words).index(label), record.place)
@@ -102,11 +109,11 @@ def label_template(
     for label, place in labels.items():
         if label not in words:
             raise DataError(
-                f"{place}: label {label!r} has no word", needed=f"one of: {', '.join(words)}",
-                next_step=f"--label-words {label}=…,…",
+                f"{place}: its label has no word", needed=f"one of: {', '.join(words)}",
+                next_step="add that line's label to --label-words label=word,…",
             )  # fmt: skip
     if len(words) < 2:
-        raise DataError(f"all training rows have the label {next(iter(words))!r}", needed="at least two labels")
+        raise DataError("all training rows have the same label", needed="at least two labels")
     return LabelTemplate(template, words)
 
 

@@ -10,7 +10,8 @@
     resources.json      seconds, memory, device: a function of the machine          written at the end
     loss.svg            the curve                                                   written at the end
 
-Folder 0700, files 0600: they are functions of private rows, though no row, prompt or answer is in any of them.
+Folder 0700, files 0600: they are functions of private rows. No prompt and no free text of a row is in any of them; of
+labelled rows, config.json holds the template and each distinct label with its word.
 """
 
 from __future__ import annotations

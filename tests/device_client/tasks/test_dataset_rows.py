@@ -63,6 +63,13 @@ def test_an_unusable_file_names_the_line_and_never_shows_the_row(
     assert caught.value.exit_code == 9
 
 
+def test_a_table_without_a_header_does_not_show_its_first_row(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="line 2: not as many columns") as caught:
+        read_records(write(tmp_path, "a.csv", "secret text,1\na,b,c\n"))
+    assert caught.value.needed == "2 columns, as the first line of a.csv has"
+    assert "secret" not in str(caught.value)
+
+
 def test_a_missing_file_is_a_data_error(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="there is no file"):
         read_records(tmp_path / "absent.jsonl")

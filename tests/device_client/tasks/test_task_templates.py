@@ -109,15 +109,17 @@ def test_an_unknown_task_lists_the_seven() -> None:
 
 @pytest.mark.parametrize("label", ["maybe", 3, None, ["entailment"], 1.5])
 def test_a_label_of_no_class_names_the_line(label: object) -> None:
-    with pytest.raises(DataError, match="line 7"):
+    with pytest.raises(DataError, match="line 7") as caught:
         named_task("RTE").render(record(premise="a", hypothesis="b", label=label), "opt")
+    assert "maybe" not in str(caught.value)
 
 
 def test_malformed_rows_of_nested_tasks_name_the_line() -> None:
     with pytest.raises(DataError, match="line 7, 'target'"):
         named_task("WSC").render(record(text="a", target="b", label=True), "opt")
-    with pytest.raises(DataError, match="cause or effect"):
+    with pytest.raises(DataError, match="cause or effect") as caught:
         named_task("COPA").render(record(premise="a", choice1="b", choice2="c", question="why", label=0), "opt")
+    assert "why" not in str(caught.value)
 
 
 def test_families_that_the_paper_did_not_try_take_mistrals_column() -> None:
@@ -152,19 +154,31 @@ def test_labels_become_candidates_in_sorted_order_as_json_writes_them() -> None:
 
 
 def test_a_label_unseen_in_training_is_named_with_its_line() -> None:
-    template = label_template([record(text="a", label="x"), record(text="b", label="y")])
-    with pytest.raises(DataError, match="line 7: label 'z' does not occur in the training rows"):
-        template.render(record(text="c", label="z"))
+    template = label_template([record(text="a", label="private"), record(text="b", label="secret")])
+    with pytest.raises(DataError, match="line 7: its label is none") as caught:
+        template.render(record(text="c", label="hidden"))
+    assert "2 labels" in str(caught.value)
+    assert not any(word in str(caught.value) for word in ("private", "secret", "hidden"))
+
+
+def test_label_words_that_the_user_typed_are_shown() -> None:
+    template = LabelTemplate("{text} {label}", {"neg": "bad", "pos": "good"})
+    with pytest.raises(DataError, match="one of: neg, pos") as caught:
+        template.render(record(text="c", label="hidden"))
+    assert "hidden" not in str(caught.value)
 
 
 def test_a_label_without_a_word_is_named() -> None:
-    with pytest.raises(DataError, match="label 'y' has no word"):
-        label_template([record(text="a", label="x"), record(text="b", label="y")], words={"x": "good"})
+    with pytest.raises(DataError, match="line 7: its label has no word") as caught:
+        label_template([record(text="a", label="x"), record(text="b", label="hidden")], words={"x": "good"})
+    assert "one of: x" in str(caught.value)
+    assert "hidden" not in str(caught.value)
 
 
 def test_one_label_alone_teaches_nothing() -> None:
-    with pytest.raises(DataError, match="at least two labels"):
-        label_template([record(text="a", label="x")])
+    with pytest.raises(DataError, match="at least two labels") as caught:
+        label_template([record(text="a", label="hidden")])
+    assert "hidden" not in str(caught.value)
 
 
 @pytest.mark.parametrize("label", [["x"], 1.5, {"a": 1}])
