@@ -45,6 +45,7 @@ from cloud_service.storage.keys import KeyStore
 from shared.api import PrepareRequest
 from shared.bundle.layout import ImageLayout
 from shared.bundle.signature import load_or_create_key
+from shared.bundle.write import remove_unfinished
 from shared.durable_files import disk_errors, free_bytes
 from shared.errors import Conflict, DiskError
 from shared.file_lock import exclusive
@@ -81,6 +82,7 @@ def open_service(settings: Settings, launcher: Launcher | None = None) -> Iterat
         engine, is_stopping = database.engine, threading.Event()
         jobs = JobStore(engine)
         layout = ImageLayout.create(settings.store)
+        remove_unfinished(layout)
         bundles = BundleStore(layout, settings.reports, load_or_create_key(settings.signing_key))
         shop = Workshop(
             store=jobs,

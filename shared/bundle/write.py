@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -30,6 +31,8 @@ from shared.bundle.manifest import (
 )
 from shared.durable_files import disk_errors
 
+_UNFINISHED = ".writing-"
+
 
 def add_tensors(layout: ImageLayout, title: str, tensors: Mapping[str, NDArray[np.generic]]) -> Descriptor:
     """Store tensors (uint8, float16 or int32) as one safetensors blob and return its layer descriptor.
@@ -37,12 +40,23 @@ def add_tensors(layout: ImageLayout, title: str, tensors: Mapping[str, NDArray[n
     Raises:
         DiskError: The disk is full or not writable.
     """
-    with disk_errors(layout.root), tempfile.TemporaryDirectory(dir=layout.root, prefix=".writing-") as folder:
+    with disk_errors(layout.root), tempfile.TemporaryDirectory(dir=layout.root, prefix=_UNFINISHED) as folder:
         path = Path(folder) / title
         contiguous = {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}
         with serialization_errors():
             safetensors.numpy.save_file(contiguous, path)
         return _titled(layout.add_file(path, TENSORS_MEDIA_TYPE), title)
+
+
+def remove_unfinished(layout: ImageLayout) -> None:
+    """Remove what writers left behind that were killed; call it only while nobody writes.
+
+    Raises:
+        DiskError: It cannot be removed.
+    """
+    with disk_errors(layout.root):
+        for folder in layout.root.glob(f"{_UNFINISHED}*"):
+            shutil.rmtree(folder)
 
 
 def add_document(layout: ImageLayout, title: str, data: bytes, media_type: str) -> Descriptor:

@@ -119,6 +119,14 @@ def test_an_impossible_sparsity_is_a_wrong_call(
     assert not (tmp_path / "out").exists()
 
 
+def test_what_a_killed_preparation_left_is_removed_at_the_start_of_the_next(tmp_path: Path) -> None:
+    left = tmp_path / ".writing-abc"
+    left.mkdir()
+    (left / "block-00000.safetensors").write_bytes(b"half")
+    assert main(["prepare", "no/such/model", "--output", str(tmp_path), "--quiet"]) == 2
+    assert not left.exists()
+
+
 def test_two_preparations_never_share_an_output(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with (tmp_path / ".workspace.lock").open("a") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)

@@ -15,6 +15,9 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
+from cloud_service.app import open_service
+from cloud_service.settings import Settings
+
 
 def make_certificate(folder: Path) -> dict[str, str]:
     """A certificate for 127.0.0.1 that signs itself."""
@@ -36,6 +39,14 @@ def make_certificate(folder: Path) -> dict[str, str]:
     private = (serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
     (folder / "key.pem").write_bytes(key.private_bytes(*private))
     return {"tls_certificate": str(folder / "cert.pem"), "tls_key": str(folder / "key.pem")}
+
+
+def test_what_killed_jobs_left_in_the_store_is_removed_at_the_start(tmp_path: Path) -> None:
+    left = tmp_path / "store" / ".writing-abc"
+    left.mkdir(parents=True)
+    (left / "block-00000.safetensors").write_bytes(b"half")
+    with open_service(Settings(data=tmp_path)):
+        assert not left.exists()
 
 
 def test_with_a_certificate_the_service_speaks_tls_only(make_service: Any, tmp_path: Path) -> None:
