@@ -85,11 +85,13 @@ def request_of(arguments: argparse.Namespace) -> PrepareRequest:
 def _run(arguments: argparse.Namespace) -> None:
     from cloud_service.commands.progress import terminal_progress
     from shared.bundle.layout import ImageLayout
+    from shared.bundle.write import remove_unfinished
 
     request = request_of(arguments)
     layout = ImageLayout.create(arguments.output)
     workspace = arguments.output / _WORKSPACE
     with _sole_worker(workspace), _sigterm_interrupts():
+        remove_unfinished(layout)
         with terminal_progress(is_quiet=arguments.quiet) as progress:
             made = _prepare(arguments, request, layout, workspace, progress)
         signer = _publish(arguments, layout, made)
@@ -129,9 +131,8 @@ def _publish(arguments: argparse.Namespace, layout: ImageLayout, made: PreparedB
     key = load_or_create_key(arguments.signing_key or load_settings().signing_key)
     bundles = BundleStore(layout, arguments.output, key)
     signature = bundles.sign(made.manifest)
-    page = made.report_html
     with disk_errors(arguments.output):
-        write_atomically(arguments.output / "report.html", page.read_bytes() if isinstance(page, Path) else page)
+        write_atomically(arguments.output / "report.html", made.report_html.read_bytes())
         write_atomically(arguments.output / "report.json", json.dumps(made.report, indent=1, sort_keys=True).encode())
     bundles.publish(made.name, made.tag, made.manifest, signature)
     return fingerprint_of(key.public_key().public_bytes_raw())

@@ -84,12 +84,11 @@ class PipelineWork:
             size_bytes=made.size_bytes,
             fingerprint=made.fingerprint,
         )
-        page = made.report_html
-        return outcome, page.read_bytes() if isinstance(page, Path) else page
+        return outcome, made.report_html.read_bytes()
 
 
-class LineProgress:
-    """Tells progress as JSON lines; raises ``Interrupted`` at the first report after SIGTERM.
+class MessageProgress:
+    """Tells progress as messages to the service; raises ``Interrupted`` at the first report after SIGTERM.
 
     Args:
         write: Takes a message.
@@ -135,7 +134,7 @@ def main(argv: Sequence[str] | None = None, *, work: Work | None = None) -> int:
     order = _read_order()
     is_stopping = _stop_on_sigterm()
     with exclusive(folder / "lock"):
-        progress = LineProgress(write, order.progress_seconds, is_stopping)
+        progress = MessageProgress(write, order.progress_seconds, is_stopping)
         try:
             write(Finished(outcome=_run(folder, order, progress, work or PipelineWork())))
         except Interrupted as error:

@@ -47,7 +47,7 @@ from cloud_service.pipeline.publish import (
     license_of,
     model_card,
 )
-from cloud_service.pipeline.quantize import flat_index, split_and_quantize
+from cloud_service.pipeline.quantize import flat_index, quantize_unmasked
 from cloud_service.pipeline.report import FisherFigures, fisher_figures, report_document, report_page
 from cloud_service.pipeline.select_sensitive import Masks, overlap, select_largest, select_random
 from cloud_service.pipeline.tokenization import TextEncoder, load_encoder
@@ -267,15 +267,15 @@ def _restored_block(job: _Job, index: int) -> TensorBlob | None:
 def _quantize_block(
     job: _Job, index: int, members: list[str], masks: Masks, fisher: Mapping[str, Tensor]
 ) -> TensorBlob:
-    splits = {
-        name: split_and_quantize(
+    dense_parts = {
+        name: quantize_unmasked(
             job.model.weight(name), fisher[name].to(job.model.device), masks[name], job.request.quantizer
         )
         for name in members
         if name in masks
     }
     others = {name: job.model.weight(name) for name in members if name not in masks}
-    blob = add_block(job.layout, index, splits, masks, others)
+    blob = add_block(job.layout, index, dense_parts, masks, others)
     job.workspace.write_json(f"block-{index:05d}", blob.to_json())
     return blob
 

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from cloud_service.pipeline.load_model import read_json
-from cloud_service.pipeline.quantize import SplitWeight
+from cloud_service.pipeline.quantize import DensePart
 from shared.bundle.layout import ImageLayout
 from shared.bundle.manifest import (
     JSON_MEDIA_TYPE,
@@ -85,7 +85,7 @@ class TensorBlob:
 def add_block(
     layout: ImageLayout,
     index: int,
-    splits: Mapping[str, SplitWeight],
+    dense_parts: Mapping[str, DensePart],
     masks: Mapping[str, SensitivityMask],
     parameters: Mapping[str, Tensor],
 ) -> TensorBlob:
@@ -97,10 +97,10 @@ def add_block(
     title = block_title(index)
     tensors = {
         f"{name}.{part}": tensor.cpu().numpy()
-        for name, split in splits.items()
-        for part, tensor in split.dense.parts.items()
+        for name, dense in dense_parts.items()
+        for part, tensor in dense.weight.parts.items()
     }
-    entries = tuple(_quantized_entry(name, title, split, len(masks[name])) for name, split in splits.items())
+    entries = tuple(_quantized_entry(name, title, dense, len(masks[name])) for name, dense in dense_parts.items())
     return _add_tensors(layout, title, tensors, entries, parameters)
 
 
@@ -201,18 +201,18 @@ def _add_tensors(
     return TensorBlob(layer, tuple(entries), tuple(described))
 
 
-def _quantized_entry(name: str, title: str, split: SplitWeight, sensitive_count: int) -> QuantizedEntry:
+def _quantized_entry(name: str, title: str, dense: DensePart, sensitive_count: int) -> QuantizedEntry:
     return QuantizedEntry(
         name=name,
-        shape=split.dense.shape,
+        shape=dense.weight.shape,
         blob=title,
-        bits=split.dense.bits,  # type: ignore[arg-type]
-        codebook="none" if split.dense.lut is None else "per_row",
-        group_size=split.dense.group_size,
-        has_bias=split.dense.bias is not None,
+        bits=dense.weight.bits,  # type: ignore[arg-type]
+        codebook="none" if dense.weight.lut is None else "per_row",
+        group_size=dense.weight.group_size,
+        has_bias=dense.weight.bias is not None,
         sensitive_count=sensitive_count,
-        relative_error=split.relative_error,
-        weighted_relative_error=split.weighted_relative_error,
+        relative_error=dense.relative_error,
+        weighted_relative_error=dense.weighted_relative_error,
     )
 
 

@@ -1,10 +1,10 @@
-"""Splits one weight into its sensitive and its dense part and quantises the dense one.
+"""Quantises what is left of one weight beside its sensitive part.
 
-    w_sparse = w[mask] in float16      w_dense = Q(w), where masked weights have no influence on Q
+    w_sparse = w[mask] in float16 (not made here)      w_dense = Q(w), where masked weights have no influence on Q
 
 Importance is F + λ·mean(F) of the weight's row: the Fisher diagonal of a few hundred sequences is noisy and skewed, and
 without the floor λ a weight whose gradients happened to vanish could be moved anywhere. λ was chosen by measured
-perplexity (tests/benchmarks/perplexity.py). Scaled to mean 1, so that nothing under- or overflows.
+perplexity (tests/benchmarks/perplexity.py). F is scaled to mean 1 per row first, so that nothing under- or overflows.
 Knows nothing about files.
 """
 
@@ -27,24 +27,22 @@ IMPORTANCE_FLOOR = 0.1
 
 
 @dataclass(frozen=True, slots=True)
-class SplitWeight:
-    """One weight in two parts, and how far the dense one is off.
+class DensePart:
+    """The dense part of one weight, and how far it is off.
 
     Attributes:
-        dense: The quantised weight; what its codes say at masked positions does not matter.
-        values: Sensitive values, float16 (k,), in the order of the mask's indices.
+        weight: The quantised weight; what its codes say at masked positions does not matter.
         relative_error: ‖W − Q‖² / ‖W‖² over the unmasked weights.
         weighted_relative_error: Σ F (W − Q)² / Σ F W² over the unmasked weights.
     """
 
-    dense: QuantizedTensor
-    values: Tensor
+    weight: QuantizedTensor
     relative_error: float
     weighted_relative_error: float
 
 
-def split_and_quantize(weight: Tensor, fisher: Tensor, mask: SensitivityMask, spec: QuantizerSpec) -> SplitWeight:
-    """Return the two parts of a weight.
+def quantize_unmasked(weight: Tensor, fisher: Tensor, mask: SensitivityMask, spec: QuantizerSpec) -> DensePart:
+    """Return the dense part of a weight.
 
     Args:
         weight: float32 (out_features, in_features), representable in float16.
@@ -56,9 +54,8 @@ def split_and_quantize(weight: Tensor, fisher: Tensor, mask: SensitivityMask, sp
     dense = quantize(weight, importance_of(fisher, masked), spec)
     kept = torch.ones(weight.numel(), device=weight.device).index_fill_(0, masked, 0).view_as(weight)
     difference = weight - dequantize(dense)
-    return SplitWeight(
+    return DensePart(
         dense,
-        weight.flatten()[masked].to(torch.float16),
         _share(kept * difference**2, kept * weight**2),
         _share(kept * fisher * difference**2, kept * fisher * weight**2),
     )
@@ -76,7 +73,10 @@ def quantize(weight: Tensor, importance: Tensor, spec: QuantizerSpec) -> Quantiz
 
 
 def importance_of(fisher: Tensor, masked: Tensor, floor: float = IMPORTANCE_FLOOR) -> Tensor:
-    """Return what each weight's error costs: F with its floor, 0 at the flat positions ``masked``, mean 1 per row."""
+    """Return what each weight's error costs: F scaled to mean 1 per row, plus λ; 0 at the flat positions ``masked``.
+
+    Its mean over a row's unmasked weights is 1 + λ, or 1 in a row where F is 0 throughout.
+    """
     kept = torch.ones(fisher.numel(), device=fisher.device).index_fill_(0, masked, 0).view_as(fisher)
     rows = kept * fisher.to(torch.float32)
     mean = rows.sum(dim=1, keepdim=True) / kept.sum(dim=1, keepdim=True).clamp_min(1)

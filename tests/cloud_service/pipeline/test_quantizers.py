@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from cloud_service.pipeline.quantize import importance_of, quantize, split_and_quantize
+from cloud_service.pipeline.quantize import importance_of, quantize, quantize_unmasked
 from cloud_service.pipeline.quantizers.lut import row_codebooks
 from shared.api import QuantizerSpec
 from shared.quantization.codec import dequantize
@@ -122,23 +122,16 @@ def test_a_row_that_is_masked_altogether_stays_finite(method: str) -> None:
     assert torch.isfinite(dequantize(quantize(weight, importance, QuantizerSpec(method=method)))).all()  # type: ignore[arg-type]
 
 
-def test_importance_is_one_on_average_zero_at_the_mask_and_never_below_the_floor() -> None:
+def test_importance_is_one_plus_the_floor_on_average_zero_at_the_mask_and_never_below_the_floor() -> None:
     fisher = torch.tensor([[0.0, 1e-20, 3e-20, 9.0], [0.0, 0.0, 0.0, 0.0]])
     importance = importance_of(fisher, torch.tensor([3]), floor=0.5)
     torch.testing.assert_close(importance[0], torch.tensor([0.5, 0.75 + 0.5, 2.25 + 0.5, 0.0]))
     assert torch.equal(importance[1], torch.ones(4))
 
 
-def test_the_sensitive_values_are_the_weights_at_the_mask() -> None:
-    weight = torch.randn(4, 30, generator=torch.Generator().manual_seed(0)).half().float()
-    mask = SensitivityMask(np.array([0, 31, 119], np.int32), np.array([2, 0, 1], np.int32))
-    split = split_and_quantize(weight, torch.ones_like(weight), mask, QuantizerSpec(bits=4))
-    assert torch.equal(split.values.float(), weight.flatten()[[0, 31, 119]])
-
-
 def test_errors_are_measured_over_the_unmasked_weights() -> None:
     weight = torch.zeros(1, 40)
     weight[0, :20], weight[0, 39] = 1.0, 8.0
     mask = SensitivityMask(np.array([39], np.int32), np.array([0], np.int32))
-    split = split_and_quantize(weight, torch.ones_like(weight), mask, QuantizerSpec(bits=2))
-    assert (split.relative_error, split.weighted_relative_error) == (0.0, 0.0)
+    dense = quantize_unmasked(weight, torch.ones_like(weight), mask, QuantizerSpec(bits=2))
+    assert (dense.relative_error, dense.weighted_relative_error) == (0.0, 0.0)

@@ -70,7 +70,8 @@ def test_the_end_of_a_range_beyond_the_blob_is_cut(api: Any) -> None:
 
 @pytest.mark.parametrize("header", ["bytes=9-3", "bytes=abc", "bytes", "bytes=-", "bytes=-0", "lines=0-1",
                                     "bytes=0-1,4-5", "bytes=99999999-", "bytes=0x1-2", "bytes=²-3",
-                                    f"bytes={'1' * 5000}-", f"bytes=0-{'1' * 5000}", f"bytes=-{'1' * 5000}"])  # fmt: skip
+                                    f"bytes={'1' * 5000}-", f"bytes=0-{'1' * 5000}",
+                                    f"bytes=-{'1' * 5000}"])  # fmt: skip
 def test_a_bad_range_is_416_with_the_length_of_the_blob(api: Any, header: str) -> None:
     url, data = largest_blob(api)
     answer = api.client.get(url, headers={"Range": header.encode()})
