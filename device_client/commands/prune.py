@@ -12,7 +12,7 @@ from device_client.console import Console
 from device_client.download.pull import partial_folder, sole_writer
 from device_client.settings import Settings
 from shared.bundle.layout import ImageLayout
-from shared.bundle.manifest import MAX_MANIFEST_BYTES, Manifest
+from shared.bundle.manifest import MAX_MANIFEST_BYTES, parse_artifact
 from shared.durable_files import disk_errors
 
 NAME = "prune"
@@ -56,6 +56,6 @@ def _needed_digests(layout: ImageLayout) -> set[str]:
     """
     needed = set()
     for named in layout.references().values():
-        manifest = Manifest.model_validate_json(layout.read_blob(named.digest, max_bytes=MAX_MANIFEST_BYTES))
+        manifest = parse_artifact(layout.read_blob(named.digest, max_bytes=MAX_MANIFEST_BYTES))
         needed |= {named.digest, *(blob.digest for blob in manifest.blobs)}
     return needed

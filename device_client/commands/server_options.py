@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 from device_client.console import Console
 from device_client.download.reference import normalized_server, origin_of
 from device_client.download.registry import Registry
-from device_client.download.retry import RetryPolicy
+from device_client.download.retry import RetryPolicy, interruptible_sleep
 from device_client.settings import Settings
 from shared.errors import InvalidRequest
 
@@ -62,7 +62,7 @@ def connect(
             server,
             api_key=api_key,
             policy=RetryPolicy(retries=arguments.retries),
-            sleep=lambda seconds: _wait(stop, seconds),
+            sleep=interruptible_sleep(stop),
             notify=console.warn,
         )
     finally:
@@ -110,7 +110,3 @@ def _is_loopback(server: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return host == "localhost"
-
-
-def _wait(stop: threading.Event, seconds: float) -> None:
-    stop.wait(seconds)

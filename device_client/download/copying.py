@@ -9,18 +9,18 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
-from device_client.byte_sizes import format_bytes
 from device_client.console import Console
+from device_client.download.partial import Disk, check_room
 from device_client.download.pull import Accepted, Pulled, admit, is_intact, partial_folder, sole_writer
 from device_client.download.trusted_bundle import MAX_SIGNATURE_MANIFEST_BYTES, AcceptanceRules, signature_blob
 from device_client.download.trusted_keys import TrustedKeys, import_source
 from shared.bundle.digest import digest_of_file
 from shared.bundle.layout import ImageLayout
-from shared.bundle.manifest import MAX_MANIFEST_BYTES, Descriptor, Manifest
+from shared.bundle.manifest import MAX_MANIFEST_BYTES, Descriptor, parse_artifact
 from shared.bundle.read import Bundle
 from shared.bundle.signature import signature_tag
-from shared.durable_files import disk_errors, free_bytes
-from shared.errors import BlobMissing, BlobTruncated, DigestMismatch, DiskError, NotFound
+from shared.durable_files import disk_errors
+from shared.errors import BlobMissing, BlobTruncated, DigestMismatch, NotFound
 
 
 def import_bundle(
@@ -119,7 +119,7 @@ def _read(source: ImageLayout, blob: Descriptor, max_bytes: int) -> bytes:
 
 def _artifact_blobs(layout: ImageLayout, signature: Descriptor) -> list[Descriptor]:
     data = layout.read_blob(signature.digest, max_bytes=MAX_SIGNATURE_MANIFEST_BYTES)
-    return Manifest.model_validate_json(data).blobs
+    return parse_artifact(data).blobs
 
 
 def _signature_reference(reference: str, digest: str) -> str:
@@ -129,13 +129,8 @@ def _signature_reference(reference: str, digest: str) -> str:
 def _copy_blobs(
     source: ImageLayout, target: ImageLayout, blobs: list[Descriptor], folder: Path, console: Console, description: str
 ) -> None:
-    needed, free = sum(blob.size for blob in blobs), free_bytes(target.root)
-    if needed > free:
-        raise DiskError(
-            f"{free} bytes ({format_bytes(free)}) are free at {target.root}",
-            needed=f"{needed} bytes ({format_bytes(needed)})",
-            next_step="free some space and run the same command again",
-        )
+    needed = sum(blob.size for blob in blobs)
+    check_room(needed, target.root, Disk())
     with console.progress(description, needed, "B") as bar:
         for blob in blobs:
             _copy_blob(source, target, blob, folder)

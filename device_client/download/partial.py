@@ -187,18 +187,18 @@ class PartialBlob:
         return f"sha256:{hasher.hexdigest()}" == piece.digest
 
 
-def check_room(partials: Iterable[PartialBlob], folder: Path, disk: Disk) -> None:
-    """Refuse a download that the disk cannot hold, before it starts.
+def check_room(needed_bytes: int, folder: Path, disk: Disk) -> None:
+    """Refuse what the disk cannot hold, before it starts.
 
     Raises:
-        DiskError: Fewer bytes are free than are missing.
+        DiskError: Fewer bytes are free where ``folder`` lies than are needed.
     """
-    needed, free = sum(partial.unreserved_bytes for partial in partials), disk.free_bytes(folder)
-    if needed > free:
+    free = disk.free_bytes(folder)
+    if needed_bytes > free:
         raise DiskError(
             f"{free} bytes ({format_bytes(free)}) are free at {folder}",
-            needed=f"{needed} bytes ({format_bytes(needed)})",
-            next_step="free some space and run the same command again; what was fetched is kept",
+            needed=f"{needed_bytes} bytes ({format_bytes(needed_bytes)})",
+            next_step="free some space and run the same command again; what is there already is kept",
         )
 
 

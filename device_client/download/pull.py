@@ -25,6 +25,7 @@ from device_client.download.partial import Disk, PartialBlob, check_room, pieces
 from device_client.download.rate_limit import RateLimit
 from device_client.download.reference import BundleReference
 from device_client.download.registry import Registry
+from device_client.download.retry import interruptible_sleep
 from device_client.download.trusted_bundle import (
     MAX_SIGNATURE_MANIFEST_BYTES,
     AcceptanceRules,
@@ -248,7 +249,7 @@ def _fetch(
     console: Console,
     options: PullOptions,
 ) -> int:
-    check_room(partials, partial_folder(layout), options.disk)
+    check_room(sum(partial.unreserved_bytes for partial in partials), partial_folder(layout), options.disk)
     total = sum(partial.blob.size for partial in partials)
     with ExitStack() as opened, console.progress(f"Pulling {reference.name}", total, "B") as bar:
         for partial in partials:
@@ -259,19 +260,13 @@ def _fetch(
             registry,
             reference.name,
             layout,
-            rate_limit=RateLimit(
-                options.max_bytes_per_second, options.clock, lambda seconds: _wait(options.stop, seconds)
-            ),
+            rate_limit=RateLimit(options.max_bytes_per_second, options.clock, interruptible_sleep(options.stop)),
             on_bytes=bar.advance,
             notify=console.warn,
             stop=options.stop,
         )
         fetch.all(partials, connections=options.connections)
     return fetch.received_bytes
-
-
-def _wait(stop: threading.Event, seconds: float) -> None:
-    stop.wait(seconds)
 
 
 def _names(layout: ImageLayout, reference: str, digest: str) -> bool:

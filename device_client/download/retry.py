@@ -8,6 +8,7 @@ Attempts are counted since the last progress, so a line that drops every few meg
 from __future__ import annotations
 
 import email.utils
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -89,6 +90,15 @@ def parse_retry_after(value: str | None, now: float) -> float | None:
         return max(0.0, email.utils.parsedate_to_datetime(value).timestamp() - now)
     except ValueError:
         return None
+
+
+def interruptible_sleep(stop: threading.Event) -> Callable[[float], None]:
+    """Return a sleep that ends at once when ``stop`` is set."""
+
+    def sleep(seconds: float) -> None:
+        stop.wait(seconds)
+
+    return sleep
 
 
 def _gives_up(error: TransientError, why: str) -> NetworkError:

@@ -13,8 +13,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from pydantic import ValidationError
-
 from shared.bundle.digest import check_digest, digest_of_bytes
 from shared.bundle.manifest import (
     MAX_CONFIG_BYTES,
@@ -22,6 +20,7 @@ from shared.bundle.manifest import (
     BundleConfig,
     Descriptor,
     Manifest,
+    parse_artifact,
     parse_config,
     parse_manifest,
 )
@@ -30,6 +29,7 @@ from shared.errors import (
     BlobTruncated,
     DigestMismatch,
     InvalidBundleConfig,
+    InvalidManifest,
     LimitExceeded,
     PublisherChanged,
     SignatureInvalid,
@@ -151,9 +151,9 @@ def signature_blob(data: bytes) -> Descriptor:
             f"signature manifest of {len(data)} bytes", needed=f"at most {MAX_SIGNATURE_MANIFEST_BYTES}"
         )
     try:
-        manifest = Manifest.model_validate_json(data)
-    except ValidationError as error:
-        raise SignatureInvalid(f"signature manifest: {error.errors()[0]['msg']}") from error
+        manifest = parse_artifact(data)
+    except InvalidManifest as error:
+        raise SignatureInvalid(f"signature's {error.found}") from error
     if manifest.artifact_type != SIGNATURE_ARTIFACT_TYPE or len(manifest.layers) != 1:
         raise SignatureInvalid(
             f"an artifact of type {manifest.artifact_type[:80]!r} with {len(manifest.layers)} layers",

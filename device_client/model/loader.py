@@ -22,7 +22,7 @@ from device_client.model.sparse_model import SparseModel
 from device_client.model.tokenizer import BundleTokenizer
 from shared.architecture import family_of, safe_config
 from shared.bundle.manifest import BundleConfig, QuantizedEntry
-from shared.bundle.read import Bundle
+from shared.bundle.read import Bundle, SensitiveTensors
 from shared.bundle.tensor_header import TensorSlot, read_header, read_tensor
 from shared.errors import ResourceError, TensorMismatch, UnsupportedModel
 from shared.quantization.codec import QuantizedTensor
@@ -194,6 +194,7 @@ def _titles(config: BundleConfig) -> list[str]:
 @dataclass(slots=True)
 class _Loading:
     bundle: Bundle
+    sensitive: SensitiveTensors
     device: torch.device
     dtype: torch.dtype
     backend: DequantizeBackend
@@ -207,6 +208,7 @@ class _Loading:
         count = bundle.config.sensitive_count
         return cls(
             bundle,
+            bundle.open_sensitive(),
             device,
             dtype,
             DecodedCache(EagerDequantizer(shapes, dtype, device), cache_bytes),
@@ -231,7 +233,7 @@ class _Loading:
                 self._place_linear(network, entry, parts)
 
     def _place_linear(self, network: nn.Module, entry: QuantizedEntry, parts: dict[str, Tensor]) -> None:
-        mask, values = self.bundle.sensitive(entry.name)
+        mask, values = self.sensitive.read(entry.name)
         where = self.slices[entry.name]
         self.initial_values[where] = torch.from_numpy(values).to(self.device)
         self.values[where] = self.initial_values[where].to(self.dtype)

@@ -335,7 +335,7 @@ class BundleConfig(Document):
 
 
 def parse_manifest(data: bytes) -> Manifest:
-    """Return the validated manifest.
+    """Return the validated manifest of a bundle.
 
     Raises:
         LimitExceeded: It is longer than 4 MiB.
@@ -349,6 +349,17 @@ def parse_manifest(data: bytes) -> Manifest:
         raise InvalidManifest(f"artifactType {artifact_type[:80]!r}", needed=ARTIFACT_TYPE)
     if int(match[1]) > FORMAT_MAJOR:
         raise _upgrade(f"a bundle of format {match[1]}")
+    return _validate(Manifest, data, "manifest", InvalidManifest)
+
+
+def parse_artifact(data: bytes) -> Manifest:
+    """Return the validated manifest of an artifact of any type: a bundle of any version, or a signature.
+
+    Raises:
+        LimitExceeded: It is longer than 4 MiB.
+        InvalidManifest: Anything else is wrong with it.
+    """
+    _parse_json(data, MAX_MANIFEST_BYTES, "manifest", InvalidManifest)
     return _validate(Manifest, data, "manifest", InvalidManifest)
 
 

@@ -35,6 +35,28 @@ Expected = dict[str, dict[str, tuple[str, tuple[int, ...]]]]
 
 
 @dataclass(frozen=True, slots=True)
+class SensitiveTensors:
+    """The sensitive values of all weights; the header is read once, when it is opened."""
+
+    path: Path
+    slots: dict[str, TensorSlot]
+
+    @classmethod
+    def open(cls, path: Path) -> SensitiveTensors:
+        """Return those of a file."""
+        return cls(path, read_header(path))
+
+    def read(self, tensor: str) -> tuple[SensitivityMask, NDArray[np.float16]]:
+        """Return the mask (k,) and the float16 values (k,) of one quantised weight; k may be 0."""
+        if f"{tensor}.indices" not in self.slots:
+            empty = np.empty(0, np.int32)
+            return SensitivityMask(empty, empty), np.empty(0, np.float16)
+        parts = {part: read_tensor(self.path, self.slots[f"{tensor}.{part}"]) for part in SENSITIVE_PARTS}
+        mask = SensitivityMask(parts["indices"].astype(np.int32), parts["rank"].astype(np.int32))
+        return mask, parts["values"].astype(np.float16)
+
+
+@dataclass(frozen=True, slots=True)
 class Bundle:
     """A validated bundle in an image layout.
 
@@ -59,10 +81,12 @@ class Bundle:
         return _layer_path(self.layout, self.manifest, title)
 
     def sensitive(self, tensor: str) -> tuple[SensitivityMask, NDArray[np.float16]]:
-        """Return the mask (k,) and the float16 values (k,) of one quantised weight; k may be 0."""
-        path = self.path(SENSITIVE_TITLE)
-        slots = read_header(path)
-        return _read_sensitive(path, slots, tensor)
+        """Return the mask (k,) and the float16 values (k,) of one quantised weight; for many, ``open_sensitive``."""
+        return self.open_sensitive().read(tensor)
+
+    def open_sensitive(self) -> SensitiveTensors:
+        """Return all sensitive values, to be read weight by weight."""
+        return SensitiveTensors.open(self.path(SENSITIVE_TITLE))
 
 
 def read_bundle(
@@ -160,28 +184,16 @@ def _check_tensor_set(
 
 
 def _check_sensitive(layout: ImageLayout, manifest: Manifest, config: BundleConfig) -> None:
-    path = _layer_path(layout, manifest, SENSITIVE_TITLE)
-    slots = read_header(path)
+    sensitive = SensitiveTensors.open(_layer_path(layout, manifest, SENSITIVE_TITLE))
     all_ranks = []
     for entry in config.tensors:
-        mask, _ = _read_sensitive(path, slots, entry.name)
+        mask, _ = sensitive.read(entry.name)
         check_indices(entry.name, mask.indices, entry.element_count)
         if config.mask.scope == "per_tensor":
             check_ranks(entry.name, mask.rank)
         all_ranks.append(mask.rank)
     if config.mask.scope == "global":
         check_ranks("the whole mask", np.concatenate(all_ranks))
-
-
-def _read_sensitive(
-    path: Path, slots: dict[str, TensorSlot], tensor: str
-) -> tuple[SensitivityMask, NDArray[np.float16]]:
-    if f"{tensor}.indices" not in slots:
-        empty = np.empty(0, np.int32)
-        return SensitivityMask(empty, empty), np.empty(0, np.float16)
-    parts = {part: read_tensor(path, slots[f"{tensor}.{part}"]) for part in SENSITIVE_PARTS}
-    mask = SensitivityMask(parts["indices"].astype(np.int32), parts["rank"].astype(np.int32))
-    return mask, parts["values"].astype(np.float16)
 
 
 def _layer_path(layout: ImageLayout, manifest: Manifest, title: str) -> Path:

@@ -109,6 +109,14 @@ def test_prune_deletes_nothing_when_a_manifest_cannot_be_read(command, store: Im
     assert sorted(path.name for path in store.blobs.iterdir()) == before
 
 
+def test_prune_deletes_nothing_when_a_manifest_is_none(command, store: ImageLayout) -> None:
+    store.tag("odd:v1", store.add_bytes(b'{"schemaVersion": 2}', "application/json"))
+    before = sorted(path.name for path in store.blobs.iterdir())
+    outcome = command("prune")
+    assert (outcome.code, outcome.result["error"]["type"]) == (5, "invalid-manifest")
+    assert sorted(path.name for path in store.blobs.iterdir()) == before
+
+
 def test_rm_keeps_a_signature_that_another_tag_needs(command, store: ImageLayout, tiny_bundle: TinyBundle) -> None:
     store.tag("tiny:kept", store.resolve("tiny:latest"))
     command("rm", "tiny:latest")

@@ -152,9 +152,9 @@ def test_the_whole_blob_is_reserved_when_it_is_opened(tmp_path: Path) -> None:
 def test_a_disk_without_room_is_refused_with_both_numbers(tmp_path: Path) -> None:
     partial = PartialBlob(tmp_path, BLOB, PIECES)
     with pytest.raises(DiskError, match="999 bytes") as caught:
-        check_room([partial], tmp_path, Disk(free_bytes=lambda _: 999))
+        check_room(partial.unreserved_bytes, tmp_path, Disk(free_bytes=lambda _: 999))
     assert caught.value.needed.startswith("1000 bytes")
-    check_room([partial], tmp_path, Disk(free_bytes=lambda _: 1000))
+    check_room(partial.unreserved_bytes, tmp_path, Disk(free_bytes=lambda _: 1000))
 
 
 def test_a_partial_that_is_too_long_is_cut_to_its_blob(tmp_path: Path) -> None:

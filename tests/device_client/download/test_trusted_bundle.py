@@ -126,6 +126,19 @@ def test_a_bundle_is_no_signature_artifact(published: ImageLayout) -> None:
         signature_blob(manifest_bytes(published))
 
 
+@pytest.mark.parametrize("data", [b"", b"[]", b"[" * 60_000, b'{"schemaVersion":2}', b'{"a":1,"a":2}'])
+def test_arbitrary_bytes_are_no_signature_artifact(data: bytes) -> None:
+    with pytest.raises(SignatureInvalid):
+        signature_blob(data)
+
+
+def test_a_key_twice_is_refused_in_a_signature_artifact_too(published: ImageLayout) -> None:
+    reference = next(name for name in published.references() if name.endswith(".sig"))
+    data = published.read_blob(published.resolve(reference).digest, max_bytes=1 << 20)
+    with pytest.raises(SignatureInvalid, match="a key occurs twice"):
+        signature_blob(data.replace(b'"schemaVersion":2', b'"schemaVersion":2,"schemaVersion":2'))
+
+
 def test_a_signature_artifact_is_no_bundle(published: ImageLayout) -> None:
     reference = next(name for name in published.references() if name.endswith(".sig"))
     data = published.read_blob(published.resolve(reference).digest, max_bytes=1 << 20)

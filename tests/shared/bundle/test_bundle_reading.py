@@ -386,3 +386,16 @@ def test_a_blob_with_other_bytes_is_named_before_what_its_bytes_say(bundle: Tiny
     path.write_bytes(b"{".ljust(path.stat().st_size))
     with pytest.raises(errors.DigestMismatch, match="configuration"):
         read_bundle(bundle.layout, bundle.digest)
+
+
+def test_opened_sensitive_values_need_their_header_no_more(bundle: TinyBundle) -> None:
+    read = read_bundle(bundle.layout, bundle.digest)
+    opened, expected = read.open_sensitive(), read.sensitive(FIRST)
+    with read.path(SENSITIVE_TITLE).open("r+b") as file:
+        file.write(bytes(8))
+    mask, values = opened.read(FIRST)
+    np.testing.assert_array_equal(mask.indices, expected[0].indices)
+    np.testing.assert_array_equal(mask.rank, expected[0].rank)
+    np.testing.assert_array_equal(values, expected[1])
+    with pytest.raises(errors.InvalidTensorHeader):
+        read.open_sensitive()
