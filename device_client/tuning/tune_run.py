@@ -38,7 +38,7 @@ from device_client.tuning.schedules import Decay, StepSizeSchedule
 from device_client.tuning.smaller_batches import with_smaller_batches
 from shared.bundle.digest import digest_of_bytes
 from shared.bundle.read import Bundle
-from shared.errors import Conflict, ResourceError
+from shared.errors import Conflict, ResourceError, UnsupportedModel
 from shared.perturbation import STREAM_NAME, Distribution
 
 RESULT, RESOURCES, CURVE = "result.json", "resources.json", "loss.svg"
@@ -152,7 +152,14 @@ def plan_run(
     Raises:
         DataError: A row is unusable.
         InvalidRequest: An option is wrong.
+        UnsupportedModel: The bundle has no sensitive values.
     """
+    if bundle.config.sensitive_count == 0:
+        raise UnsupportedModel(
+            f"bundle {bundle.digest} of {bundle.config.source.id} has no sensitive values: there is nothing to tune",
+            needed="a bundle with at least one sensitive value",
+            next_step="prepare the model with a share of sensitive weights, such as --sparsity 0.001, and pull it",
+        )
     model_type = str(bundle.config.architecture["model_type"])
     data = load_task_data(options, BundleTokenizer.from_bundle(bundle), model_type)
     examples = [*data.training, *data.validation, *data.test]

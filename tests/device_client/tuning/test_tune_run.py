@@ -25,7 +25,7 @@ from device_client.tuning.model_problem import ModelProblem
 from device_client.tuning.run_directory import load_theta
 from device_client.tuning.tune_run import MachineSettings, PlannedRun, TuneReport, TuneSettings, plan_run, tune
 from shared.bundle.read import Bundle, read_bundle
-from shared.errors import Conflict, IntegrityError, InvalidRequest, ResourceError
+from shared.errors import Conflict, IntegrityError, InvalidRequest, ResourceError, UnsupportedModel
 
 SETTINGS = TuneSettings(steps=12, batch_size=4, validate_every=4)
 
@@ -91,6 +91,14 @@ def test_no_row_of_the_user_is_in_the_run_folder(bundle: Bundle, rows: Path, clo
     report = run(planned(bundle, rows), clock)
     for path in report.run.iterdir():
         assert b"zebra" not in path.read_bytes()
+
+
+def test_a_bundle_without_sensitive_values_is_refused_by_name(bundle: Bundle, rows: Path) -> None:
+    tensors = tuple(entry.model_copy(update={"sensitive_count": 0}) for entry in bundle.config.tensors)
+    bare = dataclasses.replace(bundle, config=bundle.config.model_copy(update={"tensors": tensors}))
+    with pytest.raises(UnsupportedModel, match="no sensitive values") as caught:
+        planned(bare, rows)
+    assert "--sparsity" in caught.value.next_step
 
 
 def test_the_same_call_again_does_nothing(bundle: Bundle, rows: Path, clock: Callable[[], float]) -> None:
