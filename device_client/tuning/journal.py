@@ -190,9 +190,9 @@ def read_journal(path: Path) -> tuple[JournalHeader, list[StepRecord]]:
 
 
 def _write_all(descriptor: int, data: bytes) -> None:
-    written = os.write(descriptor, data)
-    if written < len(data):  # the disk filled up in the middle: the rest raises, the torn tail is cut at the next open
-        os.write(descriptor, data[written:])
+    """Write all bytes; where the disk fills up in the middle it raises, and the torn tail is cut at the next open."""
+    while data:
+        data = data[os.write(descriptor, data) :]
 
 
 def _record_layout(queries: int) -> struct.Struct:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import resource
 import signal
 import struct
@@ -137,6 +138,16 @@ def test_what_is_no_journal_is_refused_and_left_alone(tmp_path: Path, damage: ob
         with pytest.raises(IntegrityError, match="is no journal"):
             open_journal(path, HEADER)
         assert path.read_bytes() == damaged
+
+
+def test_a_record_written_in_many_short_writes_is_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole_write = os.write
+    monkeypatch.setattr(os, "write", lambda descriptor, data: whole_write(descriptor, data[:5]))
+    expected = [record(step) for step in range(3)]
+    with open_journal(tmp_path / "journal.bin", HEADER) as journal:
+        for one in expected:
+            journal.append(one)
+    assert read_journal(tmp_path / "journal.bin") == (HEADER, expected)
 
 
 @pytest.fixture
