@@ -243,6 +243,7 @@ class TuningLoop(Generic[BatchT]):
         self._observer.note("out of memory: running fewer sequences side by side")
 
     def _directions(self, step: int) -> list[Tensor]:
+        """Return z of every query: q vectors of k float32 at once."""
         return [self._draw(step, query) for query in range(self._settings.queries)]
 
     def _is_validation_due(self, steps_done: int) -> bool:

@@ -1,7 +1,8 @@
 """The run's perturbations, drawn ahead by a background thread.
 
 Drawn on the host from the stateless stream, the same on every machine, and copied to the device. While a step's
-forward passes run, the next step's z is drawn: 6.6 million Gaussian values take about 40 ms. Holds two steps' z.
+forward passes run, the next step's z is drawn: 6.6 million Gaussian values take about 40 ms. Holds up to 2·q vectors of
+k float32 on the host, those of this step and of the next, with q queries per step.
 """
 
 from __future__ import annotations
