@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import time
 from pathlib import Path
 
 import pytest
@@ -107,6 +109,37 @@ def test_prune_deletes_nothing_when_a_manifest_cannot_be_read(command, store: Im
     store.blob_path(tiny_bundle.digest).write_bytes(b"{}")
     assert command("prune").code == 5
     assert sorted(path.name for path in store.blobs.iterdir()) == before
+
+
+def leave_behind(store: ImageLayout, *, modified: float) -> list[Path]:
+    """What a writer leaves when it is killed: a folder of tensors, an unfinished index, an unfinished blob."""
+    folder, index, blob = store.root / ".writing-ab12", store.root / ".index.json.x1", store.blobs / f".{'0' * 64}.x2"
+    folder.mkdir()
+    for file in (folder / "trunk.safetensors", index, blob):
+        file.write_bytes(bytes(8192))
+    for path in (folder, index, blob):
+        os.utime(path, (modified, modified))
+    return [folder, index, blob]
+
+
+def test_prune_deletes_what_a_killed_writer_left_behind(command, store: ImageLayout) -> None:
+    left = leave_behind(store, modified=time.time() - 60)
+    would = command("prune", "--dry-run").result
+    assert all(path.exists() for path in left)
+    did = command("prune").result
+    assert (did["files"], did["freed_bytes"]) == (would["files"], would["freed_bytes"])
+    assert did["freed_bytes"] >= 3 * 8192
+    assert not any(path.exists() for path in left)
+    assert command("verify").code == 0
+
+
+def test_prune_leaves_what_is_younger_than_itself_and_what_is_not_the_stores(command, store: ImageLayout) -> None:
+    folder, index, _ = leave_behind(store, modified=time.time() + 3600)
+    (store.root / ".DS_Store").write_bytes(b"x")
+    assert command("prune").code == 0
+    assert folder.exists()
+    assert index.exists()
+    assert (store.root / ".DS_Store").exists()
 
 
 def test_prune_deletes_nothing_when_a_manifest_is_none(command, store: ImageLayout) -> None:
