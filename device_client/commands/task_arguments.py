@@ -33,25 +33,30 @@ def add_split_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("splits")
     group.add_argument("--validation", type=Path, metavar="FILE", help="rows that the best values are chosen by")
     group.add_argument(
-        "--validation-share", type=share, default=DEFAULT_VALIDATION_SHARE, metavar="0…1",
-        help="share of --data held out where there is no --validation (default: %(default)s)",
+        "--validation-share", type=share, metavar="0…1",
+        help=f"share of the rows held out where there is no --validation (default: {DEFAULT_VALIDATION_SHARE}; named "
+        "tasks: as many as --validation-rows, at most half)",
     )  # fmt: skip
     group.add_argument("--test", type=Path, metavar="FILE", help="rows that are only reported on")
     group.add_argument("--train-rows", type=positive, metavar="N", help="draw so many (named tasks: 1000)")
-    group.add_argument("--validation-rows", type=positive, metavar="N", help="draw so many (named tasks: 500)")
+    group.add_argument("--validation-rows", type=positive, metavar="N", help="draw so many (named: 500; CB, COPA: 100)")
     group.add_argument("--test-rows", type=positive, metavar="N", help="draw so many (named tasks: 1000)")
 
 
 def data_options(arguments: argparse.Namespace, *, seed: int) -> DataOptions:
-    """Return the options given; a named task draws as many rows as Appendix C.4 does.
+    """Return the options given.
+
+    A named task draws as many rows as Appendix C.4 does, as far as its files allow: 1,000 for training, 500 others for
+    validation (CB and COPA 100; at most half of all), up to 1,000 for the test.
 
     Raises:
-        InvalidRequest: The label words are malformed.
+        InvalidRequest: The label words are malformed, or there is no such task.
     """
+    from device_client.tasks.named_tasks import named_task
     from device_client.tasks.task_data import DataOptions
     from device_client.tasks.templates import DEFAULT_TEMPLATE, parse_label_words
 
-    is_named = arguments.task is not None
+    task = named_task(arguments.task) if arguments.task else None
     return DataOptions(
         data=arguments.data,
         task=arguments.task,
@@ -60,11 +65,11 @@ def data_options(arguments: argparse.Namespace, *, seed: int) -> DataOptions:
         template=arguments.template or DEFAULT_TEMPLATE,
         label_words=parse_label_words(arguments.label_words) if arguments.label_words else None,
         validation=arguments.validation,
-        validation_share=arguments.validation_share,
+        validation_share=arguments.validation_share or (None if task else DEFAULT_VALIDATION_SHARE),
         test=arguments.test,
-        train_rows=arguments.train_rows or (1000 if is_named else None),
-        validation_rows=arguments.validation_rows or (500 if is_named else None),
-        test_rows=arguments.test_rows or (1000 if is_named else None),
+        train_rows=arguments.train_rows or (1000 if task else None),
+        validation_rows=arguments.validation_rows or (task.validation_rows if task else None),
+        test_rows=arguments.test_rows or (1000 if task else None),
         seed=seed,
         max_tokens=arguments.max_tokens,
     )

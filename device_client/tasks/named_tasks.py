@@ -9,9 +9,10 @@
     WiC    Does the word "<word>" have the same meaning in these two sentences? Yes, No? <sent1> <sent2> Yes/No
     COPA   <premise> so/because <candidate>
 
-Table 6 is set on one line each; it is followed to the letter, with single spaces. COPA joins clauses as MeZO does:
-the premise without its full stop, the candidate with a small first letter. Rows come from ``<folder>/<task>/``; the
-official validation rows are the test rows, for the official test labels are not public (Appendix C.4).
+Table 6 sets each prompt on one line; its words are kept, with single spaces between the parts. What the table leaves
+open is done so: BoolQ's question gets a capital first letter and one question mark; WSC's pronoun is written small;
+COPA's premise loses its full stop and its candidate begins with a small letter, unless with I. Rows come from
+``<folder>/<task>/``; the official validation rows are the test rows, for the official test labels are not public.
 """
 
 from __future__ import annotations
@@ -42,10 +43,12 @@ class NamedTask:
     Attributes:
         name: As the paper writes it, and the name of its folder.
         render: Turns one row into a prompt, in the style of a model family.
+        validation_rows: How many rows Appendix C.4 chooses the best values by.
     """
 
     name: str
     render: Callable[[Record, PromptStyle], PromptedRow]
+    validation_rows: int = 500
 
     def records(self, folder: Path, split: Split) -> list[Record]:
         """Return the rows of ``folder/<name>``, or of ``folder`` itself where it holds the files.
@@ -157,9 +160,9 @@ def _small_first_letter(sentence: str) -> str:
 NAMED_TASKS = (
     NamedTask("SST-2", _render_sst2),
     NamedTask("RTE", _render_rte),
-    NamedTask("CB", _render_cb),
+    NamedTask("CB", _render_cb, validation_rows=100),
     NamedTask("BoolQ", _render_boolq),
     NamedTask("WSC", _render_wsc),
     NamedTask("WiC", _render_wic),
-    NamedTask("COPA", _render_copa),
+    NamedTask("COPA", _render_copa, validation_rows=100),
 )

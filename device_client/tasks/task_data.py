@@ -1,8 +1,8 @@
 """The rows of one run: read, split, rendered and turned into tokens.
 
     --data FILE     training rows; validation rows from --validation FILE, or held out of the training rows by seed
-    --task NAME     a named task's training rows, a part held out for validation; its official validation rows as test
-                    rows (Appendix C.4: 1,000 / 500 / 1,000)
+    --task NAME     a named task's training rows, some of them held out for validation; its official validation rows as
+                    test rows (Appendix C.4: 1,000 / 500 / up to 1,000; CB and COPA 100 for validation)
 
 Reads files; knows nothing about models.
 """
@@ -38,7 +38,8 @@ class DataOptions:
         template: Of labelled rows.
         label_words: Label → word; None takes the labels as they are.
         validation: File of validation rows.
-        validation_share: Share of the training rows held out where there is no such file.
+        validation_share: Share of the training rows held out where there is no such file; None holds out
+            ``validation_rows`` of them, or half where that would leave fewer for training.
         test: File of test rows.
         train_rows: At most so many training rows, drawn by ``seed``; None takes all.
         validation_rows: The same for validation rows.
@@ -54,7 +55,7 @@ class DataOptions:
     template: str = DEFAULT_TEMPLATE
     label_words: Mapping[str, str] | None = None
     validation: Path | None = None
-    validation_share: float = 0.2
+    validation_share: float | None = 0.2
     test: Path | None = None
     train_rows: int | None = None
     validation_rows: int | None = None
@@ -130,7 +131,7 @@ def read_task_records(options: DataOptions) -> Records:
     if options.validation is not None:
         training, validation = everything, read_records(options.validation)
     else:
-        training, validation = hold_out(everything, options.validation_share, options.seed)
+        training, validation = hold_out(everything, _held_out_share(options, len(everything)), options.seed)
     has_test = options.test is not None or options.task is not None
     test = read_part(options, "test") if has_test else []
     return Records(
@@ -138,6 +139,13 @@ def read_task_records(options: DataOptions) -> Records:
         draw_rows(validation, options.validation_rows, options.seed),
         draw_rows(test, options.test_rows, options.seed),
     )
+
+
+def _held_out_share(options: DataOptions, row_count: int) -> float:
+    if options.validation_share is not None:
+        return options.validation_share
+    half = row_count // 2
+    return min(options.validation_rows or half, half) / row_count
 
 
 def check_source(options: DataOptions) -> None:

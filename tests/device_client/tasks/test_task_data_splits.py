@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pytest
 
+from device_client.commands.task_arguments import add_row_arguments, add_split_arguments, data_options
 from device_client.tasks.task_data import DataOptions, load_task_data, read_task_records
 from shared.errors import DataError, InvalidRequest
 
@@ -66,6 +68,32 @@ def test_a_named_task_follows_the_family_unless_told_otherwise(real_data: Path) 
     asked = load_task_data(DataOptions(**common, prompt_style="opt"), LetterTokenizer(), "llama")
     assert "".join(map(chr, asked.test[0].prompt[-7:])) == " It was"
     assert (len(asked.training), len(asked.validation), len(asked.test)) == (3, 2, 2)
+
+
+def asked(*words: str) -> DataOptions:
+    parser = argparse.ArgumentParser()
+    add_row_arguments(parser)
+    add_split_arguments(parser)
+    return data_options(parser.parse_args(words), seed=0)
+
+
+@pytest.mark.parametrize(
+    ("task", "sizes"),
+    [("SST-2", (1000, 500, 872)), ("CB", (150, 100, 56)), ("COPA", (268, 100, 100)), ("RTE", (16, 16, 32))],
+)
+def test_a_named_task_has_as_many_rows_as_appendix_c4_as_far_as_its_files_allow(
+    real_data: Path, task: str, sizes: tuple[int, int, int]
+) -> None:
+    records = read_task_records(asked("--task", task, "--data-dir", str(real_data / "tasks")))
+    assert (len(records.training), len(records.validation), len(records.test)) == sizes
+    assert not {row.place for row in records.training} & {row.place for row in records.validation}
+
+
+def test_a_validation_share_that_was_asked_for_is_kept(real_data: Path, tmp_path: Path) -> None:
+    words = ("--task", "CB", "--data-dir", str(real_data / "tasks"), "--validation-share", "0.1")
+    assert len(read_task_records(asked(*words)).validation) == 25
+    data = write_rows(tmp_path / "a.jsonl", labelled(20, "x", "y"))
+    assert len(read_task_records(asked("--data", str(data))).validation) == 4
 
 
 @pytest.mark.parametrize("options", [DataOptions(), DataOptions(data=Path("a.jsonl"), task="RTE")])

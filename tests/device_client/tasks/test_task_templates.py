@@ -1,4 +1,4 @@
-"""Prompts: Table 6 to the letter, the user's own templates, conversations."""
+"""Prompts: Table 6, the user's own templates, conversations."""
 
 from __future__ import annotations
 
