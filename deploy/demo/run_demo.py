@@ -212,7 +212,7 @@ def pull(client: httpx.Client, bundle: BundleSummary, output: Path, console: Con
     key = client.headers["Authorization"].removeprefix("Bearer ")
     console.print(f"4 pull       zo-device pull {bundle.name}:{bundle.tag}")
     reference = f"{client.base_url}/{bundle.name}:{bundle.tag}".replace("//" + bundle.name, "/" + bundle.name)
-    return zo_device(output, ["pull", reference], {"ZO_DEVICE_API_KEY": key})
+    return zo_device(output, ["pull", reference], {"ZO_DEVICE_SERVER": str(client.base_url), "ZO_DEVICE_API_KEY": key})
 
 
 def tune(
