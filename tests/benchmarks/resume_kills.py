@@ -1,7 +1,8 @@
 """Kills a real ``zo-device tune`` at random steps and compares what the resumed run ends with, bit for bit.
 
 One uninterrupted run; three runs killed once by SIGKILL at a step drawn by seed and started again; one run killed at
-all three steps. Identical means: journal, both values files and result.json have the same bytes.
+all three steps; one run stopped again and again by ``--time-budget``. Identical means: journal, both values files and
+result.json have the same bytes.
 
     python tests/benchmarks/resume_kills.py [--bundle DIR] [--steps 160]
 
@@ -32,6 +33,7 @@ from shared.errors import IntegrityError  # noqa: E402
 from shared.perturbation import random_generator  # noqa: E402
 
 COMPARED = ("journal.bin", "last.safetensors", "best.safetensors", "result.json")
+PAUSE = "0.4s"
 ZO_DEVICE = Path(sys.executable).with_name("zo-device")
 
 
@@ -71,13 +73,15 @@ def measure(home: Path, bundle: Path | None, steps: int, seed: int) -> dict[str,
         run_with_kills([*command, str(home / f"run-{index}")], environment, home / f"run-{index}", plan, expected)
         for index, plan in enumerate(plans)
     ]
+    paused = run_with_pauses([*command, str(home / "paused")], environment, home / "paused", expected)
     return {
         "steps": steps,
         "seed": seed,
         "bundle": "tiny random" if bundle is None else bundle.name,
         "uninterrupted": expected,
         "runs": runs,
-        "is_identical": all(run["is_identical"] for run in runs),
+        "paused": paused,
+        "is_identical": all(run["is_identical"] for run in [*runs, paused]),
     }
 
 
@@ -93,9 +97,28 @@ def run_with_kills(
 ) -> dict[str, object]:
     killed_after = [kill_at(command, environment, folder, step) for step in kill_steps]
     subprocess.run(command, env=environment, check=True)
+    return {"killed_after_steps": killed_after} | compare(folder, expected)
+
+
+def run_with_pauses(
+    command: list[str], environment: dict[str, str], folder: Path, expected: dict[str, str]
+) -> dict[str, object]:
+    """Repeat the command with a short time budget until the run is finished."""
+    paused_after: list[int] = []
+    while True:
+        subprocess.run([*command, "--time-budget", PAUSE], env=environment, check=True)
+        if json.loads((folder / "result.json").read_text())["stopped_by"] != "time budget":
+            break
+        paused_after.append(steps_on_record(folder))
+        if paused_after[-2:-1] == paused_after[-1:]:
+            raise RuntimeError(f"no step was made within {PAUSE}")
+    return {"paused_after_steps": paused_after} | compare(folder, expected)
+
+
+def compare(folder: Path, expected: dict[str, str]) -> dict[str, object]:
     found = digests(folder)
     differing = [name for name in COMPARED if found[name] != expected[name]]
-    return {"killed_after_steps": killed_after, "differing_files": differing, "is_identical": not differing}
+    return {"differing_files": differing, "is_identical": not differing}
 
 
 def kill_at(command: list[str], environment: dict[str, str], folder: Path, step: int) -> int:
