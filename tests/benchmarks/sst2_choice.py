@@ -6,6 +6,8 @@ One backward pass per row gives J; after that a run of thousands of ZO steps cos
 steps, batch and step length is affordable. Trained on 1,000 rows of train.tsv, judged on 1,000 rows of dev.tsv, four
 seeds of perturbations each; a first-order curve (plain gradient descent) stands beside it. Good for comparing settings;
 what they really do is measured by ``sst2_tuning.py``. Writes ``results/sst2_choice.json``; takes about five minutes.
+With ``--sentences`` the judged rows have ten words or more, as those of validation.tsv do, and training on any rows is
+compared with training on such rows: ``results/sst2_choice_sentences.json``.
 """
 
 from __future__ import annotations
@@ -23,7 +25,7 @@ sys.path.insert(0, str(HERE))
 
 import torch  # noqa: E402
 from recording import write_result  # noqa: E402
-from sst2_tuning import DifferentiableModel, encode, open_bundle, prepare_bundle  # noqa: E402
+from sst2_tuning import FEWEST_WORDS, DifferentiableModel, encode, open_bundle, prepare_bundle  # noqa: E402
 from torch import Tensor  # noqa: E402
 
 from device_client.model.loader import load_model  # noqa: E402
@@ -66,8 +68,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for scope in get_args(Scope):
         parser.add_argument(f"--{scope.replace('_', '-')}-bundle", dest=scope, type=Path, help="image layout, prepared")
+    parser.add_argument("--sentences", action="store_true", help="judge on rows of ten words or more; global mask only")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
+        if arguments.sentences:
+            layout = getattr(arguments, "global") or prepare_bundle(Path(folder) / "global", "global")
+            print(write_result("sst2_choice_sentences", sentences(open_bundle(layout))).read_text())
+            return
         found = {}
         for scope in get_args(Scope):
             layout = getattr(arguments, scope) or prepare_bundle(Path(folder) / scope, scope)
@@ -96,6 +103,24 @@ def grid(bundle: Bundle) -> dict[str, Any]:
         "zeroth_order": runs,
         "first_order": descent(training, judged),
     }
+
+
+def sentences(bundle: Bundle) -> dict[str, Any]:
+    """Return what training on any rows, and on rows of ten words or more, does for such rows."""
+    model = load_model(bundle, device="cpu")
+    differentiable = DifferentiableModel(bundle, model)
+    judged = linearise(differentiable, encode(model, "dev.tsv", 1000, fewest_words=FEWEST_WORDS))
+    start = torch.zeros(model.sensitive_count)
+    found: dict[str, Any] = {"judged_loss_at_start": judged.loss(start)}
+    for draw, fewest in (("any rows", 0), ("ten words or more", FEWEST_WORDS)):
+        training = linearise(differentiable, encode(model, "train.tsv", 1000, seed=7, fewest_words=fewest))
+        cosine = torch.cosine_similarity(training.gradient(start), judged.gradient(start), dim=0)
+        found[draw] = {
+            "gradient_cosine": float(cosine),
+            "zeroth_order": {str(length): summary(training, judged, 2000, 16, length) for length in (0.03, 0.07, 0.15)},
+            "first_order": descent(training, judged),
+        }
+    return found
 
 
 def linearise(differentiable: DifferentiableModel, examples: list[Example]) -> Rows:
