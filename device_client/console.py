@@ -30,6 +30,7 @@ from rich.text import Text
 from device_client.byte_sizes import format_bytes
 
 PLAIN_LINE_SECONDS = 5.0
+PIPED_COLUMNS = 1000
 
 _COMMANDS_OF_TERMINALS = dict.fromkeys(
     {*range(0x20), *range(0x7F, 0xA0), *range(0x202A, 0x202F), *range(0x2066, 0x206A)} - {ord("\n"), ord("\t")}
@@ -75,6 +76,8 @@ class Console:
         self._rich = rich.console.Console(
             file=stream or sys.stderr, no_color=not has_color, highlight=False, markup=False, emoji=False
         )
+        if not self._rich.is_terminal:  # names in a table must come out whole where a program reads them
+            self._rich.width = PIPED_COLUMNS
 
     def say(self, text: str) -> None:
         """Show a message."""

@@ -5,11 +5,15 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from shared.errors import NotFound
+
 if TYPE_CHECKING:
+    from cloud_service.settings import Settings
     from cloud_service.storage.keys import ApiKey, KeyStore
 
 
@@ -35,7 +39,7 @@ def _add_action(
     actions: argparse._SubParsersAction[argparse.ArgumentParser], name: str, summary: str, run: Any
 ) -> argparse.ArgumentParser:
     parser = actions.add_parser(name, help=summary)
-    parser.add_argument("--data", type=Path, default=None, help="the service's data folder")
+    parser.add_argument("--data", type=Path, default=None, help="the service's data folder, as given to serve")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.set_defaults(run=run)
     return parser
@@ -45,31 +49,52 @@ def _create(arguments: argparse.Namespace) -> None:
     from cloud_service.storage.keys import Scope
 
     scopes = [Scope(scope) for scope in arguments.scopes or ["bundles"]]
-    with _key_store(arguments.data) as keys:
+    settings = _settings(arguments)
+    with _key_store(settings) as keys:
         key, secret = keys.create(arguments.name, scopes)
+    print(f"Key for the service whose data folder is {settings.data}; it is shown only once:", file=sys.stderr)  # noqa: T201
     _print(arguments, {**_fields(key), "key": secret}, secret)
 
 
 def _list(arguments: argparse.Namespace) -> None:
-    with _key_store(arguments.data) as keys:
+    settings = _existing_service(arguments)
+    with _key_store(settings) as keys:
         rows = [_fields(key) for key in keys.all()]
     lines = [f"{row['id']}  {','.join(row['scopes']):<14} {row['revoked'] or 'valid':<8} {row['name']}" for row in rows]
-    _print(arguments, {"keys": rows}, "\n".join(lines))
+    _print(arguments, {"keys": rows}, "\n".join(lines) or f"no keys in {settings.data}")
 
 
 def _revoke(arguments: argparse.Namespace) -> None:
-    with _key_store(arguments.data) as keys:
+    with _key_store(_existing_service(arguments)) as keys:
         key = keys.revoke(arguments.id)
     _print(arguments, _fields(key), f"revoked {key.id}")
 
 
-@contextlib.contextmanager
-def _key_store(data: Path | None) -> Iterator[KeyStore]:
+def _settings(arguments: argparse.Namespace) -> Settings:
     from cloud_service.settings import load_settings
+
+    return load_settings() if arguments.data is None else load_settings(data=arguments.data)
+
+
+def _existing_service(arguments: argparse.Namespace) -> Settings:
+    """Refuse a folder that no service has used: it is a mistyped or forgotten ``--data``."""
+    settings = _settings(arguments)
+    if not settings.database.is_file():
+        raise NotFound(
+            f"no service has kept its data in {settings.data}",
+            needed="the folder that zo-cloud serve was given as --data",
+            next_step=f"zo-cloud keys {arguments.action} --data FOLDER",
+            param="data",
+        )
+    return settings
+
+
+@contextlib.contextmanager
+def _key_store(settings: Settings) -> Iterator[KeyStore]:
     from cloud_service.storage.database import open_database
     from cloud_service.storage.keys import KeyStore
 
-    engine = open_database((load_settings() if data is None else load_settings(data=data)).database)
+    engine = open_database(settings.database)
     try:
         yield KeyStore(engine)
     finally:

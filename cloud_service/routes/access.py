@@ -50,7 +50,9 @@ class Access:
         header = request.headers.get("authorization")
         if header is None:
             raise Unauthorized(
-                "no key", needed="the header Authorization: Bearer zo_…", next_step="zo-cloud keys create makes a key"
+                "no key",
+                needed="the header Authorization: Bearer zo_…",
+                next_step="ask the operator for one: zo-cloud keys create --data FOLDER",
             )
         return keys.authenticate(_token(header, is_read=request.method in _READS))
 

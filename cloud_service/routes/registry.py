@@ -8,7 +8,9 @@ specification 1.1, end-2 and end-3; RFC 9110 section 14.
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from http import HTTPStatus
+from typing import TypeVar
 
 from fastapi import APIRouter, Depends, Request, Response
 from fastapi.responses import FileResponse
@@ -22,7 +24,7 @@ from shared.errors import NotFound
 
 _IMMUTABLE = "private, max-age=31536000, immutable"
 _REPORT_POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; frame-ancestors 'none'"
-_READ = ["GET", "HEAD"]
+Endpoint = TypeVar("Endpoint", bound=Callable[..., Response])
 _RANGE = re.compile(r"\s*bytes\s*=\s*(\d{0,18})\s*-\s*(\d{0,18})\s*", re.IGNORECASE | re.ASCII)
 
 
@@ -37,18 +39,18 @@ def registry_routes(bundles: BundleStore, access: Access) -> APIRouter:
     caller = Depends(access.needs(Scope.BUNDLES))
     router = APIRouter(tags=["bundles"], dependencies=[caller])
 
-    @router.api_route("/v2/", methods=_READ)
+    @_readable(router, "/v2/")
     def api_version() -> Response:
         """Tell an OCI client that it speaks to a registry."""
         return Response("{}", media_type="application/json", headers=_registry_headers())
 
-    @router.api_route("/v2/{name:path}/manifests/{reference}", methods=_READ)
+    @_readable(router, "/v2/{name:path}/manifests/{reference}")
     def manifest(name: str, reference: str, request: Request) -> Response:
         """Return a manifest by tag or digest."""
         found = bundles.manifest(name, reference)
         return _file(found, request, cache_control=_IMMUTABLE if reference == found.digest else "no-cache")
 
-    @router.api_route("/v2/{name:path}/blobs/{digest}", methods=_READ)
+    @_readable(router, "/v2/{name:path}/blobs/{digest}")
     def blob(name: str, digest: str, request: Request) -> Response:
         """Return a blob of a published bundle, whole or in part."""
         return _file(bundles.blob(name, digest), request, cache_control=_IMMUTABLE)
@@ -58,7 +60,7 @@ def registry_routes(bundles: BundleStore, access: Access) -> APIRouter:
         """List the published bundles."""
         return BundleList(bundles=bundles.summaries())
 
-    @router.api_route("/v1/bundles/{name:path}/report", methods=_READ)
+    @_readable(router, "/v1/bundles/{name:path}/report")
     def report(name: str, reference: str = "latest") -> Response:
         """Return the report page of a bundle by tag or digest."""
         path = bundles.report_path(bundles.manifest(name, reference).digest)
@@ -68,6 +70,17 @@ def registry_routes(bundles: BundleStore, access: Access) -> APIRouter:
         return FileResponse(path, media_type="text/html; charset=utf-8", headers=headers)
 
     return router
+
+
+def _readable(router: APIRouter, path: str) -> Callable[[Endpoint], Endpoint]:
+    """Return a decorator that answers GET and HEAD; the API's description shows GET alone."""
+
+    def register(endpoint: Endpoint) -> Endpoint:
+        router.get(path)(endpoint)
+        router.head(path, include_in_schema=False)(endpoint)
+        return endpoint
+
+    return register
 
 
 def check_range(header: str | None, size: int) -> None:

@@ -20,7 +20,14 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from shared.api import SIGNATURE_SUFFIX, BundleSummary
 from shared.bundle.digest import check_digest
 from shared.bundle.layout import ImageLayout
-from shared.bundle.manifest import MAX_MANIFEST_BYTES, BundleConfig, Descriptor, Manifest, parse_manifest
+from shared.bundle.manifest import (
+    MAX_MANIFEST_BYTES,
+    BundleConfig,
+    Descriptor,
+    Manifest,
+    parse_artifact,
+    parse_manifest,
+)
 from shared.bundle.read import read_bundle, read_config
 from shared.bundle.signature import publish_signature, sign, signature_tag
 from shared.durable_files import disk_errors, write_atomically
@@ -188,7 +195,7 @@ class BundleStore:
 
     def _read_manifest(self, digest: str) -> Manifest:
         data = self.layout.read_blob(digest, max_bytes=MAX_MANIFEST_BYTES)
-        return Manifest.model_validate_json(data)
+        return parse_artifact(data)
 
     def _read_config(self, digest: str) -> BundleConfig:
         data = self.layout.read_blob(digest, max_bytes=MAX_MANIFEST_BYTES)

@@ -55,7 +55,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--queries", type=positive, default=1, metavar="Q", help="directions per step (default: 1)")
     group.add_argument("--distribution", choices=("gaussian", "rademacher"), default="gaussian", help="of z")
     group.add_argument("--clip", type=positive_number, default=5.0, metavar="M", help="clip g at M times its median")
-    group.add_argument("--seed", type=int, default=0, help="default: 0")
+    group.add_argument("--seed", type=int, default=0, help="of rows held out, batches and perturbations (default: 0)")
     group.add_argument("--validate-every", type=positive, metavar="N", help="steps (default: a twentieth)")
     group.add_argument("--patience", type=positive, metavar="N", help="stop after N validations without a new best")
     machine = parser.add_argument_group("machine")

@@ -162,17 +162,18 @@ class TuningLoop(Generic[BatchT]):
         """Make or repeat every step, and return the outcome.
 
         Raises:
-            Diverged: The loss is not finite or far above where it began; the best θ so far is kept.
+            Diverged: The loss is not finite, or loss or θ are far from where they began; the best θ so far is kept.
             DiskError: The disk is full; the same command goes on once there is space.
             ResourceError: A single sequence does not fit the memory.
             KeyboardInterrupt: On the user's wish; everything needed to go on is on the disk.
         """
         if self._journal.records:
             self._observer.note(f"going on after step {len(self._journal.records)} of {self._settings.steps}")
+        start = self._theta
         replay_from = self._restore_snapshot()
         if replay_from == 0:
             self._validate_if_new()
-        watch = DivergenceWatch(self._validations[0].loss)
+        watch = DivergenceWatch(self._validations[0].loss, start)
         stopped_by = self._stop_reason()
         try:
             while stopped_by is None:
@@ -183,6 +184,7 @@ class TuningLoop(Generic[BatchT]):
                 self._steps_done += 1
                 watch.feed(record)
                 if self._is_validation_due(self._steps_done):
+                    watch.check_distance(self._theta, self._steps_done)
                     self._validate_if_new()
                 stopped_by = self._stop_reason()
         finally:

@@ -207,6 +207,8 @@ def tune(
         ResourceError: Memory does not suffice.
         InvalidRequest: ε is too small for the compute format.
     """
+    if planned.directory.read_json(CONFIG) is None:
+        _memory_fit(planned, machine)  # what does not fit is refused before a folder says that there is a run
     finished = begin(planned)
     if finished is not None:
         return finished

@@ -70,11 +70,21 @@ class _Engine:
 
 
 def test_revoking_an_unknown_key_exits_with_not_found(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["keys", "revoke", "nobody", "--data", str(tmp_path)]) == 4
+    with contextlib.closing(_Engine(tmp_path)):
+        assert main(["keys", "revoke", "nobody", "--data", str(tmp_path)]) == 4
     captured = capsys.readouterr()
     assert captured.out == ""
     assert "no key 'nobody'" in captured.err
     assert "Next: zo-cloud keys list" in captured.err
+
+
+@pytest.mark.parametrize("action", [["list"], ["revoke", "some"]])
+def test_the_keys_of_a_folder_that_no_service_used_are_not_found(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], action: list[str]
+) -> None:
+    assert main(["keys", *action, "--data", str(tmp_path / "mistyped")]) == 4
+    assert "no service has kept its data in" in capsys.readouterr().err
+    assert not (tmp_path / "mistyped").exists()
 
 
 def test_serving_in_public_without_tls_exits_with_a_wrong_call(
