@@ -4,6 +4,8 @@
 # Everything sets itself up in .venv from a bare Python 3.11 or 3.12.
 
 PYTHON ?= python3
+# The tests' models are tiny and several processes run at once: threads would only wait for each other.
+test check coverage: export OMP_NUM_THREADS = 1
 VENV := .venv
 RUN := $(VENV)/bin
 

@@ -50,7 +50,10 @@ def run(arguments: argparse.Namespace, console: Console, settings: Settings) -> 
     parts = {"training": data.training, "validation": data.validation, "test": data.test}
     summary = {name: summarise(examples) for name, examples in parts.items() if examples}
     columns = ("rows", "count", "median tokens", "longest", "truncated", "answers")
-    console.table("Rows", columns, [(name, *_cells(counts)) for name, counts in summary.items()])
+    names = answer_names(data.training, tokenizer)
+    console.table("Rows", columns, [(name, *_cells(counts, names)) for name, counts in summary.items()])
+    if names and len(summary["training"]["answers"]) == 1:
+        console.warn("all training rows have the same answer: nothing can be learnt from them but to give it")
     console.table("Tokens of the training rows", ("up to", "rows"), list(histogram(data.training).items()))
     for number, example in enumerate(data.training[:SHOWN_ROWS], start=1):
         console.say(f"Row {number} ({example.place}), scored tokens in ⟦ ⟧: {marked(example, tokenizer)}")
@@ -69,8 +72,17 @@ def summarise(examples: Sequence[Example]) -> dict[str, Any]:
     }
 
 
-def _cells(counts: dict[str, Any]) -> tuple[object, ...]:
-    answers = ", ".join(f"{index}: {count}" for index, count in counts["answers"].items()) or "free text"
+def answer_names(examples: Sequence[Example], tokenizer: BundleTokenizer) -> dict[str, str]:
+    """Return the answers' words by number where all rows choose between the same ones, else nothing."""
+    choices = {example.candidates for example in examples if not example.is_free}
+    if len(choices) != 1:
+        return {}
+    return {str(number): tokenizer.decode(list(answer)).strip() for number, answer in enumerate(choices.pop())}
+
+
+def _cells(counts: dict[str, Any], names: dict[str, str]) -> tuple[object, ...]:
+    answers = ", ".join(f"{names.get(number, number)}: {count}" for number, count in counts["answers"].items())
+    answers = answers or "free text"
     return counts["count"], counts["median_tokens"], counts["longest_tokens"], counts["truncated_rows"], answers
 
 

@@ -57,7 +57,7 @@ MICRO_BATCH = 16
 TASKS = "tasks"
 DECODED_CACHE_BYTES = 1 << 30
 FORWARDS_PER_BACKWARD = 2
-CHOSEN = TuneSettings(steps=2000, batch_size=16, step_length=0.07, decay="linear", validate_every=400)
+CHOSEN = TuneSettings(steps=800, batch_size=16, step_length=0.07, decay="linear", validate_every=160)
 FEWEST_WORDS = 10
 CHOSEN_SCOPE: Literal["global", "per_tensor"] = "global"
 FIRST_ORDER_STEPS = 150

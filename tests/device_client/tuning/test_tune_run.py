@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -403,7 +404,18 @@ def test_data_check_counts_and_shows_scored_tokens(home: Path, rows: Path, capsy
     assert counts["truncated_rows"] == 10
     assert found["token_histogram"] == {"16": 10}
     assert "⟦y⟧⟦e⟧⟦s⟧" in spoken
+    assert re.search(r"no: \d+, yes: \d+", spoken)
     assert "good" not in json.dumps(found)
+
+
+@pytest.mark.parametrize(("labels", "is_warned"), [("xxxxxxxxyy", False), ("xxxxxxxxxx", True)])
+def test_data_check_warns_where_all_training_rows_have_the_same_answer(
+    home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], labels: str, is_warned: bool
+) -> None:
+    rows = tmp_path / "labelled.jsonl"
+    rows.write_text("".join(json.dumps({"text": "a", "label": label}) + "\n" for label in labels))
+    words = ("data", "check", "--data", str(rows), "--validation", str(rows), "--label-words", "x=no,y=yes")
+    assert ("all training rows have the same answer" in call(capsys, *words)[2]) is is_warned
 
 
 @pytest.mark.parametrize(
