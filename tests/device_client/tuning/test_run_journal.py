@@ -9,6 +9,7 @@ import signal
 import struct
 import zlib
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -150,20 +151,25 @@ def test_a_record_written_in_many_short_writes_is_whole(tmp_path: Path, monkeypa
     assert read_journal(tmp_path / "journal.bin") == (HEADER, expected)
 
 
-@pytest.fixture
-def file_size_limit() -> Iterator[None]:
-    """Let files grow to 700 bytes only: a disk that is full, as the operating system tells it."""
+@contextmanager
+def file_size_limit(limit_bytes: int) -> Iterator[None]:
+    """Let files grow so far only: a disk that is full, as the operating system tells it.
+
+    Not a fixture: pytest writes its progress before a fixture ends, perhaps to a file that is longer already.
+    """
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (700, limits[1]))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    signal.signal(signal.SIGXFSZ, before)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit_bytes, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, before)
 
 
-def test_a_full_disk_is_a_disk_error_and_keeps_every_whole_record(tmp_path: Path, file_size_limit: None) -> None:
+def test_a_full_disk_is_a_disk_error_and_keeps_every_whole_record(tmp_path: Path) -> None:
     path = tmp_path / "journal.bin"
-    with open_journal(path, HEADER) as journal:
+    with file_size_limit(700), open_journal(path, HEADER) as journal:
         with pytest.raises(DiskError, match="no space left"):
             list(map(journal.append, map(record, range(100))))
         kept = list(journal.records)
