@@ -30,7 +30,8 @@ def main() -> int:
             print(test_output[-4000:], demo_output[-4000:], file=sys.stderr)
             return 1
         figures = json.loads((Path(folder) / "for-demo" / "demo-output" / "result.json").read_text())
-    counts = re.findall(r"(\d+) (passed|skipped|failed)", test_output.splitlines()[-1])
+    closing = [line for line in test_output.splitlines() if re.search(r"\d+ passed", line)][-1]
+    counts = re.findall(r"(\d+) (passed|skipped|failed)", closing)
     path = write_result(
         "fresh_clone",
         {
