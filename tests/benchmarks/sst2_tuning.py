@@ -9,8 +9,10 @@ backward pass and its memory); one of its steps counts as three forward passes.
 
     python tests/benchmarks/sst2_tuning.py [--bundle DIR]         results/sst2_tuning.json and the headlines
 
-Without ``--bundle`` the bundle is prepared first, calibrated on C4 documents 200 … 999. Mask scope, steps, batch and
-step length were chosen by ``sst2_choice.py`` on dev.tsv rows; no row of validation.tsv took part in any choice.
+Without ``--bundle`` the bundle is prepared first, calibrated on C4 documents 200 … 999. Mask scope, batch and step
+length were chosen by ``sst2_choice.py`` on dev.tsv rows, the number of steps by the time and by the curve on held-out
+rows of train.tsv. That only sentences are drawn was prompted by a run on fragments whose loss on validation.tsv did not
+fall; the choice itself was then judged on dev.tsv rows.
 """
 
 from __future__ import annotations
