@@ -18,12 +18,13 @@ from device_client.download.pull import partial_folder, sole_writer
 from device_client.settings import Settings
 from shared.bundle.layout import ImageLayout
 from shared.bundle.manifest import MAX_MANIFEST_BYTES, parse_artifact
+from shared.bundle.write import UNFINISHED_PREFIX
 from shared.durable_files import disk_errors
 
 NAME = "prune"
 HELP = "delete incomplete downloads, blobs that no bundle refers to, and leftovers of killed commands"
 
-_TEMPORARY_PREFIXES = (".writing-", ".index.json.", ".oci-layout.")
+_TEMPORARY_PREFIXES = (UNFINISHED_PREFIX, ".index.json.", ".oci-layout.")
 """How tensors being written, and ``write_atomically``, name what is not finished in the store's folder."""
 
 

@@ -31,7 +31,8 @@ from shared.bundle.manifest import (
 )
 from shared.durable_files import disk_errors
 
-_UNFINISHED = ".writing-"
+UNFINISHED_PREFIX = ".writing-"
+"""Begins the name of a folder in a store that a blob is being written in."""
 
 
 def add_tensors(layout: ImageLayout, title: str, tensors: Mapping[str, NDArray[np.generic]]) -> Descriptor:
@@ -40,7 +41,7 @@ def add_tensors(layout: ImageLayout, title: str, tensors: Mapping[str, NDArray[n
     Raises:
         DiskError: The disk is full or not writable.
     """
-    with disk_errors(layout.root), tempfile.TemporaryDirectory(dir=layout.root, prefix=_UNFINISHED) as folder:
+    with disk_errors(layout.root), tempfile.TemporaryDirectory(dir=layout.root, prefix=UNFINISHED_PREFIX) as folder:
         path = Path(folder) / title
         contiguous = {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}
         with serialization_errors():
@@ -55,7 +56,7 @@ def remove_unfinished(layout: ImageLayout) -> None:
         DiskError: It cannot be removed.
     """
     with disk_errors(layout.root):
-        for folder in layout.root.glob(f"{_UNFINISHED}*"):
+        for folder in layout.root.glob(f"{UNFINISHED_PREFIX}*"):
             shutil.rmtree(folder)
 
 
