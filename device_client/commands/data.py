@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from device_client.model.tokenizer import BundleTokenizer
-    from device_client.tasks.examples import Example
+    from shared.tasks.examples import Example
 
 NAME = "data"
 HELP = "check rows before tuning: data check --data FILE"

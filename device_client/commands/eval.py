@@ -11,11 +11,11 @@ from device_client.console import Console
 from device_client.settings import Settings
 
 if TYPE_CHECKING:
-    from device_client.tasks.datasets import Record
-    from device_client.tasks.rendering import RowRenderer
     from device_client.tasks.task_data import DataOptions, Tokenizer
     from device_client.tuning.run_directory import RunDirectory
     from shared.bundle.read import Bundle
+    from shared.tasks.datasets import Record
+    from shared.tasks.rendering import RowRenderer
 
 NAME = "eval"
 HELP = "measure a bundle, or a run's best values, on rows"
@@ -49,14 +49,14 @@ def run(arguments: argparse.Namespace, console: Console, settings: Settings) -> 
     from device_client.model.loader import load_model
     from device_client.model.tokenizer import BundleTokenizer
     from device_client.store import resolve_bundle
-    from device_client.tasks.datasets import draw_rows
-    from device_client.tasks.examples import encode_rows
     from device_client.tasks.scoring import check_objective
     from device_client.tuning.evaluation import ROWS_AT_ONCE, evaluate
     from device_client.tuning.memory_fit import fit_to_memory, side_by_side
     from device_client.tuning.run_directory import find_run, load_theta
     from device_client.tuning.smaller_batches import MicroBatch, with_smaller_batches
     from device_client.tuning.tune_run import default_objective
+    from shared.tasks.datasets import draw_rows
+    from shared.tasks.examples import encode_rows
 
     bundle = resolve_bundle(settings, arguments.reference)
     tuned = find_run(settings.runs, arguments.run, bundle) if arguments.run else None
@@ -114,9 +114,9 @@ def rows_to_score(options: DataOptions) -> list[Record]:
 def _renderer(
     options: DataOptions, records: list[Record], tokenizer: Tokenizer, bundle: Bundle, tuned: RunDirectory | None
 ) -> RowRenderer:
-    from device_client.tasks.rendering import renderer_from_json
     from device_client.tasks.task_data import make_renderer
     from device_client.tuning.run_directory import CONFIG
+    from shared.tasks.rendering import renderer_from_json
 
     if tuned is None:
         return make_renderer(options, records, tokenizer, str(bundle.config.architecture["model_type"]))

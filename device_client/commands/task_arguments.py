@@ -52,9 +52,9 @@ def data_options(arguments: argparse.Namespace, *, seed: int) -> DataOptions:
     Raises:
         InvalidRequest: The label words are malformed, or there is no such task.
     """
-    from device_client.tasks.named_tasks import named_task
     from device_client.tasks.task_data import DataOptions
-    from device_client.tasks.templates import DEFAULT_TEMPLATE, parse_label_words
+    from shared.tasks.named_tasks import named_task
+    from shared.tasks.templates import DEFAULT_TEMPLATE, parse_label_words
 
     task = named_task(arguments.task) if arguments.task else None
     return DataOptions(

@@ -1,1 +1,1 @@
-"""From rows of data to scored answers: datasets → templates → examples → scoring."""
+"""The rows of one run, and the losses of their answers; rows, prompts and tokens are ``shared.tasks``."""

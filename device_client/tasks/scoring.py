@@ -25,8 +25,8 @@ import torch
 from torch import Tensor
 
 from device_client.model.token_batch import TokenBatch
-from device_client.tasks.examples import Example
 from shared.errors import DataError
+from shared.tasks.examples import Example
 
 Objective = Literal["candidates", "vocabulary"]
 MicroBatch = tuple[int, int]

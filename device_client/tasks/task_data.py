@@ -14,12 +14,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
-from device_client.tasks.datasets import Record, digest_of_rows, draw_rows, hold_out, read_records
-from device_client.tasks.examples import Example, TextEncoder, encode_rows
-from device_client.tasks.named_tasks import PromptStyle, named_task, prompt_style
-from device_client.tasks.rendering import NamedTaskRenderer, RowRenderer, UserRowRenderer
-from device_client.tasks.templates import DEFAULT_TEMPLATE, ChatRenderer, label_template, row_kind
 from shared.errors import InvalidRequest
+from shared.tasks.datasets import Record, digest_of_rows, draw_rows, hold_out, read_records
+from shared.tasks.examples import Example, TextEncoder, encode_rows
+from shared.tasks.named_tasks import PromptStyle, named_task, prompt_style
+from shared.tasks.rendering import NamedTaskRenderer, RowRenderer, UserRowRenderer
+from shared.tasks.templates import DEFAULT_TEMPLATE, ChatRenderer, label_template, row_kind
 
 
 class Tokenizer(TextEncoder, ChatRenderer, Protocol):

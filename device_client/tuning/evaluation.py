@@ -15,8 +15,8 @@ from typing import Any
 
 from torch import Tensor
 
-from device_client.tasks.examples import Example
 from device_client.tasks.scoring import LogitsModel, Objective, answer_losses, answer_scores, count_right, lay_out
+from shared.tasks.examples import Example
 
 ROWS_AT_ONCE = 64
 

@@ -13,8 +13,8 @@ import torch
 
 from device_client.model.loader import resolve_device
 from device_client.model.memory_plan import Workload, check_budget, choose_micro_batch, plan_memory, spare_bytes
-from device_client.tasks.examples import Example
 from shared.bundle.manifest import BundleConfig
+from shared.tasks.examples import Example
 
 
 @dataclass(frozen=True, slots=True)

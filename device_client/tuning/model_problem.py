@@ -12,11 +12,11 @@ from typing import Protocol
 from torch import Tensor
 
 from device_client.model.token_batch import TokenBatch
-from device_client.tasks.examples import Example
 from device_client.tasks.scoring import AnswerBatch, Objective, answer_losses, answer_scores, lay_out
 from device_client.tuning.batches import BatchIndices
 from device_client.tuning.evaluation import Evaluation, evaluate
 from device_client.tuning.smaller_batches import MicroBatch
+from shared.tasks.examples import Example
 
 
 class ThetaModel(Protocol):

@@ -20,7 +20,6 @@ from torch import Tensor
 from device_client.model.loader import load_model, resolve_device
 from device_client.model.sparse_model import SparseModel
 from device_client.model.tokenizer import BundleTokenizer
-from device_client.tasks.examples import Example
 from device_client.tasks.scoring import Objective, check_objective
 from device_client.tasks.task_data import DataOptions, TaskData, load_task_data
 from device_client.tuning.batches import BatchIndices
@@ -40,6 +39,7 @@ from shared.bundle.digest import digest_of_bytes
 from shared.bundle.read import Bundle
 from shared.errors import Conflict, ResourceError, UnsupportedModel
 from shared.perturbation import STREAM_NAME, Distribution
+from shared.tasks.examples import Example
 
 RESULT, RESOURCES, CURVE = "result.json", "resources.json", "loss.svg"
 DEFAULT_STEPS = 2000

@@ -29,9 +29,9 @@ from sst2_tuning import FEWEST_WORDS, DifferentiableModel, encode, open_bundle, 
 from torch import Tensor  # noqa: E402
 
 from device_client.model.loader import load_model  # noqa: E402
-from device_client.tasks.examples import Example  # noqa: E402
 from device_client.tasks.scoring import answer_scores, lay_out  # noqa: E402
 from shared.bundle.read import Bundle  # noqa: E402
+from shared.tasks.examples import Example  # noqa: E402
 
 Scope = Literal["per_tensor", "global"]
 BUDGETS = ((3000, 16), (1500, 32), (700, 64))

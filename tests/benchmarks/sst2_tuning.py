@@ -40,9 +40,6 @@ from torch import Tensor  # noqa: E402
 from device_client.model.loader import load_model  # noqa: E402
 from device_client.model.sparse_model import SparseModel  # noqa: E402
 from device_client.model.token_batch import TokenBatch  # noqa: E402
-from device_client.tasks.datasets import draw_rows, read_records  # noqa: E402
-from device_client.tasks.examples import Example, encode_rows  # noqa: E402
-from device_client.tasks.named_tasks import named_task  # noqa: E402
 from device_client.tasks.scoring import Objective, answer_losses, answer_scores, lay_out  # noqa: E402
 from device_client.tasks.task_data import DataOptions  # noqa: E402
 from device_client.tuning.batches import BatchIndices  # noqa: E402
@@ -53,6 +50,9 @@ from device_client.tuning.tune_run import MachineSettings, TuneSettings, plan_ru
 from shared.architecture import family_of, safe_config  # noqa: E402
 from shared.bundle.layout import ImageLayout  # noqa: E402
 from shared.bundle.read import Bundle, read_bundle  # noqa: E402
+from shared.tasks.datasets import draw_rows, read_records  # noqa: E402
+from shared.tasks.examples import Example, encode_rows  # noqa: E402
+from shared.tasks.named_tasks import named_task  # noqa: E402
 
 DATA = Path(os.environ.get("ZO_DATA_DIR", HERE.parents[2] / "shared" / "data"))
 MICRO_BATCH = 16

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from device_client.model.token_batch import TokenBatch
-from device_client.tasks.examples import Example
 from device_client.tasks.scoring import (
     AnswerBatch,
     ScoredSequence,
@@ -22,6 +21,7 @@ from device_client.tasks.scoring import (
     token_batch,
 )
 from shared.errors import DataError
+from shared.tasks.examples import Example
 
 VOCABULARY = 11
 

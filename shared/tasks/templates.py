@@ -2,7 +2,7 @@
 
     {"text", "label"}         template.format(text, word of label); the answers are the words of all labels
     {"prompt", "completion"}  the two texts joined as they stand, end of text after the completion
-    {"messages"}              one row per assistant turn, by the bundle's chat template
+    {"messages"}              one row per assistant turn, by the model's chat template
 
 A template is text with ``{text}`` and, after it, ``{label}``. White space before the label goes to the answer, for
 that is where byte-pair and sentence-piece vocabularies keep it: "It was" + " great".
@@ -14,9 +14,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
-from device_client.tasks.datasets import ROW_FORMATS, Record
-from device_client.tasks.prompted_row import PromptedRow
 from shared.errors import DataError, InvalidRequest
+from shared.tasks.datasets import ROW_FORMATS, Record
+from shared.tasks.prompted_row import PromptedRow
 
 DEFAULT_TEMPLATE = "{text}\nLabel: {label}"
 RowKind = Literal["labelled", "completion", "messages"]

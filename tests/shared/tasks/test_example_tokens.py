@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from device_client.tasks.examples import Example, encode_rows
-from device_client.tasks.prompted_row import PromptedRow
 from shared.errors import DataError
+from shared.tasks.examples import Example, encode_rows
+from shared.tasks.prompted_row import PromptedRow
 
 BOS, EOS = 1, 2
 

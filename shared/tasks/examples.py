@@ -14,8 +14,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from device_client.tasks.prompted_row import PromptedRow
 from shared.errors import DataError
+from shared.tasks.prompted_row import PromptedRow
 
 
 class TextEncoder(Protocol):
@@ -76,7 +76,7 @@ def encode_rows(rows: Iterable[PromptedRow], encoder: TextEncoder, *, max_tokens
 
     Args:
         rows: Prompts with their answers.
-        encoder: The bundle's tokenizer.
+        encoder: The model's tokenizer.
         max_tokens: Longest sequence, prompt and answer together; None or more than the context means the context.
 
     Raises:

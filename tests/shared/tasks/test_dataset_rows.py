@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from device_client.tasks.datasets import digest_of_rows, draw_rows, hold_out, read_records
 from shared.errors import DataError
+from shared.tasks.datasets import digest_of_rows, draw_rows, hold_out, read_records
 
 
 def write(folder: Path, name: str, text: str) -> Path:

@@ -13,10 +13,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from device_client.tasks.datasets import Record
-from device_client.tasks.named_tasks import PromptStyle, named_task
-from device_client.tasks.prompted_row import PromptedRow
-from device_client.tasks.templates import ChatRenderer, LabelTemplate, render_rows
+from shared.tasks.datasets import Record
+from shared.tasks.named_tasks import PromptStyle, named_task
+from shared.tasks.prompted_row import PromptedRow
+from shared.tasks.templates import ChatRenderer, LabelTemplate, render_rows
 
 
 class RowRenderer(Protocol):

@@ -8,11 +8,12 @@ from typing import Any
 
 import pytest
 
-from device_client.tasks.datasets import Record
-from device_client.tasks.named_tasks import NAMED_TASKS, PromptStyle, Split, named_task, prompt_style
-from device_client.tasks.prompted_row import PromptedRow
-from device_client.tasks.rendering import NamedTaskRenderer, UserRowRenderer, renderer_from_json
-from device_client.tasks.templates import (
+from shared.errors import DataError, InvalidRequest
+from shared.tasks.datasets import Record
+from shared.tasks.named_tasks import NAMED_TASKS, PromptStyle, Split, named_task, prompt_style
+from shared.tasks.prompted_row import PromptedRow
+from shared.tasks.rendering import NamedTaskRenderer, UserRowRenderer, renderer_from_json
+from shared.tasks.templates import (
     LabelTemplate,
     label_template,
     parse_label_words,
@@ -20,7 +21,6 @@ from device_client.tasks.templates import (
     render_conversation,
     render_rows,
 )
-from shared.errors import DataError, InvalidRequest
 
 
 class PlainChat:
@@ -98,7 +98,7 @@ def test_the_official_validation_rows_are_the_test_rows(real_data: Path) -> None
 
 
 def test_a_missing_task_folder_names_the_files_looked_for(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="--data-dir"):
+    with pytest.raises(DataError, match="name the folder that holds the folder"):
         named_task("RTE").records(tmp_path, "train")
 
 

@@ -22,17 +22,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from device_client.tasks.datasets import Record, read_records
-from device_client.tasks.prompted_row import PromptedRow
 from shared.errors import DataError, InvalidRequest
+from shared.tasks.datasets import Record, read_records
+from shared.tasks.prompted_row import PromptedRow
 
 Split = Literal["train", "test"]
 PromptStyle = Literal["llama", "mistral", "opt"]
 
-_SPLIT_FILES: dict[Split, tuple[str, ...]] = {
+SPLIT_FILES: dict[Split, tuple[str, ...]] = {
     "train": ("train.tsv", "train.jsonl", "train32.jsonl"),
     "test": ("validation.tsv", "val.jsonl", "dev.tsv", "dev32.jsonl"),
 }
+"""Where a split's rows may lie, first choice first."""
+
 YES_NO = ("Yes", "No")
 
 
@@ -57,14 +59,13 @@ class NamedTask:
             DataError: No file of that split is there, or it cannot be read.
         """
         for place in (folder / self.name, folder):
-            for name in _SPLIT_FILES[split]:
+            for name in SPLIT_FILES[split]:
                 if (place / name).is_file():
                     return read_records(place / name)
         raise DataError(
             f"no {split} rows of {self.name} in {folder / self.name}",
-            needed=f"one of {', '.join(_SPLIT_FILES[split])}",
-            next_step="name the folder that holds the task's folder: --data-dir DIR",
-            param="data_dir",
+            needed=f"one of {', '.join(SPLIT_FILES[split])}",
+            next_step=f"name the folder that holds the folder {self.name}",
         )
 
 
