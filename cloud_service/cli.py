@@ -1,4 +1,4 @@
-"""The operator's command line: ``zo-cloud serve | prepare | keys``.
+"""The operator's command line: ``zo-cloud serve | prepare | report | keys``.
 
 Results go to standard output (with ``--json``: one JSON object), everything for people to standard error. The exit
 status is the error's own (``shared.errors``); 130 means interrupted, and the same command goes on where it was.
@@ -16,6 +16,7 @@ from pydantic import ValidationError
 
 from cloud_service.commands.keys import add_keys_command
 from cloud_service.commands.prepare import add_prepare_command
+from cloud_service.commands.report import add_report_command
 from cloud_service.commands.serve import add_serve_command
 from shared.errors import Interrupted, InvalidRequest, ZoError
 
@@ -31,6 +32,7 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     add_serve_command(commands)
     add_prepare_command(commands)
+    add_report_command(commands)
     add_keys_command(commands)
     return parser
 

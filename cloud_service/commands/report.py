@@ -1,0 +1,11 @@
+"""``zo-cloud report WHAT``: measurements that help an operator choose how to prepare a model; nothing is published."""
+
+from __future__ import annotations
+
+import argparse
+
+
+def add_report_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add the command to the parser; every report adds itself and is a file of its own."""
+    parser = commands.add_parser("report", help="measure how a model should be prepared", description=__doc__)
+    parser.add_subparsers(dest="report", required=True, metavar="WHAT")
