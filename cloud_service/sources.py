@@ -13,7 +13,9 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from shared.api import OWN_ROWS, CalibrationSpec
 from shared.errors import InvalidModelId, InvalidRequest
+from shared.tasks.named_tasks import SPLIT_FILES
 
 C4 = "c4"
 """Name of the hub's C4-en as a text."""
@@ -25,6 +27,7 @@ _PART = r"[A-Za-z0-9](?:[\w.-]*\w)?"
 _HUB_ID = re.compile(rf"(?=.{{1,96}}$)(?!.*(--|\.\.|\.git$)){_PART}(/{_PART})?", re.ASCII)
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://|(?:https?|hf|file):")
 _TEXT_SUFFIXES = (".jsonl", ".txt")
+_ROW_SUFFIXES = (".jsonl", ".csv", ".tsv")
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,14 +76,22 @@ class HubModel:
 
 @dataclass(frozen=True, slots=True)
 class TextSource:
-    """A text: C4-en on the hub (``path`` is None), a folder laid out like it, or a .jsonl or .txt file."""
+    """A text: C4-en on the hub (``path`` is None), a folder laid out like it, or a .jsonl or .txt file; or task rows.
+
+    Attributes:
+        path: The folder or file.
+        task: Where the file holds task rows: the named task, or ``rows`` for rows of no named task.
+    """
 
     path: Path | None = None
+    task: str | None = None
 
     @property
     def name(self) -> str:
         """Name under which the text is recorded: never an absolute path."""
-        return C4 if self.path is None else self.path.name
+        if self.path is None:
+            return C4
+        return self.path.name if self.task in (None, OWN_ROWS) else f"{self.task}/{self.path.name}"
 
 
 ModelSource = LocalModel | HubModel
@@ -121,6 +132,35 @@ def locate_text(text: str, policy: SourcePolicy, *, param: str) -> TextSource:
         next_step="check the path; zo-cloud serve --text-root FOLDER allows the texts in FOLDER",
         param=param,
     )
+
+
+def locate_calibration(spec: CalibrationSpec, policy: SourcePolicy) -> TextSource:
+    """Return where the calibration's text or rows come from; of a named task, its file of training rows.
+
+    Every file looked for is compared with the roots by itself: a link in a task's folder cannot lead out of them.
+
+    Raises:
+        InvalidRequest: It is nothing that may be read.
+    """
+    if spec.task is None:
+        return locate_text(spec.text, policy, param="calibration.text")
+    names = (spec.text,) if spec.task == OWN_ROWS else (spec.text, *_places_of_rows(spec.text, spec.task))
+    for name in names:
+        path = None if _URL.match(name) else _local_path(name, policy.text_roots, policy)
+        if path is not None and path.is_file() and path.suffix in _ROW_SUFFIXES:
+            return TextSource(path, spec.task)
+    files = ", ".join(SPLIT_FILES["train"])
+    raise InvalidRequest(
+        f"calibration.text {_shorten(spec.text)!r} holds no rows of task {spec.task} that may be read",
+        needed=f"a {', '.join(_ROW_SUFFIXES)} file under one of the text roots"
+        + ("" if spec.task == OWN_ROWS else f", or the folder of a folder {spec.task} with one of {files}"),
+        next_step="check the path; zo-cloud serve --text-root FOLDER allows the files in FOLDER",
+        param="calibration.text",
+    )
+
+
+def _places_of_rows(folder: str, task: str) -> list[str]:
+    return [f"{place}/{name}" for place in (f"{folder}/{task}", folder) for name in SPLIT_FILES["train"]]
 
 
 def _local_path(name: str, roots: tuple[Path, ...], policy: SourcePolicy) -> Path | None:

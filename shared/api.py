@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from datetime import datetime
 from enum import StrEnum
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
 
@@ -64,27 +64,72 @@ class Stage(StrEnum):
     PUBLISHING = "publishing"
 
 
+OWN_ROWS = "rows"
+"""The ``CalibrationSpec.task`` of somebody's own rows, which are no named task's."""
+
+CalibrationTask = Literal["SST-2", "RTE", "CB", "BoolQ", "WSC", "WiC", "COPA", "rows"]
+
+
 class CalibrationSpec(Message):
-    """Where the calibration tokens come from.
+    """What the Fisher diagonal is averaged over: sequences of a text, or the rows of a task with their true answers.
 
     Attributes:
-        text: ``c4`` (C4-en, streamed), or the path of a local .jsonl (key ``text``) or .txt file.
-        sequences: Number of sequences N that the Fisher diagonal is averaged over.
-        tokens_per_sequence: Tokens of each sequence; shortened to what the model's context allows.
-        seed: Seed of the choice of documents.
+        text: ``c4`` (C4-en, streamed), or the path of a local .jsonl (key ``text``) or .txt file. Of a named task: the
+            folder of the tasks' folders, the task's own folder, or its file of training rows. Of ``rows``: a .jsonl,
+            .csv or .tsv file of {"text", "label"} or {"prompt", "completion"} rows.
+        task: None for a text; one of the paper's tasks, prompted as Table 6 does; or ``rows``.
+        template: Prompt around labelled ``rows``: text with ``{text}`` and, after it, ``{label}``; None is the default
+            of the device.
+        label_words: Label → word that stands for it, for labelled ``rows``; None takes the labels as they are.
+        sequences: Number of sequences N that the Fisher diagonal is averaged over; of a task, one row each.
+        tokens_per_sequence: Tokens of each sequence, shortened to what the model's context allows; of a task, at most.
+        seed: Seed of the choice of documents or rows.
     """
 
     text: Annotated[str, Field(min_length=1, max_length=4096)] = "c4"
+    task: CalibrationTask | None = None
+    template: Annotated[str, Field(max_length=4096)] | None = None
+    label_words: Annotated[dict[str, str], Field(min_length=2, max_length=1000)] | None = None
     sequences: Annotated[int, Field(ge=2, le=65536)] = 128
     tokens_per_sequence: Annotated[int, Field(ge=8, le=32768)] = 512
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+
+    @field_validator("task", mode="before")
+    @classmethod
+    def _task_in_any_case(cls, task: object) -> object:
+        names = {name.lower(): name for name in get_args(CalibrationTask)}
+        return names.get(task.lower(), task) if isinstance(task, str) else task
+
+    @field_validator("template")
+    @classmethod
+    def _template_has_both_places(cls, template: str | None) -> str | None:
+        before, _, after = (template or "").partition("{text}")
+        if template is not None and (after.count("{label}") != 1 or "{label}" in before or "{text}" in after):
+            raise ValueError("a template needs {text} once and, after it, {label} once")
+        return template
+
+    @field_validator("label_words")
+    @classmethod
+    def _words_tell_labels_apart(cls, words: dict[str, str] | None) -> dict[str, str] | None:
+        if words is not None and (not all(words.values()) or len(set(words.values())) < len(words)):
+            raise ValueError("every label needs a word of its own")
+        return words
+
+    @model_validator(mode="after")
+    def _rows_have_a_place(self) -> CalibrationSpec:
+        if self.task is not None and self.text == "c4":
+            what = "a file of rows" if self.task == OWN_ROWS else f"the folder that holds the folder {self.task}"
+            raise ValueError(f"task {self.task!r} needs text to name {what}; c4 has no task rows")
+        if self.task != OWN_ROWS and (self.template is not None or self.label_words is not None):
+            raise ValueError("template and label_words are for labelled rows: they need task 'rows'")
+        return self
 
 
 class EvaluationSpec(Message):
     """Held-out text for the perplexity before and after.
 
     Attributes:
-        text: Like ``CalibrationSpec.text``; None takes it from the calibration text.
+        text: Like ``CalibrationSpec.text``; None takes it from the calibration text, or C4 where that is task rows.
         documents: Documents to evaluate on: the first ones of the text. Where the text is the calibration text, the
             calibration leaves them out. 0 evaluates nothing.
     """

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from cloud_service.sources import SourcePolicy, locate_model, locate_text
+from cloud_service.sources import SourcePolicy, locate_calibration, locate_model, locate_text
 from shared.api import PrepareRequest
 
 
@@ -18,6 +18,6 @@ def check_request(request: PrepareRequest, *, model_roots: Sequence[Path], text_
     """
     policy = SourcePolicy(tuple(model_roots), tuple(text_roots))
     locate_model(request.model, request.revision, policy)
-    locate_text(request.calibration.text, policy, param="calibration.text")
+    locate_calibration(request.calibration, policy)
     if request.evaluation.text is not None:
         locate_text(request.evaluation.text, policy, param="evaluation.text")

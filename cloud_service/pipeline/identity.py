@@ -16,7 +16,15 @@ from typing import Any
 from cloud_service.pipeline.hub import check_has_safetensors, fetch, find_snapshot, is_wanted
 from cloud_service.pipeline.pinned_commit import pinned_snapshot
 from cloud_service.progress import ProgressSink
-from cloud_service.sources import LocalModel, SourcePolicy, TextSource, locate_model, locate_text
+from cloud_service.sources import (
+    C4,
+    LocalModel,
+    SourcePolicy,
+    TextSource,
+    locate_calibration,
+    locate_model,
+    locate_text,
+)
 from shared.api import PrepareRequest, Stage
 from shared.bundle.digest import digest_of_bytes, digest_of_file
 
@@ -34,7 +42,7 @@ class ResolvedInput:
         model_id: Hub id, or the base name of a local folder.
         revision: Hub commit, None for a local folder.
         folder: The model's files on this machine.
-        calibration: Text of the Fisher pass.
+        calibration: Text or task rows of the Fisher pass.
         evaluation: Text of the perplexity report.
         fingerprint: Digest of the whole input.
     """
@@ -63,8 +71,9 @@ def resolve(
         InvalidRequest: A text is no file that may be read.
     """
     progress.stage(Stage.RESOLVING)
-    calibration = locate_text(request.calibration.text, policy, param="calibration.text")
-    evaluation = locate_text(request.evaluation.text or request.calibration.text, policy, param="evaluation.text")
+    calibration = locate_calibration(request.calibration, policy)
+    default_text = C4 if request.calibration.task else request.calibration.text
+    evaluation = locate_text(request.evaluation.text or default_text, policy, param="evaluation.text")
     model = locate_model(request.model, request.revision, policy)
     if isinstance(model, LocalModel):
         check_has_safetensors([path.name for path in model.folder.iterdir()], model.id)

@@ -43,7 +43,7 @@ def spec_of(sequences: int, tokens: int, seed: int = 0) -> CalibrationSpec:
 def test_sequences_are_packed_windows_that_each_begin_with_bos() -> None:
     encoder = encoder_of(prepend_bos=True)
     a, b = encoder.encode("a")[0], encoder.encode("b")[0]
-    tokens = calibration_sequences(["a" * 10] * 2 + ["b" * 10] * 0, encoder, spec_of(2, 8), held_out=0)
+    tokens = calibration_sequences(["a" * 10] * 2 + ["b" * 10] * 0, encoder, spec_of(2, 8), held_out=0).tokens
     # Stream: BOS a×10 BOS a×10; the first window takes seven a, the second three, the next document's BOS, three more.
     assert tokens.tolist() == [[BOS] + [a] * 7, [BOS] + [a] * 3 + [BOS] + [a] * 3]
     assert b not in tokens
@@ -52,27 +52,27 @@ def test_sequences_are_packed_windows_that_each_begin_with_bos() -> None:
 def test_without_bos_documents_are_separated_by_eos() -> None:
     encoder = encoder_of(prepend_bos=False)
     a = encoder.encode("a")[0]
-    tokens = calibration_sequences(["a" * 7] * 2, encoder, spec_of(2, 8), held_out=0)
+    tokens = calibration_sequences(["a" * 7] * 2, encoder, spec_of(2, 8), held_out=0).tokens
     assert tokens.tolist() == [[EOS] + [a] * 7] * 2
 
 
 def test_a_window_that_would_begin_with_two_bos_has_one() -> None:
     encoder = encoder_of(prepend_bos=True)
     a = encoder.encode("a")[0]
-    tokens = calibration_sequences(["a" * 7] * 3, encoder, spec_of(3, 8), held_out=0)
+    tokens = calibration_sequences(["a" * 7] * 3, encoder, spec_of(3, 8), held_out=0).tokens
     assert tokens.tolist() == [[BOS] + [a] * 7] * 3
 
 
 def test_held_out_documents_are_not_used() -> None:
     encoder = encoder_of(prepend_bos=True)
     documents = ["x" * 50] * 5 + ["y" * 50] * 5
-    tokens = calibration_sequences(documents, encoder, spec_of(4, 16), held_out=5)
+    tokens = calibration_sequences(documents, encoder, spec_of(4, 16), held_out=5).tokens
     assert encoder.encode("x")[0] not in tokens
 
 
 def test_sequences_are_no_longer_than_the_context() -> None:
     encoder = encoder_of(prepend_bos=True, context=12)
-    assert calibration_sequences(["z" * 100], encoder, spec_of(2, 512), held_out=0).shape == (2, 12)
+    assert calibration_sequences(["z" * 100], encoder, spec_of(2, 512), held_out=0).tokens.shape == (2, 12)
 
 
 def test_the_seed_decides_the_order() -> None:
