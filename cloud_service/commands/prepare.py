@@ -18,6 +18,7 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
+from cloud_service.commands.label_words import label_words
 from shared.errors import Conflict
 from shared.file_lock import exclusive
 
@@ -40,10 +41,29 @@ _OPTIONS: dict[str, tuple[str, dict[str, Any]]] = {
     "--quantizer": ("quantizer.method", {"choices": ["lut", "uniform", "rtn"], "help": "codec of the dense part"}),
     "--bits": ("quantizer.bits", {"type": int, "choices": [2, 3, 4, 8], "help": "bits per dense weight (default: 4)"}),
     "--group-size": ("quantizer.group_size", {"type": int, "help": "columns per group for uniform and rtn"}),
-    "--calibration-text": ("calibration.text", {"help": "c4, or a .jsonl or .txt file (default: c4)"}),
+    "--calibration-text": (
+        "calibration.text",
+        {"help": "c4, a .jsonl or .txt file; of a task: the folder of the tasks, or a file of rows (default: c4)"},
+    ),
+    "--calibration-task": (
+        "calibration.task",
+        {
+            "metavar": "TASK",
+            "help": "calibrate on task rows: SST-2, RTE, CB, BoolQ, WSC, WiC, COPA, or rows for your own",
+        },
+    ),
+    "--template": ("calibration.template", {"help": 'of labelled rows, for example "{text} It was {label}"'}),
+    "--label-words": (
+        "calibration.label_words",
+        {
+            "type": label_words,
+            "metavar": "LABEL=WORD,…",
+            "help": "of labelled rows: the words that stand for the labels",
+        },
+    ),
     "--sequences": ("calibration.sequences", {"type": int, "help": "calibration sequences (default: 128)"}),
     "--tokens": ("calibration.tokens_per_sequence", {"type": int, "help": "tokens of each (default: 512)"}),
-    "--seed": ("calibration.seed", {"type": int, "help": "seed of the choice of documents (default: 0)"}),
+    "--seed": ("calibration.seed", {"type": int, "help": "seed of the choice of documents or rows (default: 0)"}),
     "--evaluation-text": ("evaluation.text", {"help": "held-out text (default: the calibration text's first part)"}),
     "--evaluation-documents": ("evaluation.documents", {"type": int, "help": "0 evaluates nothing (default: 200)"}),
 }

@@ -6,7 +6,16 @@ from pathlib import Path
 
 import pytest
 
-from cloud_service.sources import HubModel, LocalModel, SourcePolicy, TextSource, locate_model, locate_text
+from cloud_service.sources import (
+    HubModel,
+    LocalModel,
+    SourcePolicy,
+    TextSource,
+    locate_calibration,
+    locate_model,
+    locate_text,
+)
+from shared.api import CalibrationSpec
 from shared.errors import InvalidModelId, InvalidRequest
 
 
@@ -89,6 +98,48 @@ def test_other_texts_are_refused(policy: SourcePolicy, text: str) -> None:
     with pytest.raises(InvalidRequest, match="no file that may be read") as caught:
         locate_text(text, policy, param="evaluation.text")
     assert caught.value.param == "evaluation.text"
+
+
+@pytest.fixture
+def task_rows(policy: SourcePolicy, tmp_path: Path) -> Path:
+    """The training rows of SST-2 under the text root; RTE's are a link that leaves it."""
+    for task in ("SST-2", "RTE"):
+        (tmp_path / "texts" / "tasks" / task).mkdir(parents=True)
+    (tmp_path / "texts" / "tasks" / "RTE" / "train.jsonl").symlink_to(tmp_path / "secret" / "b.jsonl")
+    rows = tmp_path / "texts" / "tasks" / "SST-2" / "train.tsv"
+    rows.write_text("sentence\tlabel\n")
+    return rows
+
+
+@pytest.mark.parametrize("text", ["tasks", "tasks/SST-2", "tasks/SST-2/train.tsv"])
+def test_a_named_tasks_rows_are_found_by_folder_or_file(policy: SourcePolicy, task_rows: Path, text: str) -> None:
+    source = locate_calibration(CalibrationSpec(text=text, task="SST-2"), policy)
+    assert source == TextSource(task_rows, "SST-2")
+    assert source.name == "SST-2/train.tsv"
+
+
+def test_own_rows_are_a_file_under_a_text_root(policy: SourcePolicy, tmp_path: Path) -> None:
+    source = locate_calibration(CalibrationSpec(text="a.jsonl", task="rows"), policy)
+    assert source == TextSource(tmp_path / "texts" / "a.jsonl", "rows")
+    assert source.name == "a.jsonl"
+
+
+@pytest.mark.parametrize(
+    ("text", "task"),
+    [
+        ("tasks", "RTE"), ("tasks", "CB"), ("../secret", "SST-2"), ("../secret/b.jsonl", "rows"), ("tasks", "rows"),
+        ("model.bin", "rows"), ("https://example.org/rows.jsonl", "rows"), ("a\0b", "SST-2"),
+    ],
+)  # fmt: skip
+def test_other_rows_are_refused(policy: SourcePolicy, task_rows: Path, text: str, task: str) -> None:
+    spec = CalibrationSpec.model_validate({"text": text, "task": task})
+    with pytest.raises(InvalidRequest, match=f"no rows of task {task} that may be read") as caught:
+        locate_calibration(spec, policy)
+    assert caught.value.param == "calibration.text"
+
+
+def test_a_calibration_without_a_task_is_a_text(policy: SourcePolicy) -> None:
+    assert locate_calibration(CalibrationSpec(), policy) == TextSource()
 
 
 def test_a_policy_does_not_show_its_token() -> None:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import re
+from typing import get_args
+
 import pytest
 from pydantic import ValidationError
 
-from shared.api import JobStatus, PrepareRequest, Progress
+from shared.api import CalibrationSpec, CalibrationTask, JobStatus, PrepareRequest, Progress
+from shared.tasks.named_tasks import NAMED_TASKS
 
 
 def test_a_model_is_enough_for_a_request_and_the_defaults_are_the_papers():
@@ -38,6 +42,36 @@ def test_each_wrong_field_is_named(field, value):
     with pytest.raises(ValidationError) as caught:
         PrepareRequest.model_validate({"model": "a/b", field: value})
     assert caught.value.errors()[0]["loc"][0] == field
+
+
+def test_every_named_task_can_be_calibrated_on():
+    assert set(get_args(CalibrationTask)) == {task.name for task in NAMED_TASKS} | {"rows"}
+
+
+def test_a_task_is_named_in_any_case():
+    assert CalibrationSpec.model_validate({"text": "tasks", "task": "sst-2"}).task == "SST-2"
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"task": "SST-2"}, "the folder that holds the folder SST-2; c4 has no task rows"),
+        ({"task": "rows"}, "a file of rows; c4 has no task rows"),
+        ({"text": "tasks", "task": "MNLI"}, "'SST-2', 'RTE'"),
+        ({"text": "tasks", "task": 3}, "'SST-2', 'RTE'"),
+        ({"template": "{text} {label}"}, "they need task 'rows'"),
+        ({"text": "t", "task": "SST-2", "label_words": {"0": "a", "1": "b"}}, "they need task 'rows'"),
+        ({"text": "t", "task": "rows", "template": "{label} {text}"}, "{text} once and, after it, {label} once"),
+        ({"text": "t", "task": "rows", "template": "{text} {text} {label}"}, "{text} once"),
+        ({"text": "t", "task": "rows", "template": "no places"}, "{text} once"),
+        ({"text": "t", "task": "rows", "label_words": {"0": "a", "1": "a"}}, "a word of its own"),
+        ({"text": "t", "task": "rows", "label_words": {"0": "a", "1": ""}}, "a word of its own"),
+        ({"text": "t", "task": "rows", "label_words": {"0": "a"}}, "at least 2"),
+    ],
+)
+def test_a_calibration_on_rows_that_makes_no_sense_is_refused(fields, message):
+    with pytest.raises(ValidationError, match=re.escape(message)):
+        CalibrationSpec.model_validate(fields)
 
 
 def test_terminal_states_are_the_last_three():
