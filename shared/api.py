@@ -163,7 +163,7 @@ class PrepareRequest(Message):
         tag: Tag to publish under.
         sparsity: Share of each linear layer's weights that is sensitive, 0 < sparsity ≤ 0.5.
         scope: ``per_tensor``: exactly k per weight. ``global``: exactly k over all of them (Definition 3).
-        mask_source: ``fisher``, or the baseline ``random``.
+        mask_source: ``fisher``, or a baseline: ``magnitude`` (the largest weights) or ``random``.
         quantizer: How the dense part is quantised.
         calibration: Text of the Fisher pass.
         evaluation: Text of the perplexity report.
@@ -176,7 +176,7 @@ class PrepareRequest(Message):
     tag: Tag = "latest"
     sparsity: Annotated[float, Field(gt=0, le=0.5)] = 0.001
     scope: Literal["per_tensor", "global"] = "per_tensor"
-    mask_source: Literal["fisher", "random"] = "fisher"
+    mask_source: Literal["fisher", "magnitude", "random"] = "fisher"
     quantizer: QuantizerSpec = QuantizerSpec()
     calibration: CalibrationSpec = CalibrationSpec()
     evaluation: EvaluationSpec = EvaluationSpec()

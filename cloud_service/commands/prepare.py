@@ -37,7 +37,7 @@ _OPTIONS: dict[str, tuple[str, dict[str, Any]]] = {
     "--tag": ("tag", {"help": "tag to publish under (default: latest)"}),
     "--sparsity": ("sparsity", {"type": float, "help": "share of sensitive weights (default: 0.001)"}),
     "--scope": ("scope", {"choices": ["per_tensor", "global"], "help": "where exactly k are chosen"}),
-    "--mask-source": ("mask_source", {"choices": ["fisher", "random"], "help": "how they are chosen"}),
+    "--mask-source": ("mask_source", {"choices": ["fisher", "magnitude", "random"], "help": "how they are chosen"}),
     "--quantizer": ("quantizer.method", {"choices": ["lut", "uniform", "rtn"], "help": "codec of the dense part"}),
     "--bits": ("quantizer.bits", {"type": int, "choices": [2, 3, 4, 8], "help": "bits per dense weight (default: 4)"}),
     "--group-size": ("quantizer.group_size", {"type": int, "help": "columns per group for uniform and rtn"}),

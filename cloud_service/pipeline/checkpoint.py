@@ -95,13 +95,26 @@ class Workspace:
             write_atomically(path, data)
         return path
 
-    def read_tensors(self, name: str) -> tuple[dict[str, Tensor], dict[str, str]] | None:
-        """Return the tensors saved under ``name`` and their labels, or None."""
-        path = self.folder / f"{name}.safetensors"
+    def read_tensors(self, name: str) -> dict[str, Tensor] | None:
+        """Return the tensors saved under ``name``, or None."""
+        path = self._tensor_file(name)
         if not path.exists():
             return None
         with safetensors.safe_open(path, "pt") as file:
-            return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}  # noqa: SIM118
+            return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+
+    def read_tensor(self, name: str, key: str) -> Tensor:
+        """Return one of the tensors saved under ``name``, which must exist."""
+        with safetensors.safe_open(self._tensor_file(name), "pt") as file:
+            return file.get_tensor(key)  # type: ignore[no-any-return]
+
+    def read_labels(self, name: str) -> dict[str, str] | None:
+        """Return the labels of the tensors saved under ``name``, or None."""
+        path = self._tensor_file(name)
+        if not path.exists():
+            return None
+        with safetensors.safe_open(path, "pt") as file:
+            return dict(file.metadata() or {})
 
     def write_tensors(self, name: str, tensors: Mapping[str, Tensor], labels: Mapping[str, str]) -> None:
         """Save tensors and labels, replacing what was saved before in one rename.
@@ -109,7 +122,7 @@ class Workspace:
         Raises:
             DiskError: The disk is full or not writable; what was saved before is kept.
         """
-        path = self.folder / f"{name}.safetensors"
+        path = self._tensor_file(name)
         temporary = path.with_suffix(".partial")
         with disk_errors(self.folder):
             try:
@@ -122,6 +135,9 @@ class Workspace:
                 temporary.unlink(missing_ok=True)
                 raise
             sync_directory(self.folder)
+
+    def _tensor_file(self, name: str) -> Path:
+        return self.folder / f"{name}.safetensors"
 
     def _claimed_for(self) -> str | None:
         try:

@@ -1,141 +1,77 @@
-"""The empirical Fisher diagonal of the decoder's linear weights, one pass over the calibration sequences.
+"""Squared per-example gradients of the linear weights, summed over some calibration sequences.
 
     F_i = 1/N · Σ_n ( ∂L_n / ∂w_i )²        the diagonal of Equation 8
 
-Symbols: L_n the mean causal-LM loss of sequence n alone, in nats per predicted token · N sequences · w_i a weight.
-Squared *per example*, then averaged: the square of a batch's gradient is another quantity. Costs N forward and
-backward passes; 8 bytes per weight, because even and odd sequences are summed apart: F is their total, and the
-overlap of the masks that each half would give (``select_sensitive``) is the mask's quality, at no further pass.
-A hook squares and frees every gradient as it appears, so no more than one weight's gradient is ever held.
-Float32 throughout: float16 squares underflow. Knows nothing about masks or quantisers.
+Symbols: L_n the mean loss of sequence n alone, in nats per predicted token · N sequences · w_i a weight.
+Squared *per example*, then averaged: the square of a batch's gradient is another quantity. Costs one forward and one
+backward pass per sequence, 4 bytes per weight asked for, and one weight's gradient: a hook squares, adds and frees
+every gradient as it appears. The backward pass ends at the lowest block asked for, so groups of blocks can take turns.
+Sums are float32: float16 squares underflow. Knows nothing about shards, masks or files.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.utils.checkpoint import checkpoint
 
+from cloud_service.pipeline.calibration import Calibration
 from shared.errors import ResourceError, UnsupportedModel
 
-_ACTIVATION_BYTES_PER_HIDDEN = 80
-_ACTIVATION_LIMIT_BYTES = 2 * 1024**3
+
+def zero_sums(weights: Mapping[str, Tensor], *, on_host: bool = False) -> dict[str, Tensor]:
+    """Return float32 zeros shaped like the weights, beside them or in host memory."""
+    return {
+        name: torch.zeros(weight.shape, dtype=torch.float32, device="cpu" if on_host else weight.device)
+        for name, weight in weights.items()
+    }
 
 
-@dataclass(slots=True)
-class FisherSums:
-    """Sums of squared per-example gradients, float32, shaped like the weights.
-
-    Attributes:
-        even: Sums over sequences 0, 2, 4, …
-        odd: Sums over sequences 1, 3, 5, …
-        count: Sequences summed so far.
-    """
-
-    even: dict[str, Tensor]
-    odd: dict[str, Tensor]
-    count: int = 0
-
-    def to_tensors(self) -> tuple[dict[str, Tensor], dict[str, str]]:
-        """Return the sums as named tensors and labels, for a checkpoint."""
-        halves = {"even": self.even, "odd": self.odd}
-        tensors = {f"{half}.{name}": tensor for half, sums in halves.items() for name, tensor in sums.items()}
-        return tensors, {"count": str(self.count)}
-
-    def restore(self, tensors: dict[str, Tensor], labels: dict[str, str]) -> None:
-        """Take over the sums of a checkpoint, in place."""
-        for half, sums in (("even", self.even), ("odd", self.odd)):
-            for name, tensor in sums.items():
-                tensor.copy_(tensors[f"{half}.{name}"])
-        self.count = int(labels["count"])
-
-    def into_diagonal(self) -> dict[str, Tensor]:
-        """Return F, the mean over all sequences, in the memory of ``even``; the sums are used up.
-
-        Raises:
-            UnsupportedModel: A gradient was not finite.
-        """
-        for name, total in self.even.items():
-            total.add_(self.odd.pop(name)).div_(self.count)
-            if not torch.isfinite(total).all():
-                raise _not_finite(f"the gradient of {name}")
-        diagonal, self.even = self.even, {}
-        return diagonal
-
-
-def empty_sums(weights: dict[str, nn.Parameter]) -> FisherSums:
-    """Return zero sums: on the weights' device where they fit beside them, else in host memory."""
-    needed = 8 * sum(weight.numel() for weight in weights.values())
-    device = next(iter(weights.values())).device
-    if device.type == "cuda" and torch.cuda.mem_get_info(device)[0] < 1.2 * needed + _ACTIVATION_LIMIT_BYTES:
-        device = torch.device("cpu")
-
-    def zeros() -> dict[str, Tensor]:
-        return {name: torch.zeros(w.shape, dtype=torch.float32, device=device) for name, w in weights.items()}
-
-    return FisherSums(zeros(), zeros())
-
-
-def accumulate(
+def sum_squares(
     network: nn.Module,
-    weights: dict[str, nn.Parameter],
-    sequences: Tensor,
-    sums: FisherSums,
+    weights: Mapping[str, nn.Parameter],
+    calibration: Calibration,
+    rows: range,
+    sums: Mapping[str, Tensor],
     *,
     recomputed_blocks: Sequence[nn.Module] = (),
-    after_sequence: Callable[[FisherSums], None],
+    after_sequence: Callable[[], None] = lambda: None,
 ) -> None:
-    """Add the squared gradients of the sequences from ``sums.count`` on; ``sums`` is changed in place.
+    """Add the squared gradients of the sequences ``rows`` to ``sums``, in order.
 
     Args:
         network: The model, without dropout.
         weights: The weights whose gradients are wanted, by name.
-        sequences: Token ids (N, T), no padding.
-        sums: Where to go on; fresh ones from ``empty_sums``.
+        calibration: The sequences.
+        rows: Which of them.
+        sums: float32, shaped like the weights, on any device; changed in place.
         recomputed_blocks: Blocks whose activations are not kept but computed again (gradient checkpointing): a third
-            more time, the memory of one block.
-        after_sequence: Called after each sequence, for progress and checkpoints; may raise to stop.
+            more time, the memory of one block. Changes no bit of the result.
+        after_sequence: Called after each sequence, for progress; may raise to stop.
 
     Raises:
         UnsupportedModel: A loss is not finite.
         ResourceError: The device has too little memory.
     """
-    device = next(iter(weights.values())).device
     with _squared_gradients(weights, sums), _recomputed_activations(recomputed_blocks):
-        for sequence in sequences[sums.count :].to(torch.int64):
+        for row in rows:
             try:
-                _backward(network, sequence[None].to(device), sums.count)
+                _backward(network, calibration, row)
             except torch.cuda.OutOfMemoryError as error:
                 raise ResourceError(
-                    f"the accelerator's memory does not hold a backward pass over {len(sequence)} tokens",
-                    next_step="lower calibration.tokens_per_sequence, or use a larger accelerator",
+                    f"the accelerator's memory does not hold a backward pass over {calibration.tokens.shape[1]} tokens",
+                    next_step="lower calibration.tokens_per_sequence, or give a smaller max_accelerator_bytes",
                 ) from error
-            sums.count += 1
-            after_sequence(sums)
+            after_sequence()
 
 
-def needs_recomputation(network: nn.Module, tokens: int) -> bool:
-    """Whether the activations of one sequence would take more than 2 GiB."""
-    config = network.config
-    per_layer = tokens * int(config.hidden_size) * _ACTIVATION_BYTES_PER_HIDDEN  # type: ignore[union-attr, arg-type]
-    return per_layer * int(config.num_hidden_layers) > _ACTIVATION_LIMIT_BYTES  # type: ignore[union-attr, arg-type]
-
-
-def _backward(network: nn.Module, tokens: Tensor, index: int) -> None:
-    logits = network(input_ids=tokens, use_cache=False).logits[0, :-1].float()
-    loss = cross_entropy(logits, tokens[0, 1:])
-    if not torch.isfinite(loss):
-        raise _not_finite(f"the loss of calibration sequence {index}")
-    loss.backward()  # type: ignore[no-untyped-call]
-
-
-def _not_finite(what: str) -> UnsupportedModel:
+def not_finite(what: str) -> UnsupportedModel:
+    """Return the error of a number that should be finite."""
     return UnsupportedModel(
         f"{what} is not finite",
         needed="finite losses and gradients",
@@ -144,14 +80,24 @@ def _not_finite(what: str) -> UnsupportedModel:
     )
 
 
+def _backward(network: nn.Module, calibration: Calibration, row: int) -> None:
+    start, end = int(calibration.starts[row]), int(calibration.ends[row])
+    device = next(network.parameters()).device
+    tokens = calibration.tokens[row, :end].to(device, torch.int64)
+    logits = network(input_ids=tokens[None], use_cache=False).logits[0, start - 1 : end - 1].float()
+    loss = cross_entropy(logits, tokens[start:])
+    if not torch.isfinite(loss):
+        raise not_finite(f"the loss of calibration sequence {row}")
+    loss.backward()  # type: ignore[no-untyped-call]
+
+
 @contextmanager
-def _squared_gradients(weights: dict[str, nn.Parameter], sums: FisherSums) -> Iterator[None]:
-    def hook(name: str) -> Callable[[Tensor], None]:
+def _squared_gradients(weights: Mapping[str, nn.Parameter], sums: Mapping[str, Tensor]) -> Iterator[None]:
+    def hook(total: Tensor) -> Callable[[Tensor], None]:
         def square_and_free(weight: Tensor) -> None:
-            half = sums.odd if sums.count % 2 else sums.even
             if weight.grad is not None:
-                gradient = weight.grad.to(half[name].device, torch.float32)
-                half[name].addcmul_(gradient, gradient)
+                gradient = weight.grad.to(total.device, torch.float32)
+                total.addcmul_(gradient, gradient)
             weight.grad = None
 
         return square_and_free
@@ -159,7 +105,7 @@ def _squared_gradients(weights: dict[str, nn.Parameter], sums: FisherSums) -> It
     handles = []
     for name, weight in weights.items():
         weight.requires_grad_(True)
-        handles.append(weight.register_post_accumulate_grad_hook(hook(name)))  # type: ignore[no-untyped-call]
+        handles.append(weight.register_post_accumulate_grad_hook(hook(sums[name])))  # type: ignore[no-untyped-call]
     try:
         yield
     finally:
@@ -171,10 +117,13 @@ def _squared_gradients(weights: dict[str, nn.Parameter], sums: FisherSums) -> It
 
 @contextmanager
 def _recomputed_activations(blocks: Sequence[nn.Module]) -> Iterator[None]:
+    before = [vars(block).get("forward") for block in blocks]  # accelerate's hook, where there is one
     for block in blocks:
         block.forward = functools.partial(checkpoint, block.forward, use_reentrant=False, preserve_rng_state=False)
     try:
         yield
     finally:
-        for block in blocks:
+        for block, forward in zip(blocks, before, strict=True):
             del block.forward  # the class's own method shows again
+            if forward is not None:
+                block.forward = forward

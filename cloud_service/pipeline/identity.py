@@ -28,7 +28,7 @@ from cloud_service.sources import (
 from shared.api import PrepareRequest, Stage
 from shared.bundle.digest import digest_of_bytes, digest_of_file
 
-PIPELINE_VERSION = "1"
+PIPELINE_VERSION = "2"
 """Raised whenever the same input would give another bundle."""
 
 _WHERE_TO_PUBLISH = {"name", "tag", "force", "model", "revision"}

@@ -24,7 +24,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from cloud_service.pipeline.load_model import read_json
+from cloud_service.pipeline.checkpoint_weights import read_json
 from cloud_service.pipeline.quantize import DensePart
 from shared.bundle.layout import ImageLayout
 from shared.bundle.manifest import (

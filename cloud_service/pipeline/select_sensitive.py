@@ -5,13 +5,13 @@
 
 The k-th largest value is found exactly by two histograms over the bits of the float32 values (non-negative floats are
 ordered like their bits): two passes and 256 KiB of memory however many weights there are, where sorting billions would
-not fit. Values above it are taken, values equal to it by tensor order, then index, until there are k.
-Knows nothing about how F was estimated.
+not fit. Values above it are taken, values equal to it by tensor order, then index, until there are k. Tensors are gone
+through one at a time, so they may be loaded as they are asked for. Knows nothing about how F was estimated.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Literal
 
 import numpy as np
@@ -32,7 +32,8 @@ def select_largest(fisher: Mapping[str, Tensor], sparsity: float, scope: Scope) 
     """Return the mask of every tensor: the k largest values of its scope, rank 0 the largest.
 
     Args:
-        fisher: Fisher diagonal, float32, finite and not negative, by tensor name in model order.
+        fisher: Fisher diagonal (or another measure, such as magnitude), float32, finite and not negative, by tensor
+            name in model order; may load each tensor as it is asked for, up to four times.
         sparsity: Share of weights to choose; k is rounded half to even and may be 0 in a tiny tensor.
         scope: Whether k is per tensor or global.
     """
@@ -42,6 +43,13 @@ def select_largest(fisher: Mapping[str, Tensor], sparsity: float, scope: Scope) 
     for name, values in fisher.items():
         masks |= _select({name: values}, sensitive_count(values.numel(), sparsity))
     return masks
+
+
+def select_top(masks: Masks, count: int) -> Masks:
+    """Return the ``count`` most sensitive weights of a global mask, or of each tensor's: masks are nested."""
+    return {
+        name: SensitivityMask(mask.indices[mask.top(count)], mask.rank[mask.top(count)]) for name, mask in masks.items()
+    }
 
 
 def select_random(sizes: Mapping[str, int], sparsity: float, scope: Scope, seed: int) -> Masks:
@@ -70,40 +78,45 @@ def overlap(first: Masks, second: Masks) -> float:
 
 def gradient_mass(fisher: Mapping[str, Tensor], masks: Masks) -> float:
     """Return Σ F over the mask / Σ F over all weights, 0 … 1."""
-    total = sum(float(values.sum(dtype=torch.float64)) for values in fisher.values())
-    covered = sum(
-        float(values.flatten()[torch.from_numpy(masks[name].indices).long().to(values.device)].sum(dtype=torch.float64))
-        for name, values in fisher.items()
-    )
+    total = covered = 0.0
+    for name, values in fisher.items():
+        index = torch.from_numpy(masks[name].indices).long().to(values.device)
+        total += float(values.sum(dtype=torch.float64))
+        covered += float(values.flatten()[index].sum(dtype=torch.float64))
     return covered / total if total else 0.0
 
 
-def _select(fisher: Mapping[str, Tensor], count: int) -> Masks:
-    flat = {name: values.flatten() for name, values in fisher.items()}
-    threshold, ties = _kth_largest(list(flat.values()), count)
-    positions: list[Tensor] = []
-    for values in flat.values():
-        equal = (values == threshold).nonzero().flatten()[:ties] if ties else values.new_empty(0, dtype=torch.int64)
+def _select(values: Mapping[str, Tensor], count: int) -> Masks:
+    threshold, ties = _kth_largest(values, count)
+    indices: list[Tensor] = []
+    chosen: list[Tensor] = []
+    for tensor in values.values():
+        flat = tensor.flatten()
+        equal = (flat == threshold).nonzero().flatten()[:ties] if ties else flat.new_empty(0, dtype=torch.int64)
         ties -= len(equal)
-        above = (values > threshold).nonzero().flatten()
-        positions.append(torch.cat([above, equal]).sort().values)
-    chosen = torch.cat([values[index].cpu() for values, index in zip(flat.values(), positions, strict=True)])
-    rank = torch.empty(len(chosen), dtype=torch.int64)
-    rank[torch.sort(chosen, descending=True, stable=True).indices] = torch.arange(len(chosen))
-    ranks = torch.split(rank, [len(index) for index in positions])
+        above = (flat > threshold).nonzero().flatten()
+        indices.append(torch.cat([above, equal]).sort().values)
+        chosen.append(flat[indices[-1]].cpu())
+    order = torch.sort(torch.cat(chosen), descending=True, stable=True).indices
+    rank = torch.empty(len(order), dtype=torch.int64)
+    rank[order] = torch.arange(len(order))
+    ranks = torch.split(rank, [len(index) for index in indices])
     return {
         name: SensitivityMask(index.cpu().numpy().astype(np.int32), part.numpy().astype(np.int32))
-        for name, index, part in zip(flat, positions, ranks, strict=True)
+        for name, index, part in zip(values, indices, ranks, strict=True)
     }
 
 
-def _kth_largest(tensors: Sequence[Tensor], count: int) -> tuple[float, int]:
+def _kth_largest(values: Mapping[str, Tensor], count: int) -> tuple[float, int]:
     """Return the count-th largest value of all tensors, and how many entries equal to it are among the ``count``."""
     if count == 0:
         return float("inf"), 0
-    high, left = _bin_of(sum(_histogram(_bits(t) >> _HALF_BITS) for t in tensors), count)  # type: ignore[arg-type]
+    high_counts = torch.zeros(1 << _HALF_BITS, dtype=torch.int64)
+    for tensor in values.values():
+        high_counts += _histogram(_bits(tensor) >> _HALF_BITS)
+    high, left = _bin_of(high_counts, count)
     low_counts = torch.zeros(1 << _HALF_BITS, dtype=torch.int64)
-    for tensor in tensors:
+    for tensor in values.values():
         bits = _bits(tensor)
         low_counts += _histogram(bits[bits >> _HALF_BITS == high] & ((1 << _HALF_BITS) - 1))
     low, ties = _bin_of(low_counts, left)
@@ -112,7 +125,7 @@ def _kth_largest(tensors: Sequence[Tensor], count: int) -> tuple[float, int]:
 
 
 def _bits(values: Tensor) -> Tensor:
-    return values.to(torch.float32).contiguous().view(torch.int32)
+    return values.to(torch.float32).flatten().contiguous().view(torch.int32)
 
 
 def _histogram(bins: Tensor) -> Tensor:

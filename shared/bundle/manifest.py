@@ -235,7 +235,7 @@ class MaskProvenance(Document):
         calibration_digest: Digest of the calibration tokens (int32 little-endian, row-major).
     """
 
-    source: Literal["fisher", "random"]
+    source: Literal["fisher", "magnitude", "random"]
     scope: Literal["per_tensor", "global"]
     sparsity: float
     sensitive_count: int
