@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import argparse
 
+from cloud_service.commands.report_coverage import add_coverage
+
 
 def add_report_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add the command to the parser; every report adds itself and is a file of its own."""
     parser = commands.add_parser("report", help="measure how a model should be prepared", description=__doc__)
-    parser.add_subparsers(dest="report", required=True, metavar="WHAT")
+    reports = parser.add_subparsers(dest="report", required=True, metavar="WHAT")
+    add_coverage(reports)
