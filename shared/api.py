@@ -146,11 +146,14 @@ class QuantizerSpec(Message):
             or ``rtn`` (groups, plain round to nearest; a baseline).
         bits: 2, 3, 4 or 8.
         group_size: Columns per group for ``uniform`` and ``rtn``; unused by ``lut``.
+        compensation: ``gptq`` lets each column's error be made up for by later columns, by the second moments of the
+            layer's inputs on the calibration text (Equation 13); with ``rtn`` this is GPTQ as published.
     """
 
     method: Literal["lut", "uniform", "rtn"] = "lut"
     bits: Literal[2, 3, 4, 8] = 4
     group_size: Annotated[int, Field(ge=8, le=4096)] = 64
+    compensation: Literal["none", "gptq"] = "none"
 
 
 class PrepareRequest(Message):

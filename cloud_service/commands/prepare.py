@@ -41,6 +41,10 @@ _OPTIONS: dict[str, tuple[str, dict[str, Any]]] = {
     "--quantizer": ("quantizer.method", {"choices": ["lut", "uniform", "rtn"], "help": "codec of the dense part"}),
     "--bits": ("quantizer.bits", {"type": int, "choices": [2, 3, 4, 8], "help": "bits per dense weight (default: 4)"}),
     "--group-size": ("quantizer.group_size", {"type": int, "help": "columns per group for uniform and rtn"}),
+    "--compensation": (
+        "quantizer.compensation",
+        {"choices": ["none", "gptq"], "help": "gptq: let later columns make up for errors"},
+    ),
     "--calibration-text": (
         "calibration.text",
         {"help": "c4, a .jsonl or .txt file; of a task: the folder of the tasks, or a file of rows (default: c4)"},

@@ -5,7 +5,9 @@
 Importance is F + λ·mean(F) of the weight's row: the Fisher diagonal of a few hundred sequences is noisy and skewed, and
 without the floor λ a weight whose gradients happened to vanish could be moved anywhere. λ was chosen by measured
 perplexity (tests/benchmarks/perplexity.py). F is scaled to mean 1 per row first, so that nothing under- or overflows.
-Knows nothing about files.
+With ``compensation`` the codes are chosen column by column and later columns make up for earlier errors (Equation 13,
+``quantizers/compensation``); codebooks, scales and biases are still found with the importance. The sensitive weights
+stay what they are either way. Knows nothing about files.
 """
 
 from __future__ import annotations
@@ -15,9 +17,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from cloud_service.pipeline.quantizers.lut import quantize_lut
-from cloud_service.pipeline.quantizers.rtn import quantize_rtn
-from cloud_service.pipeline.quantizers.uniform import quantize_uniform
+from cloud_service.pipeline.quantizers.compensation import (
+    CodebookCoder,
+    ColumnCoder,
+    GroupCoder,
+    activation_weighted_error,
+    quantize_compensated,
+)
+from cloud_service.pipeline.quantizers.lut import quantize_lut, row_codebooks
+from cloud_service.pipeline.quantizers.rtn import quantize_rtn, range_grid
+from cloud_service.pipeline.quantizers.uniform import best_grid, quantize_uniform
 from shared.api import QuantizerSpec
 from shared.quantization.codec import QuantizedTensor, dequantize
 from shared.sensitivity_mask import SensitivityMask
@@ -34,35 +43,70 @@ class DensePart:
         weight: The quantised weight; what its codes say at masked positions does not matter.
         relative_error: ‖W − Q‖² / ‖W‖² over the unmasked weights.
         weighted_relative_error: Σ F (W − Q)² / Σ F W² over the unmasked weights.
+        activation_relative_error: ‖(W − Q) X‖² / ‖W X‖² with the sensitive weights in place, over the calibration
+            tokens; None where their second moment was not given.
     """
 
     weight: QuantizedTensor
     relative_error: float
     weighted_relative_error: float
+    activation_relative_error: float | None = None
 
 
-def quantize_unmasked(weight: Tensor, fisher: Tensor, mask: SensitivityMask, spec: QuantizerSpec) -> DensePart:
+def quantize_unmasked(
+    weight: Tensor,
+    fisher: Tensor,
+    mask: SensitivityMask,
+    spec: QuantizerSpec,
+    second_moment: Tensor | None = None,
+) -> DensePart:
     """Return the dense part of a weight.
 
     Args:
         weight: float32 (out_features, in_features), representable in float16.
         fisher: Fisher diagonal, float32, the same shape.
         mask: The weight's sensitivity mask.
-        spec: Method, bits and group size.
+        spec: Method, bits, group size and compensation.
+        second_moment: H = E[x xᵀ] of what enters the layer, float32 (in_features, in_features); needed for
+            compensation.
+
+    Raises:
+        ValueError: ``spec`` asks for compensation and there is no second moment.
+        UnsupportedModel: The second moment is not finite.
     """
     masked = flat_index(mask, weight.device)
-    dense = quantize(weight, importance_of(fisher, masked), spec)
-    kept = torch.ones(weight.numel(), device=weight.device).index_fill_(0, masked, 0).view_as(weight)
-    difference = weight - dequantize(dense)
+    importance = importance_of(fisher, masked)
+    is_masked = torch.zeros(weight.numel(), dtype=torch.bool, device=weight.device).index_fill_(0, masked, True)
+    is_masked = is_masked.view_as(weight)
+    if spec.compensation == "none":
+        dense = quantize(weight, importance, spec)
+    elif second_moment is None:
+        raise ValueError("compensation needs the second moment of the layer's inputs")
+    else:
+        dense = quantize_compensated(weight, second_moment, is_masked, column_coder(weight, importance, spec))
+    difference = (weight - dequantize(dense)).masked_fill_(is_masked, 0)
+    kept = weight.masked_fill(is_masked, 0)
     return DensePart(
         dense,
-        _share(kept * difference**2, kept * weight**2),
-        _share(kept * fisher * difference**2, kept * fisher * weight**2),
+        _share(difference**2, kept**2),
+        _share(fisher * difference**2, fisher * kept**2),
+        None if second_moment is None else activation_weighted_error(difference, weight, second_moment),
     )
 
 
+def column_coder(weight: Tensor, importance: Tensor, spec: QuantizerSpec) -> ColumnCoder:
+    """Return what quantises the weight's columns one by one by the method of ``spec``."""
+    match spec.method:
+        case "lut":
+            return CodebookCoder(row_codebooks(weight, importance, 1 << spec.bits), spec.bits)
+        case "uniform":
+            return GroupCoder(importance, spec.bits, spec.group_size, best_grid)
+        case "rtn":
+            return GroupCoder(importance, spec.bits, spec.group_size, range_grid)
+
+
 def quantize(weight: Tensor, importance: Tensor, spec: QuantizerSpec) -> QuantizedTensor:
-    """Return the weight quantised by the method of ``spec``."""
+    """Return the weight quantised by the method of ``spec``, each weight by itself (no compensation)."""
     match spec.method:
         case "lut":
             return quantize_lut(weight, importance, spec.bits)

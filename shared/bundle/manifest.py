@@ -251,11 +251,16 @@ class MaskProvenance(Document):
 
 
 class Quantizer(Document):
-    """The quantiser's settings."""
+    """The quantiser's settings.
+
+    Attributes:
+        compensation: How errors were made up for, such as ``gptq``; None where each weight was quantised by itself.
+    """
 
     method: str
     bits: Literal[2, 3, 4, 8]
     group_size: int | None = None
+    compensation: str | None = None
 
 
 class ParameterCounts(Document):

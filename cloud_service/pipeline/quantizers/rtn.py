@@ -27,9 +27,8 @@ def quantize_rtn(weight: Tensor, importance: Tensor, bits: int, group_size: int)
         bits: 2, 3, 4 or 8.
         group_size: Columns per group; the last group of a row may be shorter.
     """
-    groups, counted = split_into_groups(weight, group_size), split_into_groups(importance, group_size) > 0
-    low, high = group_range(groups, counted)
-    scale, bias = to_float16_grid((high - low) / ((1 << bits) - 1), low)
+    groups = split_into_groups(weight, group_size)
+    scale, bias = range_grid(groups, split_into_groups(importance, group_size), bits)
     return assemble(groups, scale, bias, bits, weight.shape[1], group_size)
 
 
@@ -37,6 +36,12 @@ def split_into_groups(matrix: Tensor, group_size: int) -> Tensor:
     """Return (rows, groups, group_size), the last group filled up with zeros."""
     padded = functional.pad(matrix, (0, -matrix.shape[1] % group_size))
     return padded.reshape(len(matrix), -1, group_size)
+
+
+def range_grid(groups: Tensor, importance: Tensor, bits: int) -> tuple[Tensor, Tensor]:
+    """Return the scale and bias (rows, groups) that span each group's range, representable in float16."""
+    low, high = group_range(groups, importance > 0)
+    return to_float16_grid((high - low) / ((1 << bits) - 1), low)
 
 
 def group_range(groups: Tensor, counted: Tensor) -> tuple[Tensor, Tensor]:

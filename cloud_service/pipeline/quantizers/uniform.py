@@ -17,6 +17,7 @@ from cloud_service.pipeline.quantizers.rtn import (
     assemble,
     group_codes,
     group_range,
+    range_grid,
     split_into_groups,
     to_float16_grid,
 )
@@ -37,17 +38,24 @@ def quantize_uniform(weight: Tensor, importance: Tensor, bits: int, group_size: 
     """
     per_chunk = max(1, _CHUNK_ELEMENTS // weight.shape[1])
     grids = [
-        _best_grid(split_into_groups(w, group_size), split_into_groups(p, group_size), bits)
+        best_grid(split_into_groups(w, group_size), split_into_groups(p, group_size), bits)
         for w, p in zip(torch.split(weight, per_chunk), torch.split(importance, per_chunk), strict=True)
     ]
     scale, bias = (torch.cat(parts) for parts in zip(*grids, strict=True))
     return assemble(split_into_groups(weight, group_size), scale, bias, bits, weight.shape[1], group_size)
 
 
-def _best_grid(groups: Tensor, importance: Tensor, bits: int) -> tuple[Tensor, Tensor]:
+def best_grid(groups: Tensor, importance: Tensor, bits: int) -> tuple[Tensor, Tensor]:
+    """Return the scale and bias (rows, groups) of the smallest weighted error found, representable in float16.
+
+    Args:
+        groups: float32 (rows, groups, group_size).
+        importance: float32, the same shape; 0 leaves a weight out.
+        bits: Bits per code.
+    """
     low, high = group_range(groups, importance > 0)
     centre = _weighted_mean(groups, importance)
-    best_scale, best_bias = to_float16_grid((high - low) / ((1 << bits) - 1), low)
+    best_scale, best_bias = range_grid(groups, importance, bits)
     best_error = _error(groups, importance, best_scale, best_bias, bits)
     for factor in _SHRINK_FACTORS:
         bottom = centre + factor * (low - centre)

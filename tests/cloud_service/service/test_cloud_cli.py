@@ -98,8 +98,8 @@ def test_serving_in_public_without_tls_exits_with_a_wrong_call(
 
 def test_every_option_of_prepare_lands_in_its_field() -> None:
     line = """prepare gpt2 --output out --revision main --name n --tag t --sparsity 0.01 --scope global
-        --mask-source random --quantizer uniform --bits 8 --group-size 128 --calibration-text a.txt --sequences 4
-        --tokens 32 --seed 7 --evaluation-text b.txt --evaluation-documents 3"""
+        --mask-source random --quantizer uniform --bits 8 --group-size 128 --compensation gptq --calibration-text a.txt
+        --sequences 4 --tokens 32 --seed 7 --evaluation-text b.txt --evaluation-documents 3"""
     assert request_of(build_parser().parse_args(line.split())) == PrepareRequest.model_validate(
         {
             "model": "gpt2",
@@ -109,7 +109,7 @@ def test_every_option_of_prepare_lands_in_its_field() -> None:
             "sparsity": 0.01,
             "scope": "global",
             "mask_source": "random",
-            "quantizer": {"method": "uniform", "bits": 8, "group_size": 128},
+            "quantizer": {"method": "uniform", "bits": 8, "group_size": 128, "compensation": "gptq"},
             "calibration": {"text": "a.txt", "sequences": 4, "tokens_per_sequence": 32, "seed": 7},
             "evaluation": {"text": "b.txt", "documents": 3},
         }
