@@ -3,7 +3,7 @@
     H = 1/M · Σ x xᵀ        over the M tokens of all calibration sequences; x what enters a linear module
 
 ``capture`` runs the network once with its decoder blocks replaced by the identity: what enters the first block is kept
-for every sequence, and each block's other arguments (masks, positions) once, since all sequences are equally long.
+for every sequence, and each block's other arguments (masks, positions) once per length, as nothing else decides them.
 From there on a block is run by itself, so that the blocks before it may have been quantised already, as GPTQ does it:
 
     inputs = capture(network, blocks, sequences)
@@ -22,7 +22,7 @@ References: arXiv 2210.17323 (GPTQ).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -39,11 +39,12 @@ class BlockInputs:
 
     Attributes:
         hidden: Hidden states (1, T, hidden_size) of every sequence, in host memory, in the network's dtype.
-        arguments: The other arguments, by keyword, of the next block and of each one after it.
+        arguments: For each length of a sequence, the other arguments, by keyword, of the next block and of each one
+            after it.
     """
 
     hidden: list[Tensor]
-    arguments: list[dict[str, Any]]
+    arguments: dict[int, list[dict[str, Any]]]
 
     @torch.no_grad()
     def second_moments(self, block: nn.Module, linear_modules: Mapping[str, nn.Module]) -> dict[str, Tensor]:
@@ -70,31 +71,33 @@ class BlockInputs:
         """Replace the hidden states by what the next block makes of them, and go on to the one after it."""
         for position, hidden in enumerate(self.hidden):
             self.hidden[position] = self._outputs(block, hidden).cpu()
-        self.arguments.pop(0)
+        for arguments in self.arguments.values():
+            arguments.pop(0)
 
     def _outputs(self, block: nn.Module, hidden: Tensor) -> Tensor:
         device = next(block.parameters()).device
-        outputs: Tensor = block(hidden.to(device), **self.arguments[0])
+        outputs: Tensor = block(hidden.to(device), **self.arguments[hidden.shape[1]][0])
         return outputs
 
 
 @torch.no_grad()
-def capture(network: nn.Module, blocks: Sequence[nn.Module], sequences: Tensor) -> BlockInputs:
+def capture(network: nn.Module, blocks: Sequence[nn.Module], sequences: Iterable[Tensor]) -> BlockInputs:
     """Return what enters the first block, for all sequences, and the other arguments of every block.
 
     Args:
         network: A causal language model, without dropout.
         blocks: Its decoder blocks, in order.
-        sequences: Token ids (N, T), no padding.
+        sequences: Token ids (T) of each sequence, no padding; or all of them as (N, T).
 
     Raises:
         UnsupportedModel: The network passes its blocks something else than one tensor and keywords.
     """
-    inputs = BlockInputs([], [{} for _ in blocks])
+    inputs = BlockInputs([], {})
     device = network.get_input_embeddings().weight.device  # type: ignore[operator]
     with _recording(blocks, inputs):
-        for sequence in sequences.to(torch.int64):
-            network.base_model(input_ids=sequence[None].to(device), use_cache=False)  # type: ignore[operator]
+        for sequence in sequences:
+            tokens = sequence[None].to(device, torch.int64)
+            network.base_model(input_ids=tokens, use_cache=False)  # type: ignore[operator]
     return inputs
 
 
@@ -106,10 +109,12 @@ def _recording(blocks: Sequence[nn.Module], inputs: BlockInputs) -> Iterator[Non
         def forward(*positional: Any, **keywords: Any) -> Tensor:
             if len(positional) != 1:
                 raise _unsupported(f"the decoder blocks are called with {len(positional)} positional arguments")
-            if index == 0:
-                inputs.hidden.append(positional[0].cpu())
-            inputs.arguments[index] = keywords
             hidden: Tensor = positional[0]
+            if index == 0:
+                inputs.hidden.append(hidden.cpu())
+            known = inputs.arguments.setdefault(hidden.shape[1], [])
+            if len(known) == index:
+                known.append(keywords)
             return hidden
 
         return forward

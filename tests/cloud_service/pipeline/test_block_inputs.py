@@ -68,14 +68,14 @@ def norm_and_head(model: Model, hidden: Tensor) -> Tensor:
 @torch.no_grad()
 def test_block_after_block_gives_the_networks_own_logits_bit_for_bit(tmp_path: Path, case: str) -> None:
     family, changes = CASES[case]
-    model, tokens = tiny_model(tmp_path, family, **changes), sequences()
+    model, tokens = tiny_model(tmp_path, family, **changes), [*sequences(), *sequences(2, 7)]
     own = [model.network(input_ids=sequence[None].long(), use_cache=False).logits for sequence in tokens]
     inputs = capture(model.network, model.blocks, tokens)
     for block in model.blocks:
         inputs.advance(block)
     for hidden, logits in zip(inputs.hidden, own, strict=True):
         assert torch.equal(norm_and_head(model, hidden), logits)
-    assert inputs.arguments == []
+    assert inputs.arguments == {12: [], 7: []}
 
 
 @torch.no_grad()
@@ -114,7 +114,7 @@ def test_second_moments_are_means_over_all_tokens_of_what_enters_each_linear_mod
 
     after_attention = []
     for hidden in inputs.hidden:
-        attended, _ = block.self_attn(block.input_layernorm(hidden), **inputs.arguments[0])
+        attended, _ = block.self_attn(block.input_layernorm(hidden), **inputs.arguments[12][0])
         after_attention.append(block.post_attention_layernorm(hidden + attended)[0])
     entering = torch.cat(after_attention)
     torch.testing.assert_close(moments["mlp.up_proj"], entering.T @ entering / 36, rtol=1e-4, atol=1e-5)
