@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 
 from cloud_service.commands.report_coverage import add_coverage
+from cloud_service.commands.report_quantizers import add_quantizers
 
 
 def add_report_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -12,3 +13,4 @@ def add_report_command(commands: argparse._SubParsersAction[argparse.ArgumentPar
     parser = commands.add_parser("report", help="measure how a model should be prepared", description=__doc__)
     reports = parser.add_subparsers(dest="report", required=True, metavar="WHAT")
     add_coverage(reports)
+    add_quantizers(reports)

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+from matplotlib.ticker import MaxNLocator
 
 from cloud_service.pipeline.block_grid import block_grid
 from cloud_service.pipeline.svg_figure import (
@@ -56,7 +57,7 @@ def error_picture(report: Mapping[str, Any]) -> str:
             label=projection,
         )
     drawing.axes.set(xlabel="block", ylabel="weighted error, % of Σ F·W²", ylim=(0, None))
-    drawing.axes.xaxis.get_major_locator().set_params(integer=True)
+    drawing.axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     add_legend(
         drawing, ncols=max(1, len(grid.projections)), loc="outside upper center", handlelength=1, columnspacing=1
     )

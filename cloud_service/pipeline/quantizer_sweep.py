@@ -1,0 +1,364 @@
+"""Every quantiser at every width on one model: one Fisher pass, then quantise and evaluate once per combination.
+
+    DIR/.workspace/         checkpoints of the Fisher pass, and the combination at work; gone at the end
+    DIR/.combinations/      one small file per finished combination; kept, so a longer list goes on from here
+
+Each combination makes the blobs that a preparation would publish and evaluates what it reads back from them, first the
+dense part alone, then with the sensitive values. A SIGKILL costs the shard or the combination at work. Costs, besides
+the Fisher pass, one quantisation and two evaluations per combination, the network in float32, and the disk of one
+bundle. Knows nothing about tables and pages.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import itertools
+import shutil
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import torch
+from pydantic import Field, field_validator
+
+from cloud_service.pipeline.bundle_weights import write_dense_part, write_sensitive_part
+from cloud_service.pipeline.calibration import Calibration, read_calibration, tokens_digest
+from cloud_service.pipeline.checkpoint import Workspace
+from cloud_service.pipeline.documents import read_documents
+from cloud_service.pipeline.fisher_totals import FisherTotals
+from cloud_service.pipeline.identity import ResolvedInput, resolve
+from cloud_service.pipeline.launchers.local import FisherLauncher, FisherPasses, FisherWork, LocalLauncher
+from cloud_service.pipeline.load_model import LoadedModel, ModelOutline, load_model, read_outline
+from cloud_service.pipeline.perplexity import evaluation_windows, sum_losses
+from cloud_service.pipeline.publish import TensorBlob
+from cloud_service.pipeline.report import bytes_by_part
+from cloud_service.pipeline.select_sensitive import Masks, overlap, select_largest
+from cloud_service.pipeline.split_blocks import split_blocks
+from cloud_service.pipeline.tokenization import TextEncoder, load_encoder
+from cloud_service.progress import ProgressSink
+from cloud_service.sources import SourcePolicy
+from shared.api import CalibrationSpec, EvaluationSpec, Message, PrepareRequest, QuantizerSpec, Stage
+from shared.bundle.layout import ImageLayout
+from shared.errors import Conflict
+from shared.file_lock import exclusive
+
+Method = Literal["lut", "uniform", "rtn"]
+Bits = Literal[2, 3, 4, 8]
+Compensation = Literal["none", "gptq"]
+
+
+class SweepRequest(Message):
+    """What to sweep.
+
+    Attributes:
+        model: Hub id, or a folder.
+        revision: Hub revision; None means the default branch.
+        methods: Quantisers.
+        bits: Widths.
+        compensations: With or without error compensation, or both.
+        group_size: Columns per group for ``uniform`` and ``rtn``.
+        sparsity: Share of sensitive weights.
+        scope: Scope of the mask.
+        calibration: Text of the Fisher pass.
+        evaluation: Text of the perplexities; at least one document.
+    """
+
+    model: Annotated[str, Field(min_length=1, max_length=4096)]
+    revision: str | None = None
+    methods: Annotated[tuple[Method, ...], Field(min_length=1)] = ("lut", "uniform", "rtn")
+    bits: Annotated[tuple[Bits, ...], Field(min_length=1)] = (2, 3, 4, 8)
+    compensations: Annotated[tuple[Compensation, ...], Field(min_length=1)] = ("none",)
+    group_size: Annotated[int, Field(ge=8, le=4096)] = 64
+    sparsity: Annotated[float, Field(gt=0, le=0.5)] = 0.001
+    scope: Literal["per_tensor", "global"] = "per_tensor"
+    calibration: CalibrationSpec = CalibrationSpec()
+    evaluation: EvaluationSpec = EvaluationSpec()
+
+    @field_validator("methods", "bits", "compensations")
+    @classmethod
+    def _each_once(cls, values: tuple[Any, ...]) -> tuple[Any, ...]:
+        return tuple(dict.fromkeys(values))
+
+    @field_validator("evaluation")
+    @classmethod
+    def _something_is_evaluated(cls, evaluation: EvaluationSpec) -> EvaluationSpec:
+        if evaluation.documents == 0:
+            raise ValueError("a sweep compares perplexities: evaluation.documents must be at least 1")
+        return evaluation
+
+    @property
+    def quantizers(self) -> tuple[QuantizerSpec, ...]:
+        """Every combination, in order."""
+        return tuple(
+            QuantizerSpec(method=method, bits=bits, group_size=self.group_size, compensation=compensation)
+            for method, compensation, bits in itertools.product(self.methods, self.compensations, self.bits)
+        )
+
+    def as_preparation(self) -> PrepareRequest:
+        """Return a preparation of the same input; which quantiser it names plays no part."""
+        shared = self.model_dump(include={"model", "revision", "sparsity", "scope", "calibration", "evaluation"})
+        return PrepareRequest.model_validate(shared)
+
+
+@dataclass(frozen=True, slots=True)
+class Combination:
+    """What one quantiser at one width came to.
+
+    Attributes:
+        method: Quantiser.
+        bits: Width of a code.
+        group_size: Columns per group; None for ``lut``, which has none.
+        compensation: ``none`` or ``gptq``.
+        bits_dense: Bits stored per quantised weight: codes, codebooks and scales.
+        bits_stored: The same with the sensitive values, their indices and ranks.
+        perplexity: With the sensitive values in place.
+        perplexity_dense_only: Without them.
+        weighted_error: Mean over the quantised weights of their tensors' Σ F (W − Q)² / Σ F W².
+        seconds: Time to quantise the model, with reading and writing.
+    """
+
+    method: str
+    bits: int
+    group_size: int | None
+    compensation: str
+    bits_dense: float
+    bits_stored: float
+    perplexity: float
+    perplexity_dense_only: float
+    weighted_error: float
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Sweep:
+    """The figures of a whole sweep.
+
+    Attributes:
+        about: Model, text and settings, JSON-ready; no path.
+        perplexity_16bit: Of the 16-bit weights.
+        combinations: In the order of the request.
+    """
+
+    about: dict[str, Any]
+    perplexity_16bit: float
+    combinations: tuple[Combination, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class _Job:
+    """What every stage needs."""
+
+    request: SweepRequest
+    source: ResolvedInput
+    policy: SourcePolicy
+    progress: ProgressSink
+    workspace: Workspace
+    finished: Workspace
+    launcher: FisherLauncher
+    device: str
+    outline: ModelOutline
+    encoder: TextEncoder
+
+
+@dataclass(frozen=True, slots=True)
+class _Evaluation:
+    """The network whose weights are replaced, and the windows it predicts."""
+
+    model: LoadedModel
+    windows: list[list[int]]
+
+    def perplexity(self) -> float:
+        return sum_losses(self.model.network, self.windows).perplexity
+
+
+def run_sweep(
+    request: SweepRequest,
+    *,
+    folder: Path,
+    policy: SourcePolicy,
+    progress: ProgressSink,
+    launcher: FisherLauncher | None = None,
+    device: str | None = None,
+) -> Sweep:
+    """Measure every combination that ``request`` asks for and that is not already finished in ``folder``.
+
+    Args:
+        request: What to sweep.
+        folder: Where checkpoints and finished combinations lie; those of another input are dropped.
+        policy: What may be read.
+        progress: Told about every step; may raise ``Interrupted``.
+        launcher: Where the Fisher shards are computed; None means this process.
+        device: Torch device; None means CUDA where there is one, else the CPU.
+
+    Raises:
+        Conflict: Another sweep works in ``folder``.
+        ZoError: The model, a text, the hub or the disk; the subclass says who can act.
+    """
+    busy = Conflict(f"another sweep works in {folder}", next_step="wait for it, or give another --output")
+    target = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    with exclusive(folder / ".sweep.lock", busy=busy):
+        job = _begin(request, folder, policy, progress, launcher or LocalLauncher(), target)
+        missing = [spec for spec in request.quantizers if job.finished.read_json(_key(spec)) is None]
+        if missing or job.finished.read_json("about") is None:
+            _measure(job, missing)
+        shutil.rmtree(job.workspace.folder)
+    return _collect(job)
+
+
+def _begin(
+    request: SweepRequest,
+    folder: Path,
+    policy: SourcePolicy,
+    progress: ProgressSink,
+    launcher: FisherLauncher,
+    device: str,
+) -> _Job:
+    workspace, finished = Workspace(folder / ".workspace"), Workspace(folder / ".combinations")
+    source = resolve(request.as_preparation(), policy, progress, workspace=workspace.folder)
+    workspace.claim(source.fingerprint)
+    if finished.claim(source.fingerprint):
+        progress.note("going on from the combinations that are finished")
+    outline = read_outline(source.folder)
+    encoder = load_encoder(source.folder, outline.architecture, outline.context_length)
+    return _Job(request, source, policy, progress, workspace, finished, launcher, device, outline, encoder)
+
+
+def _measure(job: _Job, missing: list[QuantizerSpec]) -> None:
+    calibration, documents = _read_texts(job)
+    totals = _estimate_fisher(job, calibration)
+    job.progress.stage(Stage.SELECTING)
+    masks = select_largest(totals.diagonal(), job.request.sparsity, job.request.scope)
+    windows = evaluation_windows(documents, job.encoder)
+    evaluation = _Evaluation(load_model(job.outline, device=job.device, dtype=torch.float32), windows)
+    if job.finished.read_json("about") is None:
+        halves = (select_largest(half, job.request.sparsity, job.request.scope) for half in totals.halves())
+        about = _about(job, calibration, len(documents), overlap(*halves))
+        job.progress.stage(Stage.EVALUATING)
+        job.finished.write_json("about", {"about": about, "perplexity_16bit": evaluation.perplexity()})
+    for number, spec in enumerate(missing, 1):
+        job.progress.note(f"combination {number} of {len(missing)}: {_key(spec)}")
+        combination = _measure_one(job, spec, masks, totals, evaluation)
+        job.finished.write_json(_key(spec), dataclasses.asdict(combination))
+
+
+def _read_texts(job: _Job) -> tuple[Calibration, list[str]]:
+    saved, documents = job.workspace.read_tensors("calibration"), job.workspace.read_json("evaluation-documents")
+    if saved is not None and documents is not None:
+        return Calibration.from_tensors(saved), documents
+    count = job.request.evaluation.documents
+    documents = list(itertools.islice(read_documents(job.source.evaluation, job.policy), count))
+    calibration = read_calibration(
+        job.source.calibration,
+        job.encoder,
+        job.request.calibration,
+        policy=job.policy,
+        model_type=str(job.outline.architecture["model_type"]),
+        held_out=count if job.source.calibration == job.source.evaluation else 0,
+    )
+    job.workspace.write_json("evaluation-documents", documents)
+    job.workspace.write_tensors("calibration", calibration.to_tensors(), {})
+    return calibration, documents
+
+
+def _estimate_fisher(job: _Job, calibration: Calibration) -> FisherTotals:
+    blocks = job.outline.block_linears
+    totals = FisherTotals(job.workspace, blocks, len(calibration), keeps_in_memory=True)
+    if not totals.is_complete:
+        job.progress.stage(Stage.CALIBRATING, total=len(calibration), unit="sequences")
+        passes = FisherPasses(groups=(tuple(range(len(blocks))),))
+        work = FisherWork(job.outline, job.source.folder, calibration, passes, job.device)
+        job.launcher.estimate(work, totals, after_sequence=job.progress.advance)
+    return totals
+
+
+def _measure_one(
+    job: _Job, spec: QuantizerSpec, masks: Masks, totals: FisherTotals, evaluation: _Evaluation
+) -> Combination:
+    with _scratch(job.workspace.folder / "combination") as scratch:
+        layout = ImageLayout.create(scratch / "bundle")
+        started = time.monotonic()
+        blobs = _quantize(job, spec, masks, totals, layout, Workspace(scratch))
+        seconds = time.monotonic() - started
+        job.progress.stage(Stage.EVALUATING)
+        write_dense_part(evaluation.model, layout, blobs)
+        dense_only = evaluation.perplexity()
+        write_sensitive_part(evaluation.model, layout, blobs)
+        return _combination(spec, blobs, evaluation.perplexity(), dense_only, seconds)
+
+
+def _quantize(
+    job: _Job, spec: QuantizerSpec, masks: Masks, totals: FisherTotals, layout: ImageLayout, workspace: Workspace
+) -> list[TensorBlob]:
+    job.progress.stage(Stage.QUANTIZING, total=job.outline.block_count, unit="blocks")
+    return split_blocks(
+        job.outline,
+        masks,
+        totals.diagonal(),
+        spec,
+        layout=layout,
+        workspace=workspace,
+        device=job.device,
+        after_block=job.progress.advance,
+    )
+
+
+def _combination(
+    spec: QuantizerSpec, blobs: list[TensorBlob], perplexity: float, dense_only: float, seconds: float
+) -> Combination:
+    entries = [entry for blob in blobs for entry in blob.quantized]
+    weights = sum(entry.element_count for entry in entries)
+    sizes = bytes_by_part(entries, ())
+    dense_bits = 8 * (sizes["codes"] + sizes["codebooks"] + sizes["scales"]) / weights
+    return Combination(
+        spec.method,
+        spec.bits,
+        None if spec.method == "lut" else spec.group_size,
+        spec.compensation,
+        dense_bits,
+        8 * sum(sizes.values()) / weights,
+        perplexity,
+        dense_only,
+        sum(entry.weighted_relative_error * entry.element_count for entry in entries) / weights,
+        seconds,
+    )
+
+
+def _about(job: _Job, calibration: Calibration, documents: int, split_half_overlap: float) -> dict[str, Any]:
+    return {
+        "model": job.source.model_id,
+        "revision": job.source.revision,
+        "sparsity": job.request.sparsity,
+        "scope": job.request.scope,
+        "split_half_overlap": split_half_overlap,
+        "calibration_text": job.source.calibration.name,
+        "calibration_sequences": len(calibration),
+        "calibration_tokens_per_sequence": calibration.tokens.shape[1],
+        "calibration_seed": job.request.calibration.seed,
+        "calibration_digest": tokens_digest(calibration),
+        "evaluation_text": job.source.evaluation.name,
+        "evaluation_documents": documents,
+    }
+
+
+def _collect(job: _Job) -> Sweep:
+    whole = job.finished.read_json("about")
+    combinations = (Combination(**job.finished.read_json(_key(spec))) for spec in job.request.quantizers)
+    return Sweep(whole["about"], whole["perplexity_16bit"], tuple(combinations))
+
+
+def _key(spec: QuantizerSpec) -> str:
+    group = "" if spec.method == "lut" else f"-g{spec.group_size}"
+    compensation = "" if spec.compensation == "none" else f"-{spec.compensation}"
+    return f"{spec.method}-{spec.bits}{group}{compensation}"
+
+
+@contextlib.contextmanager
+def _scratch(folder: Path) -> Iterator[Path]:
+    """Yield an empty folder that is gone afterwards; what a killed attempt left there is dropped."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    yield folder
+    shutil.rmtree(folder)
