@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import dataclasses
 import json
 import shutil
 import signal
@@ -19,6 +18,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from cloud_service.commands.label_words import label_words
+from cloud_service.commands.local_sources import add_source_options, local_sources
 from shared.errors import Conflict
 from shared.file_lock import exclusive
 
@@ -68,7 +68,10 @@ _OPTIONS: dict[str, tuple[str, dict[str, Any]]] = {
     "--sequences": ("calibration.sequences", {"type": int, "help": "calibration sequences (default: 128)"}),
     "--tokens": ("calibration.tokens_per_sequence", {"type": int, "help": "tokens of each (default: 512)"}),
     "--seed": ("calibration.seed", {"type": int, "help": "seed of the choice of documents or rows (default: 0)"}),
-    "--evaluation-text": ("evaluation.text", {"help": "held-out text (default: the calibration text's first part)"}),
+    "--evaluation-text": (
+        "evaluation.text",
+        {"help": "held-out text (default: the calibration text's first part; c4 for a task)"},
+    ),
     "--evaluation-documents": ("evaluation.documents", {"type": int, "help": "0 evaluates nothing (default: 200)"}),
 }
 
@@ -82,10 +85,7 @@ def add_prepare_command(commands: argparse._SubParsersAction[argparse.ArgumentPa
     for option, (field, settings) in _OPTIONS.items():
         parser.add_argument(option, dest=field, default=None, **settings)
     parser.add_argument("--signing-key", type=Path, metavar="PEM", help="default: the service's; made where missing")
-    parser.add_argument(
-        "--hub-endpoint", metavar="URL", help="the hub that models are fetched from (C4: see HF_ENDPOINT)"
-    )
-    parser.add_argument("--offline", action="store_true", help="use only what is on this machine")
+    add_source_options(parser)
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.add_argument("--quiet", action="store_true", help="show no progress")
     parser.set_defaults(run=_run)
@@ -131,17 +131,8 @@ def _prepare(
     progress: ProgressSink,
 ) -> PreparedBundle:
     from cloud_service.pipeline.prepare import prepare
-    from cloud_service.settings import load_settings
-    from cloud_service.sources import SourcePolicy
 
-    settings = load_settings()
-    sources = SourcePolicy(
-        allow_any_local=True,
-        is_offline=arguments.offline or settings.is_offline,
-        hub_token=settings.hub_token_text,
-    )
-    if (endpoint := arguments.hub_endpoint or settings.hub_endpoint) is not None:
-        sources = dataclasses.replace(sources, hub_endpoint=endpoint)
+    sources = local_sources(arguments)
     return prepare(request, workspace=workspace, layout=layout, progress=progress, sources=sources)
 
 
