@@ -34,6 +34,7 @@ from cloud_service.pipeline.launchers.local import FisherLauncher, FisherPasses,
 from cloud_service.pipeline.load_model import LoadedModel, ModelOutline, load_model, read_outline
 from cloud_service.pipeline.perplexity import evaluation_windows, sum_losses
 from cloud_service.pipeline.publish import TensorBlob
+from cloud_service.pipeline.published_inputs import PublishedInputs, restore_weights
 from cloud_service.pipeline.report import bytes_by_part
 from cloud_service.pipeline.select_sensitive import Masks, overlap, select_largest
 from cloud_service.pipeline.split_blocks import split_blocks
@@ -240,7 +241,7 @@ def _measure(job: _Job, missing: list[QuantizerSpec]) -> None:
         job.finished.write_json("about", {"about": about, "perplexity_16bit": evaluation.perplexity()})
     for number, spec in enumerate(missing, 1):
         job.progress.note(f"combination {number} of {len(missing)}: {_key(spec)}")
-        combination = _measure_one(job, spec, masks, totals, evaluation)
+        combination = _measure_one(job, spec, calibration, masks, totals, evaluation)
         job.finished.write_json(_key(spec), dataclasses.asdict(combination))
 
 
@@ -275,12 +276,28 @@ def _estimate_fisher(job: _Job, calibration: Calibration) -> FisherTotals:
 
 
 def _measure_one(
-    job: _Job, spec: QuantizerSpec, masks: Masks, totals: FisherTotals, evaluation: _Evaluation
+    job: _Job,
+    spec: QuantizerSpec,
+    calibration: Calibration,
+    masks: Masks,
+    totals: FisherTotals,
+    evaluation: _Evaluation,
 ) -> Combination:
     with _scratch(job.workspace.folder / "combination") as scratch:
         layout = ImageLayout.create(scratch / "bundle")
+        job.progress.stage(Stage.QUANTIZING, total=job.outline.block_count, unit="blocks")
         started = time.monotonic()
-        blobs = _quantize(job, spec, masks, totals, layout, Workspace(scratch))
+        blobs = split_blocks(
+            job.outline,
+            masks,
+            totals.diagonal(),
+            spec,
+            layout=layout,
+            workspace=Workspace(scratch),
+            device=job.device,
+            after_block=job.progress.advance,
+            inputs=None if spec.compensation == "none" else _inputs(evaluation.model, calibration),
+        )
         seconds = time.monotonic() - started
         job.progress.stage(Stage.EVALUATING)
         write_dense_part(evaluation.model, layout, blobs)
@@ -289,20 +306,9 @@ def _measure_one(
         return _combination(spec, blobs, evaluation.perplexity(), dense_only, seconds)
 
 
-def _quantize(
-    job: _Job, spec: QuantizerSpec, masks: Masks, totals: FisherTotals, layout: ImageLayout, workspace: Workspace
-) -> list[TensorBlob]:
-    job.progress.stage(Stage.QUANTIZING, total=job.outline.block_count, unit="blocks")
-    return split_blocks(
-        job.outline,
-        masks,
-        totals.diagonal(),
-        spec,
-        layout=layout,
-        workspace=workspace,
-        device=job.device,
-        after_block=job.progress.advance,
-    )
+def _inputs(model: LoadedModel, calibration: Calibration) -> PublishedInputs:
+    restore_weights(model)  # the combination before this one left its own
+    return PublishedInputs(model, calibration)
 
 
 def _combination(

@@ -20,6 +20,7 @@ from torch import Tensor
 from cloud_service.pipeline.checkpoint import Workspace
 from cloud_service.pipeline.load_model import ModelOutline
 from cloud_service.pipeline.publish import TensorBlob, add_block, add_sensitive, add_trunk
+from cloud_service.pipeline.published_inputs import PublishedInputs
 from cloud_service.pipeline.quantize import flat_index, quantize_unmasked
 from cloud_service.pipeline.select_sensitive import Masks
 from shared.api import QuantizerSpec
@@ -36,6 +37,7 @@ def split_blocks(
     workspace: Workspace,
     device: str,
     after_block: Callable[[int], None],
+    inputs: PublishedInputs | None = None,
 ) -> list[TensorBlob]:
     """Store every block, the trunk and the sensitive values, and return their blobs in that order.
 
@@ -48,6 +50,7 @@ def split_blocks(
         workspace: Knows the blocks that are done.
         device: Torch device to quantise on.
         after_block: Told the number of blocks done; may raise to stop.
+        inputs: What enters the blocks; needed where ``spec`` asks for compensation, else None.
 
     Raises:
         UnsupportedModel: A weight is damaged.
@@ -58,9 +61,13 @@ def split_blocks(
     for block in range(outline.block_count):
         blob = _restored(layout, workspace, block)
         if blob is None:
-            blob = _split_block(outline, block, masks, fisher, spec, layout, workspace, device)
+            moments = inputs.second_moments(block) if inputs else {}
+            blob = _split_block(outline, block, masks, fisher, spec, moments, layout, workspace, device)
         blobs.append(blob)
-        values |= workspace.read_tensors(f"sensitive-{block:05d}") or {}
+        block_values = workspace.read_tensors(f"sensitive-{block:05d}") or {}
+        if inputs:
+            inputs.advance(block, layout, blob, masks, block_values)
+        values |= block_values
         after_block(block + 1)
     trunk = {name: outline.weights.read(name) for name in outline.trunk}
     sensitive = {name: tensor.numpy() for name, tensor in values.items()}
@@ -79,6 +86,7 @@ def _split_block(
     masks: Masks,
     fisher: Mapping[str, Tensor],
     spec: QuantizerSpec,
+    moments: Mapping[str, Tensor],
     layout: ImageLayout,
     workspace: Workspace,
     device: str,
@@ -86,7 +94,8 @@ def _split_block(
     dense_parts, values = {}, {}
     for name in outline.block_linears[block]:
         weight = outline.weights.read(name).to(device, torch.float32)
-        dense_parts[name] = quantize_unmasked(weight, fisher[name].to(device), masks[name], spec)
+        moment = moments[name].to(device) if name in moments else None
+        dense_parts[name] = quantize_unmasked(weight, fisher[name].to(device), masks[name], spec, moment)
         values[name] = weight.flatten()[flat_index(masks[name], weight.device)].to("cpu", torch.float16)
     others = {name: outline.weights.read(name) for name in outline.members(block) if name not in masks}
     workspace.write_tensors(f"sensitive-{block:05d}", values, {})

@@ -257,3 +257,23 @@ def test_the_scratch_of_a_killed_combination_is_not_used(
     (stale / "block-00000.json").write_text("damaged")
     run(request, tmp_path)
     assert len(run(request, tmp_path).combinations) == 2
+
+
+def test_compensation_changes_the_codes_and_not_their_size(
+    make_checkpoint: MakeCheckpoint, text: Path, tmp_path: Path
+) -> None:
+    request = request_of(make_checkpoint(), text, methods=["rtn"], bits=[3], compensations=["gptq", "none"])
+    compensated, plain = run(request, tmp_path).combinations
+    assert (compensated.compensation, plain.compensation) == ("gptq", "none")
+    assert compensated.bits_stored == plain.bits_stored
+    # Rounding to the nearest has the least error weight by weight; compensation pays there to gain in the outputs.
+    assert compensated.weighted_error > plain.weighted_error
+
+
+def test_compensation_starts_from_the_checkpoint_whatever_was_measured_before(
+    make_checkpoint: MakeCheckpoint, text: Path, tmp_path: Path
+) -> None:
+    model = make_checkpoint()
+    alone = run(request_of(model, text, methods=["rtn"], bits=[3], compensations=["gptq"]), tmp_path / "alone")
+    after = run(request_of(model, text, methods=["rtn"], bits=[2, 3], compensations=["gptq"]), tmp_path / "after")
+    assert without_seconds(after)[1] == without_seconds(alone)[0]

@@ -1,0 +1,120 @@
+"""Second moments behind published blocks: equal to hooks on the whole network, and resumable block by block."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from cloud_service.pipeline.calibration import Calibration
+from cloud_service.pipeline.checkpoint import Workspace
+from cloud_service.pipeline.load_model import LoadedModel, load_model, read_outline
+from cloud_service.pipeline.publish import TensorBlob
+from cloud_service.pipeline.published_inputs import PublishedInputs, restore_weights
+from cloud_service.pipeline.select_sensitive import Masks, select_random
+from cloud_service.pipeline.split_blocks import split_blocks
+from shared.api import QuantizerSpec
+from shared.bundle.layout import ImageLayout
+from shared.errors import Interrupted
+
+MakeCheckpoint = Callable[..., Path]
+GPTQ = QuantizerSpec(method="rtn", bits=3, group_size=16, compensation="gptq")
+
+
+class Setting(NamedTuple):
+    """A tiny model, masks and calibration."""
+
+    model: LoadedModel
+    calibration: Calibration
+    masks: Masks
+    fisher: dict[str, Tensor]
+
+    def split(self, folder: Path, stop_after: int | None = None) -> list[TensorBlob]:
+        def after_block(done: int) -> None:
+            if done == stop_after:
+                raise Interrupted("stopped by the test")
+
+        return split_blocks(
+            self.model.outline,
+            self.masks,
+            self.fisher,
+            GPTQ,
+            layout=ImageLayout.create(folder / "store"),
+            workspace=Workspace(folder),
+            device="cpu",
+            after_block=after_block,
+            inputs=PublishedInputs(self.model, self.calibration),
+        )
+
+
+@pytest.fixture
+def setting(make_checkpoint: MakeCheckpoint) -> Setting:
+    model = load_model(read_outline(make_checkpoint()), device="cpu", dtype=torch.float32)
+    generator = torch.Generator().manual_seed(4)
+    tokens = torch.randint(0, 256, (5, 20), generator=generator, dtype=torch.int32)
+    ends = torch.tensor([20, 20, 12, 20, 7], dtype=torch.int32)
+    calibration = Calibration(tokens, torch.ones(5, dtype=torch.int32), ends)
+    shapes = {name: model.outline.shapes[name] for name in model.outline.linear_names}
+    masks = select_random({name: rows * columns for name, (rows, columns) in shapes.items()}, 0.02, "per_tensor", 0)
+    fisher = {name: torch.rand(shape, generator=generator) for name, shape in shapes.items()}
+    return Setting(model, calibration, masks, fisher)
+
+
+def hooked_moment(setting: Setting, name: str) -> Tensor:
+    """H of one weight's input, by a hook on the whole network as it stands."""
+    seen: list[Tensor] = []
+
+    def keep(_: nn.Module, arguments: tuple[Tensor, ...]) -> None:
+        seen.append(arguments[0].flatten(0, -2))
+
+    handle = setting.model.network.get_submodule(name.removesuffix(".weight")).register_forward_pre_hook(keep)
+    with torch.no_grad():
+        for row, end in zip(setting.calibration.tokens, setting.calibration.ends.tolist(), strict=True):
+            setting.model.network(input_ids=row[None, :end].long(), use_cache=False)
+    handle.remove()
+    tokens = torch.cat(seen)
+    return tokens.T @ tokens / len(tokens)
+
+
+def test_the_second_blocks_moments_are_measured_behind_the_published_first(setting: Setting, tmp_path: Path) -> None:
+    with pytest.raises(Interrupted):
+        setting.split(tmp_path, stop_after=1)  # block 0 of the network is now as published, block 1 as it was
+    expected = {name: hooked_moment(setting, name) for name in setting.model.outline.block_linears[1]}
+    restore_weights(setting.model)
+    behind_the_original = {name: hooked_moment(setting, name) for name in expected}
+
+    inputs = PublishedInputs(setting.model, setting.calibration)
+    layout, workspace = ImageLayout(tmp_path / "store"), Workspace(tmp_path)
+    blob = TensorBlob.from_json(workspace.read_json("block-00000"))
+    values = workspace.read_tensors("sensitive-00000")
+    assert values is not None
+    inputs.advance(0, layout, blob, setting.masks, values)
+    for name, moment in inputs.second_moments(1).items():
+        torch.testing.assert_close(moment, expected[name], rtol=1e-4, atol=1e-5)
+        assert not torch.allclose(moment, behind_the_original[name], rtol=1e-2)
+
+
+def test_a_compensated_split_that_was_killed_ends_with_the_same_blobs(setting: Setting, tmp_path: Path) -> None:
+    whole = setting.split(tmp_path / "whole")
+    restore_weights(setting.model)
+    with pytest.raises(Interrupted):
+        setting.split(tmp_path / "cut", stop_after=1)
+    restore_weights(setting.model)
+    resumed = setting.split(tmp_path / "cut")
+    assert [blob.layer.digest for blob in resumed] == [blob.layer.digest for blob in whole]
+
+
+def test_the_network_ends_as_the_bundle_and_can_be_restored(setting: Setting, tmp_path: Path) -> None:
+    name = setting.model.outline.linear_names[-1]
+    before = setting.model.parameters[name].detach().clone()
+    setting.split(tmp_path)
+    after = setting.model.parameters[name].detach().flatten()
+    index = torch.from_numpy(setting.masks[name].indices).long()
+    assert torch.equal(after[index], before.flatten()[index])
+    assert not torch.equal(after, before.flatten())
+    restore_weights(setting.model)
+    assert torch.equal(setting.model.parameters[name], before)
