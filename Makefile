@@ -34,7 +34,7 @@ coverage: $(VENV)/.installed
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; assert (3, 11) <= sys.version_info < (3, 14), "zo-device needs Python 3.11 or newer; name one with: make PYTHON=python3.11"'
 	$(PYTHON) -m venv $(VENV)
-	$(RUN)/pip install --quiet --constraint constraints.txt --editable '.[cloud,device,dev]'
+	$(RUN)/pip install --quiet --constraint constraints.txt --editable '.[cloud,ray,device,dev]'
 	touch $@
 
 clean:

@@ -1,0 +1,216 @@
+"""The Fisher pass on a Ray cluster: every shard of every group of blocks is a task, on whichever worker is free.
+
+    worker     sums of squares of one shard, from zero; the model is loaded once per process and kept
+    driver     adds the shards to the totals in their fixed order, one block at a time
+
+Gradients are never added before they are squared, so this is not data-parallel training: the result is that of one
+process, bit for bit, however many workers there are (with the same threads per worker). A worker that dies costs the
+shard it was at: Ray runs that task again elsewhere. At most one task more than there are workers is out at a time, so
+what waits in Ray's object store (4 bytes per weight and shard) stays bounded. Workers read the checkpoint from the same
+path as the driver: on several machines, from shared storage. Knows nothing about how groups were chosen.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import os
+import signal
+import socket
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from cloud_service.pipeline.calibration import Calibration
+from cloud_service.pipeline.fisher_totals import FisherTotals
+from cloud_service.pipeline.launchers.local import FisherPasses, FisherWork, sum_shard
+from cloud_service.pipeline.load_model import LoadedModel, load_model, read_outline
+from cloud_service.pipeline.shards import shard_count, shard_rows
+from shared.errors import ResourceError, ZoError
+
+_RETRIES = 8
+_POLL_SECONDS = 1.0
+_CONNECT_SECONDS = 10.0
+
+BlockSums = dict[str, NDArray[np.float32]]
+
+
+@dataclass(frozen=True, slots=True)
+class RayLauncher:
+    """Computes the shards on a Ray cluster.
+
+    Attributes:
+        address: Of a running cluster, as ``ray.init`` takes it; None starts one on this machine alone, for as long as
+            the pass lasts.
+        workers: Tasks that run at the same time.
+        threads: Processor threads of each; another number gives sums that differ in their last bits.
+        gpus: Accelerators of each; 0 computes on the processor.
+    """
+
+    address: str | None = None
+    workers: int = 1
+    threads: int = 1
+    gpus: int = 0
+
+    def estimate(self, work: FisherWork, totals: FisherTotals, *, after_sequence: Callable[[int], None]) -> None:
+        """Add all shards that are missing to the totals.
+
+        Raises:
+            UnsupportedModel: A weight or a loss is not finite.
+            ResourceError: The cluster cannot be reached, or a shard failed again and again.
+            DiskError: The totals cannot be saved.
+        """
+        import ray
+
+        with self._cluster(), _ray_errors():
+            submit = self._submitter(work)
+            waiting = _missing_shards(work, totals)
+            running = deque(submit(shard) for shard in islice(waiting, self.workers + 1))
+            while running:
+                shard, sums = running[0]
+                if not ray.wait([sums[0]], timeout=_POLL_SECONDS, fetch_local=False)[0]:
+                    after_sequence(shard.done_before)
+                    continue
+                for block, part in zip(shard.group, sums, strict=True):
+                    totals.add(shard.index, block, _tensors(ray.get(part)))
+                running.popleft()
+                running.extend(submit(shard) for shard in islice(waiting, 1))
+                after_sequence(shard.done_after)
+
+    @contextmanager
+    def _cluster(self) -> Iterator[None]:
+        """Join the cluster, or start one of this machine's own; leave it, and stop our own, at the end."""
+        import ray
+
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR, "configure_logging": False}
+        own = {
+            "num_cpus": self.workers * self.threads,
+            "include_dashboard": False,
+            "_node_ip_address": "127.0.0.1",
+        }
+        try:
+            with _signal_handlers_kept():
+                _check_that_it_listens(self.address)
+                ray.init(address=self.address or "local", **quiet, **({} if self.address else own))
+        except (OSError, ValueError, RuntimeError, ray.exceptions.RayError) as error:
+            raise ResourceError(
+                f"no Ray cluster at {self.address or 'this machine'}: {error}",
+                needed="a cluster that runs the same versions of Ray and Python",
+                next_step="check the address of the cluster, or leave it out to use this machine's processors",
+            ) from error
+        try:
+            yield
+        finally:
+            ray.shutdown()
+
+    def _submitter(self, work: FisherWork) -> Callable[[_Shard], tuple[_Shard, list[Any]]]:
+        """Return a function that starts the task of a shard and returns it with references to its blocks' sums."""
+        import ray
+
+        task = ray.remote(_sum_blocks)
+        needs = {"num_cpus": self.threads, "num_gpus": self.gpus, "max_retries": _RETRIES}
+        calibration = ray.put({name: tensor.numpy() for name, tensor in work.calibration.to_tensors().items()})
+        device = work.device or ("cuda" if self.gpus else "cpu")
+
+        def submit(shard: _Shard) -> tuple[_Shard, list[Any]]:
+            options = task.options(num_returns=len(shard.group), **needs)
+            sums = options.remote(
+                str(work.folder), device, self.threads, calibration, shard.index, shard.group, work.passes
+            )
+            return shard, sums if isinstance(sums, list) else [sums]
+
+        return submit
+
+
+def _check_that_it_listens(address: str | None) -> None:
+    """Raise OSError where nobody listens; Ray itself would try for many minutes."""
+    place = urlsplit(address if address and "//" in address else f"//{address or ''}")
+    if place.hostname and place.port:
+        socket.create_connection((place.hostname, place.port), timeout=_CONNECT_SECONDS).close()
+
+
+@contextmanager
+def _signal_handlers_kept() -> Iterator[None]:
+    """Undo that ``ray.init`` takes over SIGTERM, which is how a preparation is asked to stop."""
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, before)
+
+
+@dataclass(frozen=True, slots=True)
+class _Shard:
+    """One task: which shard, of which blocks, and how many sequences are done before and after it."""
+
+    index: int
+    group: tuple[int, ...]
+    done_before: int
+    done_after: int
+
+
+def _missing_shards(work: FisherWork, totals: FisherTotals) -> Iterator[_Shard]:
+    sequences = len(work.calibration)
+    for number, group in enumerate(work.passes.groups):
+        for index in range(totals.next_shard(group), shard_count(sequences)):
+            rows = shard_rows(sequences, index)
+            yield _Shard(index, group, number * sequences + rows.start, number * sequences + rows.stop)
+
+
+def _sum_blocks(
+    folder: str,
+    device: str,
+    threads: int,
+    calibration: dict[str, NDArray[np.int32]],
+    shard: int,
+    group: tuple[int, ...],
+    passes: FisherPasses,
+) -> list[BlockSums] | BlockSums:
+    """Return the sums of every block of the group, in order; runs in a worker."""
+    torch.set_num_threads(threads)
+    tensors = {name: torch.tensor(array) for name, array in calibration.items()}
+    model = _loaded_once(folder, device)
+    sums = sum_shard(model, Calibration.from_tensors(tensors), shard, group, passes)
+    linears = model.outline.block_linears
+    blocks = [{name: sums[name].cpu().numpy() for name in linears[block]} for block in group]
+    return blocks if len(blocks) > 1 else blocks[0]
+
+
+@functools.lru_cache(maxsize=1)
+def _loaded_once(folder: str, device: str) -> LoadedModel:
+    return load_model(read_outline(Path(folder)), device=device)
+
+
+def _tensors(sums: BlockSums) -> dict[str, torch.Tensor]:
+    return {name: torch.tensor(array) for name, array in sums.items()}
+
+
+@contextmanager
+def _ray_errors() -> Iterator[None]:
+    """Raise what a task raised as itself, and Ray's own failures as a ``ResourceError``."""
+    import ray
+
+    try:
+        yield
+    except ray.exceptions.RayTaskError as error:
+        if isinstance(error.cause, ZoError):
+            raise error.cause from None
+        raise
+    except ray.exceptions.RayError as error:
+        raise ResourceError(
+            f"the Ray cluster gave up on a calibration shard: {type(error).__name__}: {error}",
+            needed=f"workers that live through a shard; each was tried {_RETRIES + 1} times",
+            next_step="give the workers more memory, then run the same command again; finished shards are kept",
+        ) from error

@@ -1,0 +1,125 @@
+"""The Fisher pass on a real Ray cluster of several worker processes: the same bits as one process, whatever dies."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+
+from cloud_service.pipeline.calibration import Calibration
+from cloud_service.pipeline.checkpoint import Workspace
+from cloud_service.pipeline.fisher_totals import FisherTotals
+from cloud_service.pipeline.launchers.local import FisherLauncher, FisherPasses, FisherWork, LocalLauncher
+from cloud_service.pipeline.launchers.ray_cluster import RayLauncher
+from cloud_service.pipeline.load_model import read_outline
+from shared.errors import Interrupted, ResourceError, UnsupportedModel
+
+MakeCheckpoint = Callable[..., Path]
+WHOLE = FisherPasses(((0, 1),))
+
+
+@pytest.fixture
+def folder(make_checkpoint: MakeCheckpoint) -> Path:
+    return make_checkpoint()
+
+
+def calibration(sequences: int = 20) -> Calibration:
+    tokens = torch.randint(0, 256, (sequences, 24), generator=torch.Generator().manual_seed(1), dtype=torch.int32)
+    return Calibration.of_windows(tokens)
+
+
+def estimate(
+    folder: Path,
+    workspace: Path,
+    launcher: FisherLauncher,
+    passes: FisherPasses = WHOLE,
+    *,
+    after_sequence: Callable[[int], None] = lambda _: None,
+) -> FisherTotals:
+    outline = read_outline(folder)
+    Workspace(workspace).claim("fingerprint")
+    totals = FisherTotals(Workspace(workspace), outline.block_linears, 20, keeps_in_memory=True)
+    work = FisherWork(outline, folder, calibration(), passes, "cpu")
+    launcher.estimate(work, totals, after_sequence=after_sequence)
+    return totals
+
+
+def assert_same(first: FisherTotals, second: FisherTotals) -> None:
+    for ours, theirs in zip(first.halves(), second.halves(), strict=True):
+        assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def test_several_workers_in_two_passes_give_the_bits_of_one_process(folder: Path, tmp_path: Path) -> None:
+    told: list[int] = []
+    here = estimate(folder, tmp_path / "here", LocalLauncher())
+    two = FisherPasses(((0,), (1,)))
+    there = estimate(folder, tmp_path / "there", RayLauncher(workers=3), two, after_sequence=told.append)
+    assert_same(here, there)
+    assert told == sorted(told)
+    assert told[-1] == 2 * 20
+
+
+def test_a_worker_killed_mid_way_costs_nothing_but_its_shard(folder: Path, tmp_path: Path) -> None:
+    killed: list[int] = []
+
+    def kill_one(done: int) -> None:
+        workers = [child for child in psutil.Process().children(recursive=True) if "_sum_blocks" in child.name()]
+        if 5 < done < 15 and not killed and workers:
+            os.kill(workers[0].pid, signal.SIGKILL)
+            killed.append(workers[0].pid)
+
+    here = estimate(folder, tmp_path / "here", LocalLauncher())
+    there = estimate(folder, tmp_path / "there", RayLauncher(workers=2), after_sequence=kill_one)
+    assert killed
+    assert_same(here, there)
+
+
+def test_a_pass_begun_by_a_cluster_is_finished_by_this_process(folder: Path, tmp_path: Path) -> None:
+    def stop(done: int) -> None:
+        if done >= 5:
+            raise Interrupted("stopped by the test")
+
+    with pytest.raises(Interrupted):
+        estimate(folder, tmp_path / "work", RayLauncher(workers=2), after_sequence=stop)
+    assert (
+        FisherTotals(
+            Workspace(tmp_path / "work"), read_outline(folder).block_linears, 20, keeps_in_memory=True
+        ).next_shard((0, 1))
+        >= 4
+    )
+    assert_same(
+        estimate(folder, tmp_path / "here", LocalLauncher()), estimate(folder, tmp_path / "work", LocalLauncher())
+    )
+
+
+def test_what_a_worker_refuses_is_refused_with_the_same_words(folder: Path, tmp_path: Path) -> None:
+    work = FisherWork(read_outline(folder), folder, calibration(), WHOLE, "cpu")
+    Workspace(tmp_path / "work").claim("fingerprint")
+    totals = FisherTotals(Workspace(tmp_path / "work"), work.outline.block_linears, 20, keeps_in_memory=True)
+    data = (folder / "model.safetensors").read_bytes()
+    (folder / "model.safetensors").write_bytes(data[:-100])
+    with pytest.raises(UnsupportedModel, match="undamaged safetensors file"):
+        RayLauncher(workers=1).estimate(work, totals, after_sequence=lambda _: None)
+
+
+def test_a_cluster_that_is_not_there_is_named(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(ResourceError, match=r"no Ray cluster at 127\.0\.0\.1:1"):
+        estimate(folder, tmp_path / "work", RayLauncher(address="127.0.0.1:1"))
+
+
+def test_the_cluster_leaves_no_process_and_no_signal_handler_behind(folder: Path, tmp_path: Path) -> None:
+    processes = {child.pid for child in psutil.Process().children(recursive=True)}
+    handler = signal.getsignal(signal.SIGTERM)
+    seen: set[object] = set()
+
+    def look(_done: int) -> None:
+        seen.add(signal.getsignal(signal.SIGTERM))
+
+    estimate(folder, tmp_path / "work", RayLauncher(workers=2), after_sequence=look)
+    assert seen == {handler}
+    assert {child.pid for child in psutil.Process().children(recursive=True)} <= processes
