@@ -134,7 +134,7 @@ def locate_text(text: str, policy: SourcePolicy, *, param: str) -> TextSource:
     )
 
 
-def locate_calibration(spec: CalibrationSpec, policy: SourcePolicy) -> TextSource:
+def locate_calibration(spec: CalibrationSpec, policy: SourcePolicy, *, param: str = "calibration.text") -> TextSource:
     """Return where the calibration's text or rows come from; of a named task, its file of training rows.
 
     Every file looked for is compared with the roots by itself: a link in a task's folder cannot lead out of them.
@@ -143,7 +143,7 @@ def locate_calibration(spec: CalibrationSpec, policy: SourcePolicy) -> TextSourc
         InvalidRequest: It is nothing that may be read.
     """
     if spec.task is None:
-        return locate_text(spec.text, policy, param="calibration.text")
+        return locate_text(spec.text, policy, param=param)
     names = (spec.text,) if spec.task == OWN_ROWS else (spec.text, *_places_of_rows(spec.text, spec.task))
     for name in names:
         path = None if _URL.match(name) else _local_path(name, policy.text_roots, policy)
@@ -151,11 +151,11 @@ def locate_calibration(spec: CalibrationSpec, policy: SourcePolicy) -> TextSourc
             return TextSource(path, spec.task)
     files = ", ".join(SPLIT_FILES["train"])
     raise InvalidRequest(
-        f"calibration.text {_shorten(spec.text)!r} holds no rows of task {spec.task} that may be read",
+        f"{param} {_shorten(spec.text)!r} holds no rows of task {spec.task} that may be read",
         needed=f"a {', '.join(_ROW_SUFFIXES)} file under one of the text roots"
         + ("" if spec.task == OWN_ROWS else f", or the folder of a folder {spec.task} with one of {files}"),
         next_step="check the path; zo-cloud serve --text-root FOLDER allows the files in FOLDER",
-        param="calibration.text",
+        param=param,
     )
 
 

@@ -95,7 +95,7 @@ def run_coverage(
     Raises:
         ZoError: The model, the text, the rows or a step; the subclass says who can act.
     """
-    rows = locate_calibration(request.task, policy)
+    rows = locate_calibration(request.task, policy, param="--task-data")
     source = _resolve(request, policy, progress)
     outline = read_outline(source.folder)
     encoder = load_encoder(source.folder, outline.architecture, outline.context_length)

@@ -34,6 +34,22 @@ def test_any_other_model_is_refused_naming_the_field(model: str, root: Path) -> 
     assert caught.value.param == "model"
 
 
+def test_task_rows_lie_under_a_text_root(root: Path, tmp_path: Path) -> None:
+    for place in (root, tmp_path / "outside"):
+        (place / "SST-2").mkdir()
+        (place / "SST-2" / "train.tsv").write_text("sentence\tlabel\n")
+
+    def check(text: str) -> None:
+        request = PrepareRequest.model_validate({"model": "gpt2", "calibration": {"text": text, "task": "SST-2"}})
+        check_request(request, model_roots=[root], text_roots=[root])
+
+    check("SST-2")
+    check(str(root / "SST-2" / "train.tsv"))
+    with pytest.raises(InvalidRequest) as caught:
+        check("../outside")
+    assert caught.value.param == "calibration.text"
+
+
 @pytest.mark.parametrize("field", ["calibration", "evaluation"])
 @pytest.mark.parametrize("text", ["../outside.txt", "/etc/passwd", "wikitext", "x" * 300])
 def test_any_other_text_is_refused_naming_the_field(field: str, text: str, root: Path) -> None:

@@ -228,6 +228,35 @@ def test_the_command_writes_page_figure_and_data(
     assert str(tmp_path) not in page + json.dumps(document)
 
 
+def test_without_steps_there_is_one_picture(command: list[str], tmp_path: Path) -> None:
+    assert main([*command, "--output", str(tmp_path / "report")]) == 0
+    page = (tmp_path / "report" / "coverage.html").read_text()
+    assert page.count("<svg") == 1
+    assert "Before any fine-tuning" in page
+    assert "random" in (tmp_path / "report" / "coverage.svg").read_text()
+
+
+def test_rows_that_are_not_there_name_the_option(command: list[str], capsys: pytest.CaptureFixture[Any]) -> None:
+    assert main([*command, "--task-data", "absent.jsonl"]) == 2
+    assert "--task-data 'absent.jsonl' holds no rows" in capsys.readouterr().err
+
+
+def test_c4s_mask_covers_more_of_sst2_than_chance_and_less_than_sst2s_own(
+    real_data: Path, capsys: pytest.CaptureFixture[Any]
+) -> None:
+    command = [
+        "report", "coverage", str(real_data / "models" / "picollama-sentiment"), "--task", "sst-2",
+        "--task-data", str(real_data / "tasks"), "--text", str(real_data / "text" / "c4" / "c4-en-1000.jsonl"),
+        "--sequences", "6", "--rows", "16", "--tokens", "64", "--quiet", "--json",
+    ]  # fmt: skip
+    assert main(command) == 0
+    shares = json.loads(capsys.readouterr().out)["moments"][0]["shares"]
+    for index in range(3):
+        by = {criterion: shares[criterion][index]["mean"] for criterion in CRITERIA}
+        # The gaps are factors of 2 and more, also with so few sequences.
+        assert by["random"] < by["text_static"] < by["task_static"] < by["in_sample"]
+
+
 def test_the_same_command_gives_the_same_figures(command: list[str], capsys: pytest.CaptureFixture[Any]) -> None:
     outputs = set()
     for _ in range(2):
