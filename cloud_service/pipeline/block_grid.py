@@ -7,6 +7,7 @@ Knows nothing about what the figures mean.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -31,6 +32,12 @@ class BlockGrid:
     def largest(self) -> float:
         """The largest figure; 0 in an empty grid."""
         return max((value for _, row in self.rows for value in row if value is not None), default=0.0)
+
+    def shade(self, figure: float, *, is_logarithmic: bool = False) -> float:
+        """Return how strong a figure's colour is, 0 … 1; the largest has 1."""
+        if not self.largest:
+            return 0.0
+        return math.log1p(figure) / math.log1p(self.largest) if is_logarithmic else figure / self.largest
 
     def column(self, projection: str) -> tuple[float | None, ...]:
         """Return the figures of one projection, block by block."""

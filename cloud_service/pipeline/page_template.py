@@ -34,6 +34,7 @@ def render_page(template: str, **values: Any) -> bytes:
         "size": readable_bytes,
         "duration": readable_seconds,
         "count": "{:,}".format,
+        "short": short_number,
         "inline": Markup,
     }
     style = Markup((_WEB / "report.css").read_text(encoding="utf-8"))  # noqa: S704 - our own file
@@ -43,6 +44,13 @@ def render_page(template: str, **values: Any) -> bytes:
 def percent(share: float, digits: int = 1) -> str:
     """Return a share as a percentage: 0.0734 → 7.3 %, with a space that does not break."""
     return f"{100 * share:.{digits}f}\N{NO-BREAK SPACE}%"
+
+
+def short_number(figure: float) -> str:
+    """Return a figure for a small cell: 0.02, 1.4, 137; what would round to 0.00 is 0."""
+    if figure < 0.005:
+        return "0"
+    return f"{figure:.{0 if figure >= 9.95 else 1 if figure >= 0.995 else 2}f}"
 
 
 def readable_bytes(count: float) -> str:

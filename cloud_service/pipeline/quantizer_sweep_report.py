@@ -27,8 +27,8 @@ from cloud_service.pipeline.svg_figure import (
 _HEADS = ("quantiser", "bits stored", "perplexity", "against 16 bit", "without sensitive", "weighted error", "time")
 _LOGARITHMIC_FROM = 2.0
 _CLOSE_SHARE = 0.3
-_WIDEST_BITS = 17.0
-"""Right end of the plot: what stores more than 16 bits per weight gains nothing (codebooks of tiny rows do)."""
+_WIDEST_BITS = 16.0
+"""What stores more per weight gains nothing (codebooks of short rows do) and is left out of the plot."""
 
 
 def sweep_document(sweep: Sweep) -> dict[str, Any]:
@@ -77,8 +77,7 @@ def sweep_picture(sweep: Sweep, *, is_close_up: bool = False) -> Drawing:
     for position, (name, points) in enumerate(series.items()):
         _draw_series(drawing, name, sorted(points, key=lambda one: one.bits_stored), position)
     drawing.axes.axhline(sweep.perplexity_16bit, color=INK, linestyle=":", linewidth=1.2, label="16 bit")
-    widest = max(one.bits_stored for one in sweep.combinations)
-    drawing.axes.set(xlim=(0, min(1.05 * widest, _WIDEST_BITS)), xlabel="stored bits per weight", ylabel="perplexity")
+    drawing.axes.set(xlim=_bits_range(sweep), xlabel="stored bits per weight", ylabel="perplexity")
     if is_close_up:
         lowest = min(sweep.perplexity_16bit, *(one.perplexity for one in sweep.combinations))
         drawing.axes.set_ylim(lowest - 0.02 * sweep.perplexity_16bit, (1 + _CLOSE_SHARE) * sweep.perplexity_16bit)
@@ -104,6 +103,7 @@ def sweep_page(sweep: Sweep) -> bytes:
         rows=[table_row(combination, sweep.perplexity_16bit) for combination in sweep.combinations],
         perplexity_16bit=sweep.perplexity_16bit,
         smallest=smallest_close_to_16bit(sweep),
+        series_name=series_name,
         picture=inline_svg(sweep_picture(sweep), "quantizers", _in_words(sweep)),
         close_up=_close_up(sweep) if _spans_orders(sweep) else None,
     )
@@ -113,6 +113,11 @@ def smallest_close_to_16bit(sweep: Sweep, share: float = 0.05) -> Combination | 
     """Return the combination of fewest stored bits whose perplexity is at most ``share`` over 16 bits, or None."""
     close = [one for one in sweep.combinations if one.perplexity <= (1 + share) * sweep.perplexity_16bit]
     return min(close, key=lambda one: (one.bits_stored, one.perplexity), default=None)
+
+
+def _bits_range(sweep: Sweep) -> tuple[float, float]:
+    useful = [one.bits_stored for one in sweep.combinations if one.bits_stored <= _WIDEST_BITS] or [_WIDEST_BITS]
+    return min(useful) - 0.5, max(useful) + 0.5
 
 
 def _spans_orders(sweep: Sweep) -> bool:

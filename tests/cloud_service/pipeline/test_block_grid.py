@@ -38,6 +38,14 @@ def test_columns_stand_in_the_order_of_computation_and_rows_by_number() -> None:
 
 def test_a_grid_of_nothing_is_empty() -> None:
     assert block_grid({}).largest == 0.0
+    assert block_grid({}).shade(1.0) == 0.0
+
+
+def test_shades_end_at_the_largest_figure() -> None:
+    grid = block_grid({"a.0.q_proj.weight": 0.0, "a.1.q_proj.weight": 1.0, "a.2.q_proj.weight": 3.0})
+    assert [grid.shade(value) for value in (0.0, 1.0, 3.0)] == [0.0, pytest.approx(1 / 3), 1.0]
+    # log(1 + 1) is half of log(1 + 3).
+    assert [grid.shade(value, is_logarithmic=True) for value in (0.0, 1.0, 3.0)] == [0.0, pytest.approx(0.5), 1.0]
 
 
 def test_a_weight_outside_the_blocks_keeps_its_name() -> None:

@@ -222,6 +222,8 @@ def test_the_smallest_within_five_percent_is_recommended() -> None:
     assert smallest is not None
     assert (smallest.method, smallest.bits) == ("lut", 4)
     assert smallest_close_to_16bit(example_sweep(), share=0.001) is None
+    without_lut = dataclasses.replace(example_sweep(), combinations=example_sweep().combinations[2:])
+    assert "<strong>uniform g64 gptq, 4 bit</strong>" in sweep_page(without_lut).decode()
 
 
 def test_the_plot_has_a_line_per_method_and_is_the_same_each_time() -> None:

@@ -8,7 +8,7 @@ import re
 import pytest
 from example_report import DIGEST, PROJECTIONS, example_report, example_run
 
-from cloud_service.pipeline.page_template import percent, readable_bytes, readable_seconds
+from cloud_service.pipeline.page_template import percent, readable_bytes, readable_seconds, short_number
 from cloud_service.pipeline.report_page import density_grid, report_page, size_rows, stored_bits_per_weight
 
 
@@ -122,3 +122,11 @@ def test_seconds_are_told_as_people_do(seconds: float, text: str) -> None:
 
 def test_a_percentage_does_not_break() -> None:
     assert percent(0.0734) == "7.3\N{NO-BREAK SPACE}%"
+
+
+@pytest.mark.parametrize(
+    ("figure", "text"),
+    [(0.0, "0"), (0.004, "0"), (0.0213, "0.02"), (0.996, "1.0"), (1.44, "1.4"), (9.96, "10"), (137.1, "137")],
+)
+def test_small_cells_hold_two_or_three_figures(figure: float, text: str) -> None:
+    assert short_number(figure) == text
