@@ -66,7 +66,7 @@ def _invalid(error: ValidationError) -> InvalidRequest:
     field = ".".join(str(part) for part in first["loc"])
     return InvalidRequest(
         f"{field} = {first['input']!r}",
-        needed=first["msg"],
+        needed=first["msg"].removeprefix("Value error, "),
         next_step="zo-cloud COMMAND --help lists the options",
         param=field,
     )

@@ -149,11 +149,19 @@ def locate_calibration(spec: CalibrationSpec, policy: SourcePolicy, *, param: st
         path = None if _URL.match(name) else _local_path(name, policy.text_roots, policy)
         if path is not None and path.is_file() and path.suffix in _ROW_SUFFIXES:
             return TextSource(path, spec.task)
-    files = ", ".join(SPLIT_FILES["train"])
-    raise InvalidRequest(
-        f"{param} {_shorten(spec.text)!r} holds no rows of task {spec.task} that may be read",
-        needed=f"a {', '.join(_ROW_SUFFIXES)} file under one of the text roots"
-        + ("" if spec.task == OWN_ROWS else f", or the folder of a folder {spec.task} with one of {files}"),
+    raise _no_rows(spec, param)
+
+
+def _no_rows(spec: CalibrationSpec, param: str) -> InvalidRequest:
+    file = f"a {', '.join(_ROW_SUFFIXES)} file under one of the text roots"
+    if spec.task == OWN_ROWS:
+        found, needed = "is no file of rows that may be read", file
+    else:
+        found = f"holds no rows of {spec.task} that may be read"
+        needed = f"the folder of a folder {spec.task} with one of {', '.join(SPLIT_FILES['train'])}, or {file}"
+    return InvalidRequest(
+        f"{param} {_shorten(spec.text)!r} {found}",
+        needed=needed,
         next_step="check the path; zo-cloud serve --text-root FOLDER allows the files in FOLDER",
         param=param,
     )

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from cloud_service.commands.label_words import label_words
 from cloud_service.commands.local_sources import add_source_options, local_sources
+from cloud_service.commands.option_names import named_by_option
 
 if TYPE_CHECKING:
     from cloud_service.pipeline.coverage_run import CoverageRequest, MeasuredCoverage
@@ -60,7 +61,7 @@ def add_coverage(reports: argparse._SubParsersAction[argparse.ArgumentParser]) -
     )
     parser.add_argument("model", help="hub id, or a Hugging Face folder")
     for option, (field, settings) in {**_OPTIONS, **_SHARED_OPTIONS}.items():
-        parser.add_argument(option, dest=field, default=None, **settings)
+        parser.add_argument(option, dest=field, default=None, **named_by_option(option, settings))
     parser.add_argument("--output", type=Path, metavar="DIR", help="where page, figure and data go (default: nowhere)")
     add_source_options(parser)
     parser.add_argument("--json", action="store_true", help="print one JSON object")

@@ -238,7 +238,7 @@ def test_without_steps_there_is_one_picture(command: list[str], tmp_path: Path) 
 
 def test_rows_that_are_not_there_name_the_option(command: list[str], capsys: pytest.CaptureFixture[Any]) -> None:
     assert main([*command, "--task-data", "absent.jsonl"]) == 2
-    assert "--task-data 'absent.jsonl' holds no rows" in capsys.readouterr().err
+    assert "--task-data 'absent.jsonl' is no file of rows" in capsys.readouterr().err
 
 
 def test_c4s_mask_covers_more_of_sst2_than_chance_and_less_than_sst2s_own(
