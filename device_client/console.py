@@ -27,7 +27,7 @@ from rich.progress import (
 )
 from rich.text import Text
 
-from device_client.byte_sizes import format_bytes
+from shared.byte_sizes import format_bytes
 
 PLAIN_LINE_SECONDS = 5.0
 PIPED_COLUMNS = 1000

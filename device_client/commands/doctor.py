@@ -9,10 +9,10 @@ from importlib import metadata, util
 from pathlib import Path
 from typing import Any
 
-from device_client.byte_sizes import format_bytes
 from device_client.console import Console
 from device_client.settings import Settings
 from device_client.store import DISTRIBUTION
+from shared.byte_sizes import format_bytes
 from shared.durable_files import free_bytes
 
 NAME = "doctor"

@@ -5,10 +5,10 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING, Any
 
-from device_client.byte_sizes import format_bytes, parse_bytes
 from device_client.commands.task_arguments import add_row_arguments, data_options, positive
 from device_client.console import Console
 from device_client.settings import Settings
+from shared.byte_sizes import format_bytes, parse_bytes
 
 if TYPE_CHECKING:
     from device_client.tasks.task_data import DataOptions, Tokenizer

@@ -6,12 +6,12 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from device_client.byte_sizes import format_bytes
 from device_client.console import Console
 from device_client.download.copying import export_bundle
 from device_client.settings import Settings
 from device_client.store import client_version, resolve_reference
 from shared.bundle.read import read_bundle
+from shared.byte_sizes import format_bytes
 from shared.errors import InvalidRequest
 
 NAME = "export"

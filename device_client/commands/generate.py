@@ -9,12 +9,12 @@ import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from device_client.byte_sizes import parse_bytes
 from device_client.console import Console, printable
 from device_client.model.memory_plan import MemoryPlan, Workload, plan_memory, spare_bytes
 from device_client.settings import Settings
 from device_client.store import resolve_bundle
 from shared.bundle.manifest import BundleConfig
+from shared.byte_sizes import parse_bytes
 from shared.errors import InvalidRequest
 from shared.perturbation import random_generator
 

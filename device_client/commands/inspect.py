@@ -5,12 +5,12 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from device_client.byte_sizes import format_bytes
 from device_client.console import Console
 from device_client.settings import Settings
 from device_client.store import resolve_reference
 from shared.bundle.manifest import MAX_MANIFEST_BYTES, BundleConfig, Manifest, parse_manifest
 from shared.bundle.read import read_config
+from shared.byte_sizes import format_bytes
 
 NAME = "inspect"
 HELP = "show a bundle's model, sizes, mask, quantiser and quality"

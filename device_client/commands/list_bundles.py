@@ -6,7 +6,6 @@ import argparse
 import threading
 from typing import Any
 
-from device_client.byte_sizes import format_bytes
 from device_client.commands.server_options import add_server_options, connect
 from device_client.console import Console
 from device_client.download.reference import normalized_server
@@ -15,6 +14,7 @@ from device_client.store import bundle_references
 from shared.bundle.layout import ImageLayout
 from shared.bundle.manifest import MAX_MANIFEST_BYTES, Descriptor, parse_manifest
 from shared.bundle.read import read_config
+from shared.byte_sizes import format_bytes
 from shared.errors import InvalidRequest, NetworkError, ZoError
 
 NAME = "list"

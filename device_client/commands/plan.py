@@ -5,11 +5,11 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from device_client.byte_sizes import format_bytes, parse_bytes
 from device_client.console import Console
 from device_client.model.memory_plan import Workload, choose_micro_batch
 from device_client.settings import Settings
 from device_client.store import resolve_bundle
+from shared.byte_sizes import format_bytes, parse_bytes
 from shared.errors import InvalidRequest
 
 NAME = "plan"

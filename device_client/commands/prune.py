@@ -12,13 +12,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from device_client.byte_sizes import format_bytes
 from device_client.console import Console
 from device_client.download.pull import partial_folder, sole_writer
 from device_client.settings import Settings
 from shared.bundle.layout import ImageLayout
 from shared.bundle.manifest import MAX_MANIFEST_BYTES, parse_artifact
 from shared.bundle.write import UNFINISHED_PREFIX
+from shared.byte_sizes import format_bytes
 from shared.durable_files import disk_errors
 
 NAME = "prune"

@@ -6,7 +6,6 @@ import argparse
 import threading
 from typing import Any
 
-from device_client.byte_sizes import format_bytes, parse_bytes
 from device_client.commands.server_options import add_server_options, connect
 from device_client.commands.trust_options import acceptance_rules, add_trust_options, describe
 from device_client.console import Console
@@ -17,6 +16,7 @@ from device_client.download.trusted_keys import TrustedKeys
 from device_client.settings import Settings
 from device_client.store import make_home, resolve_bundle, resolve_reference
 from shared.api import BundleSummary
+from shared.byte_sizes import format_bytes, parse_bytes
 from shared.errors import InvalidRequest, NetworkError, NotFound, ZoError
 
 NAME = "pull"

@@ -5,13 +5,13 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from device_client.byte_sizes import format_bytes
 from device_client.console import Console
 from device_client.download.pull import Pulled
 from device_client.download.trusted_bundle import AcceptanceRules
 from device_client.download.trusted_keys import check_fingerprint
 from device_client.settings import Settings
 from device_client.store import client_version
+from shared.byte_sizes import format_bytes
 
 
 def add_trust_options(parser: argparse.ArgumentParser) -> None:

@@ -12,7 +12,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from device_client.byte_sizes import format_bytes, parse_bytes
 from device_client.commands.task_arguments import (
     add_row_arguments,
     add_split_arguments,
@@ -23,6 +22,7 @@ from device_client.commands.task_arguments import (
 )
 from device_client.console import Console, ProgressBar
 from device_client.settings import Settings
+from shared.byte_sizes import format_bytes, parse_bytes
 from shared.errors import Interrupted
 
 if TYPE_CHECKING:

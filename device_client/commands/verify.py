@@ -5,13 +5,13 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from device_client.byte_sizes import format_bytes
 from device_client.console import Console
 from device_client.download.copying import read_signature
 from device_client.settings import Settings
 from device_client.store import client_version, resolve_reference
 from shared.bundle.read import read_bundle
 from shared.bundle.signature import verify
+from shared.byte_sizes import format_bytes
 
 NAME = "verify"
 HELP = "hash and validate every byte of a bundle; what is damaged is repaired by pull"

@@ -23,9 +23,9 @@ from dataclasses import dataclass, replace
 from math import prod
 from typing import Any
 
-from device_client.byte_sizes import format_bytes
 from device_client.model.dequantize_tiles import workspace_bytes
 from shared.bundle.manifest import BundleConfig
+from shared.byte_sizes import format_bytes
 from shared.errors import ResourceError, UnsupportedModel
 
 FRAMEWORK_BYTES = {"cpu": 400 << 20, "cuda": 512 << 20}

@@ -6,8 +6,8 @@ import io
 
 import pytest
 
-from device_client.byte_sizes import format_bytes, parse_bytes
 from device_client.console import Console, printable
+from shared.byte_sizes import format_bytes, parse_bytes
 from shared.errors import InvalidRequest
 
 
