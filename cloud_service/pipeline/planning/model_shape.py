@@ -1,0 +1,315 @@
+"""How large a model is, block by block: read from its files' headers, or worked out from config.json alone.
+
+    parameters = Σ over blocks (linear weights + others) + trunk          a tied embedding counts once
+
+Symbols: H hidden · Q, K width of all queries and of all keys · M width of the MLP · V vocabulary.
+Costs a read of the headers, some kilobytes. Imports no torch. Knows nothing about devices or budgets.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Any
+
+from shared.architecture import ModelFamily, family_of, safe_config
+from shared.errors import UnsupportedModel
+
+Shapes = dict[str, tuple[int, ...]]
+
+_MAX_JSON_BYTES = 100 * 1000 * 1000
+"""The longest header that the safetensors library reads."""
+
+_TIED_COPY = "lm_head.weight"
+_NOT_PARAMETERS = ("rotary_emb.inv_freq",)
+
+
+@dataclass(frozen=True)
+class BlockShape:
+    """One decoder block.
+
+    Attributes:
+        linears: Shape (out_features, in_features) of every linear weight.
+        other_elements: Elements of its norms and biases.
+    """
+
+    linears: tuple[tuple[int, int], ...]
+    other_elements: int
+
+    @functools.cached_property
+    def linear_elements(self) -> int:
+        """Elements of all linear weights."""
+        return sum(map(prod, self.linears))
+
+    @functools.cached_property
+    def elements(self) -> int:
+        """All elements."""
+        return self.linear_elements + self.other_elements
+
+    @functools.cached_property
+    def largest_linear(self) -> int:
+        """Elements of the largest linear weight."""
+        return max(map(prod, self.linears))
+
+
+@dataclass(frozen=True)
+class ModelShape:
+    """A causal language model.
+
+    Attributes:
+        model_type: The family's name, a key of ``FAMILIES``.
+        blocks: The decoder blocks, in order.
+        block_path: Dotted path of the list of decoder blocks.
+        embedding_elements: Elements in front of the blocks.
+        head_elements: Elements behind the blocks: the final norm, and the output matrix where it is no tied copy.
+        hidden: H.
+        intermediate: M.
+        query_width: Q.
+        key_width: K.
+        heads: Query heads.
+        key_heads: Key and value heads.
+        vocabulary: V.
+        is_tied: Whether the output matrix is the embedding.
+        context: Positions that the model was made for.
+        front_modules: Names of the modules in front of the blocks.
+        rear_modules: Names of those behind them.
+    """
+
+    model_type: str
+    blocks: tuple[BlockShape, ...]
+    block_path: str
+    embedding_elements: int
+    head_elements: int
+    hidden: int
+    intermediate: int
+    query_width: int
+    key_width: int
+    heads: int
+    key_heads: int
+    vocabulary: int
+    is_tied: bool
+    context: int
+    front_modules: tuple[str, ...]
+    rear_modules: tuple[str, ...]
+
+    @functools.cached_property
+    def elements(self) -> int:
+        """All parameters; a tied matrix counts once."""
+        return self.embedding_elements + self.head_elements + sum(block.elements for block in self.blocks)
+
+    @functools.cached_property
+    def linear_elements(self) -> int:
+        """Linear weights of all blocks: what the Fisher diagonal is estimated for."""
+        return sum(block.linear_elements for block in self.blocks)
+
+    @functools.cached_property
+    def largest_linear(self) -> int:
+        """Elements of the largest linear weight."""
+        return max(block.largest_linear for block in self.blocks)
+
+    @functools.cached_property
+    def largest_tensor(self) -> int:
+        """Elements of the largest tensor; the embedding is often it."""
+        return max(self.largest_linear, self.vocabulary * self.hidden)
+
+
+def read_model_shape(folder: Path) -> ModelShape:
+    """Return the shape of the model in a Hugging Face folder: from the headers of its weights where they are there.
+
+    Raises:
+        UnsupportedModel: config.json or a header is missing or malformed, or the family is not served.
+    """
+    config = safe_config(_read_object(folder / "config.json"))
+    files = sorted(folder.glob("*.safetensors"))
+    shapes = {name: shape for path in files for name, shape in _header_shapes(path)}
+    return shape_of_tensors(config, shapes or shapes_of_config(config))
+
+
+def shape_of_tensors(config: Mapping[str, Any], shapes: Shapes) -> ModelShape:
+    """Return the shape of a model whose tensors have these names and shapes.
+
+    Args:
+        config: Its configuration, reduced by ``safe_config``.
+        shapes: Name → shape of every parameter.
+
+    Raises:
+        UnsupportedModel: A dimension is missing from the configuration, or a block has no linear weight.
+    """
+    family = family_of(dict(config))
+    is_tied = config.get("tie_word_embeddings", family.model_type == "opt") is True
+    known = {_canonical(name, family): shape for name, shape in shapes.items() if not name.endswith(_NOT_PARAMETERS)}
+    if is_tied:
+        known.pop(_TIED_COPY, None)
+    blocks = tuple(_blocks(known, family, _dimension(config, "num_hidden_layers")))
+    trunk = {name: prod(shape) for name, shape in known.items() if not name.startswith(f"{family.decoder_blocks}.")}
+    front, rear = _trunk_modules(trunk)
+    heads = _dimension(config, "num_attention_heads")
+    head_width = _dimension(config, "head_dim", _dimension(config, "hidden_size") // heads)
+    key_heads = _dimension(config, "num_key_value_heads", heads)
+    embedding = sum(count for name, count in trunk.items() if name.rpartition(".")[0] in front)
+    return ModelShape(
+        model_type=family.model_type,
+        blocks=blocks,
+        block_path=family.decoder_blocks,
+        embedding_elements=embedding,
+        head_elements=sum(trunk.values()) - embedding,
+        hidden=_dimension(config, "hidden_size"),
+        intermediate=_dimension(config, "ffn_dim" if family.model_type == "opt" else "intermediate_size"),
+        query_width=heads * head_width,
+        key_width=key_heads * head_width,
+        heads=heads,
+        key_heads=key_heads,
+        vocabulary=_dimension(config, "vocab_size"),
+        is_tied=is_tied,
+        context=_dimension(config, "max_position_embeddings"),
+        front_modules=front,
+        rear_modules=rear,
+    )
+
+
+def shapes_of_config(config: Mapping[str, Any]) -> Shapes:
+    """Return the parameters that a model of this configuration has, by name.
+
+    Raises:
+        UnsupportedModel: A dimension is missing.
+    """
+    family = family_of(dict(config))
+    layers = _dimension(config, "num_hidden_layers")
+    block = _opt_block(config) if family.model_type == "opt" else _llama_block(config, family.model_type)
+    trunk = _opt_trunk(config) if family.model_type == "opt" else _llama_trunk(config)
+    numbered = {
+        f"{family.decoder_blocks}.{index}.{name}": shape for index in range(layers) for name, shape in block.items()
+    }
+    return trunk | numbered
+
+
+def _llama_block(config: Mapping[str, Any], model_type: str) -> Shapes:
+    hidden, middle = _dimension(config, "hidden_size"), _dimension(config, "intermediate_size")
+    heads = _dimension(config, "num_attention_heads")
+    head_width = _dimension(config, "head_dim", hidden // heads)
+    queries, keys = heads * head_width, _dimension(config, "num_key_value_heads", heads) * head_width
+    has_bias = config.get("attention_bias") is True
+    shapes: Shapes = {"input_layernorm.weight": (hidden,), "post_attention_layernorm.weight": (hidden,)}
+    for letter, width in (("q", queries), ("k", keys), ("v", keys)):
+        shapes[f"self_attn.{letter}_proj.weight"] = (width, hidden)
+        if has_bias or model_type == "qwen2":
+            shapes[f"self_attn.{letter}_proj.bias"] = (width,)
+    shapes["self_attn.o_proj.weight"] = (hidden, queries)
+    if has_bias and model_type != "qwen2":
+        shapes["self_attn.o_proj.bias"] = (hidden,)
+    if model_type == "qwen3":
+        shapes |= {"self_attn.q_norm.weight": (head_width,), "self_attn.k_norm.weight": (head_width,)}
+    for name, out, into in (("gate", middle, hidden), ("up", middle, hidden), ("down", hidden, middle)):
+        shapes[f"mlp.{name}_proj.weight"] = (out, into)
+        if config.get("mlp_bias") is True:
+            shapes[f"mlp.{name}_proj.bias"] = (out,)
+    return shapes
+
+
+def _llama_trunk(config: Mapping[str, Any]) -> Shapes:
+    hidden, vocabulary = _dimension(config, "hidden_size"), _dimension(config, "vocab_size")
+    return {
+        "model.embed_tokens.weight": (vocabulary, hidden),
+        "model.norm.weight": (hidden,),
+        _TIED_COPY: (vocabulary, hidden),
+    }
+
+
+def _opt_block(config: Mapping[str, Any]) -> Shapes:
+    hidden, middle = _dimension(config, "hidden_size"), _dimension(config, "ffn_dim")
+    linears = {f"self_attn.{name}_proj": (hidden, hidden) for name in ("q", "k", "v", "out")}
+    linears |= {"fc1": (middle, hidden), "fc2": (hidden, middle)}
+    shapes: Shapes = {f"{name}.weight": shape for name, shape in linears.items()}
+    if config.get("enable_bias", True):
+        shapes |= {f"{name}.bias": shape[:1] for name, shape in linears.items()}
+    if config.get("layer_norm_elementwise_affine", True):
+        norms = ("self_attn_layer_norm", "final_layer_norm")
+        shapes |= {f"{name}.{part}": (hidden,) for name in norms for part in ("weight", "bias")}
+    return shapes
+
+
+def _opt_trunk(config: Mapping[str, Any]) -> Shapes:
+    hidden, vocabulary = _dimension(config, "hidden_size"), _dimension(config, "vocab_size")
+    width = _dimension(config, "word_embed_proj_dim", hidden)
+    decoder = "model.decoder"
+    shapes: Shapes = {
+        f"{decoder}.embed_tokens.weight": (vocabulary, width),
+        f"{decoder}.embed_positions.weight": (_dimension(config, "max_position_embeddings") + 2, hidden),
+        _TIED_COPY: (vocabulary, width),
+    }
+    if width != hidden:
+        shapes |= {f"{decoder}.project_in.weight": (hidden, width), f"{decoder}.project_out.weight": (width, hidden)}
+    before = config.get("do_layer_norm_before", True)
+    if before and not config.get("_remove_final_layer_norm") and config.get("layer_norm_elementwise_affine", True):
+        shapes |= {f"{decoder}.final_layer_norm.{part}": (hidden,) for part in ("weight", "bias")}
+    return shapes
+
+
+def _canonical(name: str, family: ModelFamily) -> str:
+    """Return the name in the causal-LM class; checkpoints of the bare decoder leave out its first part."""
+    root = family.decoder_blocks.split(".", maxsplit=1)[0]
+    return name if name.startswith((f"{root}.", "lm_head.")) else f"{root}.{name}"
+
+
+def _blocks(shapes: Shapes, family: ModelFamily, count: int) -> Iterator[BlockShape]:
+    members: list[list[tuple[int, ...]]] = [[] for _ in range(count)]
+    pattern = re.compile(rf"{re.escape(family.decoder_blocks)}\.(\d+)\.")
+    for name, shape in shapes.items():
+        if (match := pattern.match(name)) and int(match[1]) < count:
+            members[int(match[1])].append(shape)
+    for index, block in enumerate(members):
+        linears = tuple((shape[0], shape[1]) for shape in block if len(shape) == 2)
+        if not linears:
+            raise _unsupported(f"{family.decoder_blocks}.{index} has no linear weight", "every block's weights")
+        yield BlockShape(linears, sum(prod(shape) for shape in block if len(shape) != 2))
+
+
+def _trunk_modules(trunk: Mapping[str, int]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Return the modules that hold the trunk's parameters: those in front of the blocks, and those behind."""
+    modules = dict.fromkeys(name.rpartition(".")[0] for name in trunk)
+    front = tuple(module for module in modules if module.rpartition(".")[2].startswith(("embed_", "project_in")))
+    rear = tuple(module for module in modules if module not in front)
+    return front, rear
+
+
+def _header_shapes(path: Path) -> Iterator[tuple[str, tuple[int, ...]]]:
+    try:
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            if length > _MAX_JSON_BYTES:
+                raise ValueError(f"a header of {length} bytes")
+            header = json.loads(file.read(length))
+        for name, entry in header.items():
+            if name != "__metadata__" and entry["dtype"].startswith(("F", "BF")):
+                yield name, tuple(int(size) for size in entry["shape"])
+    except (ValueError, RecursionError, KeyError, TypeError, AttributeError) as error:
+        raise _unsupported(f"{path.name}: {error}", "an undamaged safetensors file; fetch it again") from error
+
+
+def _read_object(path: Path) -> dict[str, Any]:
+    try:
+        with path.open("rb") as file:
+            document = json.loads(file.read(_MAX_JSON_BYTES))
+    except FileNotFoundError as error:
+        raise _unsupported(f"there is no {path.name}", "a Hugging Face model folder") from error
+    except (ValueError, RecursionError) as error:
+        raise _unsupported(f"{path.name}: {error}", "a JSON object") from error
+    if not isinstance(document, dict):
+        raise _unsupported(f"{path.name} holds {type(document).__name__}", "a JSON object")
+    return document
+
+
+def _dimension(config: Mapping[str, Any], key: str, default: int | None = None) -> int:
+    value = default if config.get(key) is None else config[key]
+    if type(value) is not int or value < 1:
+        raise _unsupported(f"config.json: {key} is {value!r}", "a positive whole number")
+    return value
+
+
+def _unsupported(found: str, needed: str) -> UnsupportedModel:
+    return UnsupportedModel(found, needed=needed, next_step="choose another checkpoint or repair it", param="model")

@@ -1,0 +1,66 @@
+"""A plan for people: what was chosen, and a table of predicted peaks and durations against the budgets.
+
+Knows nothing about terminals.
+"""
+
+from __future__ import annotations
+
+from cloud_service.pipeline.planning.preparation_plan import PreparationPlan
+from shared.byte_sizes import format_bytes
+
+
+def plan_line(plan: PreparationPlan) -> str:
+    """Return the plan in one line."""
+    peak = f"{format_bytes(plan.host_bytes)} of main memory"
+    if plan.accelerator_budgets:
+        peak = f"{format_bytes(plan.accelerator_bytes)} of accelerator memory and {peak}"
+    return f"{', '.join(_choices(plan))}; predicted peak {peak}, {format_seconds(plan.seconds)}"
+
+
+def plan_table(plan: PreparationPlan) -> str:
+    """Return the plan as text of several lines."""
+    head = (
+        ("stage", "accelerator", "main memory", "time")
+        if plan.accelerator_budgets
+        else ("stage", "main memory", "time")
+    )
+    rows = [head]
+    for stage in plan.stages:
+        times_and_host = (format_bytes(stage.host_bytes), format_seconds(stage.seconds))
+        fullest = format_bytes(max(stage.accelerator_bytes, default=0))
+        rows.append((stage.stage, *((fullest,) if plan.accelerator_budgets else ()), *times_and_host))
+    host = format_bytes(plan.host_budget)
+    budget = (format_bytes(min(plan.accelerator_budgets)), host) if plan.accelerator_budgets else (host,)
+    rows.append(("budget", *budget, ""))
+    widths = [max(len(row[column]) for row in rows) for column in range(len(head))]
+    lines = [
+        "  ".join(
+            [row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))]
+        )
+        for row in rows
+    ]
+    return "\n".join([*(f"- {choice}" for choice in _choices(plan)), "", *(line.rstrip() for line in lines)])
+
+
+def format_seconds(seconds: float) -> str:
+    """Return a duration in the two largest units that say something, for example ``3 h 20 min``."""
+    if seconds < 60:
+        return f"{seconds:.0f} s" if seconds >= 1 else "under 1 s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
+
+
+def _choices(plan: PreparationPlan) -> list[str]:
+    passes = len(plan.passes)
+    devices = len(set(plan.device_map.values())) if plan.device_map else 1
+    where = "beside the weights" if plan.accumulators == "accelerator" else "in main memory"
+    groups = (
+        f"{passes} passes of up to {max(map(len, plan.passes))} blocks" if passes > 1 else "one pass over all blocks"
+    )
+    return [
+        f"gradients in {plan.compute_dtype}" + (f" on {devices} accelerators" if devices > 1 else ""),
+        groups,
+        f"activations {'recomputed' if plan.recomputes_activations else 'kept'}",
+        f"Fisher sums {where}",
+        f"totals {'in main memory' if plan.totals_in_memory else 'on disk'}",
+    ]

@@ -1,0 +1,93 @@
+"""How long each stage takes, for one way of running it.
+
+    a pass over one sequence, floating-point operations
+        forward                     Σ over all blocks of 2·T·n_b + attention, and the output matrix
+        input gradients             the same over the blocks that the backward pass reaches, and the output matrix
+        weight gradients            2·T·n_b over the blocks of the group
+        computed again              a forward pass over the blocks reached, where activations are not kept
+    squares                         bytes read and written per weight, on the device that holds the accumulators
+    totals                          per shard: over the link, added, written (and read, where they are not kept)
+
+Symbols: T tokens · n_b linear weights of block b. Compute and memory traffic are taken one after the other, so a
+prediction is an upper one where they overlap. Knows nothing about memory limits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from cloud_service.pipeline.planning.model_shape import ModelShape
+from cloud_service.pipeline.planning.peak_memory import FisherRun, Stage
+from cloud_service.pipeline.planning.workload import Machine, Workload
+
+_SQUARE_BYTES = {2: 18, 4: 16}
+"""Bytes moved per weight and sequence beside its sum's: the gradient written, read, and cast to float32 where bfloat16."""
+
+_HOST_SQUARE_BYTES = 18
+_SUM_BYTES = 4
+_HALVES = 2
+_READS_TO_SELECT = 8
+_VARIANTS = 3
+
+
+@dataclass(frozen=True, slots=True)
+class TimeModel:
+    """Predicts seconds for a model, a workload and a machine."""
+
+    shape: ModelShape
+    workload: Workload
+    machine: Machine
+
+    def seconds(self, stage: Stage, run: FisherRun) -> float:
+        """Return the seconds that a stage takes."""
+        rates, totals = self.machine.rates, _HALVES * _SUM_BYTES * self.shape.linear_elements
+        match stage:
+            case "calibrating":
+                return self.calibrating(run)
+            case "selecting":
+                return _READS_TO_SELECT * totals / rates.host_bytes_per_second
+            case "quantizing":
+                reading = totals / rates.disk_bytes_per_second
+                return reading + self.shape.linear_elements / rates.quantized_weights_per_second
+            case "evaluating":
+                tokens = _VARIANTS * self.workload.evaluation_tokens
+                per_token = self._forward_flops(range(len(self.shape.blocks))) / self.workload.tokens
+                return tokens * per_token / rates.flops_per_second
+
+    def calibrating(self, run: FisherRun) -> float:
+        """Return the seconds of the Fisher pass over all sequences."""
+        sequences = sum(self._sequence_seconds(run, group) for group in run.passes) * self.workload.sequences
+        return sequences + self._totals_seconds(run)
+
+    def _sequence_seconds(self, run: FisherRun, group: Sequence[int]) -> float:
+        reached = range(min(group), len(self.shape.blocks))
+        back = self._forward_flops(reached)
+        flops = self._forward_flops(range(len(self.shape.blocks))) + back
+        flops += sum(2 * self.workload.tokens * self.shape.blocks[block].linear_elements for block in group)
+        if run.recomputes_activations:
+            flops += back - self._head_flops
+        weights = sum(self.shape.blocks[block].linear_elements for block in group)
+        rates = self.machine.rates
+        squares = weights * _SQUARE_BYTES[self.machine.value_bytes] / rates.device_bytes_per_second
+        if run.accumulators == "host" and self.machine.accelerator_budgets:
+            squares = weights * self.machine.value_bytes / rates.link_bytes_per_second
+            squares += weights * _HOST_SQUARE_BYTES / rates.host_bytes_per_second
+        return flops / rates.flops_per_second + squares
+
+    def _totals_seconds(self, run: FisherRun) -> float:
+        rates, sums = self.machine.rates, _SUM_BYTES * self.shape.linear_elements
+        adding = self.workload.shards * 3 * sums / rates.host_bytes_per_second
+        moving = self.workload.shards * sums / rates.link_bytes_per_second if self.machine.accelerator_budgets else 0
+        times_on_disk = _HALVES if run.totals_in_memory else 2 * self.workload.shards - _HALVES
+        return adding + moving + times_on_disk * sums / rates.disk_bytes_per_second
+
+    def _forward_flops(self, blocks: range) -> int:
+        tokens = self.workload.tokens
+        linear = 2 * tokens * sum(self.shape.blocks[block].linear_elements for block in blocks)
+        attention = 2 * tokens**2 * self.shape.query_width * len(blocks)
+        return linear + attention + self._head_flops
+
+    @property
+    def _head_flops(self) -> int:
+        return 2 * self.workload.tokens * self.shape.hidden * self.shape.vocabulary
