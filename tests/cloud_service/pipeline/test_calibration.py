@@ -18,7 +18,7 @@ from torch.nn import functional
 from cloud_service.pipeline.calibration import calibration_sequences, tokens_digest
 from cloud_service.pipeline.documents import read_documents
 from cloud_service.pipeline.hub import TransportError
-from cloud_service.pipeline.load_model import load_model
+from cloud_service.pipeline.load_model import load_model, read_outline
 from cloud_service.pipeline.perplexity import LossSum, evaluation_windows, sum_losses
 from cloud_service.pipeline.tokenization import TextEncoder
 from cloud_service.sources import SourcePolicy, TextSource
@@ -186,7 +186,7 @@ def test_a_text_without_a_token_to_predict_is_a_data_error() -> None:
 
 @pytest.mark.parametrize("family", ["llama", "opt"])
 def test_perplexity_equals_a_plain_loop_over_windows_and_can_be_resumed(tmp_path: Path, family: str) -> None:
-    network = load_model(build_checkpoint(tmp_path, family), device="cpu").network
+    network = load_model(read_outline(build_checkpoint(tmp_path, family)), device="cpu").network
     windows = evaluation_windows(["some text " * 20, "short", "and one more"], encoder_of(prepend_bos=True))
     nats = tokens = 0.0
     with torch.no_grad():
