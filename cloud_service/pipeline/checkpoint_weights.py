@@ -41,9 +41,11 @@ class CheckpointWeights:
     def __init__(self, folder: Path) -> None:
         self._files: dict[str, Path] = {}
         self._shapes: dict[str, tuple[int, ...]] = {}
+        self._dtypes: set[str] = set()
         for path in _weight_files(folder):
-            for name, shape in _header(path).items():
+            for name, (shape, dtype) in _header(path).items():
                 self._files[name], self._shapes[name] = path, shape
+                self._dtypes.add(dtype)
         self._stored_names = {name: name for name in self._files}
 
     def claim(self, expected: Collection[str]) -> None:
@@ -64,6 +66,11 @@ class CheckpointWeights:
                 "a config.json that describes every weight (layers, biases)",
             )
         self._stored_names |= stored
+
+    @property
+    def is_stored_in_float16(self) -> bool:
+        """Whether every weight is stored in float16, so that the model was made for its range."""
+        return self._dtypes == {"F16"}
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Return the stored shape of a weight."""
@@ -124,12 +131,13 @@ def _weight_files(folder: Path) -> list[Path]:
     return paths
 
 
-def _header(path: Path) -> dict[str, tuple[int, ...]]:
-    """Return the shapes of the floating-point tensors in a file."""
+def _header(path: Path) -> dict[str, tuple[tuple[int, ...], str]]:
+    """Return shape and dtype of the floating-point tensors in a file."""
     try:
         with safetensors.safe_open(path, "pt") as file:
             slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
-            return {name: tuple(part.get_shape()) for name, part in slices.items() if "F" in part.get_dtype()}
+            described = {name: (tuple(part.get_shape()), str(part.get_dtype())) for name, part in slices.items()}
+            return {name: (shape, dtype) for name, (shape, dtype) in described.items() if "F" in dtype}
     except safetensors.SafetensorError as error:
         raise unsupported(f"{path.name}: {error}", "an undamaged safetensors file; fetch it again") from error
 

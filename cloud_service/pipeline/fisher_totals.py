@@ -4,7 +4,7 @@
 
 Shards are added in order, each block by itself: a block's file says which shard it waits for, so whatever was killed
 between two blocks, no shard is counted twice and none is lost. Totals may stay in memory between shards; they are
-then written as often as writing costs at most a tenth of the time, and at the end of each half. Costs 4 bytes per
+then written as often as writing takes seconds or at most a tenth of the time, and at the end of each half. Costs 4 bytes per
 weight that is kept in memory, or one block at a time. Knows nothing about gradients.
 """
 
@@ -22,6 +22,8 @@ from cloud_service.pipeline.shards import half_of, shard_count
 from cloud_service.pipeline.stored_tensors import StoredTensors
 
 _WRITING_SHARE = 0.1
+_FREE_WRITING_SECONDS = 10.0
+"""So long writing may take at any rate: small models are saved after every shard."""
 
 
 class FisherTotals:
@@ -119,7 +121,8 @@ class FisherTotals:
             self._kept[block] = total
 
     def _is_writing_cheap(self) -> bool:
-        return self._writing_seconds <= _WRITING_SHARE * (time.monotonic() - self._started)
+        elapsed = time.monotonic() - self._started
+        return self._writing_seconds <= max(_FREE_WRITING_SECONDS, _WRITING_SHARE * elapsed)
 
     def _read(self, block: int, shard: int) -> dict[str, Tensor]:
         """Return the stored total that ``shard`` is added to; nothing where it is the first of its half."""

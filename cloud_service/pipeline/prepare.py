@@ -35,10 +35,11 @@ from cloud_service.pipeline.fisher_totals import FisherTotals
 from cloud_service.pipeline.hub import first_line
 from cloud_service.pipeline.identity import ResolvedInput, resolve
 from cloud_service.pipeline.launchers.local import FisherLauncher, FisherPasses, FisherWork, LocalLauncher
-from cloud_service.pipeline.load_model import LoadedModel, ModelOutline, load_model, read_outline
+from cloud_service.pipeline.load_model import LoadedModel, ModelOutline, evaluation_dtype, load_model, read_outline
 from cloud_service.pipeline.perplexity import LossSum, evaluation_windows, sum_losses
 from cloud_service.pipeline.pinned_commit import release_pin
 from cloud_service.pipeline.publish import TensorBlob, add_documents, license_of, model_card
+from cloud_service.pipeline.published_inputs import PublishedInputs
 from cloud_service.pipeline.report import FisherFigures, fisher_figures, report_document, report_page
 from cloud_service.pipeline.select_sensitive import Masks, overlap, select_largest, select_random
 from cloud_service.pipeline.split_blocks import split_blocks
@@ -166,7 +167,7 @@ def _prepare(job: _Job) -> PreparedBundle:
     calibration = _calibrate(job)
     totals = _estimate_fisher(job, calibration)
     masks, figures = _select(job, totals)
-    blobs = _split(job, masks, totals.diagonal())
+    blobs = _split(job, calibration, masks, totals.diagonal())
     perplexity = _evaluate(job, blobs)
     return _publish(job, calibration, figures, blobs, perplexity)
 
@@ -238,9 +239,12 @@ def _masks(job: _Job, totals: FisherTotals) -> Masks:
             return select_random(sizes, request.sparsity, request.scope, request.calibration.seed)
 
 
-def _split(job: _Job, masks: Masks, fisher: StoredTensors) -> list[TensorBlob]:
+def _split(job: _Job, calibration: Calibration, masks: Masks, fisher: StoredTensors) -> list[TensorBlob]:
     job.progress.stage(Stage.QUANTIZING, total=job.outline.block_count, unit="blocks")
     require_space(job.layout.root, sum(int(np.prod(shape)) for shape in job.outline.shapes.values()), "the bundle")
+    inputs = None
+    if job.request.quantizer.compensation == "gptq":
+        inputs = PublishedInputs(load_model(job.outline, device=job.device), calibration)
     return split_blocks(
         job.outline,
         masks,
@@ -250,6 +254,7 @@ def _split(job: _Job, masks: Masks, fisher: StoredTensors) -> list[TensorBlob]:
         workspace=job.workspace,
         device=job.device,
         after_block=job.progress.advance,
+        inputs=inputs,
     )
 
 
@@ -261,7 +266,7 @@ def _evaluate(job: _Job, blobs: list[TensorBlob]) -> dict[str, Any] | None:
     documents = _evaluation_documents(job)
     windows = evaluation_windows(documents, job.encoder)
     job.progress.stage(Stage.EVALUATING, total=len(_VARIANTS) * len(windows), unit="windows")
-    model = load_model(job.outline, device=job.device, dtype=torch.float32)
+    model = load_model(job.outline, device=job.device, dtype=evaluation_dtype(job.outline, job.device))
     sums = {}
     for position, variant in enumerate(_VARIANTS):
         if variant != "16bit":

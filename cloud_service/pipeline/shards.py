@@ -19,7 +19,7 @@ def shard_count(sequences: int) -> int:
 
 
 def shard_rows(sequences: int, shard: int) -> range:
-    """Return the sequences of one shard."""
+    """Return the sequences of one shard; none, at the end, of the shard after the last."""
     count = shard_count(sequences)
     return range(shard * sequences // count, (shard + 1) * sequences // count)
 

@@ -91,12 +91,12 @@ class LocalLauncher:
             def after_row(row: int, done_before: int = done_before) -> None:
                 after_sequence(done_before + row + 1)
 
-            sums = None
-            for shard in range(totals.next_shard(group), shard_count(sequences)):
+            sums, first = None, totals.next_shard(group)
+            after_sequence(done_before + shard_rows(sequences, first).start)
+            for shard in range(first, shard_count(sequences)):
                 sums = sum_shard(model, work.calibration, shard, group, work.passes, sums, after_row=after_row)
                 for block in group:
                     totals.add(shard, block, sums)
-            after_sequence(done_before + sequences)
 
 
 def sum_shard(

@@ -160,6 +160,9 @@ def test_no_absolute_path_is_published(make_checkpoint: MakeCheckpoint, text: Pa
     [
         {"scope": "global"},
         {"mask_source": "random"},
+        {"mask_source": "magnitude"},
+        {"quantizer": {"method": "lut", "compensation": "gptq"}},
+        {"quantizer": {"method": "uniform", "bits": 3, "compensation": "gptq"}},
         {"quantizer": {"method": "uniform", "bits": 3, "group_size": 16}},
         {"quantizer": {"method": "rtn", "bits": 8, "group_size": 64}},
         {"quantizer": {"method": "lut", "bits": 2}},
@@ -215,7 +218,7 @@ def test_no_work_older_than_a_checkpoint_is_repeated(
         run(request, tmp_path / "cut", Recorder(after_19_sequences))
     resumed = Recorder()
     run(request, tmp_path / "cut", resumed)
-    assert resumed.advances_in(Stage.CALIBRATING) == [16, 17, 18, 19, 20]
+    assert resumed.advances_in(Stage.CALIBRATING) == [18, 19, 20]  # the last of 16 shards holds two sequences
     again = Recorder()
     run(request, tmp_path / "cut", again)
     assert again.advances_in(Stage.CALIBRATING) == [20]
