@@ -4,8 +4,8 @@
 
 Shards are added in order, each block by itself: a block's file says which shard it waits for, so whatever was killed
 between two blocks, no shard is counted twice and none is lost. Totals may stay in memory between shards; they are
-then written as often as writing takes seconds or at most a tenth of the time, and at the end of each half. Costs 4 bytes per
-weight that is kept in memory, or one block at a time. Knows nothing about gradients.
+then written as often as writing takes seconds, or at most a tenth of the time, and at the end of each half. Costs 4
+bytes per weight that is kept in memory, or one block at a time. Knows nothing about gradients.
 """
 
 from __future__ import annotations
