@@ -1,37 +1,59 @@
-"""Perplexity of two real models in 16 bits and under three 4-bit quantisers, with and without the sparse part.
+"""Perplexity of two real models in 16 bits and behind ten 4-bit quantisers, with and without the sparse part.
 
-    ZO_DATA_DIR=../shared/data OMP_NUM_THREADS=2 python tests/benchmarks/perplexity.py [--floors]
+    ZO_DATA_DIR=../shared/data OMP_NUM_THREADS=2 python tests/benchmarks/perplexity.py [--widths | --floors]
 
 Calibration: 128 sequences of 512 tokens from C4 documents 200 … 999. Evaluation: C4 documents 0 … 199, each on its
-own, and WikiText-2 test as one stream. ``--floors`` compares the floor λ of the importance (``pipeline/quantize.py``)
-instead and changes no headline. Takes about half an hour on two cores.
+own, and WikiText-2 test as one stream. ``with_sparse``: the 0.1 % most sensitive weights are kept out of the quantiser
+and in 16 bits. ``without_sparse``: nothing is kept out, on C4 alone. ``kl`` is the mean divergence, in nats per token,
+of the 16-bit model's predictions from the quantised model's on a part of C4: it tells quantisers apart that differ by
+less than perplexities vary. The named peers are made here by their published recipes, in the same run:
+
+    rtn4_g64, rtn4_g128   scale and bias from the group's range
+    nf4_g64               the 16 values of NF4, times the group's largest magnitude (QLoRA)
+    gptq4_g128            rtn with error compensation, no Fisher values (GPTQ)
+    squeezellm4           scikit-learn's KMeans row by row, weighted by the Fisher diagonal alone (SqueezeLLM)
+
+``--widths`` compares error compensation at 2 and 3 bits, ``--floors`` the floor λ of the importance
+(``pipeline/quantize.py``); both only on C4, and neither changes a headline.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import os
+import tempfile
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from recording import record_headlines, write_result
+from sklearn.cluster import KMeans
 from torch import Tensor
 
-from cloud_service.pipeline.calibration import calibration_sequences
+from cloud_service.pipeline.block_inputs import capture
+from cloud_service.pipeline.calibration import Calibration, calibration_sequences
+from cloud_service.pipeline.checkpoint import Workspace
 from cloud_service.pipeline.documents import read_documents
-from cloud_service.pipeline.fisher import FisherSums, accumulate, empty_sums
-from cloud_service.pipeline.load_model import LoadedModel, load_model
+from cloud_service.pipeline.fisher_totals import FisherTotals
+from cloud_service.pipeline.launchers.local import FisherPasses, FisherWork, LocalLauncher
+from cloud_service.pipeline.load_model import LoadedModel, load_model, read_outline
 from cloud_service.pipeline.perplexity import evaluation_windows, sum_losses
-from cloud_service.pipeline.quantize import flat_index, importance_of, quantize
+from cloud_service.pipeline.quantize import flat_index, importance_of, quantize, quantize_unmasked
+from cloud_service.pipeline.quantizers.lut import nearest_codes
+from cloud_service.pipeline.quantizers.rtn import split_into_groups
 from cloud_service.pipeline.report import mass_curve
 from cloud_service.pipeline.select_sensitive import Masks, gradient_mass, overlap, select_largest
 from cloud_service.pipeline.tokenization import TextEncoder, load_encoder
 from cloud_service.sources import SourcePolicy, TextSource
 from shared.api import CalibrationSpec, QuantizerSpec
-from shared.quantization.codec import dequantize
+from shared.quantization.codec import QuantizedTensor, dequantize
+from shared.quantization.packing import pack_codes
+from shared.sensitivity_mask import SensitivityMask
 
 DATA = Path(os.environ.get("ZO_DATA_DIR", Path(__file__).resolve().parents[3] / "shared" / "data"))
 MODELS = {"picollama": "picollama-sentiment", "stories260k": "stories260K-hf"}
@@ -39,25 +61,65 @@ C4 = TextSource(DATA / "text" / "c4" / "c4-en-1000.jsonl")
 WIKITEXT2 = DATA / "text" / "wikitext-2" / "test.txt"
 HELD_OUT = 200
 SPARSITY = 0.001
-QUANTIZERS = {
-    "lut4": QuantizerSpec(method="lut", bits=4),
-    "uniform4_g64": QuantizerSpec(method="uniform", bits=4, group_size=64),
-    "rtn4_g64": QuantizerSpec(method="rtn", bits=4, group_size=64),
-}
 FLOORS = (0.0, 0.01, 0.03, 0.1, 0.3, 1.0, 10.0)
+HEADLINES = (
+    "lut4", "lut4_gptq", "uniform4_g64", "uniform4_g64_gptq", "nf4_g64", "rtn4_g64", "rtn4_g128", "gptq4_g128",
+    "squeezellm4",
+)  # fmt: skip
+COMPARED_WINDOWS = 8
+"""Every eighth window's predictions are compared with the 16-bit model's."""
 
+NF4 = (
+    -1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453, -0.28444138169288635, -0.18477343022823334,
+    -0.09105003625154495, 0.0, 0.07958029955625534, 0.16093020141124725, 0.24611230194568634, 0.33791524171829224,
+    0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0,
+)  # fmt: skip
+"""The values of the 4-bit normal float, as QLoRA publishes them (arXiv 2305.14314, Appendix E)."""
+
+NO_MASK = SensitivityMask(np.array([], np.int32), np.array([], np.int32))
 Windows = dict[str, list[list[int]]]
+Quantise = Callable[[Tensor, Tensor, SensitivityMask, Tensor | None], QuantizedTensor]
+"""Weight, Fisher diagonal, mask and second moment of the inputs → the dense part."""
+
+
+@dataclass(frozen=True)
+class Contender:
+    """A way to quantise, and whether it needs the second moments of the inputs."""
+
+    quantise: Quantise
+    needs_moments: bool = False
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model, what there is to know for its quantisation, and the texts it is measured on."""
+
+    model: LoadedModel
+    originals: dict[str, Tensor]
+    calibration: Calibration
+    fisher: dict[str, Tensor]
+    masks: Masks
+    mask_quality: dict[str, float]
+    windows: Windows
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--floors", action="store_true")
-    compares_floors = parser.parse_args().floors
-    measure = measure_floors if compares_floors else measure_quantizers
-    results = {key: measure(DATA / "models" / name) for key, name in MODELS.items()}
-    path = write_result("perplexity_floors" if compares_floors else "perplexity", {"models": results})
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    choice = parser.add_mutually_exclusive_group()
+    choice.add_argument("--widths", action="store_true")
+    choice.add_argument("--floors", action="store_true")
+    parser.add_argument("--model", choices=MODELS, help="only this one; changes no headline")
+    arguments = parser.parse_args()
+    name, measure = "perplexity", measure_quantisers
+    if arguments.widths or arguments.floors:
+        contenders = widths() if arguments.widths else floors()
+        name = "perplexity_widths" if arguments.widths else "perplexity_floors"
+        measure = functools.partial(measure_on_c4, contenders)
+    chosen = [arguments.model] if arguments.model else list(MODELS)
+    results = {key: measure(prepare_subject(DATA / "models" / MODELS[key])) for key in chosen}
+    path = write_result(name if not arguments.model else f"{name}_{arguments.model}", {"models": results})
     print(path.read_text())
-    if not compares_floors:
+    if name == "perplexity" and not arguments.model:
         record_headlines(path, dict(headlines(results)))
 
 
@@ -66,115 +128,200 @@ def headlines(results: dict[str, Any]) -> Iterable[tuple[str, tuple[float, str]]
     for model, result in results.items():
         for text, value in result["fp16"].items():
             yield f"ppl.{model}.{text}.fp16", (value, "perplexity")
-        for quantizer in QUANTIZERS:
-            for text, value in result[quantizer]["with_sparse"].items():
-                yield f"ppl.{model}.{text}.{quantizer}", (value, "perplexity")
+        for quantiser in HEADLINES:
+            for text, value in result[quantiser]["with_sparse"].items():
+                yield f"ppl.{model}.{text}.{quantiser}", (value, "perplexity")
 
 
-def measure_quantizers(folder: Path) -> dict[str, Any]:
-    """Return every figure of one model."""
-    model, encoder, windows = load(folder)
-    fisher, masks, quality = estimate(model, encoder)
-    originals = {name: model.weight(name).clone() for name in model.linear_names}
-    result: dict[str, Any] = {"mask": quality, "fp16": perplexities(model, windows)}
-    for key, spec in QUANTIZERS.items():
-        bits = write_quantized(model, originals, lambda name, _: fisher_importance(fisher, masks, name), spec)
-        without = perplexities(model, windows)
-        write_sparse(model, originals, masks)
-        result[key] = {"bits_per_weight": bits, "with_sparse": perplexities(model, windows), "without_sparse": without}
-        print(folder.name, key, result[key], flush=True)
-    return result
+def quantisers() -> dict[str, Contender]:
+    """Return ours, and the published recipes."""
+    return {
+        "lut4": ours(QuantizerSpec(method="lut")),
+        "lut4_gptq": ours(QuantizerSpec(method="lut", compensation="gptq")),
+        "uniform4_g64": ours(QuantizerSpec(method="uniform")),
+        "uniform4_g64_gptq": ours(QuantizerSpec(method="uniform", compensation="gptq")),
+        "rtn4_g64": ours(QuantizerSpec(method="rtn")),
+        "rtn4_g128": ours(QuantizerSpec(method="rtn", group_size=128)),
+        "nf4_g64": Contender(nf4),
+        "gptq4_g128": ours(QuantizerSpec(method="rtn", group_size=128, compensation="gptq")),
+        "squeezellm4": Contender(squeezellm),
+    }
 
 
-def measure_floors(folder: Path) -> dict[str, Any]:
-    """Return the perplexity of ``lut4`` with the sparse part for several floors of the importance."""
-    model, encoder, windows = load(folder)
-    fisher, masks, _ = estimate(model, encoder)
-    originals = {name: model.weight(name).clone() for name in model.linear_names}
-    windows = {"c4": windows["c4"]}
-    result: dict[str, Any] = {"fp16": perplexities(model, windows)}
-    for key, spec in QUANTIZERS.items():
-        for floor in FLOORS if spec.method != "rtn" else ():
-
-            def importance(name: str, device: torch.device, floor: float = floor) -> Tensor:
-                return importance_of(fisher[name], flat_index(masks[name], device), floor)
-
-            write_quantized(model, originals, importance, spec)
-            write_sparse(model, originals, masks)
-            result[f"{key} floor {floor:g}"] = perplexities(model, windows)
-            print(folder.name, key, floor, result[f"{key} floor {floor:g}"], flush=True)
-    return result
-
-
-def load(folder: Path) -> tuple[LoadedModel, TextEncoder, Windows]:
-    """Return the model, its encoder and the windows of both texts."""
-    model = load_model(folder)
-    encoder = load_encoder(folder, model.architecture, model.context_length)
-    return (
-        model,
-        encoder,
-        {
-            "c4": evaluation_windows(islice(read_documents(C4, SourcePolicy()), HELD_OUT), encoder),
-            "wikitext2": evaluation_windows([WIKITEXT2.read_text(encoding="utf-8")], encoder),
-        },
+def widths() -> dict[str, Contender]:
+    """Return ours at 2 and 3 bits, with and without error compensation."""
+    specs = (
+        QuantizerSpec(method=method, bits=bits, compensation=compensation)  # type: ignore[arg-type]
+        for bits in (3, 2)
+        for method in ("lut", "uniform", "rtn")
+        for compensation in ("none", "gptq")
     )
+    return {f"{s.method}{s.bits}{'_gptq' if s.compensation == 'gptq' else ''}": ours(s) for s in specs}
 
 
-def estimate(model: LoadedModel, encoder: TextEncoder) -> tuple[dict[str, Tensor], Masks, dict[str, float]]:
+def floors() -> dict[str, Contender]:
+    """Return ours with several floors of the importance."""
+
+    def with_floor(spec: QuantizerSpec, floor: float) -> Contender:
+        return Contender(lambda w, f, m, _: quantize(w, importance_of(f, flat_index(m, w.device), floor), spec))
+
+    specs = {"lut4": QuantizerSpec(method="lut"), "uniform4_g64": QuantizerSpec(method="uniform")}
+    return {f"{key} floor {floor:g}": with_floor(spec, floor) for key, spec in specs.items() for floor in FLOORS}
+
+
+def ours(spec: QuantizerSpec) -> Contender:
+    return Contender(lambda w, f, m, h: quantize_unmasked(w, f, m, spec, h).weight, spec.compensation == "gptq")
+
+
+def nf4(weight: Tensor, fisher: Tensor, mask: SensitivityMask, second_moment: Tensor | None) -> QuantizedTensor:
+    """Return the normal-float codes with a float16 scale per 64 columns; masked weights are no part of it."""
+    kept = weight.clone()
+    kept.view(-1)[flat_index(mask, weight.device)] = 0
+    groups = split_into_groups(kept, 64)
+    scale = groups.abs().amax(dim=2).clamp_min(2.0**-24).to(torch.float16)
+    table = torch.tensor([NF4]).to(torch.float16)
+    relative = (groups / scale[..., None].to(torch.float32)).flatten(1)[:, : weight.shape[1]]
+    codes = nearest_codes(relative, table.expand(len(weight), -1))
+    return QuantizedTensor(pack_codes(codes.to(torch.uint8), 4), weight.shape[1], 4, table, scale, None, 64)
+
+
+def squeezellm(weight: Tensor, fisher: Tensor, mask: SensitivityMask, second_moment: Tensor | None) -> QuantizedTensor:
+    """Return per-row codebooks by the recipe of SqueezeLLM's repository: masked weights count nothing."""
+    counted = fisher.clone()
+    counted.view(-1)[flat_index(mask, weight.device)] = 0
+    lut = torch.empty(len(weight), 16, dtype=torch.float16)
+    codes = torch.empty(weight.shape, dtype=torch.uint8)
+    for row, (values, mass) in enumerate(zip(weight.numpy(), counted.numpy(), strict=True)):
+        kmeans = KMeans(n_clusters=16, random_state=0, n_init="auto", max_iter=50)
+        kmeans.fit(values[:, None], sample_weight=mass if mass.sum() else np.ones_like(mass))
+        lut[row] = torch.from_numpy(kmeans.cluster_centers_[:, 0])
+        codes[row] = torch.from_numpy(kmeans.labels_)
+    return QuantizedTensor(pack_codes(codes, 4), weight.shape[1], 4, lut=lut)
+
+
+def measure_quantisers(subject: Subject) -> dict[str, Any]:
+    """Return every figure of one model at 4 bits."""
+    reference = sixteen_bit_predictions(subject)
+    result: dict[str, Any] = {"mask": subject.mask_quality, "fp16": perplexities(subject, "c4", "wikitext2")}
+    for key, contender in quantisers().items():
+        bits = write_quantised(subject, contender, subject.masks)
+        kl, with_sparse = divergence(subject, reference), perplexities(subject, "c4", "wikitext2")
+        write_quantised(subject, contender, dict.fromkeys(subject.masks, NO_MASK))
+        without = perplexities(subject, "c4") | {"kl": divergence(subject, reference)}
+        result[key] = {"bits_per_weight": bits, "kl": kl, "with_sparse": with_sparse, "without_sparse": without}
+        print(key, result[key], flush=True)
+    return result
+
+
+def measure_on_c4(contenders: dict[str, Contender], subject: Subject) -> dict[str, Any]:
+    """Return each contender's perplexity and divergence on C4, with the sparse part."""
+    reference = sixteen_bit_predictions(subject)
+    result: dict[str, Any] = {"fp16": perplexities(subject, "c4")}
+    for key, contender in contenders.items():
+        bits = write_quantised(subject, contender, subject.masks)
+        figures = {"bits_per_weight": bits, "kl": divergence(subject, reference)}
+        result[key] = figures | perplexities(subject, "c4")
+        print(key, result[key], flush=True)
+    return result
+
+
+def prepare_subject(folder: Path) -> Subject:
+    """Load a model and estimate its Fisher diagonal."""
+    outline = read_outline(folder)
+    encoder = load_encoder(folder, outline.architecture, outline.context_length)
+    windows = {
+        "c4": evaluation_windows(islice(read_documents(C4, SourcePolicy()), HELD_OUT), encoder),
+        "wikitext2": evaluation_windows([WIKITEXT2.read_text(encoding="utf-8")], encoder),
+    }
+    calibration = calibrate(encoder)
+    fisher, masks, quality = estimate(folder, calibration)
+    originals = {name: outline.weights.read(name).to(torch.float32) for name in outline.linear_names}
+    model = load_model(outline, device="cpu", dtype=torch.float32)
+    return Subject(model, originals, calibration, fisher, masks, quality, windows)
+
+
+def calibrate(encoder: TextEncoder) -> Calibration:
+    return calibration_sequences(read_documents(C4, SourcePolicy()), encoder, CalibrationSpec(), held_out=HELD_OUT)
+
+
+def estimate(folder: Path, calibration: Calibration) -> tuple[dict[str, Tensor], Masks, dict[str, float]]:
     """Return the Fisher diagonal, the masks, and the masks' quality."""
-    sequences = calibration_sequences(read_documents(C4, SourcePolicy()), encoder, CalibrationSpec(), held_out=HELD_OUT)
-    weights = {name: model.parameters[name] for name in model.linear_names}
-    sums = empty_sums(weights)
-    accumulate(model.network, weights, sequences, sums, after_sequence=show)
-    halves = [select_largest(half, SPARSITY, "per_tensor") for half in (sums.even, sums.odd)]
-    fisher = sums.into_diagonal()
+    outline = read_outline(folder)
+    blocks = outline.block_linears
+    with tempfile.TemporaryDirectory() as workspace:
+        totals = FisherTotals(Workspace(Path(workspace)), blocks, len(calibration), keeps_in_memory=True)
+        work = FisherWork(outline, folder, calibration, FisherPasses(groups=(tuple(range(len(blocks))),)), "cpu")
+        LocalLauncher().estimate(work, totals, after_sequence=show)
+        halves = [select_largest(half, SPARSITY, "per_tensor") for half in totals.halves()]
+        diagonal = totals.diagonal()
+        fisher = {name: diagonal[name] for name in outline.linear_names}
     masks = select_largest(fisher, SPARSITY, "per_tensor")
     everything = select_largest(fisher, SPARSITY, "global")
-    return (
-        fisher,
-        masks,
-        {
-            "split_half_overlap": overlap(*halves),
-            "gradient_mass_per_tensor": gradient_mass(fisher, masks),
-            "gradient_mass_global": gradient_mass(fisher, everything),
-            "mean_of_tensors_gradient_mass": sum(mass_curve(f, [SPARSITY])[0] for f in fisher.values()) / len(fisher),
-        },
-    )
+    quality = {
+        "split_half_overlap": overlap(*halves),
+        "gradient_mass_per_tensor": gradient_mass(fisher, masks),
+        "gradient_mass_global": gradient_mass(fisher, everything),
+        "mean_of_tensors_gradient_mass": sum(mass_curve(f, [SPARSITY])[0] for f in fisher.values()) / len(fisher),
+    }
+    return fisher, masks, quality
 
 
-def show(sums: FisherSums) -> None:
-    if sums.count % 32 == 0:
-        print(f"Fisher: {sums.count} sequences", flush=True)
+def show(sequences: int) -> None:
+    if sequences and sequences % 32 == 0:
+        print(f"Fisher: {sequences} sequences", flush=True)
 
 
-def fisher_importance(fisher: dict[str, Tensor], masks: Masks, name: str) -> Tensor:
-    return importance_of(fisher[name], flat_index(masks[name], fisher[name].device))
+def write_quantised(subject: Subject, contender: Contender, masks: Masks) -> float:
+    """Put the quantised weights into the network, masked ones as they were; return the dense bits per weight.
+
+    Where the second moments are needed, each block's are measured behind the blocks that are already quantised.
+    """
+    model, parameters, stored = subject.model, subject.model.parameters, 0
+    for name, weight in subject.originals.items():
+        parameters[name].data.copy_(weight)
+    inputs = capture(model.network, model.blocks, subject.calibration.tokens) if contender.needs_moments else None
+    for block, names in zip(model.blocks, model.outline.block_linears, strict=True):
+        modules = {name: model.network.get_submodule(name.removesuffix(".weight")) for name in names}
+        moments = inputs.second_moments(block, modules) if inputs else {}
+        for name in names:
+            weight, mask = subject.originals[name], masks[name]
+            quantised = contender.quantise(weight, subject.fisher[name], mask, moments.get(name))
+            stored += quantised.size_bytes
+            index = flat_index(mask, weight.device)
+            parameters[name].data.copy_(dequantize(quantised)).view(-1)[index] = weight.flatten()[index]
+        if inputs:
+            inputs.advance(block)
+    return 8 * stored / sum(weight.numel() for weight in subject.originals.values())
 
 
-def write_quantized(
-    model: LoadedModel,
-    originals: dict[str, Tensor],
-    importance: Callable[[str, torch.device], Tensor],
-    spec: QuantizerSpec,
-) -> float:
-    """Put the dense part of every weight into the network; return the stored bits per weight."""
-    stored = 0
-    for name, weight in originals.items():
-        quantized = quantize(weight, importance(name, weight.device), spec)
-        stored += quantized.size_bytes
-        model.parameters[name].data.copy_(dequantize(quantized))
-    return 8 * stored / sum(weight.numel() for weight in originals.values())
+def perplexities(subject: Subject, *texts: str) -> dict[str, float]:
+    return {text: sum_losses(subject.model.network, subject.windows[text]).perplexity for text in texts}
 
 
-def write_sparse(model: LoadedModel, originals: dict[str, Tensor], masks: Masks) -> None:
-    """Put the sensitive weights back."""
-    for name, weight in originals.items():
-        index = flat_index(masks[name], weight.device)
-        model.parameters[name].data.view(-1)[index] = weight.flatten()[index]
+def sixteen_bit_predictions(subject: Subject) -> list[Tensor]:
+    """Return the log-probabilities of the network as it stands, float16, for every eighth window of C4."""
+    return [log_probabilities(subject, window).to(torch.float16) for window in compared_windows(subject)]
 
 
-def perplexities(model: LoadedModel, windows: Windows) -> dict[str, float]:
-    return {text: sum_losses(model.network, parts).perplexity for text, parts in windows.items()}
+def divergence(subject: Subject, reference: list[Tensor]) -> float:
+    """Return Σ p (log p − log q) per token, p the 16-bit model's prediction, q the network's, in nats."""
+    nats, tokens = 0.0, 0
+    for window, stored in zip(compared_windows(subject), reference, strict=True):
+        expected = stored.to(torch.float32)
+        ratio = expected - log_probabilities(subject, window)
+        nats += float((expected.exp() * ratio).sum(dtype=torch.float64))
+        tokens += len(expected)
+    return nats / tokens
+
+
+def compared_windows(subject: Subject) -> list[list[int]]:
+    return subject.windows["c4"][::COMPARED_WINDOWS]
+
+
+@torch.no_grad()
+def log_probabilities(subject: Subject, window: list[int]) -> Tensor:
+    logits: Tensor = subject.model.network(input_ids=torch.tensor([window]), use_cache=False).logits[0, :-1]
+    return logits.log_softmax(dim=-1)
 
 
 if __name__ == "__main__":
