@@ -1,22 +1,17 @@
 """How much memory this process has used at most.
 
-Main memory by Linux' own high-water mark (``VmHWM`` of /proc/self/status; ``getrusage`` elsewhere), accelerator
-memory by torch's allocator and the context that a plan counts, so that peak and budget mean the same. A reading costs
-some microseconds.
+Main memory by the system's own high-water mark (``shared.process_memory``), accelerator memory by torch's allocator and
+the context that a plan counts, so that peak and budget mean the same. A reading costs some microseconds.
 """
 
 from __future__ import annotations
 
-import resource
-import sys
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 
 from device_client.model.cuda import Cuda, TorchCuda, peak_bytes
-
-_STATUS = Path("/proc/self/status")
+from shared.process_memory import process_bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +47,7 @@ class MemoryMeter:
 
     def read(self) -> MemoryReading:
         """Return the bytes now and at most."""
-        now, peak = _process_bytes()
+        now, peak = process_bytes()
         accelerator = peak_bytes(self._cuda, self._device) if self._device.type == "cuda" else None
         return MemoryReading(now, peak, accelerator)
 
@@ -60,16 +55,3 @@ class MemoryMeter:
     def peak_bytes(self) -> int:
         """The high-water mark that counts on this device."""
         return self.read().peak_bytes
-
-
-def _process_bytes() -> tuple[int, int]:
-    if _STATUS.exists():
-        fields = dict(line.split(":", 1) for line in _STATUS.read_text().splitlines() if ":" in line)
-        return _kibibytes(fields["VmRSS"]), _kibibytes(fields["VmHWM"])
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    peak *= 1 if sys.platform == "darwin" else 1024
-    return peak, peak
-
-
-def _kibibytes(field: str) -> int:
-    return int(field.split()[0]) * 1024

@@ -2,11 +2,13 @@
 
     calibrating   weights + accumulators of the pass's blocks + totals + one sequence (``sequence_memory``)
     selecting     one tensor and its histograms; the mask
-    quantizing    one tensor, its importance and the quantiser's scratch; with GPTQ also H_x and the hidden states
+    quantizing    one tensor, its importance and the quantiser's scratch
+                  with GPTQ also the weights, a block's second moments and the hidden states of all sequences
     evaluating    weights + one batch without gradients
 
-The network is in memory while calibrating and evaluating only. Without accelerators all of it is host memory, where the
-allocator's free pieces (half of what one sequence allocates in pieces below 32 MiB, measured) come on top.
+The network is in memory while gradients, second moments or losses are computed. Without accelerators all of it is host
+memory, where the allocator's free pieces (half of what one sequence allocates in pieces below 32 MiB, measured) come on
+top.
 Knows nothing about time or about how the choice is made.
 """
 
@@ -117,10 +119,12 @@ class PeakModel:
                 self.accelerator_calibrating(run, blocks, has_front=index == 0, has_rear=index == placement.rear)
                 for index, blocks in enumerate(placement.blocks)
             )
-        if stage == "evaluating":
-            forward = self.sequence.forward_bytes(self._evaluation_rows)
+        if stage == "evaluating" or (stage == "quantizing" and self.workload.compensates):
+            beside = self._quantizing_bytes
+            if stage == "evaluating":
+                beside = self.sequence.forward_bytes(self._evaluation_rows)
             return tuple(
-                CONTEXT_BYTES + forward + self.weight_bytes(blocks, has_front=i == 0, has_rear=i == placement.rear)
+                CONTEXT_BYTES + beside + self.weight_bytes(blocks, has_front=i == 0, has_rear=i == placement.rear)
                 for i, blocks in enumerate(placement.blocks)
             )
         only = CONTEXT_BYTES + (self._quantizing_bytes if stage == "quantizing" else 0)
@@ -183,13 +187,22 @@ class PeakModel:
 
     @property
     def _host_quantizing(self) -> int:
-        hidden = self.workload.sequences * self.workload.tokens * self.shape.hidden * 4 * self.workload.compensates
         mask = _MASK_BYTES * self.workload.sensitive_share * self.shape.linear_elements
         block = max(candidate.elements for candidate in self.shape.blocks)
-        on_host = 2 * block + _LOADING_BYTES * self.shape.largest_tensor
-        return (
-            hidden + int(mask) + (on_host if self.machine.accelerator_budgets else max(on_host, self._quantizing_bytes))
-        )
+        work = 2 * block + _LOADING_BYTES * self.shape.largest_tensor
+        if not self.machine.accelerator_budgets:
+            work = max(work, self._quantizing_bytes)
+        return int(mask) + work + self._compensation_bytes
+
+    @property
+    def _compensation_bytes(self) -> int:
+        """What GPTQ keeps in host memory: hidden states, and on a CPU the weights."""
+        if not self.workload.compensates:
+            return 0
+        hidden = self.workload.sequences * self.sequence.hidden_bytes
+        if self.machine.accelerator_budgets:
+            return hidden
+        return hidden + self.weight_bytes(range(len(self.shape.blocks)), has_front=True, has_rear=True)
 
     @property
     def _evaluation_rows(self) -> int:

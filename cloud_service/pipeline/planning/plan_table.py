@@ -19,27 +19,15 @@ def plan_line(plan: PreparationPlan) -> str:
 
 def plan_table(plan: PreparationPlan) -> str:
     """Return the plan as text of several lines."""
-    head = (
-        ("stage", "accelerator", "main memory", "time")
-        if plan.accelerator_budgets
-        else ("stage", "main memory", "time")
-    )
-    rows = [head]
+    rows = [["stage", "accelerator", "main memory", "time"]]
     for stage in plan.stages:
-        times_and_host = (format_bytes(stage.host_bytes), format_seconds(stage.seconds))
         fullest = format_bytes(max(stage.accelerator_bytes, default=0))
-        rows.append((stage.stage, *((fullest,) if plan.accelerator_budgets else ()), *times_and_host))
-    host = format_bytes(plan.host_budget)
-    budget = (format_bytes(min(plan.accelerator_budgets)), host) if plan.accelerator_budgets else (host,)
-    rows.append(("budget", *budget, ""))
-    widths = [max(len(row[column]) for row in rows) for column in range(len(head))]
-    lines = [
-        "  ".join(
-            [row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))]
-        )
-        for row in rows
-    ]
-    return "\n".join([*(f"- {choice}" for choice in _choices(plan)), "", *(line.rstrip() for line in lines)])
+        rows.append([stage.stage, fullest, format_bytes(stage.host_bytes), format_seconds(stage.seconds)])
+    smallest = format_bytes(min(plan.accelerator_budgets, default=0))
+    rows.append(["budget", smallest, format_bytes(plan.host_budget), ""])
+    if not plan.accelerator_budgets:
+        rows = [[name, *rest] for name, _, *rest in rows]
+    return "\n".join([*(f"- {choice}" for choice in _choices(plan)), "", *_aligned(rows)])
 
 
 def format_seconds(seconds: float) -> str:
@@ -64,3 +52,10 @@ def _choices(plan: PreparationPlan) -> list[str]:
         f"Fisher sums {where}",
         f"totals {'in main memory' if plan.totals_in_memory else 'on disk'}",
     ]
+
+
+def _aligned(rows: list[list[str]]) -> list[str]:
+    """Return lines whose first column is aligned to the left and the others to the right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    cells = [[row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])] for row in rows]
+    return ["  ".join(line).rstrip() for line in cells]

@@ -8,7 +8,7 @@
 Every way gives the same bundle, bit for bit; so does every budget, because the compute dtype does not depend on it. A
 larger budget admits every way that a smaller one does, so more memory never makes a plan slower. A twentieth of each
 budget is left free: what predictions may be off by, and what an allocator cannot use.
-Costs some milliseconds, tens for 80 blocks on 8 devices. Imports no torch. Knows nothing about how plans are carried out.
+Costs some milliseconds, a second for 80 blocks on 8 devices. Imports no torch. Knows nothing about carrying plans out.
 """
 
 from __future__ import annotations
@@ -57,7 +57,6 @@ class PreparationPlan:
 
     Attributes:
         compute_dtype: What gradients are computed in: bfloat16 on accelerators, float32 on a CPU.
-        evaluation_dtype: What perplexity is computed in; either holds the float16 weights exactly.
         accumulators: Where the float32 sums of a pass lie; on a CPU ``accelerator`` is host memory too.
         passes: Block indices of each pass over the calibration sequences.
         recomputes_activations: Whether each block's activations are computed again in the backward pass.
@@ -69,7 +68,6 @@ class PreparationPlan:
     """
 
     compute_dtype: Literal["float32", "bfloat16"]
-    evaluation_dtype: Literal["float32", "float16"]
     accumulators: Place
     passes: tuple[tuple[int, ...], ...]
     recomputes_activations: bool
@@ -138,7 +136,7 @@ def _ways(shape: ModelShape, machine: Machine) -> Iterator[tuple[FisherRun, int]
 
 @functools.cache
 def _groupings(block_count: int) -> tuple[tuple[tuple[int, ...], ...], ...]:
-    """Return the ways to cut the blocks into passes: contiguous, which is faster, and strided, which spreads over devices.
+    """Return the ways to cut the blocks into passes: contiguous (faster) and strided (spreads over devices).
 
     Of the numbers of passes that give equally large groups only the smallest is of use.
     """
@@ -178,7 +176,6 @@ def _plan(peaks: PeakModel, times: TimeModel, run: FisherRun, placement: Placeme
     is_spread = len(placement.blocks) > 1
     return PreparationPlan(
         compute_dtype="bfloat16" if machine.accelerator_budgets else "float32",
-        evaluation_dtype="float16" if machine.accelerator_budgets else "float32",
         accumulators=run.accumulators,
         passes=run.passes,
         recomputes_activations=run.recomputes_activations,

@@ -22,7 +22,7 @@ from cloud_service.pipeline.planning.peak_memory import FisherRun, Stage
 from cloud_service.pipeline.planning.workload import Machine, Workload
 
 _SQUARE_BYTES = {2: 18, 4: 16}
-"""Bytes moved per weight and sequence beside its sum's: the gradient written, read, and cast to float32 where bfloat16."""
+"""Bytes moved per weight: its gradient written and read (cast to float32 where bfloat16), its sum read and written."""
 
 _HOST_SQUARE_BYTES = 18
 _SUM_BYTES = 4

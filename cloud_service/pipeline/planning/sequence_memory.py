@@ -57,7 +57,7 @@ class SequenceMemory:
         moments = [0]
         saved = {wanted: self.block_bytes(has_gradient=wanted) for wanted in (False, True)}
         scratch = {wanted: self._scratch(wanted) for wanted in (False, True)}
-        kept = self._hidden_bytes
+        kept = self.hidden_bytes
         for block in reached:
             wanted = block in group
             held += kept if recomputes else saved[wanted]
@@ -72,6 +72,11 @@ class SequenceMemory:
         """
         return self.tokens * _saved_per_token(self.shape, self.value_bytes, has_gradient)
 
+    @property
+    def hidden_bytes(self) -> int:
+        """T·H·c: what enters a block."""
+        return self.tokens * self.shape.hidden * self.value_bytes
+
     def forward_bytes(self, rows: int) -> int:
         """Return the bytes of a forward pass without gradients over ``rows`` sequences, logits included."""
         shape, value = self.shape, self.value_bytes
@@ -79,10 +84,6 @@ class SequenceMemory:
         inside = 4 * shape.hidden * value + max(attention, 3 * shape.intermediate * value, 3 * shape.hidden * _FLOAT32)
         logits = shape.vocabulary * (value + 2 * _FLOAT32)
         return rows * self.tokens * (inside + logits)
-
-    @property
-    def _hidden_bytes(self) -> int:
-        return self.tokens * self.shape.hidden * self.value_bytes
 
     @property
     def _norm_input_bytes(self) -> int:
@@ -98,7 +99,7 @@ class SequenceMemory:
         is_opt = self.shape.model_type == "opt"
         middle = self.tokens * self.shape.intermediate * self.value_bytes
         if not has_gradient:
-            return 2 * middle + self._hidden_bytes if is_opt else 3 * middle
+            return 2 * middle + self.hidden_bytes if is_opt else 3 * middle
         gradient = self.shape.largest_linear
         at_product = middle + gradient * self.value_bytes
         # A bfloat16 gradient is held beside its float32 copy; by then a gated MLP's saved product is gone.
