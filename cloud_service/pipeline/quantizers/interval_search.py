@@ -10,9 +10,9 @@ In one dimension the clusters of an optimum are intervals. Three steps, each ove
 2. *Fine.* The same programme over 9 edges around each boundary, a quarter of a candidate's distance apart.
 3. *Lloyd.* Boundaries move to the edges nearest to the middles of neighbouring means until none moves.
 
-Codebooks of more than 16 values skip the programmes: they start from the density's quantiles. Rows stand last in the
-programmes' tensors, so that every operation runs along memory.
-Against the exact programme over every position the error is less than 0.05 % above the optimum (see the tests).
+Codebooks of more than 16 values skip the coarse programme: their candidates are their boundaries. Rows stand last
+in the programmes' tensors, so that every operation runs along memory.
+Against the exact programme over every position the error is about 0.03 % above the optimum (see the tests).
 Costs about 60 µs per row on one CPU core at K = 16, whatever the row's length.
 References: Panter and Dite 1951; Wang and Song 2011 (the exact programme).
 """
@@ -31,50 +31,58 @@ _WIDEST_INTERVAL = 2
 _FINE_STEPS = 4
 _LLOYD_ITERATIONS = 100
 _BINS_PER_GROUP = 32
-_EVEN_SHARE = 0.25
-_RESOLUTION = float(1 << 40)
+_RESOLUTION = float(1 << 23)
+_TINY = 1e-30
 
 
 def best_means(row: RowHistograms, size: int) -> Tensor:
     """Return ``size`` increasing means of the rows' best intervals, in units of the weights: float64 (rows, size)."""
-    boundaries = _programmed(row, size) if size <= _LARGEST_PROGRAMME else _candidates(row, size)
-    return _means(row, _lloyd(row, boundaries)) * row.unit + row.centre
+    candidates = _candidates(row, max(_CANDIDATES, size)).T.contiguous()
+    if size <= _LARGEST_PROGRAMME:
+        chosen = _coarse(row, candidates, size)
+    else:
+        chosen = torch.arange(size + 1, device=candidates.device)[:, None].expand_as(candidates)
+    boundaries = _fine(row, candidates.gather(0, chosen), _fine_step(candidates, chosen))
+    return _means(row, _lloyd(row, boundaries.T.contiguous())) * row.unit + row.centre
 
 
 def _candidates(row: RowHistograms, count: int) -> Tensor:
     """Return ``count`` + 1 edges per row, from 0 to the last, that cut a row's density of codes into equal parts."""
-    share = (_code_density(row) * _RESOLUTION).round_()
-    reached = share.cumsum(dim=1, dtype=torch.float64)
-    part = (reached * (count / reached[:, -1:])).to(torch.int64).clamp_max_(count - 1)
-    edges_in_part = torch.zeros(len(part), count, dtype=torch.int64, device=part.device)
-    edges_in_part.scatter_add_(1, part, torch.ones((), dtype=torch.int64, device=part.device).expand_as(part))
-    return pad(edges_in_part.cumsum(dim=1), (1, 0))
+    reached = _code_density(row, count).mul_(_RESOLUTION).round_().cumsum_(dim=1)
+    part = reached.mul_(count / reached[:, -1:]).to(torch.int64).clamp_max_(count - 1)
+    edges = torch.zeros(len(part), count + 1, dtype=torch.int64, device=part.device)
+    one = torch.ones((), dtype=torch.int64, device=part.device)
+    edges[:, 1:].scatter_add_(1, part, one.expand_as(part))
+    return _distinct(row, edges.cumsum_(dim=1))
 
 
-def _code_density(row: RowHistograms) -> Tensor:
-    """Return how many of the codes each bin should get, float32 (rows, bins), up to a factor.
+def _distinct(row: RowHistograms, edges: Tensor) -> Tensor:
+    """Return the edges without those that no weight separates from the one before; the last edge fills the row up."""
+    is_new = row.mass.gather(1, edges).diff(dim=1) > 0
+    place = pad(is_new.cumsum(dim=1), (1, 0))
+    return torch.full_like(edges, row.bins).scatter_reduce_(1, place, edges, "amin")
 
-    The cube root of mass per value, over groups of bins because single bins are noisy; a quarter as much spread
-    evenly over all groups, for outliers, and over all bins with weights, for rows with few of them.
+
+def _code_density(row: RowHistograms, count: int) -> Tensor:
+    """Return the share of ``count`` candidates that each bin should get, float32 (rows, bins), at most 1 in sum.
+
+    60 % of them by the cube root of mass per value, over groups of bins because single bins are noisy, but at most 3
+    for each bin with weights, or one outlier would draw them all; 15 % evenly, for the gaps beside outliers; 25 %
+    evenly over the bins with weights, for rows with few of them.
     """
-    mass = row.mass[:, ::_BINS_PER_GROUP].diff(dim=1).float()
-    optimal = (mass * row.edge_values(_BINS_PER_GROUP).diff(dim=1) ** 2) ** (1 / 3)
-    optimal /= optimal.sum(dim=1, keepdim=True).clamp_min_(1)
-    occupied = (row.mass[:, 1:] > row.mass[:, :-1]).float()
-    density = occupied * (_EVEN_SHARE / occupied.sum(dim=1, keepdim=True).clamp_min_(1))
-    groups = density.view(*optimal.shape, _BINS_PER_GROUP)
-    groups += ((optimal + _EVEN_SHARE / optimal.shape[1]) / _BINS_PER_GROUP)[:, :, None]
+    mass = row.mass[:, ::_BINS_PER_GROUP].diff(dim=1).to(torch.float32)
+    optimal = _shares((mass * row.edge_values(_BINS_PER_GROUP).diff(dim=1) ** 2) ** (1 / 3))
+    occupied = torch.gt(row.mass[:, 1:], row.mass[:, :-1]).to(torch.float32)
+    in_group = occupied.view(*optimal.shape, _BINS_PER_GROUP).sum(dim=2)
+    optimal = _shares(torch.minimum(optimal, 3 * in_group / count))
+    density = occupied.mul_(0.25 / in_group.sum(dim=1, keepdim=True).clamp_min_(1))
+    per_bin = (0.6 * optimal + 0.15 / optimal.shape[1]) / _BINS_PER_GROUP
+    density.view(*per_bin.shape, _BINS_PER_GROUP).add_(per_bin[:, :, None])
     return density
 
 
-def _programmed(row: RowHistograms, size: int) -> Tensor:
-    """Return the edges (rows, size + 1) that the coarse and then the fine programme find."""
-    candidates = _candidates(row, _CANDIDATES).T.contiguous()
-    chosen = _coarse(row, candidates, size)
-    inner = chosen[1:-1]
-    around = [candidates.gather(0, (inner + side).clamp_(0, _CANDIDATES)) for side in (-1, 1)]
-    step = ((around[1] - around[0]) // (2 * _FINE_STEPS)).clamp_min_(1)
-    return _fine(row, candidates.gather(0, chosen), step).T.contiguous()
+def _shares(amounts: Tensor) -> Tensor:
+    return amounts / amounts.sum(dim=1, keepdim=True).clamp_min_(_TINY)
 
 
 def _coarse(row: RowHistograms, candidates: Tensor, size: int) -> Tensor:
@@ -96,7 +104,7 @@ def _coarse(row: RowHistograms, candidates: Tensor, size: int) -> Tensor:
     for _ in range(size - 1):
         before = best[-1].as_strided(gains.shape, (rows, rows, 1))  # before[widest − d, i] = best[i − d]
         best.append(_padded(torch.add(before, gains, out=sums).amax(dim=0), widest))
-    at = torch.full((1, rows), last, device=mass.device)
+    at = (mass < mass[-1]).sum(dim=0, keepdim=True)  # the first candidate above all weights
     path = [at]
     back = torch.arange(widest + 1, device=mass.device)[:, None]
     for layer in best[-2::-1]:
@@ -105,6 +113,13 @@ def _coarse(row: RowHistograms, candidates: Tensor, size: int) -> Tensor:
         path.append(at)
     path.append(torch.zeros_like(at))
     return torch.cat(path[::-1])
+
+
+def _fine_step(candidates: Tensor, chosen: Tensor) -> Tensor:
+    """Return a quarter of the candidates' distance around each inner boundary, at least 1: edges (size − 1, rows)."""
+    inner, last = chosen[1:-1], len(candidates) - 1
+    before, after = (candidates.gather(0, (inner + side).clamp(0, last)) for side in (-1, 1))
+    return ((after - before) // (2 * _FINE_STEPS)).clamp_min_(1)
 
 
 def _fine(row: RowHistograms, boundaries: Tensor, step: Tensor) -> Tensor:

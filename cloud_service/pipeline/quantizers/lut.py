@@ -21,7 +21,7 @@ from shared.quantization.codec import QuantizedTensor
 from shared.quantization.packing import pack_codes
 
 _BINS = 1024
-_BINS_PER_VALUE = 32
+_BINS_PER_VALUE = 16
 _ROWS_PER_THREAD = 128
 _CUDA_ROWS = 4096
 _MOST_COMPARED = 16

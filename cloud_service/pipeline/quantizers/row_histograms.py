@@ -20,7 +20,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
 
 _WHOLE_ROW = float(1 << 30)
 _SOFTNESS = 3.0
@@ -34,8 +33,8 @@ class RowHistograms:
     """Prefix sums over the bins of each row; edge 0 lies below, edge ``bins`` above all weights that count.
 
     Attributes:
-        mass: M, int64 (rows, bins + 1); 2^30 is the row's whole importance.
-        moment: S, int64 (rows, bins + 1), in units of ``unit``.
+        mass: M, int32 (rows, bins + 1); 2^30 is the row's whole importance.
+        moment: S, int32 (rows, bins + 1), in units of ``unit``.
         unit: Largest |x|, float32 (rows, 1).
         centre: Mean of the weights that count, float32 (rows, 1).
         spread: s, float32 (rows, 1).
@@ -54,12 +53,12 @@ class RowHistograms:
     @classmethod
     def of(cls, weight: Tensor, importance: Tensor, bins: int) -> RowHistograms:
         """Return the histograms of float32 rows; weights of no importance have no influence."""
-        mass = torch.zeros(len(weight), bins, dtype=torch.int32, device=weight.device)
+        mass = torch.zeros(len(weight), bins + 1, dtype=torch.int32, device=weight.device)
         moment = torch.zeros_like(mass)
         rows = block_rows(weight)
         blocks = zip(*(torch.split(each, rows) for each in (weight, importance, mass, moment)), strict=True)
-        scales = torch.cat([_count(*block) for block in blocks])
-        return cls(_prefix_sums(mass), _prefix_sums(moment), *torch.split(scales, 1, dim=1))
+        scales = torch.cat([_count(w, p, in_bin[:, 1:], moved[:, 1:]) for w, p, in_bin, moved in blocks])
+        return cls(mass.cumsum_(dim=1), moment.cumsum_(dim=1), *torch.split(scales, 1, dim=1))
 
     @property
     def bins(self) -> int:
@@ -106,7 +105,3 @@ def _count(weight: Tensor, importance: Tensor, mass: Tensor, moment: Tensor) -> 
     mass.scatter_add_(1, place, share.to(torch.int32))
     moment.scatter_add_(1, place, share.mul_(x).mul_(1 / unit).round_().to(torch.int32))
     return torch.cat([unit, centre, spread, lowest, density], dim=1)
-
-
-def _prefix_sums(histogram: Tensor) -> Tensor:
-    return pad(histogram.cumsum(dim=1), (1, 0))
