@@ -1,4 +1,4 @@
-"""The operator's command line: ``zo-cloud serve | prepare | report | keys``.
+"""The operator's command line: ``zo-cloud serve | prepare | plan | report | keys``.
 
 Results go to standard output (with ``--json``: one JSON object), everything for people to standard error. The exit
 status is the error's own (``shared.errors``); 130 means interrupted, and the same command goes on where it was.
@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from pydantic import ValidationError
 
 from cloud_service.commands.keys import add_keys_command
+from cloud_service.commands.plan import add_plan_command
 from cloud_service.commands.prepare import add_prepare_command
 from cloud_service.commands.report import add_report_command
 from cloud_service.commands.serve import add_serve_command
@@ -32,6 +33,7 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     add_serve_command(commands)
     add_prepare_command(commands)
+    add_plan_command(commands)
     add_report_command(commands)
     add_keys_command(commands)
     return parser

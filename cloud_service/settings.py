@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Annotated
 from urllib.parse import urlsplit
 
-from pydantic import Field, SecretStr, ValidationError
+from pydantic import BeforeValidator, Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
 
+from shared.byte_sizes import parse_bytes
 from shared.errors import InvalidRequest
 
 JOB_VARIABLES = frozenset(
@@ -30,6 +31,19 @@ JOB_VARIABLES = frozenset(
 
 PROXY_VARIABLES = frozenset({"HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY"})
 """Also passed on, in either case, unless the proxy's URL holds a password."""
+
+
+def _byte_count(value: object) -> object:
+    if not isinstance(value, str):
+        return value
+    try:
+        return parse_bytes(value)
+    except InvalidRequest as error:
+        raise ValueError(f"{error.found}; needed: {error.needed}") from error
+
+
+ByteCount = Annotated[int, BeforeValidator(_byte_count), Field(ge=1)]
+"""A number of bytes, or a size as people write it."""
 
 
 class Settings(BaseSettings):
@@ -51,6 +65,8 @@ class Settings(BaseSettings):
         progress_seconds: Shortest time between two progress events of a stage.
         cancel_grace_seconds: Time between SIGTERM and SIGKILL for a job's process.
         drain_seconds: How long open requests may take after SIGTERM.
+        max_accelerator_bytes: What a job may use of each accelerator; None allows all of it. Sizes such as ``24GiB``.
+        max_host_bytes: What a job may use of main memory; None allows what is free.
         min_free_bytes: ``/readyz`` fails below this much free disk.
         is_auth_enabled: Whether API keys are needed.
         is_public_without_tls_allowed: Whether a non-loopback address may be served in plain HTTP.
@@ -73,6 +89,8 @@ class Settings(BaseSettings):
     progress_seconds: Annotated[float, Field(ge=0)] = 1.0
     cancel_grace_seconds: Annotated[float, Field(ge=0)] = 15.0
     drain_seconds: Annotated[int, Field(ge=1)] = 20
+    max_accelerator_bytes: ByteCount | None = None
+    max_host_bytes: ByteCount | None = None
     min_free_bytes: Annotated[int, Field(ge=0)] = 1024**3
     tls_certificate: Path | None = None
     tls_key: Path | None = None

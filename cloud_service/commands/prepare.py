@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from cloud_service.commands.label_words import label_words
 from cloud_service.commands.local_sources import add_source_options, local_sources
+from cloud_service.commands.memory_options import add_memory_options
 from cloud_service.commands.option_names import named_by_option
 from shared.errors import Conflict
 from shared.file_lock import exclusive
@@ -83,13 +84,19 @@ def add_prepare_command(commands: argparse._SubParsersAction[argparse.ArgumentPa
                                  formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
     parser.add_argument("model", help="hub id, or a Hugging Face folder")
     parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="where the bundle goes")
-    for option, (field, settings) in _OPTIONS.items():
-        parser.add_argument(option, dest=field, default=None, **named_by_option(option, settings))
+    add_request_options(parser)
+    add_memory_options(parser)
     parser.add_argument("--signing-key", type=Path, metavar="PEM", help="default: the service's; made where missing")
     add_source_options(parser)
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.add_argument("--quiet", action="store_true", help="show no progress")
     parser.set_defaults(run=_run)
+
+
+def add_request_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options that describe a request, beside its model."""
+    for option, (field, settings) in _OPTIONS.items():
+        parser.add_argument(option, dest=field, default=None, **named_by_option(option, settings))
 
 
 def request_of(arguments: argparse.Namespace) -> PrepareRequest:

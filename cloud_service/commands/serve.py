@@ -6,6 +6,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from cloud_service.commands.memory_options import MEMORY_OPTIONS
+
 _OPTIONS: dict[str, dict[str, Any]] = {
     "--data": {"type": Path, "help": "folder of database, jobs and bundles (default: ~/.local/share/zo-cloud)"},
     "--host": {"help": "address to listen on (default: 127.0.0.1)"},
@@ -20,6 +22,7 @@ _OPTIONS: dict[str, dict[str, Any]] = {
         "type": Path, "action": "append", "dest": "text_roots", "metavar": "FOLDER",
         "help": "folder whose texts a request may name; may be repeated",
     },
+    **{option: {"metavar": "SIZE", "help": text} for option, text in MEMORY_OPTIONS.items()},
     "--hub-endpoint": {"metavar": "URL", "help": "the only hub that models and C4 are fetched from"},
     "--tls-cert": {"type": Path, "dest": "tls_certificate", "metavar": "PEM", "help": "certificate chain"},
     "--tls-key": {"type": Path, "metavar": "PEM", "help": "the certificate's private key"},

@@ -171,6 +171,8 @@ class Attempt:
             hub_endpoint=settings.hub_endpoint,
             hub_token=settings.hub_token_text,
             is_offline=settings.is_offline,
+            max_accelerator_bytes=settings.max_accelerator_bytes,
+            max_host_bytes=settings.max_host_bytes,
             prepared={} if self._job.request.force else self._prepared_before(),
             progress_seconds=settings.progress_seconds,
         )

@@ -34,6 +34,8 @@ class JobOrder(Line):
 
     Attributes:
         store: Root of the image layout that blobs are added to.
+        max_accelerator_bytes: What may be used of each accelerator; None allows all of it.
+        max_host_bytes: What may be used of main memory; None allows what is free.
         prepared: What was published before from the same input, by fingerprint; empty where ``force`` is set.
         progress_seconds: Shortest time between two progress messages of a stage.
     """
@@ -45,6 +47,8 @@ class JobOrder(Line):
     hub_endpoint: str | None = None
     hub_token: str | None = Field(default=None, repr=False)
     is_offline: bool = False
+    max_accelerator_bytes: Annotated[int, Field(ge=1)] | None = None
+    max_host_bytes: Annotated[int, Field(ge=1)] | None = None
     prepared: dict[str, Outcome] = {}
     progress_seconds: float = 1.0
 

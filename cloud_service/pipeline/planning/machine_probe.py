@@ -17,6 +17,7 @@ from pathlib import Path
 
 import torch
 
+from cloud_service.memory_budget import MemoryBudget
 from cloud_service.pipeline.planning.workload import Machine, Rates
 from cloud_service.pipeline.quantize import quantize
 from shared.api import QuantizerSpec
@@ -36,8 +37,7 @@ _REPEATS = 3
 def probe_machine(
     *,
     device: str | None = None,
-    max_accelerator_bytes: int | None = None,
-    max_host_bytes: int | None = None,
+    budget: MemoryBudget,
     folder: Path,
     quantizer: QuantizerSpec,
 ) -> Machine:
@@ -45,8 +45,7 @@ def probe_machine(
 
     Args:
         device: Torch device; None means all CUDA devices where there are any, else the CPU.
-        max_accelerator_bytes: What may be used of each accelerator; None allows all of it.
-        max_host_bytes: What this process may use of main memory; None allows what is free.
+        budget: What may be used.
         folder: An existing folder on the workspace's disk.
         quantizer: The quantiser to time.
 
@@ -56,11 +55,12 @@ def probe_machine(
     """
     accelerators = accelerator_indices(device)
     compute = torch.device("cuda", accelerators[0]) if accelerators else torch.device("cpu")
+    available = available_host_bytes()
     rates = _measure_rates(compute, folder, quantizer)
     totals = [torch.cuda.get_device_properties(index).total_memory for index in accelerators]
     return Machine(
-        accelerator_budgets=tuple(min(total, max_accelerator_bytes or total) for total in totals),
-        host_budget=min(max_host_bytes or available_host_bytes(), available_host_bytes()),
+        accelerator_budgets=tuple(min(total, budget.max_accelerator_bytes or total) for total in totals),
+        host_budget=min(budget.max_host_bytes or available, available),
         host_baseline=process_bytes()[0],
         rates=rates,
     )

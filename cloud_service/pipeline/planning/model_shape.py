@@ -130,6 +130,16 @@ def read_model_shape(folder: Path) -> ModelShape:
     return shape_of_tensors(config, shapes or shapes_of_config(config))
 
 
+def read_config_shape(folder: Path) -> ModelShape:
+    """Return the shape of the model that the config.json in a folder describes; nothing else is read.
+
+    Raises:
+        UnsupportedModel: config.json is missing or malformed, or the family is not served.
+    """
+    config = safe_config(_read_object(folder / "config.json"))
+    return shape_of_tensors(config, shapes_of_config(config))
+
+
 def shape_of_tensors(config: Mapping[str, Any], shapes: Shapes) -> ModelShape:
     """Return the shape of a model whose tensors have these names and shapes.
 

@@ -1,0 +1,64 @@
+"""The plan of a request: its model's shape, its workload, and a machine, measured or imagined.
+
+Knows nothing about how a plan is chosen.
+"""
+
+from __future__ import annotations
+
+from cloud_service.memory_budget import MemoryBudget
+from cloud_service.pipeline.planning.model_shape import ModelShape
+from cloud_service.pipeline.planning.workload import Machine, Rates, Workload
+from cloud_service.pipeline.shards import shard_count
+from shared.api import PrepareRequest
+from shared.errors import InvalidRequest
+
+_TOKENS_PER_DOCUMENT = 512
+
+NOMINAL_RATES = Rates(
+    flops_per_second=1.5e14,
+    device_bytes_per_second=1e12,
+    host_bytes_per_second=4e10,
+    link_bytes_per_second=1.2e10,
+    disk_bytes_per_second=1e9,
+    quantized_weights_per_second=5e7,
+)
+"""A usual accelerator of a data centre, half of what its makers say it does at most: for machines that are not here."""
+
+
+def workload_of(request: PrepareRequest, shape: ModelShape) -> Workload:
+    """Return how much there is to do for a request."""
+    spec = request.calibration
+    return Workload(
+        sequences=spec.sequences,
+        tokens=min(spec.tokens_per_sequence, shape.context),
+        shards=shard_count(spec.sequences),
+        sensitive_share=request.sparsity,
+        evaluation_tokens=request.evaluation.documents * min(_TOKENS_PER_DOCUMENT, shape.context),
+        compensates=request.quantizer.compensation != "none",
+    )
+
+
+def imagined_machine(accelerators: int, budget: MemoryBudget, *, host_bytes: int, host_baseline: int) -> Machine:
+    """Return a machine with so many accelerators, whatever this one has.
+
+    Args:
+        accelerators: How many.
+        budget: What may be used; the accelerators' must be given.
+        host_bytes: Main memory where the budget leaves it open.
+        host_baseline: What a process uses before anything is loaded.
+
+    Raises:
+        InvalidRequest: The accelerators' memory is not given.
+    """
+    if budget.max_accelerator_bytes is None:
+        raise InvalidRequest(
+            f"--accelerators {accelerators} without their memory",
+            needed="--max-accelerator-bytes, such as 24GiB",
+            param="max_accelerator_bytes",
+        )
+    return Machine(
+        accelerator_budgets=(budget.max_accelerator_bytes,) * accelerators,
+        host_budget=budget.max_host_bytes or host_bytes,
+        host_baseline=host_baseline,
+        rates=NOMINAL_RATES,
+    )
