@@ -28,7 +28,7 @@ from shared.perturbation import random_generator
 
 DATA = Path(os.environ.get("ZO_DATA_DIR", Path(__file__).resolve().parents[3] / "shared" / "data"))
 ZO_CLOUD = Path(sys.executable).with_name("zo-cloud")
-BOUNDARIES = (Stage.CALIBRATING, Stage.SELECTING, Stage.QUANTIZING, Stage.EVALUATING, Stage.PUBLISHING)
+BOUNDARIES = (Stage.RESOLVING, Stage.CALIBRATING, Stage.SELECTING, Stage.QUANTIZING, Stage.EVALUATING, Stage.PUBLISHING)
 
 
 def main() -> int:
@@ -108,9 +108,7 @@ class Attempts:
 
     def finish(self) -> str:
         """Run to the end and return the bundle's digest."""
-        finished = subprocess.run(
-            self._command, env=self._environment, check=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-        )
+        finished = subprocess.run(self._command, env=self._environment, check=True, capture_output=True, text=True)
         return str(json.loads(finished.stdout)["digest"])
 
     def _start(self) -> subprocess.Popen[str]:

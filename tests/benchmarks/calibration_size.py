@@ -1,0 +1,86 @@
+"""How many calibration sequences are enough: mask quality and perplexity against N, on a real model.
+
+    ZO_DATA_DIR=../shared/data OMP_NUM_THREADS=2 python tests/benchmarks/calibration_size.py [--model picollama]
+
+For N = 16, 64, 128 and 512 sequences of 512 tokens of C4 (each set contains the smaller ones): the overlap of the masks
+of the two halves; the share of the mask that is also in the mask of N = 512; and the perplexity on C4 documents 0 … 199
+of the bundle (``lut``, 4 bits, 0.1 % sensitive), whose mask and codebooks follow that Fisher diagonal. Writes
+results/calibration_size.json and the headlines ``mask.split_half_overlap.n<N>``. Takes about half an hour.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+from itertools import islice
+from typing import Any
+
+from perplexity import (
+    C4,
+    DATA,
+    HELD_OUT,
+    MODELS,
+    SPARSITY,
+    Subject,
+    divergence,
+    estimate,
+    ours,
+    perplexities,
+    prepare_subject,
+    sixteen_bit_predictions,
+    write_quantised,
+)
+from recording import record_headlines, write_result
+
+from cloud_service.pipeline.calibration import Calibration, calibration_sequences
+from cloud_service.pipeline.documents import read_documents
+from cloud_service.pipeline.load_model import read_outline
+from cloud_service.pipeline.select_sensitive import overlap
+from cloud_service.pipeline.tokenization import load_encoder
+from cloud_service.sources import SourcePolicy
+from shared.api import CalibrationSpec, QuantizerSpec
+
+SIZES = (16, 64, 128, 512)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", choices=MODELS, default="picollama")
+    model = parser.parse_args().model
+    result = measure(model)
+    path = write_result("calibration_size", {"model": MODELS[model], "sparsity": SPARSITY, **result})
+    overlaps = {size: figures["split_half_overlap"] for size, figures in result["sizes"].items()}
+    record_headlines(path, {f"mask.split_half_overlap.n{size}": (value, "share") for size, value in overlaps.items()})
+    print(path.read_text())
+
+
+def measure(model: str) -> dict[str, Any]:
+    folder = DATA / "models" / MODELS[model]
+    largest = calibration_of(folder, max(SIZES))
+    subject = prepare_subject(folder)
+    reference = sixteen_bit_predictions(subject)
+    estimates = {size: estimate(folder, largest.part(slice(size))) for size in SIZES}
+    best = estimates[max(SIZES)][1]
+    sizes = {}
+    for size, (fisher, masks, quality) in estimates.items():
+        sized: Subject = dataclasses.replace(subject, fisher=fisher, masks=masks)
+        write_quantised(sized, ours(QuantizerSpec(method="lut")), masks)
+        sizes[size] = quality | {
+            "share_in_largest": overlap(masks, best),
+            "perplexity_c4": perplexities(sized, "c4")["c4"],
+            "kl_nats": divergence(sized, reference),
+        }
+        print(size, json.dumps(sizes[size]), flush=True)
+    return {"tokens": largest.tokens.shape[1], "sizes": sizes}
+
+
+def calibration_of(folder: Any, sequences: int) -> Calibration:
+    outline = read_outline(folder)
+    encoder = load_encoder(folder, outline.architecture, outline.context_length)
+    documents = islice(read_documents(C4, SourcePolicy()), 1000)
+    return calibration_sequences(documents, encoder, CalibrationSpec(sequences=sequences), held_out=HELD_OUT)
+
+
+if __name__ == "__main__":
+    main()
