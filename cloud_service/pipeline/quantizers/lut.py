@@ -22,7 +22,7 @@ from shared.quantization.packing import pack_codes
 
 _BINS = 1024
 _BINS_PER_VALUE = 16
-_ROWS_PER_THREAD = 128
+_ROWS_PER_THREAD = 256
 _CUDA_ROWS = 4096
 _MOST_COMPARED = 16
 
