@@ -10,12 +10,13 @@ import ipaddress
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 from urllib.parse import urlsplit
 
 from pydantic import BeforeValidator, Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
 
+from cloud_service.launcher_choice import LauncherChoice
 from shared.byte_sizes import parse_bytes
 from shared.errors import InvalidRequest
 
@@ -67,6 +68,11 @@ class Settings(BaseSettings):
         drain_seconds: How long open requests may take after SIGTERM.
         max_accelerator_bytes: What a job may use of each accelerator; None allows all of it. Sizes such as ``24GiB``.
         max_host_bytes: What a job may use of main memory; None allows what is free.
+        launcher: Where a job's Fisher pass runs: ``local`` (the job's process) or ``ray`` (tasks on a Ray cluster).
+        ray_address: Of a running cluster; None starts one on this machine for each pass.
+        ray_workers: Ray tasks that run at the same time.
+        ray_worker_threads: Processor threads of each.
+        ray_worker_gpus: Accelerators of each.
         min_free_bytes: ``/readyz`` fails below this much free disk.
         is_auth_enabled: Whether API keys are needed.
         is_public_without_tls_allowed: Whether a non-loopback address may be served in plain HTTP.
@@ -91,11 +97,23 @@ class Settings(BaseSettings):
     drain_seconds: Annotated[int, Field(ge=1)] = 20
     max_accelerator_bytes: ByteCount | None = None
     max_host_bytes: ByteCount | None = None
+    launcher: Literal["local", "ray"] = "local"
+    ray_address: Annotated[str, Field(min_length=1)] | None = None
+    ray_workers: Annotated[int, Field(ge=1, le=4096)] = 1
+    ray_worker_threads: Annotated[int, Field(ge=1, le=1024)] = 1
+    ray_worker_gpus: Annotated[int, Field(ge=0, le=64)] = 0
     min_free_bytes: Annotated[int, Field(ge=0)] = 1024**3
     tls_certificate: Path | None = None
     tls_key: Path | None = None
     is_auth_enabled: bool = True
     is_public_without_tls_allowed: bool = False
+
+    @property
+    def launcher_choice(self) -> LauncherChoice:
+        """The launcher, with what Ray needs to know."""
+        return LauncherChoice(
+            self.launcher, self.ray_address, self.ray_workers, self.ray_worker_threads, self.ray_worker_gpus
+        )
 
     @property
     def hub_token_text(self) -> str | None:

@@ -153,7 +153,7 @@ class QuantizerSpec(Message):
     method: Literal["lut", "uniform", "rtn"] = "lut"
     bits: Literal[2, 3, 4, 8] = 4
     group_size: Annotated[int, Field(ge=8, le=4096)] = 64
-    compensation: Literal["none", "gptq"] = "none"
+    compensation: Literal["none", "gptq"] = "gptq"
 
 
 class PrepareRequest(Message):

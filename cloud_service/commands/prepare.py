@@ -2,6 +2,7 @@
 
 DIR/                an OCI image layout with the signed bundle; ``zo-device import DIR`` reads it
 DIR/report.html     the report as a page, and report.json as data
+DIR/run.json        how it went: the plan against actual memory and time
 DIR/.workspace      checkpoints; the same command goes on from them after a kill, and they are gone at the end
 """
 
@@ -18,8 +19,9 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from cloud_service.commands.label_words import label_words
+from cloud_service.commands.launcher_options import add_launcher_options, launcher_choice
 from cloud_service.commands.local_sources import add_source_options, local_sources
-from cloud_service.commands.memory_options import add_memory_options
+from cloud_service.commands.memory_options import add_memory_options, memory_budget
 from cloud_service.commands.option_names import named_by_option
 from shared.errors import Conflict
 from shared.file_lock import exclusive
@@ -86,6 +88,7 @@ def add_prepare_command(commands: argparse._SubParsersAction[argparse.ArgumentPa
     parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="where the bundle goes")
     add_request_options(parser)
     add_memory_options(parser)
+    add_launcher_options(parser)
     parser.add_argument("--signing-key", type=Path, metavar="PEM", help="default: the service's; made where missing")
     add_source_options(parser)
     parser.add_argument("--json", action="store_true", help="print one JSON object")
@@ -138,10 +141,18 @@ def _prepare(
     workspace: Path,
     progress: ProgressSink,
 ) -> PreparedBundle:
+    from cloud_service.pipeline.launchers.choose import choose_launcher
     from cloud_service.pipeline.prepare import prepare
 
-    sources = local_sources(arguments)
-    return prepare(request, workspace=workspace, layout=layout, progress=progress, sources=sources)
+    return prepare(
+        request,
+        workspace=workspace,
+        layout=layout,
+        progress=progress,
+        sources=local_sources(arguments),
+        launcher=choose_launcher(launcher_choice(arguments)),
+        budget=memory_budget(arguments),
+    )
 
 
 def _publish(arguments: argparse.Namespace, layout: ImageLayout, made: PreparedBundle) -> str:
@@ -156,6 +167,7 @@ def _publish(arguments: argparse.Namespace, layout: ImageLayout, made: PreparedB
     signature = bundles.sign(made.manifest)
     with disk_errors(arguments.output):
         write_atomically(arguments.output / "report.html", made.report_html.read_bytes())
+        write_atomically(arguments.output / "run.json", json.dumps(made.run.to_json(), indent=1).encode())
         write_atomically(arguments.output / "report.json", json.dumps(made.report, indent=1, sort_keys=True).encode())
     bundles.publish(made.name, made.tag, made.manifest, signature)
     return fingerprint_of(key.public_key().public_bytes_raw())

@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from cloud_service.commands.launcher_options import LAUNCHER_OPTIONS
 from cloud_service.commands.memory_options import MEMORY_OPTIONS
 
 _OPTIONS: dict[str, dict[str, Any]] = {
@@ -23,6 +24,7 @@ _OPTIONS: dict[str, dict[str, Any]] = {
         "help": "folder whose texts a request may name; may be repeated",
     },
     **{option: {"metavar": "SIZE", "help": text} for option, text in MEMORY_OPTIONS.items()},
+    **LAUNCHER_OPTIONS,
     "--hub-endpoint": {"metavar": "URL", "help": "the only hub that models and C4 are fetched from"},
     "--tls-cert": {"type": Path, "dest": "tls_certificate", "metavar": "PEM", "help": "certificate chain"},
     "--tls-key": {"type": Path, "metavar": "PEM", "help": "the certificate's private key"},

@@ -173,6 +173,7 @@ class Attempt:
             is_offline=settings.is_offline,
             max_accelerator_bytes=settings.max_accelerator_bytes,
             max_host_bytes=settings.max_host_bytes,
+            launcher=settings.launcher_choice,
             prepared={} if self._job.request.force else self._prepared_before(),
             progress_seconds=settings.progress_seconds,
         )

@@ -15,6 +15,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
 from cloud_service.jobs.record import Outcome
+from cloud_service.launcher_choice import LauncherChoice
 from shared.api import JobError, PrepareRequest, Stage
 
 LOG_NAME = "log.txt"
@@ -36,6 +37,7 @@ class JobOrder(Line):
         store: Root of the image layout that blobs are added to.
         max_accelerator_bytes: What may be used of each accelerator; None allows all of it.
         max_host_bytes: What may be used of main memory; None allows what is free.
+        launcher: Where the Fisher pass runs.
         prepared: What was published before from the same input, by fingerprint; empty where ``force`` is set.
         progress_seconds: Shortest time between two progress messages of a stage.
     """
@@ -49,6 +51,7 @@ class JobOrder(Line):
     is_offline: bool = False
     max_accelerator_bytes: Annotated[int, Field(ge=1)] | None = None
     max_host_bytes: Annotated[int, Field(ge=1)] | None = None
+    launcher: LauncherChoice = LauncherChoice()
     prepared: dict[str, Outcome] = {}
     progress_seconds: float = 1.0
 

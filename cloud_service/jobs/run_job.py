@@ -38,6 +38,7 @@ from cloud_service.jobs.messages import (
     StageBegan,
 )
 from cloud_service.jobs.record import Outcome, job_error
+from cloud_service.memory_budget import MemoryBudget
 from cloud_service.progress import ProgressSink
 from cloud_service.sources import SourcePolicy
 from shared.api import Stage
@@ -68,6 +69,7 @@ class PipelineWork:
 
     def prepare(self, order: JobOrder, workspace: Path, progress: ProgressSink) -> tuple[Outcome, bytes]:
         """Run all stages."""
+        from cloud_service.pipeline.launchers.choose import choose_launcher
         from cloud_service.pipeline.prepare import prepare
 
         made = prepare(
@@ -76,6 +78,8 @@ class PipelineWork:
             layout=ImageLayout.create(order.store),
             progress=progress,
             sources=_source_policy(order),
+            launcher=choose_launcher(order.launcher),
+            budget=MemoryBudget(order.max_accelerator_bytes, order.max_host_bytes),
         )
         outcome = Outcome(
             name=made.name,

@@ -181,7 +181,7 @@ def compute_dtype(device: torch.device) -> torch.dtype:
 
 
 def evaluation_dtype(outline: ModelOutline, device: str) -> torch.dtype:
-    """Return the dtype that perplexity is measured in: float32 on a CPU, else 16 bits of the range it was trained in."""
+    """Return the dtype that perplexity is measured in: float32 on a CPU, else 16 bits of the range it was made in."""
     if torch.device(device).type == "cpu":
         return torch.float32
     return torch.float16 if outline.weights.is_stored_in_float16 else torch.bfloat16

@@ -1,6 +1,6 @@
 """Prepares a model, stage by stage. This is the page to read first; each stage is a module beside it.
 
-    resolving      what the request names, and its fingerprint               identity · sources · hub
+    resolving      what the request names, its fingerprint, a memory plan    identity · sources · hub · planning
     downloading    the checkpoint: safetensors and JSON only                 hub · load_model · tokenization
     calibrating    calibration tokens, then the Fisher sums, shard by shard  calibration · fisher · launchers
     selecting      the sensitivity mask: exactly k weights                   fisher_totals · select_sensitive
@@ -27,6 +27,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from cloud_service.memory_budget import MemoryBudget
 from cloud_service.pipeline.bundle_weights import write_dense_part, write_sensitive_part
 from cloud_service.pipeline.calibration import Calibration, read_calibration, tokens_digest
 from cloud_service.pipeline.checkpoint import Workspace, require_space
@@ -38,9 +39,16 @@ from cloud_service.pipeline.launchers.local import FisherLauncher, FisherPasses,
 from cloud_service.pipeline.load_model import LoadedModel, ModelOutline, evaluation_dtype, load_model, read_outline
 from cloud_service.pipeline.perplexity import LossSum, evaluation_windows, sum_losses
 from cloud_service.pipeline.pinned_commit import release_pin
+from cloud_service.pipeline.planning.machine_probe import accelerator_indices
+from cloud_service.pipeline.planning.plan_table import plan_line
+from cloud_service.pipeline.planning.preparation_plan import PreparationPlan
+from cloud_service.pipeline.planning.request_plan import plan_request
 from cloud_service.pipeline.publish import TensorBlob, add_documents, license_of, model_card
 from cloud_service.pipeline.published_inputs import PublishedInputs
-from cloud_service.pipeline.report import FisherFigures, fisher_figures, report_document, report_page
+from cloud_service.pipeline.report import FisherFigures, fisher_figures, report_document
+from cloud_service.pipeline.report_page import report_page
+from cloud_service.pipeline.run_record import RunRecord
+from cloud_service.pipeline.run_recorder import RunRecorder
 from cloud_service.pipeline.select_sensitive import Masks, overlap, select_largest, select_random
 from cloud_service.pipeline.split_blocks import split_blocks
 from cloud_service.pipeline.stored_tensors import StoredTensors
@@ -78,6 +86,7 @@ class PreparedBundle:
         size_bytes: Bytes of all distinct blobs.
         report: Content of report.json.
         report_html: The report page, in the workspace.
+        run: How the preparation went: plan, times, memory.
         fingerprint: Digest of the input; equal inputs give equal bundles.
     """
 
@@ -87,7 +96,17 @@ class PreparedBundle:
     size_bytes: int
     report: dict[str, Any]
     report_html: Path
+    run: RunRecord
     fingerprint: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Means:
+    """What the work is done with; none of it changes the bundle."""
+
+    launcher: FisherLauncher
+    budget: MemoryBudget
+    device: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +120,8 @@ class _Job:
     layout: ImageLayout
     progress: ProgressSink
     launcher: FisherLauncher
+    plan: PreparationPlan
+    recorder: RunRecorder
     device: str
     outline: ModelOutline
     encoder: TextEncoder
@@ -114,6 +135,7 @@ def prepare(
     progress: ProgressSink,
     sources: SourcePolicy,
     launcher: FisherLauncher | None = None,
+    budget: MemoryBudget | None = None,
     device: str | None = None,
 ) -> PreparedBundle:
     """Make the bundle that ``request`` asks for and store it in ``layout``, unsigned and untagged.
@@ -125,15 +147,15 @@ def prepare(
         progress: Told about every step; may raise ``Interrupted``.
         sources: What may be read.
         launcher: Where the Fisher shards are computed; None means this process.
-        device: Torch device; None means CUDA where there is one, else the CPU.
+        budget: Memory that may be used; None means all. It changes how long the work takes, and nothing else.
+        device: Torch device; None means all CUDA devices where there are any, else the CPU.
 
     Raises:
         ZoError: The model, a text, the hub or the disk; the subclass says who can act.
     """
-    target = device or ("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        job = _begin(request, workspace, layout, progress, sources, launcher or LocalLauncher(), target)
-        return _prepare(job)
+        means = _Means(launcher or LocalLauncher(), budget or MemoryBudget(), device)
+        return _prepare(_begin(request, workspace, layout, progress, sources, means))
     except UnsupportedModel:
         release_pin(workspace)
         raise
@@ -151,24 +173,43 @@ def _begin(
     layout: ImageLayout,
     progress: ProgressSink,
     policy: SourcePolicy,
-    launcher: FisherLauncher,
-    device: str,
+    means: _Means,
 ) -> _Job:
     source = resolve(request, policy, progress, workspace=workspace)
     checkpoints = Workspace(workspace)
-    if checkpoints.claim(source.fingerprint):
+    if is_resumed := checkpoints.claim(source.fingerprint):
         progress.note("resuming from the checkpoints of an earlier attempt")
     outline = read_outline(source.folder)
     encoder = load_encoder(source.folder, outline.architecture, outline.context_length)
-    return _Job(request, source, policy, checkpoints, layout, progress, launcher, device, outline, encoder)
+    plan = plan_request(request, source.folder, means.budget, device=means.device, workspace=workspace)
+    progress.note(f"plan: {plan_line(plan)}")
+    accelerators = accelerator_indices(means.device)
+    return _Job(
+        request=request,
+        source=source,
+        policy=policy,
+        workspace=checkpoints,
+        layout=layout,
+        progress=progress,
+        launcher=means.launcher,
+        plan=plan,
+        recorder=RunRecorder(plan, accelerators, is_resumed=is_resumed),
+        device=f"cuda:{accelerators[0]}" if accelerators else "cpu",
+        outline=outline,
+        encoder=encoder,
+    )
 
 
 def _prepare(job: _Job) -> PreparedBundle:
-    calibration = _calibrate(job)
-    totals = _estimate_fisher(job, calibration)
-    masks, figures = _select(job, totals)
-    blobs = _split(job, calibration, masks, totals.diagonal())
-    perplexity = _evaluate(job, blobs)
+    with job.recorder.stage(Stage.CALIBRATING):
+        calibration = _calibrate(job)
+        totals = _estimate_fisher(job, calibration)
+    with job.recorder.stage(Stage.SELECTING):
+        masks, figures = _select(job, totals)
+    with job.recorder.stage(Stage.QUANTIZING):
+        blobs = _split(job, calibration, masks, totals.diagonal())
+    with job.recorder.stage(Stage.EVALUATING):
+        perplexity = _evaluate(job, blobs)
     return _publish(job, calibration, figures, blobs, perplexity)
 
 
@@ -199,15 +240,16 @@ def _calibrate(job: _Job) -> Calibration:
 
 def _estimate_fisher(job: _Job, calibration: Calibration) -> FisherTotals:
     blocks = job.outline.block_linears
-    totals = FisherTotals(job.workspace, blocks, len(calibration), keeps_in_memory=True)
-    passes = FisherPasses(groups=(tuple(range(len(blocks))),))
+    plan = job.plan
+    totals = FisherTotals(job.workspace, blocks, len(calibration), keeps_in_memory=plan.totals_in_memory)
+    passes = FisherPasses(plan.passes, plan.accumulators == "host", plan.recomputes_activations)
     job.progress.stage(Stage.CALIBRATING, total=len(passes.groups) * len(calibration), unit="sequences")
     if totals.is_complete:
         job.progress.advance(len(passes.groups) * len(calibration))
         return totals
     weights = sum(int(np.prod(job.outline.shapes[name])) for name in job.outline.linear_names)
     require_space(job.workspace.folder, 2 * 4 * weights, "the Fisher sums of both halves")
-    work = FisherWork(job.outline, job.source.folder, calibration, passes, job.device)
+    work = FisherWork(job.outline, job.source.folder, calibration, passes, job.device, plan.device_map)
     job.launcher.estimate(work, totals, after_sequence=job.progress.advance)
     return totals
 
@@ -244,7 +286,8 @@ def _split(job: _Job, calibration: Calibration, masks: Masks, fisher: StoredTens
     require_space(job.layout.root, sum(int(np.prod(shape)) for shape in job.outline.shapes.values()), "the bundle")
     inputs = None
     if job.request.quantizer.compensation == "gptq":
-        inputs = PublishedInputs(load_model(job.outline, device=job.device), calibration)
+        model = load_model(job.outline, device=job.device, device_map=job.plan.device_map)
+        inputs = PublishedInputs(model, calibration)
     return split_blocks(
         job.outline,
         masks,
@@ -266,7 +309,8 @@ def _evaluate(job: _Job, blobs: list[TensorBlob]) -> dict[str, Any] | None:
     documents = _evaluation_documents(job)
     windows = evaluation_windows(documents, job.encoder)
     job.progress.stage(Stage.EVALUATING, total=len(_VARIANTS) * len(windows), unit="windows")
-    model = load_model(job.outline, device=job.device, dtype=evaluation_dtype(job.outline, job.device))
+    dtype = evaluation_dtype(job.outline, job.device)
+    model = load_model(job.outline, device=job.device, device_map=job.plan.device_map, dtype=dtype)
     sums = {}
     for position, variant in enumerate(_VARIANTS):
         if variant != "16bit":
@@ -310,7 +354,7 @@ def _publish(
     job.progress.stage(Stage.PUBLISHING)
     source = SourceModel(id=job.source.model_id, revision=job.source.revision, license=license_of(job.source.folder))
     config = _bundle_config(job, source, _mask_provenance(job, calibration, figures, blobs), blobs, perplexity)
-    report = report_document(source, config.mask, config.quantizer, figures, blobs, perplexity)
+    report = report_document(source, config.mask, config.quantizer, figures, blobs, perplexity, producer=_PRODUCER)
     documents = add_documents(
         job.layout,
         job.source.folder,
@@ -320,13 +364,16 @@ def _publish(
     )
     layers = [blob.layer for blob in blobs] + documents
     manifest = add_manifest(job.layout, config, layers)
+    size = parse_manifest(job.layout.read_blob(manifest.digest, max_bytes=MAX_MANIFEST_BYTES)).size_bytes
+    run = job.recorder.record(job.launcher, bundle_digest=manifest.digest, bundle_bytes=size)
     return PreparedBundle(
         name=job.request.name or bundle_name(job.source.model_id),
         tag=job.request.tag,
         manifest=manifest,
-        size_bytes=parse_manifest(job.layout.read_blob(manifest.digest, max_bytes=MAX_MANIFEST_BYTES)).size_bytes,
+        size_bytes=size,
         report=report,
-        report_html=job.workspace.write_bytes("report.html", report_page(report)),
+        report_html=job.workspace.write_bytes("report.html", report_page(report, run)),
+        run=run,
         fingerprint=job.source.fingerprint,
     )
 
@@ -364,7 +411,10 @@ def _bundle_config(
         tokenizer=job.encoder.settings,
         mask=mask,
         quantizer=Quantizer(
-            method=spec.method, bits=spec.bits, group_size=None if spec.method == "lut" else spec.group_size
+            method=spec.method,
+            bits=spec.bits,
+            group_size=None if spec.method == "lut" else spec.group_size,
+            compensation=None if spec.compensation == "none" else spec.compensation,
         ),
         tensors=tensors,
         dense_parameters=dense,

@@ -23,7 +23,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from cloud_service.pipeline.publish import TensorBlob
-from cloud_service.pipeline.report_page import report_page as report_page
 from cloud_service.pipeline.select_sensitive import Masks
 from shared.bundle.manifest import (
     FORMAT_VERSION,

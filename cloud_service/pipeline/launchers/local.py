@@ -63,6 +63,14 @@ class FisherWork:
 class FisherLauncher(Protocol):
     """Where the shards are computed."""
 
+    @property
+    def name(self) -> str:
+        """What operators call it."""
+
+    @property
+    def workers(self) -> int:
+        """How many shards are computed at the same time."""
+
     def estimate(self, work: FisherWork, totals: FisherTotals, *, after_sequence: Callable[[int], None]) -> None:
         """Add all shards that are missing to the totals.
 
@@ -80,6 +88,9 @@ class FisherLauncher(Protocol):
 
 class LocalLauncher:
     """Computes the shards in this process, one after another; the model is loaded for as long as that takes."""
+
+    name = "local"
+    workers = 1
 
     def estimate(self, work: FisherWork, totals: FisherTotals, *, after_sequence: Callable[[int], None]) -> None:
         """Add all shards that are missing to the totals."""

@@ -24,7 +24,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 from urllib.parse import urlsplit
 
 import numpy as np
@@ -56,6 +56,8 @@ class RayLauncher:
         threads: Processor threads of each; another number gives sums that differ in their last bits.
         gpus: Accelerators of each; 0 computes on the processor.
     """
+
+    name: ClassVar[str] = "ray"
 
     address: str | None = None
     workers: int = 1

@@ -5,8 +5,12 @@ Knows nothing about how a plan is chosen.
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from cloud_service.memory_budget import MemoryBudget
-from cloud_service.pipeline.planning.model_shape import ModelShape
+from cloud_service.pipeline.planning.machine_probe import probe_machine
+from cloud_service.pipeline.planning.model_shape import ModelShape, read_model_shape
+from cloud_service.pipeline.planning.preparation_plan import PreparationPlan, plan_preparation
 from cloud_service.pipeline.planning.workload import Machine, Rates, Workload
 from cloud_service.pipeline.shards import shard_count
 from shared.api import PrepareRequest
@@ -23,6 +27,27 @@ NOMINAL_RATES = Rates(
     quantized_weights_per_second=5e7,
 )
 """A usual accelerator of a data centre, half of what its makers say it does at most: for machines that are not here."""
+
+
+def plan_request(
+    request: PrepareRequest, folder: Path, budget: MemoryBudget, *, device: str | None, workspace: Path
+) -> PreparationPlan:
+    """Return the plan of a request on this machine.
+
+    Args:
+        request: What to prepare.
+        folder: The model's files.
+        budget: Memory that may be used.
+        device: Torch device; None means all CUDA devices where there are any, else the CPU.
+        workspace: An existing folder on the workspace's disk.
+
+    Raises:
+        UnsupportedModel: The model's shape is not served.
+        ResourceError: No way to prepare the model fits; the message names the smallest budgets that would do.
+    """
+    shape = read_model_shape(folder)
+    machine = probe_machine(device=device, budget=budget, folder=workspace, quantizer=request.quantizer)
+    return plan_preparation(shape, workload_of(request, shape), machine)
 
 
 def workload_of(request: PrepareRequest, shape: ModelShape) -> Workload:

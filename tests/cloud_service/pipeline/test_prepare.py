@@ -231,7 +231,7 @@ def test_the_evaluation_documents_are_kept_before_the_fisher_pass(
     folder, other = make_checkpoint(), write_text(tmp_path / "other.jsonl", documents=9)
     request = request_of(folder, text, evaluation={"text": str(other), "documents": 3})
     with pytest.raises(Interrupted):
-        run(request, tmp_path, Recorder(3))  # resolving, calibrating, the first report of the Fisher pass
+        run(request, tmp_path, Recorder(5))  # resolving, the plan, calibrating twice, the Fisher pass's first report
     kept = json.loads((tmp_path / "work" / "evaluation-documents.json").read_bytes())
     assert kept == [json.loads(line)["text"] for line in other.read_text().splitlines()[:3]]
 
