@@ -74,10 +74,9 @@ def _shape(request: PrepareRequest, sources: SourcePolicy) -> ModelShape:
 
 
 def _machine(arguments: argparse.Namespace, request: PrepareRequest) -> Machine:
-    from cloud_service.pipeline.planning.machine_probe import available_host_bytes, probe_machine
+    from cloud_service.pipeline.planning.machine_probe import LIBRARIES_BYTES, available_host_bytes, probe_machine
     from cloud_service.pipeline.planning.request_plan import imagined_machine
     from shared.errors import InvalidRequest
-    from shared.process_memory import process_bytes
 
     budget = memory_budget(arguments)
     if arguments.accelerators is None:
@@ -88,7 +87,7 @@ def _machine(arguments: argparse.Namespace, request: PrepareRequest) -> Machine:
     if arguments.accelerators < 1:
         raise InvalidRequest(f"--accelerators {arguments.accelerators}", needed="at least 1", param="accelerators")
     return imagined_machine(
-        arguments.accelerators, budget, host_bytes=available_host_bytes(), host_baseline=process_bytes()[0]
+        arguments.accelerators, budget, host_bytes=available_host_bytes(), host_baseline=LIBRARIES_BYTES
     )
 
 

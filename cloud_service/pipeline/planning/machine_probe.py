@@ -25,6 +25,9 @@ from shared.durable_files import disk_errors
 from shared.errors import InvalidRequest
 from shared.process_memory import process_bytes
 
+LIBRARIES_BYTES = 440 << 20
+"""What a process holds that has imported torch, transformers, a model's class and a tokenizer, and used them once."""
+
 _MEMINFO = Path("/proc/meminfo")
 _CGROUP_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
 _COPY_BYTES = 64 << 20
@@ -61,7 +64,7 @@ def probe_machine(
     return Machine(
         accelerator_budgets=tuple(min(total, budget.max_accelerator_bytes or total) for total in totals),
         host_budget=min(budget.max_host_bytes or available, available),
-        host_baseline=process_bytes()[0],
+        host_baseline=max(process_bytes()[0], LIBRARIES_BYTES),
         rates=rates,
     )
 

@@ -119,10 +119,12 @@ class PeakModel:
                 self.accelerator_calibrating(run, blocks, has_front=index == 0, has_rear=index == placement.rear)
                 for index, blocks in enumerate(placement.blocks)
             )
-        if stage == "evaluating" or (stage == "quantizing" and self.workload.compensates):
+        if (stage == "evaluating" and self.workload.evaluation_tokens) or (
+            stage == "quantizing" and self.workload.compensates
+        ):
             beside = self._quantizing_bytes
             if stage == "evaluating":
-                beside = self.sequence.forward_bytes(self._evaluation_rows)
+                beside = self._evaluating_bytes
             return tuple(
                 CONTEXT_BYTES + beside + self.weight_bytes(blocks, has_front=i == 0, has_rear=i == placement.rear)
                 for i, blocks in enumerate(placement.blocks)
@@ -205,13 +207,16 @@ class PeakModel:
         return hidden + self.weight_bytes(range(len(self.shape.blocks)), has_front=True, has_rear=True)
 
     @property
-    def _evaluation_rows(self) -> int:
-        return max(1, _LOGITS_BATCH_BYTES // (4 * self.shape.vocabulary * self.workload.tokens))
+    def _evaluating_bytes(self) -> int:
+        """One batch of windows: as many as the limit on logits allows, and no more than there are."""
+        rows = max(1, _LOGITS_BATCH_BYTES // (4 * self.shape.vocabulary * self.workload.tokens))
+        windows = -(-self.workload.evaluation_tokens // self.workload.tokens)
+        return self.sequence.forward_bytes(min(rows, windows))
 
     @property
     def _host_evaluating(self) -> int:
-        loading = _LOADING_BYTES * self.shape.largest_tensor
-        if self.machine.accelerator_budgets:
+        loading = _LOADING_BYTES * self.shape.largest_tensor if self.workload.evaluation_tokens else 0
+        if self.machine.accelerator_budgets or not loading:
             return loading
         weights = self.weight_bytes(range(len(self.shape.blocks)), has_front=True, has_rear=True)
-        return weights + max(loading, self.sequence.forward_bytes(self._evaluation_rows))
+        return weights + max(loading, self._evaluating_bytes)

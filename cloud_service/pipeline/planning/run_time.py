@@ -49,7 +49,8 @@ class TimeModel:
                 return _READS_TO_SELECT * totals / rates.host_bytes_per_second
             case "quantizing":
                 reading = totals / rates.disk_bytes_per_second
-                return reading + self.shape.linear_elements / rates.quantized_weights_per_second
+                coding = self.shape.linear_elements / rates.quantized_weights_per_second
+                return reading + coding + self._compensation_flops / rates.flops_per_second
             case "evaluating":
                 tokens = _VARIANTS * self.workload.evaluation_tokens
                 per_token = self._forward_flops(range(len(self.shape.blocks))) / self.workload.tokens
@@ -81,6 +82,18 @@ class TimeModel:
         moving = self.workload.shards * sums / rates.link_bytes_per_second if self.machine.accelerator_budgets else 0
         times_on_disk = _HALVES if run.totals_in_memory else 2 * self.workload.shards - _HALVES
         return adding + moving + times_on_disk * sums / rates.disk_bytes_per_second
+
+    @property
+    def _compensation_flops(self) -> int:
+        """GPTQ: two forward passes, second moments of every distinct input, their inverses, errors carried on."""
+        if not self.workload.compensates:
+            return 0
+        tokens = self.workload.sequences * self.workload.tokens
+        flops = 2 * self.workload.sequences * self._forward_flops(range(len(self.shape.blocks)))
+        for block in self.shape.blocks:
+            flops += sum(2 * tokens * columns**2 + 3 * columns**3 for columns in {c for _, c in block.linears})
+            flops += sum(rows * columns**2 for rows, columns in block.linears)
+        return flops
 
     def _forward_flops(self, blocks: range) -> int:
         tokens = self.workload.tokens

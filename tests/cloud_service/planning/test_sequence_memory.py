@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 from live_bytes import LiveBytes
+from random_network import random_network
 from tiny_checkpoint import CONFIGS
 
 from cloud_service.pipeline.calibration import Calibration
 from cloud_service.pipeline.fisher import sum_squares, zero_sums
-from cloud_service.pipeline.load_model import build_skeleton
 from cloud_service.pipeline.planning.model_shape import shape_of_tensors, shapes_of_config
 from cloud_service.pipeline.planning.sequence_memory import SequenceMemory
 from shared.architecture import safe_config
@@ -28,27 +28,13 @@ def config_of(family: str, **changes: object) -> dict[str, object]:
 
 def live_peak(config: dict[str, object], dtype: torch.dtype, group: set[int], *, recomputes: bool) -> int:
     """Return the live bytes at the hungriest moment of a Fisher pass over one sequence."""
-    network = build_skeleton(config).to_empty(device="cpu")
-    generator = torch.Generator().manual_seed(0)
-    for parameter in network.parameters():
-        values = torch.randn(parameter.shape, generator=generator) * 0.05
-        parameter.data, parameter.requires_grad = values.to(dtype), False
-    blocks = list((network.model.decoder if config["model_type"] == "opt" else network.model).layers)
-    for position, module in enumerate(blocks):
-        module.self_attn.layer_idx = position
-    if config["model_type"] != "opt":
-        network.model.rotary_emb = type(network.model.rotary_emb)(network.config)
-    linears = {
-        f"{index}.{name}": module.weight
-        for index in sorted(group)
-        for name, module in blocks[index].named_modules()
-        if isinstance(module, torch.nn.Linear)
-    }
-    tokens = torch.randint(0, 256, (1, TOKENS), generator=generator, dtype=torch.int32)
+    made = random_network(config, device="cpu", dtype=dtype)
+    linears = made.weights(tuple(sorted(group)))
+    tokens = torch.randint(0, 256, (1, TOKENS), generator=torch.Generator().manual_seed(0), dtype=torch.int32)
     sums = zero_sums(linears)
     with LiveBytes() as live:
-        recomputed = blocks if recomputes else ()
-        sum_squares(network, linears, Calibration.of_windows(tokens), range(1), sums, recomputed_blocks=recomputed)
+        recomputed = made.blocks if recomputes else ()
+        sum_squares(made.network, linears, Calibration.of_windows(tokens), range(1), sums, recomputed_blocks=recomputed)
     assert all(total.sum() > 0 for total in sums.values())
     return live.peak
 
