@@ -38,7 +38,7 @@ _OPTIONS: dict[str, tuple[str, dict[str, Any]]] = {
     "--bits": ("bits", {"type": _numbers, "metavar": "LIST", "help": "of 2, 3, 4, 8 (default: all)"}),
     "--compensation": (
         "compensations",
-        {"type": _words, "metavar": "LIST", "help": "none, gptq or none,gptq (default: none)"},
+        {"type": _words, "metavar": "LIST", "help": "none, gptq or none,gptq (default: gptq)"},
     ),
     "--group-size": ("group_size", {"type": int, "help": "columns per group for uniform and rtn (default: 64)"}),
     "--sparsity": ("sparsity", {"type": float, "help": "share of sensitive weights (default: 0.001)"}),

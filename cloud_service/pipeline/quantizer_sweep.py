@@ -71,7 +71,7 @@ class SweepRequest(Message):
     revision: str | None = None
     methods: Annotated[tuple[Method, ...], Field(min_length=1)] = ("lut", "uniform", "rtn")
     bits: Annotated[tuple[Bits, ...], Field(min_length=1)] = (2, 3, 4, 8)
-    compensations: Annotated[tuple[Compensation, ...], Field(min_length=1)] = ("none",)
+    compensations: Annotated[tuple[Compensation, ...], Field(min_length=1)] = ("gptq",)
     group_size: Annotated[int, Field(ge=8, le=4096)] = 64
     sparsity: Annotated[float, Field(gt=0, le=0.5)] = 0.001
     scope: Literal["per_tensor", "global"] = "per_tensor"

@@ -4,7 +4,7 @@
 
 For N = 16, 64, 128 and 512 sequences of 512 tokens of C4 (each set contains the smaller ones): the overlap of the masks
 of the two halves; the share of the mask that is also in the mask of N = 512; and the perplexity on C4 documents 0 … 199
-of the bundle (``lut``, 4 bits, 0.1 % sensitive), whose mask and codebooks follow that Fisher diagonal. Writes
+of the bundle (the default quantiser, 0.1 % sensitive), whose mask and codebooks follow that Fisher diagonal. Writes
 results/calibration_size.json and the headlines ``mask.split_half_overlap.n<N>``. Takes about half an hour.
 """
 
@@ -65,7 +65,7 @@ def measure(model: str) -> dict[str, Any]:
     sizes = {}
     for size, (fisher, masks, quality) in estimates.items():
         sized: Subject = dataclasses.replace(subject, fisher=fisher, masks=masks)
-        write_quantised(sized, ours(QuantizerSpec(method="lut")), masks)
+        write_quantised(sized, ours(QuantizerSpec()), masks)
         sizes[size] = quality | {
             "share_in_largest": overlap(masks, best),
             "perplexity_c4": perplexities(sized, "c4")["c4"],

@@ -136,12 +136,12 @@ def headlines(results: dict[str, Any]) -> Iterable[tuple[str, tuple[float, str]]
 def quantisers() -> dict[str, Contender]:
     """Return ours, and the published recipes."""
     return {
-        "lut4": ours(QuantizerSpec(method="lut")),
+        "lut4": ours(QuantizerSpec(method="lut", compensation="none")),
         "lut4_gptq": ours(QuantizerSpec(method="lut", compensation="gptq")),
-        "uniform4_g64": ours(QuantizerSpec(method="uniform")),
+        "uniform4_g64": ours(QuantizerSpec(method="uniform", compensation="none")),
         "uniform4_g64_gptq": ours(QuantizerSpec(method="uniform", compensation="gptq")),
-        "rtn4_g64": ours(QuantizerSpec(method="rtn")),
-        "rtn4_g128": ours(QuantizerSpec(method="rtn", group_size=128)),
+        "rtn4_g64": ours(QuantizerSpec(method="rtn", compensation="none")),
+        "rtn4_g128": ours(QuantizerSpec(method="rtn", group_size=128, compensation="none")),
         "nf4_g64": Contender(nf4),
         "gptq4_g128": ours(QuantizerSpec(method="rtn", group_size=128, compensation="gptq")),
         "squeezellm4": Contender(squeezellm),

@@ -161,7 +161,7 @@ def test_no_absolute_path_is_published(make_checkpoint: MakeCheckpoint, text: Pa
         {"scope": "global"},
         {"mask_source": "random"},
         {"mask_source": "magnitude"},
-        {"quantizer": {"method": "lut", "compensation": "gptq"}},
+        {"quantizer": {"method": "lut", "compensation": "none"}},
         {"quantizer": {"method": "uniform", "bits": 3, "compensation": "gptq"}},
         {"quantizer": {"method": "uniform", "bits": 3, "group_size": 16}},
         {"quantizer": {"method": "rtn", "bits": 8, "group_size": 64}},

@@ -133,5 +133,5 @@ def test_errors_are_measured_over_the_unmasked_weights() -> None:
     weight = torch.zeros(1, 40)
     weight[0, :20], weight[0, 39] = 1.0, 8.0
     mask = SensitivityMask(np.array([39], np.int32), np.array([0], np.int32))
-    dense = quantize_unmasked(weight, torch.ones_like(weight), mask, QuantizerSpec(bits=2))
+    dense = quantize_unmasked(weight, torch.ones_like(weight), mask, QuantizerSpec(bits=2, compensation="none"))
     assert (dense.relative_error, dense.weighted_relative_error) == (0.0, 0.0)
