@@ -45,13 +45,6 @@ def select_largest(fisher: Mapping[str, Tensor], sparsity: float, scope: Scope) 
     return masks
 
 
-def select_top(masks: Masks, count: int) -> Masks:
-    """Return the ``count`` most sensitive weights of a global mask, or of each tensor's: masks are nested."""
-    return {
-        name: SensitivityMask(mask.indices[mask.top(count)], mask.rank[mask.top(count)]) for name, mask in masks.items()
-    }
-
-
 def select_random(sizes: Mapping[str, int], sparsity: float, scope: Scope, seed: int) -> Masks:
     """Return masks of as many uniformly random weights: the paper's baseline. Ranks are the order of drawing."""
     if scope == "global":

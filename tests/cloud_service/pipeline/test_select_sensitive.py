@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import numpy as np
 import pytest
 import torch
@@ -17,6 +19,7 @@ from cloud_service.pipeline.select_sensitive import (
     select_random,
     sensitive_count,
 )
+from cloud_service.pipeline.stored_tensors import StoredTensors
 from shared.sensitivity_mask import SensitivityMask, check_indices, check_ranks
 
 
@@ -64,6 +67,29 @@ def test_the_mask_per_tensor_equals_brute_force(fisher: dict[str, Tensor], spars
         assert by_rank(masks[name]) == expected
         check_indices(name, masks[name].indices, values.numel())
         check_ranks(name, masks[name].rank)
+
+
+@settings(max_examples=100, deadline=None)
+@given(fishers(), st.floats(0.01, 0.25), st.sampled_from(["per_tensor", "global"]))
+def test_the_top_of_a_larger_mask_is_the_smaller_mask(
+    fisher: dict[str, Tensor], sparsity: float, scope: Literal["per_tensor", "global"]
+) -> None:
+    large, small = select_largest(fisher, 2 * sparsity, scope), select_largest(fisher, sparsity, scope)
+    count = {name: len(mask) for name, mask in small.items()}
+    for name, mask in large.items():
+        top = mask.top(sum(count.values()) if scope == "global" else count[name])
+        assert mask.indices[top].tolist() == small[name].indices.tolist()
+        assert mask.rank[top].tolist() == small[name].rank.tolist()
+
+
+@pytest.mark.parametrize("scope", ["per_tensor", "global"])
+def test_tensors_may_be_loaded_as_they_are_asked_for(scope: Literal["per_tensor", "global"]) -> None:
+    fisher = {name: torch.rand(50, generator=torch.Generator().manual_seed(number)) for number, name in enumerate("ab")}
+    loaded = StoredTensors(fisher, lambda name: fisher[name].clone())
+    stored, held = select_largest(loaded, 0.1, scope), select_largest(fisher, 0.1, scope)
+    assert {name: by_rank(mask) for name, mask in stored.items()} == {
+        name: by_rank(mask) for name, mask in held.items()
+    }
 
 
 def test_ties_are_broken_by_the_lower_index() -> None:
