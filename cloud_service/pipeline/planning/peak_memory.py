@@ -35,8 +35,8 @@ _LARGEST_HEAP_PIECE = 32 << 20
 _HEAP_SLACK = 0.5
 _LOADING_BYTES = 8
 _SELECTING_BYTES = 16
-_QUANTIZING_BYTES = 48
-_QUANTIZER_SCRATCH = 256 << 20
+_QUANTIZING_BYTES = 40
+_QUANTIZER_SCRATCH = 32 << 20
 _MASK_BYTES = 64
 _LOGITS_BATCH_BYTES = 64 << 20
 
@@ -109,7 +109,8 @@ class PeakModel:
             "quantizing": self._host_quantizing,
             "evaluating": self._host_evaluating,
         }
-        return self.machine.host_baseline + _FIRST_USE_BYTES + parts[stage]
+        left = 0 if stage == "calibrating" or self.machine.accelerator_budgets else self._left_in_heap(run)
+        return self.machine.host_baseline + _FIRST_USE_BYTES + parts[stage] + left
 
     def accelerators(self, stage: Stage, run: FisherRun, placement: Placement) -> tuple[int, ...]:
         """Return the bytes of each accelerator that a stage needs."""
@@ -154,11 +155,20 @@ class PeakModel:
     def _heap_peak(self, run: FisherRun, group: Sequence[int], stored: int) -> int:
         """Return one sequence's bytes with what the allocator keeps free; adding to stored totals finds that kept."""
         reached = range(min(group), len(self.shape.blocks))
-        held = sum(self._heap_part(block in group) for block in reached)
-        logits = 4 * self.workload.tokens * self.shape.vocabulary * 4
-        slack = int(_HEAP_SLACK * (held + (logits if logits < 4 * _LARGEST_HEAP_PIECE else 0)))
+        held, slack = self._heap(group)
         sequence = self.sequence.peak(reached, set(group), recomputes=run.recomputes_activations)
         return max(sequence + slack, min(held, sequence) + slack + stored)
+
+    def _heap(self, group: Sequence[int]) -> tuple[int, int]:
+        """Return the bytes of one sequence in pieces that the allocator does not give back, and what it keeps free."""
+        held = sum(self._heap_part(block in group) for block in range(min(group), len(self.shape.blocks)))
+        logits = 4 * self.workload.tokens * self.shape.vocabulary * 4
+        return held, int(_HEAP_SLACK * (held + (logits if logits < 4 * _LARGEST_HEAP_PIECE else 0)))
+
+    def _left_in_heap(self, run: FisherRun) -> int:
+        """Return what the allocator still keeps when the Fisher pass is over, as measured."""
+        held, slack = max(self._heap(group) for group in run.passes)
+        return slack + (0 if run.recomputes_activations else held // 2)
 
     def _heap_part(self, has_gradient: bool) -> int:
         """Return what a block saves in pieces that the allocator does not give back."""
@@ -184,7 +194,7 @@ class PeakModel:
         scratch = _QUANTIZING_BYTES * block.largest_linear + _QUANTIZER_SCRATCH + block.elements
         if self.workload.compensates:
             inputs = {columns for _, columns in block.linears}
-            scratch += 4 * block.elements + 3 * 4 * sum(columns**2 for columns in inputs)
+            scratch += 4 * sum(columns**2 for columns in inputs) + 3 * 4 * max(inputs) ** 2
         return scratch
 
     @property
