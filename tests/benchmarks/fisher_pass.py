@@ -1,7 +1,7 @@
 """How fast the Fisher pass is beside a plain forward and backward pass, and how well its peak memory is planned.
 
-    PYTHONPATH=. OMP_NUM_THREADS=2 python tests/benchmarks/fisher_pass.py             about 10 minutes, 12 GiB of memory
-    PYTHONPATH=. OMP_NUM_THREADS=1 python tests/benchmarks/fisher_pass.py --quick     small shapes only, a minute
+    OMP_NUM_THREADS=2 python tests/benchmarks/fisher_pass.py             about 10 minutes, 12 GiB of memory
+    OMP_NUM_THREADS=1 python tests/benchmarks/fisher_pass.py --quick     small shapes only, a minute
 
 Two shapes: picollama (hidden 320, 5 blocks) and two blocks of Llama-2-7B (hidden 4096, MLP 11008, vocabulary 32,000),
 512 tokens, float32, random weights; activations kept, and recomputed. Every configuration runs in a process of its own.
@@ -30,7 +30,7 @@ from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).parent
-sys.path[:0] = [str(HERE), str(HERE.parent / "support")]
+sys.path[:0] = [str(HERE), str(HERE.parent / "support"), str(HERE.parent.parent)]
 
 import torch  # noqa: E402
 from random_network import SEVEN_BILLION, RandomNetwork, random_network  # noqa: E402

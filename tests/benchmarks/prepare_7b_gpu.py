@@ -1,7 +1,7 @@
 """A preparation of Llama-2-7B shapes with random weights, on one accelerator: time and peak memory against the plan.
 
-    PYTHONPATH=. python tests/benchmarks/prepare_7b_gpu.py                        7B on CUDA, about 5 minutes on an H100
-    PYTHONPATH=. python tests/benchmarks/prepare_7b_gpu.py --shape tiny           the same steps on a CPU, seconds
+    python tests/benchmarks/prepare_7b_gpu.py                        7B on CUDA, about 5 minutes on an H100
+    python tests/benchmarks/prepare_7b_gpu.py --shape tiny           the same steps on a CPU, seconds
 
 1. For budgets of 24, 40 and 80 GiB (those that the device has): the plan; then, with torch's allocator capped at the
    budget, its passes over synthetic sequences of 512 tokens: seconds per calibration sequence (all passes of one
@@ -11,7 +11,8 @@
    block once more with error compensation, on second moments of random inputs: seconds of all blocks, extrapolated.
 3. The first blocks stored in an image layout: bytes per second, digests included.
 
-Needs torch, transformers, safetensors, numpy and pydantic only. Writes ``results/prepare_7b_<device>.json``.
+Needs torch, transformers, safetensors, numpy and pydantic only. Writes ``results/prepare_7b_<device>.json``; only a run on
+CUDA records headlines, of its largest budget.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ import torch
 from torch import Tensor
 
 HERE = Path(__file__).parent
-sys.path[:0] = [str(HERE), str(HERE.parent / "support")]
+sys.path[:0] = [str(HERE), str(HERE.parent / "support"), str(HERE.parent.parent)]
 
 from random_network import SEVEN_BILLION, TINY, RandomNetwork, random_network  # noqa: E402
 from recording import record_headlines, write_result  # noqa: E402
@@ -68,14 +69,13 @@ def main() -> None:
     parser.add_argument("--device", help="default: cuda for 7b, cpu for tiny")
     parser.add_argument("--rows", type=int, default=5, help="timed sequences of each pass (5)")
     parser.add_argument("--quantize-limit-seconds", type=float, default=240.0)
-    parser.add_argument("--no-headlines", action="store_true", help="write the result only")
     arguments = parser.parse_args()
     config = SEVEN_BILLION if arguments.shape == "7b" else TINY
     device = torch.device(arguments.device or ("cuda" if arguments.shape == "7b" else "cpu"))
     result = measure(config, device, arguments.rows, arguments.quantize_limit_seconds)
     name = device_name(device)
     path = write_result(f"prepare_{arguments.shape}_{name}", result)
-    if not arguments.no_headlines:
+    if device.type == "cuda":
         record_headlines(path, headlines(result, f"gpu.{name}.prepare_{arguments.shape}"))
     print(path.read_text())
 
