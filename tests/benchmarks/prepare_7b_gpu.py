@@ -11,8 +11,8 @@
    block once more with error compensation, on second moments of random inputs: seconds of all blocks, extrapolated.
 3. The first blocks stored in an image layout: bytes per second, digests included.
 
-Needs torch, transformers, safetensors, numpy and pydantic only. Writes ``results/prepare_7b_<device>.json``; only a run on
-CUDA records headlines, of its largest budget.
+Needs torch, transformers, safetensors, numpy and pydantic only. Writes ``results/prepare_7b_<device>.json``; only a run
+on CUDA records headlines, those of its largest budget.
 """
 
 from __future__ import annotations
