@@ -1,7 +1,8 @@
 """``zo-cloud report quantizers MODEL --output DIR``: which quantiser, and how many bits, does this model need?
 
 One Fisher pass; then every method at every width quantises the model, which is evaluated with and without its
-sensitive values. A killed run goes on where it was; a longer list of methods or bits adds to what is there.
+sensitive values. Memory is planned as ``zo-cloud prepare`` plans it. A killed run goes on where it was; a longer list
+of methods or bits adds to what is there.
 
 DIR/quantizers.html   the page; quantizers.svg the plot, quantizers.json the data
 DIR/.combinations     what is finished; .workspace, the checkpoints, is gone at the end
@@ -15,7 +16,9 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cloud_service.commands.launcher_options import add_launcher_options
 from cloud_service.commands.local_sources import add_source_options, local_sources
+from cloud_service.commands.memory_options import add_memory_options
 
 if TYPE_CHECKING:
     from cloud_service.pipeline.quantizer_sweep import Sweep, SweepRequest
@@ -65,6 +68,8 @@ def add_quantizers(reports: argparse._SubParsersAction[argparse.ArgumentParser])
     parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="where page, plot and data go")
     for option, (field, settings) in _OPTIONS.items():
         parser.add_argument(option, dest=field, default=None, **settings)
+    add_memory_options(parser)
+    add_launcher_options(parser)
     add_source_options(parser)
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.add_argument("--quiet", action="store_true", help="show no progress")
@@ -84,13 +89,14 @@ def request_of(arguments: argparse.Namespace) -> SweepRequest:
 
 
 def _run(arguments: argparse.Namespace) -> None:
+    from cloud_service.commands.means import means_of
     from cloud_service.commands.progress import terminal_progress
     from cloud_service.pipeline.quantizer_sweep import run_sweep
     from cloud_service.pipeline.quantizer_sweep_report import sweep_document, sweep_table
 
-    request, policy = request_of(arguments), local_sources(arguments)
+    request, policy, means = request_of(arguments), local_sources(arguments), means_of(arguments)
     with terminal_progress(is_quiet=arguments.quiet) as progress:
-        sweep = run_sweep(request, folder=arguments.output, policy=policy, progress=progress)
+        sweep = run_sweep(request, folder=arguments.output, policy=policy, progress=progress, means=means)
     _write(arguments.output, sweep)
     print(json.dumps(sweep_document(sweep)) if arguments.json else sweep_table(sweep))  # noqa: T201
 

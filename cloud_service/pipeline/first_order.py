@@ -16,10 +16,10 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
+from torch import nn
 
 from cloud_service.pipeline.calibration import Calibration
+from cloud_service.pipeline.fisher import sequence_loss
 from shared.errors import Diverged
 from shared.perturbation import random_generator
 
@@ -79,7 +79,7 @@ class FirstOrderTuner:
         drawn = random_generator(self._settings.seed, _BATCH_STREAM + self.step).permutation(len(self._rows))
         batch = drawn[: self._settings.batch].tolist()
         for row in batch:
-            loss = answer_loss(self._network, self._rows, row)
+            loss = sequence_loss(self._network, self._rows, row)
             if not torch.isfinite(loss):
                 raise Diverged(
                     f"the loss of step {self.step + 1} is not finite",
@@ -92,18 +92,10 @@ class FirstOrderTuner:
         self._optimizer.zero_grad(set_to_none=True)
 
 
-def answer_loss(network: nn.Module, rows: Calibration, row: int) -> Tensor:
-    """Return the mean loss of a row's predicted tokens, nats per token, float32 scalar."""
-    start, end = int(rows.starts[row]), int(rows.ends[row])
-    tokens = rows.tokens[row, :end].to(next(network.parameters()).device, torch.int64)
-    logits = network(input_ids=tokens[None], use_cache=False).logits[0, start - 1 : end - 1].float()
-    return cross_entropy(logits, tokens[start:])
-
-
 @torch.no_grad()
 def mean_answer_loss(network: nn.Module, rows: Calibration) -> float:
-    """Return the mean over all rows of ``answer_loss``."""
-    return sum(float(answer_loss(network, rows, row)) for row in range(len(rows))) / len(rows)
+    """Return the mean over all rows of ``sequence_loss``."""
+    return sum(float(sequence_loss(network, rows, row)) for row in range(len(rows))) / len(rows)
 
 
 @contextmanager

@@ -70,6 +70,14 @@ def sum_squares(
             after_sequence()
 
 
+def sequence_loss(network: nn.Module, calibration: Calibration, row: int) -> Tensor:
+    """Return L_n: the mean loss of a sequence's predicted tokens, nats per token, float32 scalar."""
+    start, end = int(calibration.starts[row]), int(calibration.ends[row])
+    tokens = calibration.tokens[row, :end].to(next(network.parameters()).device, torch.int64)
+    logits = network(input_ids=tokens[None], use_cache=False).logits[0, start - 1 : end - 1].float()
+    return cross_entropy(logits, tokens[start:])
+
+
 def not_finite(what: str) -> UnsupportedModel:
     """Return the error of a number that should be finite."""
     return UnsupportedModel(
@@ -81,11 +89,7 @@ def not_finite(what: str) -> UnsupportedModel:
 
 
 def _backward(network: nn.Module, calibration: Calibration, row: int) -> None:
-    start, end = int(calibration.starts[row]), int(calibration.ends[row])
-    device = next(network.parameters()).device
-    tokens = calibration.tokens[row, :end].to(device, torch.int64)
-    logits = network(input_ids=tokens[None], use_cache=False).logits[0, start - 1 : end - 1].float()
-    loss = cross_entropy(logits, tokens[start:])
+    loss = sequence_loss(network, calibration, row)
     if not torch.isfinite(loss):
         raise not_finite(f"the loss of calibration sequence {row}")
     loss.backward()  # type: ignore[no-untyped-call]

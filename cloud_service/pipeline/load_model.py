@@ -9,6 +9,7 @@ checkpoint is ever imported. Knows nothing about calibration or quantisation.
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -140,6 +141,8 @@ def load_model(
     Raises:
         UnsupportedModel: A weight is damaged or not finite; the message names it.
     """
+    if device_map is not None:
+        gc.collect()  # accelerate's hooks tie a network into a cycle: one that was loaded before goes only now
     network = build_skeleton(outline.architecture)
     places = device_map or {"": device or ("cuda" if torch.cuda.is_available() else "cpu")}
     _materialize(network, outline.weights, places, dtype)

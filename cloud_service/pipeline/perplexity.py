@@ -4,7 +4,8 @@
 
 Each document is encoded on its own and cut into windows of min(512, context) tokens that do not overlap; with
 ``prepend_bos`` every window starts with BOS (which is not predicted), otherwise a window's first token is not
-predicted. The model computes in float32. A text given as one document, as WikiText-2 is by convention, is one stream.
+predicted. The model computes in its own dtype; losses are float32, their sum float64. A text given as one document, as
+WikiText-2 is by convention, is one stream.
 Windows are padded on the right in batches: a causal model's earlier positions never see the padding.
 Costs one forward pass over the text. Knows nothing about quantisation.
 """
@@ -81,7 +82,7 @@ def sum_losses(
     """Return the summed loss over all windows.
 
     Args:
-        network: A causal language model in float32.
+        network: A causal language model, in any dtype.
         windows: From ``evaluation_windows``.
         start: Where to go on.
         after_batch: Called after each batch, for progress and checkpoints; may raise to stop.

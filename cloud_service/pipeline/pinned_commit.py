@@ -8,14 +8,16 @@ of another input. Knows nothing about the hub's protocol.
 
 from __future__ import annotations
 
-import contextlib
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from cloud_service.pipeline.hub import Snapshot, find_snapshot
 from cloud_service.sources import PINNED_COMMIT, HubModel, SourcePolicy
 from shared.durable_files import disk_errors, write_atomically
+from shared.errors import UnsupportedModel
 
 
 def pinned_snapshot(model: HubModel, policy: SourcePolicy, workspace: Path) -> Snapshot:
@@ -36,13 +38,18 @@ def pinned_snapshot(model: HubModel, policy: SourcePolicy, workspace: Path) -> S
     return snapshot
 
 
-def release_pin(workspace: Path) -> None:
-    """Let the next attempt ask the hub again, because what the workspace is pinned to cannot be prepared."""
-    (workspace / PINNED_COMMIT).unlink(missing_ok=True)
+@contextmanager
+def unpinned_if_unsupported(workspace: Path) -> Iterator[None]:
+    """Let the next attempt ask the hub again where what the workspace is pinned to turns out not to be served."""
+    try:
+        yield
+    except UnsupportedModel:
+        (workspace / PINNED_COMMIT).unlink(missing_ok=True)
+        raise
 
 
 def _read(path: Path) -> dict[str, Any] | None:
-    with contextlib.suppress(FileNotFoundError, ValueError):
+    with suppress(FileNotFoundError, ValueError):
         pin = json.loads(path.read_bytes())
         return pin if isinstance(pin, dict) else None
     return None

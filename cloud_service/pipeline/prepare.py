@@ -1,8 +1,8 @@
 """Prepares a model, stage by stage. This is the page to read first; each stage is a module beside it.
 
-    resolving      what the request names, its fingerprint, a memory plan    identity · sources · hub · planning
+    resolving      what the request names, its fingerprint, a memory plan    identity · planned_model · planning
     downloading    the checkpoint: safetensors and JSON only                 hub · load_model · tokenization
-    calibrating    calibration tokens, then the Fisher sums, shard by shard  calibration · fisher · launchers
+    calibrating    calibration tokens, then the Fisher sums, shard by shard  saved_texts · fisher · launchers
     selecting      the sensitivity mask: exactly k weights                   fisher_totals · select_sensitive
     quantizing     each block: dense part quantised, sensitive part kept     split_blocks · quantize · quantizers
     evaluating     perplexity in 16 bits, as the bundle, dense part alone    perplexity · bundle_weights
@@ -18,41 +18,33 @@ gradients or losses are computed; what the Fisher pass leaves is gone through bl
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from cloud_service.memory_budget import MemoryBudget
 from cloud_service.pipeline.bundle_weights import write_dense_part, write_sensitive_part
-from cloud_service.pipeline.calibration import Calibration, read_calibration, tokens_digest
+from cloud_service.pipeline.calibration import Calibration, tokens_digest
 from cloud_service.pipeline.checkpoint import Workspace, require_space
-from cloud_service.pipeline.documents import read_documents
 from cloud_service.pipeline.fisher_totals import FisherTotals
-from cloud_service.pipeline.hub import first_line
 from cloud_service.pipeline.identity import ResolvedInput, resolve
-from cloud_service.pipeline.launchers.local import FisherLauncher, FisherPasses, FisherWork, LocalLauncher
-from cloud_service.pipeline.load_model import LoadedModel, ModelOutline, evaluation_dtype, load_model, read_outline
+from cloud_service.pipeline.launchers.local import FisherLauncher, LocalLauncher
+from cloud_service.pipeline.load_model import LoadedModel
 from cloud_service.pipeline.perplexity import LossSum, evaluation_windows, sum_losses
-from cloud_service.pipeline.pinned_commit import release_pin
-from cloud_service.pipeline.planning.machine_probe import accelerator_indices
-from cloud_service.pipeline.planning.plan_table import plan_line
-from cloud_service.pipeline.planning.preparation_plan import PreparationPlan
-from cloud_service.pipeline.planning.request_plan import plan_request
+from cloud_service.pipeline.pinned_commit import unpinned_if_unsupported
+from cloud_service.pipeline.planned_model import Means, PlannedModel, memory_errors, plan_model
 from cloud_service.pipeline.publish import TensorBlob, add_documents, license_of, model_card
-from cloud_service.pipeline.published_inputs import PublishedInputs
 from cloud_service.pipeline.report import FisherFigures, fisher_figures, report_document
 from cloud_service.pipeline.report_page import report_page
 from cloud_service.pipeline.run_record import RunRecord
 from cloud_service.pipeline.run_recorder import RunRecorder
+from cloud_service.pipeline.saved_texts import read_texts
 from cloud_service.pipeline.select_sensitive import Masks, overlap, select_largest, select_random
 from cloud_service.pipeline.split_blocks import split_blocks
 from cloud_service.pipeline.stored_tensors import StoredTensors
-from cloud_service.pipeline.tokenization import TextEncoder, load_encoder
 from cloud_service.progress import ProgressSink
 from cloud_service.sources import SourcePolicy
 from shared.api import PrepareRequest, Stage
@@ -69,7 +61,6 @@ from shared.bundle.manifest import (
     parse_manifest,
 )
 from shared.bundle.write import add_manifest
-from shared.errors import ResourceError, UnsupportedModel
 
 _PRODUCER = "zo-device 0.1.0"
 _VARIANTS = ("16bit", "bundle", "dense_only")
@@ -101,15 +92,6 @@ class PreparedBundle:
 
 
 @dataclass(frozen=True, slots=True)
-class _Means:
-    """What the work is done with; none of it changes the bundle."""
-
-    launcher: FisherLauncher
-    budget: MemoryBudget
-    device: str | None
-
-
-@dataclass(frozen=True, slots=True)
 class _Job:
     """What every stage needs."""
 
@@ -119,12 +101,8 @@ class _Job:
     workspace: Workspace
     layout: ImageLayout
     progress: ProgressSink
-    launcher: FisherLauncher
-    plan: PreparationPlan
+    model: PlannedModel
     recorder: RunRecorder
-    device: str
-    outline: ModelOutline
-    encoder: TextEncoder
 
 
 def prepare(
@@ -153,18 +131,9 @@ def prepare(
     Raises:
         ZoError: The model, a text, the hub or the disk; the subclass says who can act.
     """
-    try:
-        means = _Means(launcher or LocalLauncher(), budget or MemoryBudget(), device)
+    means = Means(launcher or LocalLauncher(), budget or MemoryBudget(), device)
+    with unpinned_if_unsupported(workspace), memory_errors():
         return _prepare(_begin(request, workspace, layout, progress, sources, means))
-    except UnsupportedModel:
-        release_pin(workspace)
-        raise
-    except (torch.OutOfMemoryError, MemoryError) as error:
-        raise ResourceError(
-            f"out of memory: {first_line(error)}",
-            needed="the memory that zo-cloud plan predicts",
-            next_step="free memory, take a larger machine or a smaller model; the same command goes on from here",
-        ) from error
 
 
 def _begin(
@@ -173,43 +142,28 @@ def _begin(
     layout: ImageLayout,
     progress: ProgressSink,
     policy: SourcePolicy,
-    means: _Means,
+    means: Means,
 ) -> _Job:
     source = resolve(request, policy, progress, workspace=workspace)
     checkpoints = Workspace(workspace)
     if is_resumed := checkpoints.claim(source.fingerprint):
         progress.note("resuming from the checkpoints of an earlier attempt")
-    outline = read_outline(source.folder)
-    encoder = load_encoder(source.folder, outline.architecture, outline.context_length)
-    plan = plan_request(request, source.folder, means.budget, device=means.device, workspace=workspace)
-    progress.note(f"plan: {plan_line(plan)}")
-    accelerators = accelerator_indices(means.device)
-    return _Job(
-        request=request,
-        source=source,
-        policy=policy,
-        workspace=checkpoints,
-        layout=layout,
-        progress=progress,
-        launcher=means.launcher,
-        plan=plan,
-        recorder=RunRecorder(plan, accelerators, is_resumed=is_resumed),
-        device=f"cuda:{accelerators[0]}" if accelerators else "cpu",
-        outline=outline,
-        encoder=encoder,
-    )
+    model = plan_model(request, source.folder, means, checkpoints, progress)
+    recorder = RunRecorder(model.plan, model.accelerators, is_resumed=is_resumed)
+    return _Job(request, source, policy, checkpoints, layout, progress, model, recorder)
 
 
 def _prepare(job: _Job) -> PreparedBundle:
     with job.recorder.stage(Stage.CALIBRATING):
-        calibration = _calibrate(job)
-        totals = _estimate_fisher(job, calibration)
+        job.progress.stage(Stage.CALIBRATING, total=job.request.calibration.sequences, unit="sequences")
+        calibration, documents = read_texts(job.request, job.source, job.model, job.policy, job.workspace)
+        totals = job.model.estimate_fisher(calibration, job.workspace, job.progress)
     with job.recorder.stage(Stage.SELECTING):
         masks, figures = _select(job, totals)
     with job.recorder.stage(Stage.QUANTIZING):
         blobs = _split(job, calibration, masks, totals.diagonal())
     with job.recorder.stage(Stage.EVALUATING):
-        perplexity = _evaluate(job, blobs)
+        perplexity = _evaluate(job, blobs, documents)
     return _publish(job, calibration, figures, blobs, perplexity)
 
 
@@ -217,41 +171,6 @@ def bundle_name(model_id: str) -> str:
     """Return the name that a model's bundle is published under by default."""
     parts = (re.sub(r"[^a-z0-9]+", "-", part).strip("-") for part in model_id.lower().split("/"))
     return "/".join(part for part in parts if part) or "model"
-
-
-def _calibrate(job: _Job) -> Calibration:
-    job.progress.stage(Stage.CALIBRATING, total=job.request.calibration.sequences, unit="sequences")
-    saved = job.workspace.read_tensors("calibration")
-    if saved is not None:
-        return Calibration.from_tensors(saved)
-    _evaluation_documents(job)  # a text that streams is asked for all of its documents now, not hours later
-    is_same_text = job.source.calibration == job.source.evaluation
-    calibration = read_calibration(
-        job.source.calibration,
-        job.encoder,
-        job.request.calibration,
-        policy=job.policy,
-        model_type=str(job.outline.architecture["model_type"]),
-        held_out=job.request.evaluation.documents if is_same_text else 0,
-    )
-    job.workspace.write_tensors("calibration", calibration.to_tensors(), {})
-    return calibration
-
-
-def _estimate_fisher(job: _Job, calibration: Calibration) -> FisherTotals:
-    blocks = job.outline.block_linears
-    plan = job.plan
-    totals = FisherTotals(job.workspace, blocks, len(calibration), keeps_in_memory=plan.totals_in_memory)
-    passes = FisherPasses(plan.passes, plan.accumulators == "host", plan.recomputes_activations)
-    job.progress.stage(Stage.CALIBRATING, total=len(passes.groups) * len(calibration), unit="sequences")
-    if totals.is_complete:
-        job.progress.advance(len(passes.groups) * len(calibration))
-        return totals
-    weights = sum(int(np.prod(job.outline.shapes[name])) for name in job.outline.linear_names)
-    require_space(job.workspace.folder, 2 * 4 * weights, "the Fisher sums of both halves")
-    work = FisherWork(job.outline, job.source.folder, calibration, passes, job.device, plan.device_map)
-    job.launcher.estimate(work, totals, after_sequence=job.progress.advance)
-    return totals
 
 
 def _select(job: _Job, totals: FisherTotals) -> tuple[Masks, FisherFigures]:
@@ -269,7 +188,7 @@ def _select(job: _Job, totals: FisherTotals) -> tuple[Masks, FisherFigures]:
 
 
 def _masks(job: _Job, totals: FisherTotals) -> Masks:
-    request, outline = job.request, job.outline
+    request, outline = job.request, job.model.outline
     match request.mask_source:
         case "fisher":
             return select_largest(totals.diagonal(), request.sparsity, request.scope)
@@ -282,35 +201,30 @@ def _masks(job: _Job, totals: FisherTotals) -> Masks:
 
 
 def _split(job: _Job, calibration: Calibration, masks: Masks, fisher: StoredTensors) -> list[TensorBlob]:
-    job.progress.stage(Stage.QUANTIZING, total=job.outline.block_count, unit="blocks")
-    require_space(job.layout.root, sum(int(np.prod(shape)) for shape in job.outline.shapes.values()), "the bundle")
-    inputs = None
-    if job.request.quantizer.compensation == "gptq":
-        model = load_model(job.outline, device=job.device, device_map=job.plan.device_map)
-        inputs = PublishedInputs(model, calibration)
+    outline = job.model.outline
+    job.progress.stage(Stage.QUANTIZING, total=outline.block_count, unit="blocks")
+    require_space(job.layout.root, sum(int(np.prod(shape)) for shape in outline.shapes.values()), "the bundle")
+    compensates = job.request.quantizer.compensation == "gptq"
     return split_blocks(
-        job.outline,
+        outline,
         masks,
         fisher,
         job.request.quantizer,
         layout=job.layout,
         workspace=job.workspace,
-        device=job.device,
+        device=job.model.device,
         after_block=job.progress.advance,
-        inputs=inputs,
+        inputs=job.model.published_inputs(calibration) if compensates else None,
     )
 
 
-def _evaluate(job: _Job, blobs: list[TensorBlob]) -> dict[str, Any] | None:
-    count = job.request.evaluation.documents
+def _evaluate(job: _Job, blobs: list[TensorBlob], documents: list[str]) -> dict[str, Any] | None:
     job.progress.stage(Stage.EVALUATING)
-    if count == 0:
+    if not job.request.evaluation.documents:
         return None
-    documents = _evaluation_documents(job)
-    windows = evaluation_windows(documents, job.encoder)
+    windows = evaluation_windows(documents, job.model.encoder)
     job.progress.stage(Stage.EVALUATING, total=len(_VARIANTS) * len(windows), unit="windows")
-    dtype = evaluation_dtype(job.outline, job.device)
-    model = load_model(job.outline, device=job.device, device_map=job.plan.device_map, dtype=dtype)
+    model = job.model.load_for_evaluation()
     sums = {}
     for position, variant in enumerate(_VARIANTS):
         if variant != "16bit":
@@ -318,18 +232,13 @@ def _evaluate(job: _Job, blobs: list[TensorBlob]) -> dict[str, Any] | None:
         if variant == "bundle":
             write_sensitive_part(model, job.layout, blobs)
         sums[variant] = _evaluate_variant(job, model, variant, windows, position * len(windows))
-    text = {"text": job.source.evaluation.name, "documents": len(documents), "tokens": sums["16bit"].tokens}
-    return text | {variant: total.perplexity for variant, total in sums.items()}
-
-
-def _evaluation_documents(job: _Job) -> list[str]:
-    saved = job.workspace.read_json("evaluation-documents")
-    if saved is not None:
-        return [str(document) for document in saved]
-    count = job.request.evaluation.documents
-    documents = list(itertools.islice(read_documents(job.source.evaluation, job.policy), count)) if count else []
-    job.workspace.write_json("evaluation-documents", documents)
-    return documents
+    about = {
+        "text": job.source.evaluation.name,
+        "documents": len(documents),
+        "tokens": sums["16bit"].tokens,
+        "dtype": job.model.evaluation_dtype_name,
+    }
+    return about | {variant: total.perplexity for variant, total in sums.items()}
 
 
 def _evaluate_variant(
@@ -358,14 +267,14 @@ def _publish(
     documents = add_documents(
         job.layout,
         job.source.folder,
-        tokenizer_json=job.encoder.to_json(),
+        tokenizer_json=job.model.encoder.to_json(),
         report=report,
         model_card=model_card(source, report),
     )
     layers = [blob.layer for blob in blobs] + documents
     manifest = add_manifest(job.layout, config, layers)
     size = parse_manifest(job.layout.read_blob(manifest.digest, max_bytes=MAX_MANIFEST_BYTES)).size_bytes
-    run = job.recorder.record(job.launcher, bundle_digest=manifest.digest, bundle_bytes=size)
+    run = job.recorder.record(job.model.launcher, bundle_digest=manifest.digest, bundle_bytes=size)
     return PreparedBundle(
         name=job.request.name or bundle_name(job.source.model_id),
         tag=job.request.tag,
@@ -407,8 +316,8 @@ def _bundle_config(
     return BundleConfig(
         producer=_PRODUCER,
         source=source,
-        architecture=job.outline.architecture,
-        tokenizer=job.encoder.settings,
+        architecture=job.model.outline.architecture,
+        tokenizer=job.model.encoder.settings,
         mask=mask,
         quantizer=Quantizer(
             method=spec.method,

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-import torch
 from torch import Tensor
 
 from cloud_service.pipeline.block_inputs import capture
@@ -66,11 +65,3 @@ class PublishedInputs:
             weight = parameters[name].data.view(-1)
             weight[flat_index(masks[name], weight.device)] = sensitive.to(weight.device, weight.dtype)
         self._inputs.advance(self._model.blocks[block])
-
-
-@torch.no_grad()
-def restore_weights(model: LoadedModel) -> None:
-    """Set every linear weight of the decoder to what the checkpoint holds, one at a time."""
-    parameters = model.parameters
-    for name in model.outline.linear_names:
-        parameters[name].copy_(model.outline.weights.read(name))

@@ -4,9 +4,10 @@
     DIR/.combinations/      one small file per finished combination; kept, so a longer list goes on from here
 
 Each combination makes the blobs that a preparation would publish and evaluates what it reads back from them, first the
-dense part alone, then with the sensitive values. A SIGKILL costs the shard or the combination at work. Costs, besides
-the Fisher pass, one quantisation and two evaluations per combination, the network in float32, and the disk of one
-bundle. Knows nothing about tables and pages.
+dense part alone, then with the sensitive values. Memory plan, launcher and dtypes are a preparation's. A SIGKILL costs
+the shard or the combination at work. Costs, besides the Fisher pass, one quantisation, two evaluations and at most two
+loads of the network per combination, the memory of a preparation, and the disk of one bundle. Knows nothing about
+tables and pages.
 """
 
 from __future__ import annotations
@@ -21,24 +22,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import torch
 from pydantic import Field, field_validator
 
 from cloud_service.pipeline.bundle_weights import write_dense_part, write_sensitive_part
-from cloud_service.pipeline.calibration import Calibration, read_calibration, tokens_digest
+from cloud_service.pipeline.calibration import Calibration, tokens_digest
 from cloud_service.pipeline.checkpoint import Workspace
-from cloud_service.pipeline.documents import read_documents
-from cloud_service.pipeline.fisher_totals import FisherTotals
 from cloud_service.pipeline.identity import ResolvedInput, resolve
-from cloud_service.pipeline.launchers.local import FisherLauncher, FisherPasses, FisherWork, LocalLauncher
-from cloud_service.pipeline.load_model import LoadedModel, ModelOutline, load_model, read_outline
 from cloud_service.pipeline.perplexity import evaluation_windows, sum_losses
+from cloud_service.pipeline.pinned_commit import unpinned_if_unsupported
+from cloud_service.pipeline.planned_model import Means, PlannedModel, memory_errors, plan_model
 from cloud_service.pipeline.publish import TensorBlob
-from cloud_service.pipeline.published_inputs import PublishedInputs, restore_weights
 from cloud_service.pipeline.report import bytes_by_part
+from cloud_service.pipeline.saved_texts import read_texts
 from cloud_service.pipeline.select_sensitive import Masks, overlap, select_largest
 from cloud_service.pipeline.split_blocks import split_blocks
-from cloud_service.pipeline.tokenization import TextEncoder, load_encoder
+from cloud_service.pipeline.stored_tensors import StoredTensors
 from cloud_service.progress import ProgressSink
 from cloud_service.sources import SourcePolicy
 from shared.api import CalibrationSpec, EvaluationSpec, Message, PrepareRequest, QuantizerSpec, Stage
@@ -49,6 +47,8 @@ from shared.file_lock import exclusive
 Method = Literal["lut", "uniform", "rtn"]
 Bits = Literal[2, 3, 4, 8]
 Compensation = Literal["none", "gptq"]
+
+_WORKSPACE = ".workspace"
 
 
 class SweepRequest(Message):
@@ -98,8 +98,13 @@ class SweepRequest(Message):
             for method, compensation, bits in itertools.product(self.methods, self.compensations, self.bits)
         )
 
+    @property
+    def largest_quantizer(self) -> QuantizerSpec:
+        """The combination that needs the most memory: one with compensation, where there is one."""
+        return next((spec for spec in self.quantizers if spec.compensation != "none"), self.quantizers[0])
+
     def as_preparation(self) -> PrepareRequest:
-        """Return a preparation of the same input; which quantiser it names plays no part."""
+        """Return a preparation of the same input; its quantiser is the default, whatever is swept."""
         shared = self.model_dump(include={"model", "revision", "sparsity", "scope", "calibration", "evaluation"})
         return PrepareRequest.model_validate(shared)
 
@@ -158,21 +163,17 @@ class _Job:
     progress: ProgressSink
     workspace: Workspace
     finished: Workspace
-    launcher: FisherLauncher
-    device: str
-    outline: ModelOutline
-    encoder: TextEncoder
 
 
 @dataclass(frozen=True, slots=True)
-class _Evaluation:
-    """The network whose weights are replaced, and the windows it predicts."""
+class _Prepared:
+    """What all combinations start from."""
 
-    model: LoadedModel
+    model: PlannedModel
+    calibration: Calibration
     windows: list[list[int]]
-
-    def perplexity(self) -> float:
-        return sum_losses(self.model.network, self.windows).perplexity
+    masks: Masks
+    fisher: StoredTensors
 
 
 def run_sweep(
@@ -181,8 +182,7 @@ def run_sweep(
     folder: Path,
     policy: SourcePolicy,
     progress: ProgressSink,
-    launcher: FisherLauncher | None = None,
-    device: str | None = None,
+    means: Means | None = None,
 ) -> Sweep:
     """Measure every combination that ``request`` asks for and that is not already finished in ``folder``.
 
@@ -191,124 +191,82 @@ def run_sweep(
         folder: Where checkpoints and finished combinations lie; those of another input are dropped.
         policy: What may be read.
         progress: Told about every step; may raise ``Interrupted``.
-        launcher: Where the Fisher shards are computed; None means this process.
-        device: Torch device; None means CUDA where there is one, else the CPU.
+        means: What to do it with; None means this process and all memory of all CUDA devices, else of the CPU.
 
     Raises:
         Conflict: Another sweep works in ``folder``.
-        ZoError: The model, a text, the hub or the disk; the subclass says who can act.
+        ZoError: The model, a text, the hub, the disk or memory; the subclass says who can act.
     """
     busy = Conflict(f"another sweep works in {folder}", next_step="wait for it, or give another --output")
-    target = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    with exclusive(folder / ".sweep.lock", busy=busy):
-        job = _begin(request, folder, policy, progress, launcher or LocalLauncher(), target)
+    unpinned = unpinned_if_unsupported(folder / _WORKSPACE)
+    with exclusive(folder / ".sweep.lock", busy=busy), unpinned, memory_errors():
+        job = _begin(request, folder, policy, progress)
         missing = [spec for spec in request.quantizers if job.finished.read_json(_key(spec)) is None]
         if missing or job.finished.read_json("about") is None:
-            _measure(job, missing)
+            _measure(job, missing, means or Means())
         shutil.rmtree(job.workspace.folder)
     return _collect(job)
 
 
-def _begin(
-    request: SweepRequest,
-    folder: Path,
-    policy: SourcePolicy,
-    progress: ProgressSink,
-    launcher: FisherLauncher,
-    device: str,
-) -> _Job:
-    workspace, finished = Workspace(folder / ".workspace"), Workspace(folder / ".combinations")
+def _begin(request: SweepRequest, folder: Path, policy: SourcePolicy, progress: ProgressSink) -> _Job:
+    workspace, finished = Workspace(folder / _WORKSPACE), Workspace(folder / ".combinations")
     source = resolve(request.as_preparation(), policy, progress, workspace=workspace.folder)
     workspace.claim(source.fingerprint)
     if finished.claim(source.fingerprint):
         progress.note("going on from the combinations that are finished")
-    outline = read_outline(source.folder)
-    encoder = load_encoder(source.folder, outline.architecture, outline.context_length)
-    return _Job(request, source, policy, progress, workspace, finished, launcher, device, outline, encoder)
+    return _Job(request, source, policy, progress, workspace, finished)
 
 
-def _measure(job: _Job, missing: list[QuantizerSpec]) -> None:
-    calibration, documents = _read_texts(job)
-    totals = _estimate_fisher(job, calibration)
+def _measure(job: _Job, missing: list[QuantizerSpec], means: Means) -> None:
+    preparation = job.request.as_preparation().model_copy(update={"quantizer": job.request.largest_quantizer})
+    model = plan_model(preparation, job.source.folder, means, job.workspace, job.progress)
+    calibration, documents = read_texts(preparation, job.source, model, job.policy, job.workspace)
+    windows = evaluation_windows(documents, model.encoder)
+    totals = model.estimate_fisher(calibration, job.workspace, job.progress)
     job.progress.stage(Stage.SELECTING)
     masks = select_largest(totals.diagonal(), job.request.sparsity, job.request.scope)
-    windows = evaluation_windows(documents, job.encoder)
-    evaluation = _Evaluation(load_model(job.outline, device=job.device, dtype=torch.float32), windows)
+    prepared = _Prepared(model, calibration, windows, masks, totals.diagonal())
     if job.finished.read_json("about") is None:
         halves = (select_largest(half, job.request.sparsity, job.request.scope) for half in totals.halves())
-        about = _about(job, calibration, len(documents), overlap(*halves))
+        about = _about(job, prepared, len(documents), overlap(*halves))
         job.progress.stage(Stage.EVALUATING)
-        job.finished.write_json("about", {"about": about, "perplexity_16bit": evaluation.perplexity()})
+        perplexity = sum_losses(model.load_for_evaluation().network, windows).perplexity
+        job.finished.write_json("about", {"about": about, "perplexity_16bit": perplexity})
     for number, spec in enumerate(missing, 1):
         job.progress.note(f"combination {number} of {len(missing)}: {_key(spec)}")
-        combination = _measure_one(job, spec, calibration, masks, totals, evaluation)
-        job.finished.write_json(_key(spec), dataclasses.asdict(combination))
+        job.finished.write_json(_key(spec), dataclasses.asdict(_measure_one(job, spec, prepared)))
 
 
-def _read_texts(job: _Job) -> tuple[Calibration, list[str]]:
-    saved, documents = job.workspace.read_tensors("calibration"), job.workspace.read_json("evaluation-documents")
-    if saved is not None and documents is not None:
-        return Calibration.from_tensors(saved), documents
-    count = job.request.evaluation.documents
-    documents = list(itertools.islice(read_documents(job.source.evaluation, job.policy), count))
-    calibration = read_calibration(
-        job.source.calibration,
-        job.encoder,
-        job.request.calibration,
-        policy=job.policy,
-        model_type=str(job.outline.architecture["model_type"]),
-        held_out=count if job.source.calibration == job.source.evaluation else 0,
-    )
-    job.workspace.write_json("evaluation-documents", documents)
-    job.workspace.write_tensors("calibration", calibration.to_tensors(), {})
-    return calibration, documents
-
-
-def _estimate_fisher(job: _Job, calibration: Calibration) -> FisherTotals:
-    blocks = job.outline.block_linears
-    totals = FisherTotals(job.workspace, blocks, len(calibration), keeps_in_memory=True)
-    if not totals.is_complete:
-        job.progress.stage(Stage.CALIBRATING, total=len(calibration), unit="sequences")
-        passes = FisherPasses(groups=(tuple(range(len(blocks))),))
-        work = FisherWork(job.outline, job.source.folder, calibration, passes, job.device)
-        job.launcher.estimate(work, totals, after_sequence=job.progress.advance)
-    return totals
-
-
-def _measure_one(
-    job: _Job,
-    spec: QuantizerSpec,
-    calibration: Calibration,
-    masks: Masks,
-    totals: FisherTotals,
-    evaluation: _Evaluation,
-) -> Combination:
+def _measure_one(job: _Job, spec: QuantizerSpec, prepared: _Prepared) -> Combination:
     with _scratch(job.workspace.folder / "combination") as scratch:
         layout = ImageLayout.create(scratch / "bundle")
-        job.progress.stage(Stage.QUANTIZING, total=job.outline.block_count, unit="blocks")
         started = time.monotonic()
-        blobs = split_blocks(
-            job.outline,
-            masks,
-            totals.diagonal(),
-            spec,
-            layout=layout,
-            workspace=Workspace(scratch),
-            device=job.device,
-            after_block=job.progress.advance,
-            inputs=None if spec.compensation == "none" else _inputs(evaluation.model, calibration),
-        )
+        blobs = _split(job, spec, prepared, layout, Workspace(scratch))
         seconds = time.monotonic() - started
         job.progress.stage(Stage.EVALUATING)
-        write_dense_part(evaluation.model, layout, blobs)
-        dense_only = evaluation.perplexity()
-        write_sensitive_part(evaluation.model, layout, blobs)
-        return _combination(spec, blobs, evaluation.perplexity(), dense_only, seconds)
+        model = prepared.model.load_for_evaluation()
+        write_dense_part(model, layout, blobs)
+        dense_only = sum_losses(model.network, prepared.windows).perplexity
+        write_sensitive_part(model, layout, blobs)
+        return _combination(spec, blobs, sum_losses(model.network, prepared.windows).perplexity, dense_only, seconds)
 
 
-def _inputs(model: LoadedModel, calibration: Calibration) -> PublishedInputs:
-    restore_weights(model)  # the combination before this one left its own
-    return PublishedInputs(model, calibration)
+def _split(
+    job: _Job, spec: QuantizerSpec, prepared: _Prepared, layout: ImageLayout, workspace: Workspace
+) -> list[TensorBlob]:
+    model = prepared.model
+    job.progress.stage(Stage.QUANTIZING, total=model.outline.block_count, unit="blocks")
+    return split_blocks(
+        model.outline,
+        prepared.masks,
+        prepared.fisher,
+        spec,
+        layout=layout,
+        workspace=workspace,
+        device=model.device,
+        after_block=job.progress.advance,
+        inputs=None if spec.compensation == "none" else model.published_inputs(prepared.calibration),
+    )
 
 
 def _combination(
@@ -332,7 +290,7 @@ def _combination(
     )
 
 
-def _about(job: _Job, calibration: Calibration, documents: int, split_half_overlap: float) -> dict[str, Any]:
+def _about(job: _Job, prepared: _Prepared, documents: int, split_half_overlap: float) -> dict[str, Any]:
     return {
         "model": job.source.model_id,
         "revision": job.source.revision,
@@ -340,12 +298,13 @@ def _about(job: _Job, calibration: Calibration, documents: int, split_half_overl
         "scope": job.request.scope,
         "split_half_overlap": split_half_overlap,
         "calibration_text": job.source.calibration.name,
-        "calibration_sequences": len(calibration),
-        "calibration_tokens_per_sequence": calibration.tokens.shape[1],
+        "calibration_sequences": len(prepared.calibration),
+        "calibration_tokens_per_sequence": prepared.calibration.tokens.shape[1],
         "calibration_seed": job.request.calibration.seed,
-        "calibration_digest": tokens_digest(calibration),
+        "calibration_digest": tokens_digest(prepared.calibration),
         "evaluation_text": job.source.evaluation.name,
         "evaluation_documents": documents,
+        "evaluation_dtype": prepared.model.evaluation_dtype_name,
     }
 
 

@@ -125,7 +125,8 @@ def report_document(
         quantizer: The quantiser's settings.
         figures: From ``fisher_figures``.
         blobs: The bundle's tensors.
-        perplexity: ``text``, ``documents``, ``tokens``, and one value per variant; None where nothing was evaluated.
+        perplexity: ``text``, ``documents``, ``tokens``, ``dtype`` computed in, and one value per variant; None where
+            nothing was evaluated.
         producer: Name and version of the program, as the bundle's configuration has it.
     """
     entries = [entry for blob in blobs for entry in blob.quantized]

@@ -89,6 +89,7 @@ def example_report(
             "text": text,
             "documents": 200,
             "tokens": 81234,
+            "dtype": "float16",
             "16bit": 10.0,
             "bundle": 10.0 * (1 + increase),
             "dense_only": 10.0 * (1 + 2 * increase),

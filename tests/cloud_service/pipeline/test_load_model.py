@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -136,6 +137,13 @@ def test_a_model_spread_by_accelerate_computes_the_same(make_checkpoint: MakeChe
     tokens = torch.arange(12)[None]
     assert torch.equal(whole.network(tokens).logits, spread.network(tokens).logits)
     assert all("forward" in vars(block) for block in spread.blocks)  # accelerate's hooks
+
+
+def test_a_spread_model_that_nobody_uses_is_gone_when_the_next_is_loaded(make_checkpoint: MakeCheckpoint) -> None:
+    outline = read_outline(make_checkpoint(num_hidden_layers=1))
+    weight = weakref.ref(load_model(outline, device_map={"": "cpu"}).parameters[outline.linear_names[0]])
+    load_model(outline, device_map={"": "cpu"})
+    assert weight() is None
 
 
 def test_a_missing_shard_is_named(make_checkpoint: MakeCheckpoint) -> None:

@@ -14,7 +14,7 @@ from cloud_service.pipeline.calibration import Calibration
 from cloud_service.pipeline.checkpoint import Workspace
 from cloud_service.pipeline.load_model import LoadedModel, load_model, read_outline
 from cloud_service.pipeline.publish import TensorBlob
-from cloud_service.pipeline.published_inputs import PublishedInputs, restore_weights
+from cloud_service.pipeline.published_inputs import PublishedInputs
 from cloud_service.pipeline.select_sensitive import Masks, select_random
 from cloud_service.pipeline.split_blocks import split_blocks
 from shared.api import QuantizerSpec
@@ -32,6 +32,11 @@ class Setting(NamedTuple):
     calibration: Calibration
     masks: Masks
     fisher: dict[str, Tensor]
+
+    def restore(self) -> None:
+        """Give the network the checkpoint's weights again."""
+        for name in self.model.outline.linear_names:
+            self.model.parameters[name].data.copy_(self.model.outline.weights.read(name))
 
     def split(self, folder: Path, stop_after: int | None = None) -> list[TensorBlob]:
         def after_block(done: int) -> None:
@@ -84,7 +89,7 @@ def test_the_second_blocks_moments_are_measured_behind_the_published_first(setti
     with pytest.raises(Interrupted):
         setting.split(tmp_path, stop_after=1)  # block 0 of the network is now as published, block 1 as it was
     expected = {name: hooked_moment(setting, name) for name in setting.model.outline.block_linears[1]}
-    restore_weights(setting.model)
+    setting.restore()
     behind_the_original = {name: hooked_moment(setting, name) for name in expected}
 
     inputs = PublishedInputs(setting.model, setting.calibration)
@@ -100,15 +105,15 @@ def test_the_second_blocks_moments_are_measured_behind_the_published_first(setti
 
 def test_a_compensated_split_that_was_killed_ends_with_the_same_blobs(setting: Setting, tmp_path: Path) -> None:
     whole = setting.split(tmp_path / "whole")
-    restore_weights(setting.model)
+    setting.restore()
     with pytest.raises(Interrupted):
         setting.split(tmp_path / "cut", stop_after=1)
-    restore_weights(setting.model)
+    setting.restore()
     resumed = setting.split(tmp_path / "cut")
     assert [blob.layer.digest for blob in resumed] == [blob.layer.digest for blob in whole]
 
 
-def test_the_network_ends_as_the_bundle_and_can_be_restored(setting: Setting, tmp_path: Path) -> None:
+def test_the_network_ends_as_the_bundle(setting: Setting, tmp_path: Path) -> None:
     name = setting.model.outline.linear_names[-1]
     before = setting.model.parameters[name].detach().clone()
     setting.split(tmp_path)
@@ -116,5 +121,3 @@ def test_the_network_ends_as_the_bundle_and_can_be_restored(setting: Setting, tm
     index = torch.from_numpy(setting.masks[name].indices).long()
     assert torch.equal(after[index], before.flatten()[index])
     assert not torch.equal(after, before.flatten())
-    restore_weights(setting.model)
-    assert torch.equal(setting.model.parameters[name], before)

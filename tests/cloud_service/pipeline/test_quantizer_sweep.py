@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
+from cloud_service.memory_budget import MemoryBudget
+from cloud_service.pipeline.planned_model import Means
 from cloud_service.pipeline.prepare import prepare
 from cloud_service.pipeline.quantizer_sweep import Combination, Sweep, SweepRequest, run_sweep
 from cloud_service.pipeline.quantizer_sweep_report import (
@@ -23,28 +25,34 @@ from cloud_service.progress import ProgressSink, SilentProgress
 from cloud_service.sources import SourcePolicy
 from shared.api import PrepareRequest, Stage
 from shared.bundle.layout import ImageLayout
-from shared.errors import Conflict, Interrupted
+from shared.errors import Conflict, Interrupted, ResourceError
 from shared.file_lock import exclusive
 
 MakeCheckpoint = Callable[..., Path]
 POLICY = SourcePolicy(allow_any_local=True)
+CPU = Means(device="cpu")
 SMALL: dict[str, Any] = {"sparsity": 0.01, "evaluation": {"documents": 3}}
 
 
 class Notes(SilentProgress):
-    """Keeps the notes and counts the calibration's reports; interrupts at the n-th quantised combination."""
+    """Keeps the notes and what the calibration reports; interrupts at the n-th quantised combination."""
 
     def __init__(self, interrupt_at_combination: int | None = None) -> None:
         self.notes: list[str] = []
-        self.calibrated = 0
+        self.calibrated: list[int] = []
+        self._stage: Stage | None = None
         self._quantized = 0
         self._interrupt_at = interrupt_at_combination
 
     def stage(self, stage: Stage, *, total: int = 0, unit: str = "") -> None:
-        self.calibrated += stage == Stage.CALIBRATING
+        self._stage = stage
         self._quantized += stage == Stage.QUANTIZING
         if stage == Stage.QUANTIZING and self._quantized == self._interrupt_at:
             raise Interrupted("stopped by the test")
+
+    def advance(self, done: int) -> None:
+        if self._stage == Stage.CALIBRATING:
+            self.calibrated.append(done)
 
     def note(self, message: str) -> None:
         self.notes.append(message)
@@ -57,7 +65,7 @@ def request_of(model: Path, text: Path, **changes: Any) -> SweepRequest:
 
 
 def run(request: SweepRequest, folder: Path, progress: ProgressSink | None = None) -> Sweep:
-    return run_sweep(request, folder=folder, policy=POLICY, progress=progress or SilentProgress(), device="cpu")
+    return run_sweep(request, folder=folder, policy=POLICY, progress=progress or SilentProgress(), means=CPU)
 
 
 def without_seconds(sweep: Sweep) -> list[dict[str, Any]]:
@@ -117,14 +125,14 @@ def test_an_interrupted_sweep_goes_on_from_its_finished_combinations(
     whole = run(request, tmp_path / "whole")
     with pytest.raises(Interrupted):
         run(request, tmp_path / "cut", Notes(interrupt_at_combination=3))
-    assert {path.stem for path in (tmp_path / "cut" / ".combinations").glob("*-*")} == {"lut-3", "lut-4"}
+    assert {path.stem for path in (tmp_path / "cut" / ".combinations").glob("*-*")} == {"lut-3-gptq", "lut-4-gptq"}
     again = Notes()
     resumed = run(request, tmp_path / "cut", again)
     assert [note for note in again.notes if note.startswith("combination")] == [
-        "combination 1 of 2: rtn-3-g64",
-        "combination 2 of 2: rtn-4-g64",
+        "combination 1 of 2: rtn-3-g64-gptq",
+        "combination 2 of 2: rtn-4-g64-gptq",
     ]
-    assert again.calibrated == 0
+    assert again.calibrated == [8]  # all at once: the totals were there
     assert without_seconds(resumed) == without_seconds(whole)
     assert resumed.perplexity_16bit == whole.perplexity_16bit
     assert not (tmp_path / "cut" / ".workspace").exists()
@@ -137,11 +145,13 @@ def test_a_finished_sweep_measures_nothing_again_and_a_longer_list_only_what_is_
     first = run(request_of(model, text), tmp_path)
     silent = Notes()
     assert run(request_of(model, text), tmp_path, silent) == first
-    assert silent.calibrated == 0
+    assert silent.calibrated == []
+    assert not any(note.startswith("plan") for note in silent.notes)
     longer = Notes()
     both = run(request_of(model, text, bits=[4, 2]), tmp_path, longer)
     assert [(one.method, one.bits) for one in both.combinations] == [("lut", 4), ("lut", 2), ("rtn", 4), ("rtn", 2)]
-    assert [note.split(": ")[1] for note in longer.notes if ": " in note] == ["lut-2", "rtn-2-g64"]
+    combinations = [note.split(": ")[1] for note in longer.notes if note.startswith("combination")]
+    assert combinations == ["lut-2-gptq", "rtn-2-g64-gptq"]
 
 
 def test_combinations_of_another_input_are_not_taken_over(
@@ -193,7 +203,7 @@ def example_sweep() -> Sweep:
         "model": "example/<model>", "revision": None, "sparsity": 0.001, "scope": "per_tensor",
         "split_half_overlap": 0.8, "calibration_text": "c4", "calibration_sequences": 128,
         "calibration_tokens_per_sequence": 512, "calibration_seed": 0, "calibration_digest": "sha256:" + "0" * 64,
-        "evaluation_text": "c4", "evaluation_documents": 200,
+        "evaluation_text": "c4", "evaluation_documents": 200, "evaluation_dtype": "float16",
     }  # fmt: skip
     return Sweep(
         about,
@@ -279,3 +289,25 @@ def test_compensation_starts_from_the_checkpoint_whatever_was_measured_before(
     alone = run(request_of(model, text, methods=["rtn"], bits=[3], compensations=["gptq"]), tmp_path / "alone")
     after = run(request_of(model, text, methods=["rtn"], bits=[2, 3], compensations=["gptq"]), tmp_path / "after")
     assert without_seconds(after)[1] == without_seconds(alone)[0]
+
+
+def test_a_sweep_that_no_budget_holds_is_refused_before_anything_is_computed(
+    make_checkpoint: MakeCheckpoint, text: Path, tmp_path: Path
+) -> None:
+    progress = Notes()
+    with pytest.raises(ResourceError, match="max_host_bytes 1000 B: no way to prepare"):
+        run_sweep(
+            request_of(make_checkpoint(), text),
+            folder=tmp_path,
+            policy=POLICY,
+            progress=progress,
+            means=Means(budget=MemoryBudget(max_host_bytes=1000), device="cpu"),
+        )
+    assert progress.calibrated == []
+
+
+def test_memory_is_planned_for_compensation_where_one_combination_compensates() -> None:
+    settings = {"methods": ["rtn"], "bits": [2]}
+    both = request_of(Path("model"), Path("text.txt"), **settings, compensations=["none", "gptq"])
+    plain = request_of(Path("model"), Path("text.txt"), **settings, compensations=["none"])
+    assert (both.largest_quantizer.compensation, plain.largest_quantizer.compensation) == ("gptq", "none")

@@ -24,6 +24,12 @@ def test_the_page_without_a_run_leaves_out_the_plan() -> None:
         assert heading(page, title)
 
 
+def test_the_page_says_what_perplexity_was_computed_in() -> None:
+    report = example_report()
+    report["perplexity"]["dtype"] = "bfloat16"
+    assert "windows of at most 512, computed in bfloat16." in report_page(report).decode()
+
+
 def test_the_page_with_a_run_tells_plan_actual_and_digest() -> None:
     page = report_page(example_report(), example_run()).decode()
     assert heading(page, "Plan against actual")

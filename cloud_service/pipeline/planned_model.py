@@ -1,0 +1,162 @@
+"""A model and how to compute with it: which memory plan, which devices, where the Fisher shards run.
+
+    estimate_fisher          passes, recomputation, sums and totals as planned, on the launcher
+    published_inputs         the network in the compute dtype, for error compensation
+    load_for_evaluation      the network in the dtype that perplexity is measured in
+
+Preparations and reports go through the same functions, so that a report measures what a preparation would do. The
+network is loaded anew for each of them and is in memory for as long as its user keeps it: never two at a time.
+Costs what is asked for. Knows nothing about masks and quantisers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from cloud_service.memory_budget import MemoryBudget
+from cloud_service.pipeline.calibration import Calibration
+from cloud_service.pipeline.checkpoint import Workspace, require_space
+from cloud_service.pipeline.fisher_totals import FisherTotals
+from cloud_service.pipeline.hub import first_line
+from cloud_service.pipeline.launchers.local import FisherLauncher, FisherPasses, FisherWork, LocalLauncher
+from cloud_service.pipeline.load_model import LoadedModel, ModelOutline, evaluation_dtype, load_model, read_outline
+from cloud_service.pipeline.planning.machine_probe import accelerator_indices
+from cloud_service.pipeline.planning.plan_table import plan_line
+from cloud_service.pipeline.planning.preparation_plan import PreparationPlan
+from cloud_service.pipeline.planning.request_plan import plan_request
+from cloud_service.pipeline.published_inputs import PublishedInputs
+from cloud_service.pipeline.tokenization import TextEncoder, load_encoder
+from cloud_service.progress import ProgressSink
+from shared.api import PrepareRequest, Stage
+from shared.errors import ResourceError
+
+
+@dataclass(frozen=True, slots=True)
+class Means:
+    """What the work is done with; none of it changes a result.
+
+    Attributes:
+        launcher: Where the Fisher shards are computed.
+        budget: Memory that may be used.
+        device: Torch device; None means all CUDA devices where there are any, else the CPU.
+    """
+
+    launcher: FisherLauncher = field(default_factory=LocalLauncher)
+    budget: MemoryBudget = field(default_factory=MemoryBudget)
+    device: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedModel:
+    """A checkpoint that is not loaded, and the plan for it.
+
+    Attributes:
+        folder: The checkpoint.
+        outline: Its names and shapes.
+        encoder: Its tokenizer.
+        plan: How memory is used.
+        accelerators: Indices of the accelerators that may be used; empty on a CPU.
+        launcher: Where the Fisher shards are computed.
+    """
+
+    folder: Path
+    outline: ModelOutline
+    encoder: TextEncoder
+    plan: PreparationPlan
+    accelerators: tuple[int, ...]
+    launcher: FisherLauncher
+
+    @property
+    def device(self) -> str:
+        """The device that computes; the first of several."""
+        return f"cuda:{self.accelerators[0]}" if self.accelerators else "cpu"
+
+    @property
+    def evaluation_dtype(self) -> torch.dtype:
+        """What perplexity is measured in."""
+        return evaluation_dtype(self.outline, self.device)
+
+    @property
+    def evaluation_dtype_name(self) -> str:
+        """Its name, as reports have it: ``float32``, ``float16`` or ``bfloat16``."""
+        return str(self.evaluation_dtype).removeprefix("torch.")
+
+    def estimate_fisher(self, calibration: Calibration, workspace: Workspace, progress: ProgressSink) -> FisherTotals:
+        """Return the Fisher totals of the sequences; what the workspace has of them is not computed again.
+
+        Args:
+            calibration: The sequences, always the same ones for a workspace.
+            workspace: Where the totals lie.
+            progress: Told the sequences done, counted in every pass; may raise ``Interrupted``.
+
+        Raises:
+            UnsupportedModel: A weight or a loss is not finite.
+            ResourceError: The device has too little memory, or the cluster cannot be used.
+            DiskError: The disk does not hold the totals.
+        """
+        blocks, plan = self.outline.block_linears, self.plan
+        totals = FisherTotals(workspace, blocks, len(calibration), keeps_in_memory=plan.totals_in_memory)
+        passes = FisherPasses(plan.passes, plan.accumulators == "host", plan.recomputes_activations)
+        sequences = len(passes.groups) * len(calibration)
+        progress.stage(Stage.CALIBRATING, total=sequences, unit="sequences")
+        if totals.is_complete:
+            progress.advance(sequences)
+            return totals
+        weights = sum(int(np.prod(self.outline.shapes[name])) for name in self.outline.linear_names)
+        require_space(workspace.folder, 2 * 4 * weights, "the Fisher sums of both halves")
+        work = FisherWork(self.outline, self.folder, calibration, passes, self.device, plan.device_map)
+        self.launcher.estimate(work, totals, after_sequence=progress.advance)
+        return totals
+
+    def published_inputs(self, calibration: Calibration) -> PublishedInputs:
+        """Return what enters the blocks of a freshly loaded network, for error compensation."""
+        return PublishedInputs(self._load(None), calibration)
+
+    def load_for_evaluation(self) -> LoadedModel:
+        """Return the network in ``evaluation_dtype``."""
+        return self._load(self.evaluation_dtype)
+
+    def _load(self, dtype: torch.dtype | None) -> LoadedModel:
+        return load_model(self.outline, device=self.device, device_map=self.plan.device_map, dtype=dtype)
+
+
+def plan_model(
+    request: PrepareRequest, folder: Path, means: Means, workspace: Workspace, progress: ProgressSink
+) -> PlannedModel:
+    """Return the model of a request with its plan, which ``progress`` is told; no weight is loaded.
+
+    Args:
+        request: What to prepare.
+        folder: The checkpoint.
+        means: What to do it with.
+        workspace: Where checkpoints will lie; its folder must exist.
+        progress: Told about the plan.
+
+    Raises:
+        UnsupportedModel: The model is not served.
+        ResourceError: No way to prepare the model fits the budget.
+    """
+    outline = read_outline(folder)
+    encoder = load_encoder(folder, outline.architecture, outline.context_length)
+    plan = plan_request(request, folder, means.budget, device=means.device, workspace=workspace.folder)
+    progress.note(f"plan: {plan_line(plan)}")
+    return PlannedModel(folder, outline, encoder, plan, accelerator_indices(means.device), means.launcher)
+
+
+@contextmanager
+def memory_errors() -> Iterator[None]:
+    """Turn a failed allocation into a ``ResourceError``."""
+    try:
+        yield
+    except (torch.OutOfMemoryError, MemoryError) as error:
+        raise ResourceError(
+            f"out of memory: {first_line(error)}",
+            needed="the memory that zo-cloud plan predicts",
+            next_step="free memory, take a larger machine or a smaller model; the same command goes on from here",
+        ) from error

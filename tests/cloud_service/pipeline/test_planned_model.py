@@ -1,0 +1,101 @@
+"""What a plan decides reaches the launcher and the network, and changes no bit of a result."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from cloud_service.pipeline.calibration import Calibration
+from cloud_service.pipeline.checkpoint import Workspace
+from cloud_service.pipeline.fisher_totals import FisherTotals
+from cloud_service.pipeline.launchers.local import FisherWork, LocalLauncher
+from cloud_service.pipeline.planned_model import Means, PlannedModel, memory_errors, plan_model
+from cloud_service.progress import SilentProgress
+from shared.api import PrepareRequest
+from shared.errors import ResourceError
+
+MakeCheckpoint = Callable[..., Path]
+CALIBRATION = Calibration.of_windows((torch.arange(80).view(5, 16) * 7) % 250)
+
+
+class RecordingLauncher(LocalLauncher):
+    """Remembers the work that it was given."""
+
+    def __init__(self) -> None:
+        self.works: list[FisherWork] = []
+
+    def estimate(self, work: FisherWork, totals: FisherTotals, *, after_sequence: Callable[[int], None]) -> None:
+        self.works.append(work)
+        super().estimate(work, totals, after_sequence=after_sequence)
+
+
+class Notes(SilentProgress):
+    """Remembers what it was told."""
+
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+        self.done: list[int] = []
+
+    def note(self, message: str) -> None:
+        self.notes.append(message)
+
+    def advance(self, done: int) -> None:
+        self.done.append(done)
+
+
+def planned(
+    folder: Path, workspace: Workspace, launcher: LocalLauncher, progress: SilentProgress | None = None
+) -> PlannedModel:
+    workspace.claim("any")
+    means = Means(launcher, device="cpu")
+    return plan_model(PrepareRequest(model=str(folder)), folder, means, workspace, progress or SilentProgress())
+
+
+def test_the_plan_is_told_and_no_accelerator_is_used_on_a_cpu(make_checkpoint: MakeCheckpoint, tmp_path: Path) -> None:
+    progress = Notes()
+    model = planned(make_checkpoint(), Workspace(tmp_path / "work"), LocalLauncher(), progress)
+    assert [note.partition(":")[0] for note in progress.notes] == ["plan"]
+    assert (model.device, model.accelerators, model.evaluation_dtype_name) == ("cpu", (), "float32")
+
+
+def test_the_launcher_works_as_planned_and_every_plan_gives_the_same_bits(
+    make_checkpoint: MakeCheckpoint, tmp_path: Path
+) -> None:
+    folder, launcher, found = make_checkpoint(num_hidden_layers=2), RecordingLauncher(), []
+    plans: dict[str, dict[str, Any]] = {
+        "one": {"passes": ((0, 1),)},
+        "two": {"passes": ((0,), (1,)), "recomputes_activations": True, "totals_in_memory": False},
+        "spread": {"passes": ((0, 1),), "accumulators": "host", "device_map": {"": "cpu"}},
+    }
+    for name, changes in plans.items():
+        workspace, progress = Workspace(tmp_path / name), Notes()
+        model = planned(folder, workspace, launcher)
+        model = dataclasses.replace(model, plan=dataclasses.replace(model.plan, **changes))
+        found.append(dict(model.estimate_fisher(CALIBRATION, workspace, progress).diagonal()))
+        assert progress.done[-1] == 5 * len(changes["passes"])
+    one, two, spread = launcher.works
+    assert (one.passes.groups, one.passes.recomputes_activations, one.device_map) == (((0, 1),), False, None)
+    assert (two.passes.groups, two.passes.recomputes_activations) == (((0,), (1,)), True)
+    assert (spread.passes.accumulates_on_host, spread.device_map) == (True, {"": "cpu"})
+    for other in found[1:]:
+        assert all(torch.equal(other[name], values) for name, values in found[0].items())
+
+
+def test_totals_that_are_there_are_not_computed_again(make_checkpoint: MakeCheckpoint, tmp_path: Path) -> None:
+    workspace, launcher, again = Workspace(tmp_path / "work"), RecordingLauncher(), Notes()
+    model = planned(make_checkpoint(num_hidden_layers=1), workspace, launcher)
+    model.estimate_fisher(CALIBRATION, workspace, SilentProgress())
+    assert model.estimate_fisher(CALIBRATION, workspace, again).is_complete
+    assert (len(launcher.works), again.done) == (1, [5])
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory. Tried …\nmore"), MemoryError()])
+def test_a_failed_allocation_names_what_would_do(error: Exception) -> None:
+    with pytest.raises(ResourceError, match="out of memory") as caught, memory_errors():
+        raise error
+    assert "zo-cloud plan" in str(caught.value.needed)
