@@ -4,20 +4,30 @@ Masks of the top 1e-2, 1e-3 and 1e-4 of every linear weight are chosen by the gr
 gradients, by magnitude and at random; shown is the share of the task's squared gradients that each of them covers. With
 --steps the model is fine-tuned first order, and the shares are followed step by step.
 
+The text's pass follows the memory plan and the launcher, as that of ``zo-cloud prepare`` does. The task's rows do not:
+their gradients, and the steps, are computed here, with the model and 4 bytes per linear weight in memory at once.
+
 DIR/coverage.html   the page; coverage.svg the figure, coverage.json the data
+DIR/.coverage       checkpoints of the text's pass; the same command goes on from them, and they are gone at the end
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cloud_service.commands.label_words import label_words
+from cloud_service.commands.launcher_options import add_launcher_options
 from cloud_service.commands.local_sources import add_source_options, local_sources
+from cloud_service.commands.memory_options import add_memory_options
 from cloud_service.commands.option_names import named_by_option
+from shared.errors import Conflict
+from shared.file_lock import exclusive
 
 if TYPE_CHECKING:
     from cloud_service.pipeline.coverage_run import CoverageRequest, MeasuredCoverage
@@ -62,7 +72,14 @@ def add_coverage(reports: argparse._SubParsersAction[argparse.ArgumentParser]) -
     parser.add_argument("model", help="hub id, or a Hugging Face folder")
     for option, (field, settings) in {**_OPTIONS, **_SHARED_OPTIONS}.items():
         parser.add_argument(option, dest=field, default=None, **named_by_option(option, settings))
-    parser.add_argument("--output", type=Path, metavar="DIR", help="where page, figure and data go (default: nowhere)")
+    parser.add_argument(
+        "--output",
+        type=Path,
+        metavar="DIR",
+        help="where page, figure, data and checkpoints go (default: nowhere, and a temporary folder)",
+    )
+    add_memory_options(parser)
+    add_launcher_options(parser)
     add_source_options(parser)
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.add_argument("--quiet", action="store_true", help="show no progress")
@@ -86,17 +103,29 @@ def request_of(arguments: argparse.Namespace) -> CoverageRequest:
 
 
 def _run(arguments: argparse.Namespace) -> None:
+    from cloud_service.commands.means import means_of
     from cloud_service.commands.progress import terminal_progress
     from cloud_service.pipeline.coverage_report import coverage_document, coverage_table
     from cloud_service.pipeline.coverage_run import run_coverage
 
-    request = request_of(arguments)
-    with terminal_progress(is_quiet=arguments.quiet) as progress:
-        measured = run_coverage(request, local_sources(arguments), progress)
+    request, policy, means = request_of(arguments), local_sources(arguments), means_of(arguments)
+    with _workspace(arguments.output) as workspace, terminal_progress(is_quiet=arguments.quiet) as progress:
+        measured = run_coverage(request, policy, progress, workspace=workspace, means=means)
     document = coverage_document(measured.coverage, measured.about)
     if arguments.output is not None:
         _write(arguments.output, measured, document)
     print(json.dumps(document) if arguments.json else coverage_table(document))  # noqa: T201
+
+
+@contextlib.contextmanager
+def _workspace(output: Path | None) -> Iterator[Path | None]:
+    """Yield the folder of the checkpoints, which no other process uses; None where nothing is kept."""
+    if output is None:
+        yield None
+        return
+    busy = Conflict(f"another report works in {output}", next_step="wait for it, or give another --output")
+    with exclusive(output / ".coverage.lock", busy=busy):
+        yield output / ".coverage"
 
 
 def _write(folder: Path, measured: MeasuredCoverage, document: dict[str, Any]) -> None:

@@ -14,8 +14,8 @@ Symbols: F the Fisher diagonal (Equation 8) of the *measuring* rows of the task 
     random          nothing: the expected share is the fraction itself
 
 Selecting and measuring rows are different rows: a mask that fits the noise of few rows would else look better than it
-is. Costs one backward pass per sequence of the text once, and one per selecting and measuring row at every moment
-looked at; 4 bytes per weight for one Fisher diagonal at a time, and 4 bytes per weight of each top 1e-2.
+is. The text's ranking is given. Costs one backward pass per selecting and measuring row at every moment looked at; 4
+bytes per weight for one Fisher diagonal at a time, beside the weights, and 4 bytes per weight of each top 1e-2.
 Knows nothing about files, options or pictures.
 """
 
@@ -56,16 +56,14 @@ Ranking = Mapping[str, NDArray[np.int32]]
 
 @dataclass(frozen=True, slots=True)
 class CoverageData:
-    """What the gradients are taken on.
+    """The task rows that gradients are taken on.
 
     Attributes:
-        text: Sequences of the text.
-        selecting: Task rows that masks are chosen by.
-        measuring: Other task rows, that coverage is measured on.
-        training: Task rows to fine-tune on; unused where no step is taken.
+        selecting: Those that masks are chosen by.
+        measuring: Others, that coverage is measured on.
+        training: Those to fine-tune on; unused where no step is taken.
     """
 
-    text: Calibration
     selecting: Calibration
     measuring: Calibration
     training: Calibration
@@ -116,6 +114,7 @@ class Coverage:
 def measure_coverage(
     network: nn.Module,
     weights: Mapping[str, nn.Parameter],
+    text: Ranking,
     data: CoverageData,
     *,
     moments: Sequence[int] = (0,),
@@ -128,7 +127,8 @@ def measure_coverage(
     Args:
         network: The model, without dropout; in float32 where steps are taken.
         weights: Its linear weights, by name.
-        data: Text and rows.
+        text: The weights' ranking by the Fisher diagonal of the text, at the start; see ``rank_largest``.
+        data: The rows.
         moments: Steps to look at, increasing from 0.
         tuning: How to fine-tune; None is the default of ``FirstOrderSettings``.
         recomputed_blocks: As of ``fisher.sum_squares``.
@@ -149,7 +149,7 @@ def measure_coverage(
         return sums, rank_largest(sums.items())
 
     rankings: dict[Criterion, Ranking] = {
-        "text_static": rank(data.text)[1],
+        "text_static": text,
         "magnitude": rank_largest((name, weight.detach().float().abs()) for name, weight in weights.items()),
         "random": _ranked(
             select_random({name: w.numel() for name, w in weights.items()}, FRACTIONS[0], "per_tensor", tuning.seed)
@@ -171,7 +171,7 @@ def measure_coverage(
 def count_passes(data: CoverageData, moments: Sequence[int], tuning: FirstOrderSettings) -> int:
     """Return how many backward passes ``measure_coverage`` makes."""
     batch = min(tuning.batch, len(data.training))
-    return len(data.text) + len(moments) * (len(data.selecting) + len(data.measuring)) + max(moments) * batch
+    return len(moments) * (len(data.selecting) + len(data.measuring)) + max(moments) * batch
 
 
 def rank_largest(tensors: Iterable[tuple[str, Tensor]], fraction: float = FRACTIONS[0]) -> Ranking:

@@ -1,24 +1,41 @@
-"""One coverage measurement from a model's name to its figures: resolve, load, draw the rows, measure.
+"""One coverage measurement from a model's name to its figures: resolve, rank by the text, draw the rows, measure.
 
+The text's Fisher pass is that of a preparation: by the memory plan, on the launcher, in shards whose totals lie in a
+workspace. What follows needs the network to hold still or to be fine-tuned, so it takes place in this process, with
+the network and one Fisher diagonal beside it, whatever the plan's passes.
 Selecting and measuring rows are two halves of the rows drawn; where steps are taken, they are taken on these rows and
 more of the same file, up to 1,000, as the paper trains on 1,000. Knows nothing about the command line.
 """
 
 from __future__ import annotations
 
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import Field
 
-from cloud_service.pipeline.calibration import Calibration, read_calibration, tokens_digest
+from cloud_service.pipeline.calibration import Calibration, tokens_digest
 from cloud_service.pipeline.calibration_rows import calibration_examples
-from cloud_service.pipeline.coverage import Coverage, CoverageData, count_passes, measure_coverage
+from cloud_service.pipeline.checkpoint import Workspace
+from cloud_service.pipeline.coverage import (
+    Coverage,
+    CoverageData,
+    Ranking,
+    count_passes,
+    measure_coverage,
+    rank_largest,
+)
 from cloud_service.pipeline.first_order import FirstOrderSettings
 from cloud_service.pipeline.identity import ResolvedInput, resolve
-from cloud_service.pipeline.load_model import LoadedModel, load_model, read_outline
-from cloud_service.pipeline.tokenization import TextEncoder, load_encoder
+from cloud_service.pipeline.load_model import LoadedModel
+from cloud_service.pipeline.planned_model import Means, PlannedModel, memory_errors, plan_model
+from cloud_service.pipeline.saved_texts import read_texts
 from cloud_service.progress import ProgressSink
 from cloud_service.sources import SourcePolicy, TextSource, locate_calibration
 from shared.api import OWN_ROWS, CalibrationSpec, EvaluationSpec, Message, PrepareRequest, Stage
@@ -82,7 +99,12 @@ class MeasuredCoverage:
 
 
 def run_coverage(
-    request: CoverageRequest, policy: SourcePolicy, progress: ProgressSink, *, device: str | None = None
+    request: CoverageRequest,
+    policy: SourcePolicy,
+    progress: ProgressSink,
+    *,
+    workspace: Path | None = None,
+    means: Means | None = None,
 ) -> MeasuredCoverage:
     """Measure what ``request`` asks for.
 
@@ -90,39 +112,59 @@ def run_coverage(
         request: What to measure.
         policy: What may be read.
         progress: Told about every backward pass.
-        device: Torch device; None means CUDA where there is one, else the CPU.
+        workspace: A folder of this measurement alone, for the text's Fisher totals: the same request goes on from
+            there, and it is gone at the end. None means a temporary one.
+        means: What to do it with; None means this process and all memory of all CUDA devices, else of the CPU.
 
     Raises:
         ZoError: The model, the text, the rows or a step; the subclass says who can act.
     """
     rows = locate_calibration(request.task, policy, param="--task-data")
-    source = _resolve(request, policy, progress)
-    outline = read_outline(source.folder)
-    encoder = load_encoder(source.folder, outline.architecture, outline.context_length)
-    data = _read_data(request, source, rows, encoder, policy, str(outline.architecture["model_type"]))
-    # Small updates vanish in 16 bits.
-    model = load_model(outline, device=device, dtype=torch.float32 if request.steps else None)
-    coverage = _measure(request, model, data, progress)
-    return MeasuredCoverage(coverage, _about(request, source, rows, data))
+    preparation = _preparation(request)
+    source = resolve(preparation, policy, progress)
+    with _workspace(workspace, source.fingerprint) as checkpoints, memory_errors():
+        planned = plan_model(preparation, source.folder, means or Means(), checkpoints, progress)
+        data = _read_rows(request, rows, planned)
+        text, _ = read_texts(preparation, source, planned, policy, checkpoints)
+        ranking = rank_largest(planned.estimate_fisher(text, checkpoints, progress).diagonal().items())
+        # Small updates vanish in 16 bits.
+        model = planned.load(torch.float32 if request.steps else None)
+        coverage = _measure(request, model, ranking, data, progress)
+    return MeasuredCoverage(coverage, _about(request, source, rows, text, data))
 
 
-def _resolve(request: CoverageRequest, policy: SourcePolicy, progress: ProgressSink) -> ResolvedInput:
-    preparation = PrepareRequest(
+def _preparation(request: CoverageRequest) -> PrepareRequest:
+    return PrepareRequest(
         model=request.model,
         revision=request.revision,
         calibration=request.calibration,
         evaluation=EvaluationSpec(documents=0),
     )
-    return resolve(preparation, policy, progress)
 
 
-def _measure(request: CoverageRequest, model: LoadedModel, data: CoverageData, progress: ProgressSink) -> Coverage:
+@contextmanager
+def _workspace(folder: Path | None, fingerprint: str) -> Iterator[Workspace]:
+    """Yield the claimed workspace; it is gone afterwards, but kept for another attempt where something failed."""
+    if folder is None:
+        with tempfile.TemporaryDirectory() as temporary, _workspace(Path(temporary) / "work", fingerprint) as workspace:
+            yield workspace
+        return
+    workspace = Workspace(folder)
+    workspace.claim(fingerprint)
+    yield workspace
+    shutil.rmtree(folder)
+
+
+def _measure(
+    request: CoverageRequest, model: LoadedModel, text: Ranking, data: CoverageData, progress: ProgressSink
+) -> Coverage:
     passes = count_passes(data, request.moments, request.tuning)
     progress.stage(Stage.CALIBRATING, total=passes, unit="backward passes")
     done = iter(range(1, passes + 1))
     return measure_coverage(
         model.network,
         {name: model.parameters[name] for name in model.outline.linear_names},
+        text,
         data,
         moments=request.moments,
         tuning=request.tuning,
@@ -131,24 +173,17 @@ def _measure(request: CoverageRequest, model: LoadedModel, data: CoverageData, p
     )
 
 
-def _read_data(
-    request: CoverageRequest,
-    source: ResolvedInput,
-    rows: TextSource,
-    encoder: TextEncoder,
-    policy: SourcePolicy,
-    model_type: str,
-) -> CoverageData:
+def _read_rows(request: CoverageRequest, rows: TextSource, model: PlannedModel) -> CoverageData:
     if rows.path is None:
         raise DataError("the task's rows are no file", needed="a folder of tasks, or a file of rows", param="task.text")
     records = read_records(rows.path)
     count = _row_count(request, records)
     drawn = max(count, min(len(records), _TRAINING_ROWS)) if request.steps else count
     spec = request.task.model_copy(update={"sequences": drawn})
-    examples = Calibration.of_examples(calibration_examples(records, encoder, spec, model_type=model_type))
-    text = read_calibration(source.calibration, encoder, request.calibration, policy=policy, model_type=model_type)
+    model_type = str(model.outline.architecture["model_type"])
+    examples = Calibration.of_examples(calibration_examples(records, model.encoder, spec, model_type=model_type))
     half = count // 2
-    return CoverageData(text, examples.part(slice(0, half)), examples.part(slice(half, count)), examples)
+    return CoverageData(examples.part(slice(0, half)), examples.part(slice(half, count)), examples)
 
 
 def _row_count(request: CoverageRequest, records: list[Record]) -> int:
@@ -163,15 +198,17 @@ def _row_count(request: CoverageRequest, records: list[Record]) -> int:
     return wanted
 
 
-def _about(request: CoverageRequest, source: ResolvedInput, rows: TextSource, data: CoverageData) -> dict[str, Any]:
+def _about(
+    request: CoverageRequest, source: ResolvedInput, rows: TextSource, text: Calibration, data: CoverageData
+) -> dict[str, Any]:
     is_own = request.task.task == OWN_ROWS
     return {
         "model": source.model_id,
         "revision": source.revision,
         "text": source.calibration.name,
-        "text_sequences": len(data.text),
-        "text_tokens_per_sequence": data.text.tokens.shape[1],
-        "text_digest": tokens_digest(data.text),
+        "text_sequences": len(text),
+        "text_tokens_per_sequence": text.tokens.shape[1],
+        "text_digest": tokens_digest(text),
         "task": rows.name if is_own else request.task.task,
         "task_file": rows.name,
         "selecting_rows": len(data.selecting),

@@ -116,13 +116,14 @@ class PlannedModel:
 
     def published_inputs(self, calibration: Calibration) -> PublishedInputs:
         """Return what enters the blocks of a freshly loaded network, for error compensation."""
-        return PublishedInputs(self._load(None), calibration)
+        return PublishedInputs(self.load(), calibration)
 
     def load_for_evaluation(self) -> LoadedModel:
         """Return the network in ``evaluation_dtype``."""
-        return self._load(self.evaluation_dtype)
+        return self.load(self.evaluation_dtype)
 
-    def _load(self, dtype: torch.dtype | None) -> LoadedModel:
+    def load(self, dtype: torch.dtype | None = None) -> LoadedModel:
+        """Return the network on the planned devices; ``dtype`` is None for what gradients are computed in."""
         return load_model(self.outline, device=self.device, device_map=self.plan.device_map, dtype=dtype)
 
 

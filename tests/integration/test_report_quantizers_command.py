@@ -35,7 +35,7 @@ def test_a_sweep_leaves_table_data_plot_and_a_page_that_fits_a_phone(
     assert main([*command, "--methods", "uniform,rtn", "--bits", "2,8", "--group-size", "16"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.split("  ")[0] for line in lines[1:5]] == [
-        "uniform g16 2 bit", "uniform g16 8 bit", "rtn g16 2 bit", "rtn g16 8 bit",
+        "uniform g16 gptq 2 bit", "uniform g16 gptq 8 bit", "rtn g16 gptq 2 bit", "rtn g16 gptq 8 bit",
     ]  # fmt: skip
     document = json.loads((tmp_path / "out" / "quantizers.json").read_text())
     assert [one["bits"] for one in document["combinations"]] == [2, 8, 2, 8]
@@ -71,7 +71,7 @@ def test_bits_that_are_no_numbers_are_refused(command: list[str], capsys: pytest
 
 
 def test_a_killed_sweep_keeps_its_finished_combinations(command: list[str], tmp_path: Path) -> None:
-    finished = tmp_path / "out" / ".combinations" / "rtn-8-g64.json"
+    finished = tmp_path / "out" / ".combinations" / "rtn-8-g64-gptq.json"
     arguments = [*command, "--methods", "rtn,lut", "--bits", "8,4"]
     sweep = subprocess.Popen(
         [sys.executable, "-m", "cloud_service.cli", *arguments], env={**os.environ, "OMP_NUM_THREADS": "1"}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from tiny_checkpoint import build_checkpoint, write_text
 from torch.nn.functional import cross_entropy
 
 from cloud_service.cli import main
-from cloud_service.pipeline.calibration import Calibration
+from cloud_service.pipeline.calibration import Calibration, tokens_digest
 from cloud_service.pipeline.coverage import (
     CRITERIA,
     CoverageData,
@@ -25,11 +26,17 @@ from cloud_service.pipeline.coverage import (
     rank_largest,
     ranking_overlap,
 )
-from cloud_service.pipeline.coverage_run import CoverageRequest
+from cloud_service.pipeline.coverage_run import CoverageRequest, MeasuredCoverage, run_coverage
 from cloud_service.pipeline.first_order import FirstOrderSettings
+from cloud_service.pipeline.fisher_totals import FisherTotals
+from cloud_service.pipeline.launchers.local import FisherWork, LocalLauncher
 from cloud_service.pipeline.load_model import LoadedModel, load_model, read_outline
+from cloud_service.pipeline.planned_model import Means
+from cloud_service.progress import SilentProgress
+from cloud_service.sources import SourcePolicy
 from shared.api import CalibrationSpec
-from shared.errors import DataError, Diverged, UnsupportedModel
+from shared.errors import Conflict, DataError, Diverged, Interrupted, ResourceError, UnsupportedModel
+from shared.file_lock import exclusive
 
 FISHER = {"a": torch.tensor([[4.0, 0.0], [3.0, 1.0]]), "b": torch.tensor([2.0, 2.0, 0.0, 0.0])}
 
@@ -84,9 +91,11 @@ def rows_of(first: int, count: int) -> Calibration:
     return Calibration(tokens, starts, torch.full((count,), 11, dtype=torch.int32))
 
 
+TEXT = Calibration.of_windows((torch.arange(60).view(3, 20) * 7) % 250)
+
+
 def data_of() -> CoverageData:
-    text = Calibration.of_windows((torch.arange(60).view(3, 20) * 7) % 250)
-    return CoverageData(text, rows_of(1, 4), rows_of(2, 4), rows_of(5, 6))
+    return CoverageData(rows_of(1, 4), rows_of(2, 4), rows_of(5, 6))
 
 
 def weights_of(model: LoadedModel) -> dict[str, torch.nn.Parameter]:
@@ -108,9 +117,13 @@ def plain_fisher(model: LoadedModel, rows: Calibration) -> dict[str, torch.Tenso
     return total
 
 
+def by_text(model: LoadedModel) -> Ranking:
+    return rank_largest(plain_fisher(model, TEXT).items())
+
+
 def test_shares_equal_a_plain_sort_of_plain_gradients(model: LoadedModel) -> None:
     data = data_of()
-    chosen_by = {"text_static": data.text, "task_static": data.selecting, "in_sample": data.measuring}
+    chosen_by = {"text_static": TEXT, "task_static": data.selecting, "in_sample": data.measuring}
     expected: dict[str, list[float]] = {}
     measuring = plain_fisher(model, data.measuring)
     for criterion, rows in chosen_by.items():
@@ -119,7 +132,7 @@ def test_shares_equal_a_plain_sort_of_plain_gradients(model: LoadedModel) -> Non
             top = values.flatten().argsort(descending=True)[: round(0.01 * values.numel())]
             shares.append(float(measuring[name].flatten()[top].sum() / measuring[name].sum()))
         expected[criterion] = shares
-    moment = measure_coverage(model.network, weights_of(model), data).moments[0]
+    moment = measure_coverage(model.network, weights_of(model), by_text(model), data).moments[0]
     for criterion, shares in expected.items():
         found = moment.shares[criterion][0]  # type: ignore[index]
         # Float32 sums in another order.
@@ -127,7 +140,7 @@ def test_shares_equal_a_plain_sort_of_plain_gradients(model: LoadedModel) -> Non
 
 
 def test_before_any_step_static_and_dynamic_masks_are_the_same_and_none_beats_the_rows_own(model: LoadedModel) -> None:
-    moment = measure_coverage(model.network, weights_of(model), data_of()).moments[0]
+    moment = measure_coverage(model.network, weights_of(model), by_text(model), data_of()).moments[0]
     assert moment.shares["task_static"] == moment.shares["task_dynamic"]
     assert moment.overlaps["task_static", "task_dynamic"][0] == 1
     assert all(moment.shares[criterion][0].mean <= moment.shares["in_sample"][0].mean for criterion in CRITERIA)
@@ -137,7 +150,8 @@ def test_fine_tuning_moves_the_linear_weights_alone_and_lowers_the_loss(model: L
     before = {name: parameter.clone() for name, parameter in model.parameters.items()}
     data = data_of()
     coverage = measure_coverage(
-        model.network, weights_of(model), CoverageData(data.text, data.selecting, data.measuring, data.measuring),
+        model.network, weights_of(model), by_text(model),
+        CoverageData(data.selecting, data.measuring, data.measuring),
         moments=(0, 4, 8), tuning=FirstOrderSettings(lr=1e-3, batch=4),
     )  # fmt: skip
     moved = {name for name, parameter in model.parameters.items() if not torch.equal(parameter, before[name])}
@@ -159,25 +173,25 @@ def test_one_step_of_sgd_is_the_mean_gradient_of_the_batch(model: LoadedModel) -
     (gradient,) = torch.autograd.grad(torch.stack(losses).mean(), model.parameters[name])
     model.parameters[name].requires_grad_(False)
     tuning = FirstOrderSettings(optimizer="sgd", lr=0.5, batch=99)
-    measure_coverage(model.network, weights_of(model), data, moments=(0, 1), tuning=tuning)
+    measure_coverage(model.network, weights_of(model), by_text(model), data, moments=(0, 1), tuning=tuning)
     torch.testing.assert_close(model.parameters[name].detach(), before - 0.5 * gradient)
 
 
 def test_a_learning_rate_that_diverges_is_said(model: LoadedModel) -> None:
     tuning = FirstOrderSettings(optimizer="sgd", lr=1e38)
     with pytest.raises(Diverged, match=r"--lr 1e\+37"):
-        measure_coverage(model.network, weights_of(model), data_of(), moments=(0, 9), tuning=tuning)
+        measure_coverage(model.network, weights_of(model), by_text(model), data_of(), moments=(0, 9), tuning=tuning)
 
 
 def test_every_backward_pass_is_counted(model: LoadedModel) -> None:
     passes: list[None] = []
     tuning = FirstOrderSettings(batch=5)
     measure_coverage(
-        model.network, weights_of(model), data_of(), moments=(0, 2), tuning=tuning,
+        model.network, weights_of(model), by_text(model), data_of(), moments=(0, 2), tuning=tuning,
         after_pass=lambda: passes.append(None),
     )  # fmt: skip
-    # 3 of the text, twice 4 + 4 rows, two steps of 5 rows.
-    assert len(passes) == count_passes(data_of(), (0, 2), tuning) == 3 + 2 * 8 + 2 * 5
+    # Twice 4 + 4 rows, two steps of 5 rows.
+    assert len(passes) == count_passes(data_of(), (0, 2), tuning) == 2 * 8 + 2 * 5
 
 
 @pytest.mark.parametrize(
@@ -226,6 +240,66 @@ def test_the_command_writes_page_figure_and_data(
     assert page.count("<svg") == 1 + 3
     assert re.findall(r'(?:src|href)="(?!#)', page) == []
     assert str(tmp_path) not in page + json.dumps(document)
+
+
+class StoppingLauncher(LocalLauncher):
+    """Remembers the work it was given; stops after so many sequences."""
+
+    def __init__(self, stop_after: int | None = None) -> None:
+        self.works: list[FisherWork] = []
+        self.told: list[int] = []
+        self._stop_after = stop_after
+
+    def estimate(self, work: FisherWork, totals: FisherTotals, *, after_sequence: Callable[[int], None]) -> None:
+        self.works.append(work)
+
+        def tell(done: int) -> None:
+            after_sequence(done)
+            self.told.append(done)
+            if done == self._stop_after:
+                raise Interrupted("stopped by the test")
+
+        super().estimate(work, totals, after_sequence=tell)
+
+
+def measure(tmp_path: Path, launcher: LocalLauncher) -> MeasuredCoverage:
+    request = CoverageRequest(
+        model=str(tmp_path / "Tiny"),
+        calibration=CalibrationSpec(text=str(tmp_path / "text.jsonl"), sequences=4, tokens_per_sequence=48),
+        task=CalibrationSpec(text=str(tmp_path / "rows.jsonl"), task="rows", tokens_per_sequence=48),
+    )
+    return run_coverage(
+        request,
+        SourcePolicy(allow_any_local=True),
+        SilentProgress(),
+        workspace=tmp_path / "work",
+        means=Means(launcher, device="cpu"),
+    )
+
+
+@pytest.mark.usefixtures("command")
+def test_the_texts_pass_is_the_launchers_and_goes_on_where_it_was(tmp_path: Path) -> None:
+    whole = StoppingLauncher()
+    expected = measure(tmp_path, whole)
+    assert [tokens_digest(work.calibration) for work in whole.works] == [expected.about["text_digest"]]
+    assert not (tmp_path / "work").exists()
+    with pytest.raises(Interrupted):
+        measure(tmp_path, StoppingLauncher(stop_after=3))
+    resumed = StoppingLauncher()
+    assert measure(tmp_path, resumed) == expected
+    assert resumed.told == [2, 3, 4]  # shards of one sequence: two were added, the third was not
+
+
+def test_a_budget_that_holds_nothing_is_refused_and_a_second_report_waits_its_turn(
+    command: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[Any]
+) -> None:
+    assert main([*command, "--max-host-bytes", "1MiB"]) == ResourceError.exit_code
+    assert "no way to prepare this model fits" in capsys.readouterr().err
+    with exclusive(tmp_path / "report" / ".coverage.lock"):
+        assert main([*command, "--output", str(tmp_path / "report")]) == Conflict.exit_code
+    assert "another report works in" in capsys.readouterr().err
+    assert main([*command, "--output", str(tmp_path / "report")]) == 0
+    assert not (tmp_path / "report" / ".coverage").exists()
 
 
 def test_without_steps_there_is_one_picture(command: list[str], tmp_path: Path) -> None:
