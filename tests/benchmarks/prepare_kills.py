@@ -4,8 +4,8 @@
 
 One uninterrupted run; for every stage, a run that is killed by SIGKILL when that stage is announced; runs that are
 killed at moments drawn by seed; and one run that is killed at all of them, one after another. Each is started again
-by the same command until it ends. Identical means: the same bundle digest. ``--compensation gptq`` and other options
-after ``--`` go to the command. Writes results/prepare_kills.json and the headline ``resume.prepare_kills_identical``.
+by the same command until it ends. Identical means: the same bundle digest, and every run was really killed: a process
+that had ended before, or another exit status than SIGKILL's, does not count. Options after ``--`` go to the command. Writes results/prepare_kills.json and the headline ``resume.prepare_kills_identical``.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -55,20 +56,21 @@ def measure(root: Path, arguments: argparse.Namespace) -> dict[str, Any]:
     for stage in BOUNDARIES:
         attempts = Attempts(root / f"at-{stage}", arguments)
         attempts.kill_at_stage(stage)
-        runs.append({"killed": f"when {stage} began", "digest": attempts.finish()})
+        runs.append({"killed": f"when {stage} began", "kills": attempts.kills, "digest": attempts.finish()})
     for number, moment in enumerate(moments):
         attempts = Attempts(root / f"random-{number}", arguments)
         attempts.kill_after(moment)
-        runs.append({"killed": f"after {moment:.1f} s", "digest": attempts.finish()})
+        runs.append({"killed": f"after {moment:.1f} s", "kills": attempts.kills, "digest": attempts.finish()})
     attempts = Attempts(root / "often", arguments)
     for stage in BOUNDARIES:
         attempts.kill_at_stage(stage)
     for moment in moments[:3]:
         attempts.kill_after(moment / 3)
-    runs.append({"killed": f"{attempts.kills} times in one run", "digest": attempts.finish()})
+    runs.append({"killed": "again and again", "kills": attempts.kills, "digest": attempts.finish()})
     return {
         "model": arguments.model, "options": arguments.options, "uninterrupted_seconds": round(whole_seconds, 1),
-        "digest": expected, "is_identical": all(run["digest"] == expected for run in runs), "runs": runs,
+        "digest": expected, "runs": runs,
+        "is_identical": all(run["digest"] == expected and run["kills"] for run in runs),
     }  # fmt: skip
 
 
@@ -118,8 +120,7 @@ class Attempts:
 
     def _kill(self, process: subprocess.Popen[str]) -> None:
         process.kill()
-        process.wait()
-        self.kills += 1
+        self.kills += process.wait() == -signal.SIGKILL
 
 
 if __name__ == "__main__":
