@@ -5,7 +5,8 @@
 One uninterrupted run; for every stage, a run that is killed by SIGKILL when that stage is announced; runs that are
 killed at moments drawn by seed; and one run that is killed at all of them, one after another. Each is started again
 by the same command until it ends. Identical means: the same bundle digest, and every run was really killed: a process
-that had ended before, or another exit status than SIGKILL's, does not count. Options after ``--`` go to the command. Writes results/prepare_kills.json and the headline ``resume.prepare_kills_identical``.
+that had ended before, or another exit status than SIGKILL's, does not count. Options after ``--`` go to the command.
+Writes results/prepare_kills.json and the headline ``resume.prepare_kills_identical``.
 """
 
 from __future__ import annotations
