@@ -2,18 +2,18 @@
 
     min Σ_k Σ_{i in interval k} p_i (x_i − mean_k)²   =   Σ p x²  −  max Σ_k (ΔS_k)² / ΔM_k
 
-In one dimension the clusters of an optimum are intervals. Three steps, each over all rows:
+In one dimension the clusters of an optimum are intervals. Two steps, each over all rows:
 
 1. *Coarse.* 128 candidate edges, denser where an optimal codebook is: its density goes as the cube root of the
    weights' (Panter and Dite). The best K intervals between candidates, none of which spans more than 2·128/K of them:
    ``best_k(i) = max_d best_{k−1}(i − d) + gain(i − d, i)``.
 2. *Fine.* The same programme over 9 edges around each boundary, a quarter of a candidate's distance apart.
-3. *Lloyd.* Boundaries move to the edges nearest to the middles of neighbouring means until none moves.
 
+Lloyd's iteration from there lowers the error by less than a hundred-thousandth at K = 16, so there is none.
 Codebooks of more than 16 values skip the coarse programme: their candidates are their boundaries. Rows stand last
 in the programmes' tensors, so that every operation runs along memory.
 Against the exact programme over every position the error is about 0.03 % above the optimum (see the tests).
-Costs about 60 µs per row on one CPU core at K = 16, whatever the row's length.
+Costs about 35 µs per row on one CPU core at K = 16, whatever the row's length.
 References: Panter and Dite 1951; Wang and Song 2011 (the exact programme).
 """
 
@@ -29,7 +29,6 @@ _CANDIDATES = 128
 _LARGEST_PROGRAMME = 16
 _WIDEST_INTERVAL = 2
 _FINE_STEPS = 4
-_LLOYD_ITERATIONS = 100
 _BINS_PER_GROUP = 32
 _RESOLUTION = float(1 << 23)
 _TINY = 1e-30
@@ -43,7 +42,7 @@ def best_means(row: RowHistograms, size: int) -> Tensor:
     else:
         chosen = torch.arange(size + 1, device=candidates.device)[:, None].expand_as(candidates)
     boundaries = _fine(row, candidates.gather(0, chosen), _fine_step(candidates, chosen))
-    return _means(row, _lloyd(row, boundaries.T.contiguous())) * row.unit + row.centre
+    return _means(row, boundaries.T.contiguous()) * row.unit + row.centre
 
 
 def _candidates(row: RowHistograms, count: int) -> Tensor:
@@ -96,18 +95,18 @@ def _coarse(row: RowHistograms, candidates: Tensor, size: int) -> Tensor:
     last, rows = candidates.shape[0] - 1, candidates.shape[1]
     widest = min(last, _WIDEST_INTERVAL * last // size)
     mass, moment = _sums_rows_last(row, candidates)
-    gains = torch.zeros(widest + 1, last + 1, rows, device=mass.device)  # gains[widest − d, i] of interval (i − d, i)
+    gains = torch.zeros(widest + 1, last + 1, rows, device=mass.device)  # [widest − d, i]: of the interval (i − d, i]
     for d in range(1, widest + 1):
         gains[widest - d, d:] = _gain(mass[d:] - mass[:-d], moment[d:] - moment[:-d])
-    best = [_padded(_gain(mass, moment), widest)]
+    best = torch.full((size, widest + last + 1, rows), -torch.inf, device=mass.device)
+    best[0, widest:] = _gain(mass, moment)
     sums = torch.empty_like(gains)
-    for _ in range(size - 1):
-        before = best[-1].as_strided(gains.shape, (rows, rows, 1))  # before[widest − d, i] = best[i − d]
-        best.append(_padded(torch.add(before, gains, out=sums).amax(dim=0), widest))
+    for k in range(1, size):
+        torch.amax(torch.add(_ends(best[k - 1], widest), gains, out=sums), dim=0, out=best[k, widest:])
     at = (mass < mass[-1]).sum(dim=0, keepdim=True)  # the first candidate above all weights
     path = [at]
     back = torch.arange(widest + 1, device=mass.device)[:, None]
-    for layer in best[-2::-1]:
+    for layer in best[:-1].unbind()[::-1]:
         into = gains.gather(1, at.expand(widest + 1, 1, rows))[:, 0]
         at = at - widest + (layer.gather(0, at + back) + into).max(dim=0, keepdim=True).indices
         path.append(at)
@@ -133,17 +132,17 @@ def _fine(row: RowHistograms, boundaries: Tensor, step: Tensor) -> Tensor:
     offsets = torch.arange(-_FINE_STEPS, _FINE_STEPS + 1, device=step.device)[:, None]
     edges = (boundaries[1:-1, None] + offsets * step[:, None]).clamp_(0, row.bins)
     mass, moment = (each.view(edges.shape) for each in _sums_rows_last(row, edges.flatten(0, 1)))
-    best, gains = [_gain(mass[0], moment[0])], []
-    for k in range(1, len(edges)):
-        inside = mass[k] - mass[k - 1][:, None]
-        gains.append(_gain(inside, moment[k] - moment[k - 1][:, None]).masked_fill_(inside < 0, -torch.inf))
-        best.append((best[-1][:, None] + gains[-1]).amax(dim=0))
+    inside = mass[1:, None] - mass[:-1, :, None]
+    gains = _gain(inside, moment[1:, None] - moment[:-1, :, None]).masked_fill_(inside < 0, -torch.inf)
+    best = [_gain(mass[0], moment[0])]
+    for gain in gains:
+        best.append((best[-1][:, None] + gain).amax(dim=0))
     rest = _gain(row.mass[:, -1] - mass[-1], row.moment[:, -1] - moment[-1])
     at = (best.pop() + rest).max(dim=0, keepdim=True).indices
     path = [at]
-    while best:
-        into = gains.pop().gather(1, at.expand(len(offsets), *at.shape))[:, 0]
-        at = (best.pop() + into).max(dim=0, keepdim=True).indices
+    for layer, gain in zip(best[::-1], gains.unbind()[::-1], strict=True):
+        into = gain.gather(1, at.expand(len(offsets), *at.shape))[:, 0]
+        at = (layer + into).max(dim=0, keepdim=True).indices
         path.append(at)
     inner = edges.gather(1, torch.stack(path[::-1]))[:, 0]
     return torch.cat([boundaries[:1], inner, boundaries[-1:]])
@@ -154,27 +153,16 @@ def _sums_rows_last(row: RowHistograms, edges: Tensor) -> tuple[Tensor, Tensor]:
     return mass.T.contiguous(), moment.T.contiguous()
 
 
-def _padded(layer: Tensor, count: int) -> Tensor:
-    """Return the layer after ``count`` places that no interval may start from."""
-    return pad(layer, (0, 0, count, 0), value=-torch.inf)
+def _ends(padded: Tensor, widest: int) -> Tensor:
+    """Return the view whose [widest − d, i] is the tensor's value d places before its i-th after the padding."""
+    length, rows = padded.shape
+    return padded.as_strided((widest + 1, length - widest, rows), (rows, rows, 1), padded.storage_offset())
 
 
 def _gain(mass: Tensor, moment: Tensor) -> Tensor:
     """Return what intervals keep of Σ p x²: moment² / mass, float32; differences of integers lose nothing."""
     squared = moment.to(torch.float32)
     return squared.mul_(squared).div_(mass.to(torch.float32).clamp_min_(1))
-
-
-def _lloyd(row: RowHistograms, boundaries: Tensor) -> Tensor:
-    """Move the boundaries, edges (rows, size + 1), until they are stationary."""
-    for _ in range(_LLOYD_ITERATIONS):
-        means = _means(row, boundaries)
-        inner = row.nearest_edges((means[:, 1:] + means[:, :-1]) / 2)
-        moved = torch.cat([boundaries[:, :1], inner, boundaries[:, -1:]], dim=1)
-        if torch.equal(moved, boundaries):
-            break
-        boundaries = moved
-    return boundaries
 
 
 def _means(row: RowHistograms, boundaries: Tensor) -> Tensor:

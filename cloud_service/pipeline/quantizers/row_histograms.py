@@ -69,11 +69,6 @@ class RowHistograms:
         """Return M and S at integer edges (rows, any number)."""
         return self.mass.gather(1, edges), self.moment.gather(1, edges)
 
-    def nearest_edges(self, values: Tensor) -> Tensor:
-        """Return the edges nearest to values x / ``unit``, float64 (rows, any number)."""
-        place = values / (values.abs() + (self.spread / self.unit).double())
-        return ((place - self.lowest) * self.density).round_().clamp_(0, self.bins).to(torch.int64)
-
     def edge_values(self, every: int) -> Tensor:
         """Return x / ``spread`` at edges 0, ``every``, 2·``every``, …, float32 (rows, bins / every + 1)."""
         place = self.lowest + torch.arange(0, self.bins + 1, every, device=self.mass.device) / self.density
