@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import argparse
 import functools
+import json
 import os
 import tempfile
 from collections.abc import Callable, Iterable
@@ -31,7 +32,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from recording import record_headlines, write_result
+from recording import RESULTS, record_headlines, write_result
 from sklearn.cluster import KMeans
 from torch import Tensor
 
@@ -108,8 +109,12 @@ def main() -> None:
     choice = parser.add_mutually_exclusive_group()
     choice.add_argument("--widths", action="store_true")
     choice.add_argument("--floors", action="store_true")
+    choice.add_argument("--combine", action="store_true", help="only join the results that --model kept")
     parser.add_argument("--model", choices=MODELS, help="only this one; changes no headline")
     arguments = parser.parse_args()
+    if arguments.combine:
+        combine()
+        return
     name, measure = "perplexity", measure_quantisers
     if arguments.widths or arguments.floors:
         contenders = widths() if arguments.widths else floors()
@@ -121,6 +126,15 @@ def main() -> None:
     print(path.read_text())
     if name == "perplexity" and not arguments.model:
         record_headlines(path, dict(headlines(results)))
+
+
+def combine() -> None:
+    """Make one result of those of single models, so that these may run side by side."""
+    parts = {key: RESULTS / f"perplexity_{key}.json" for key in MODELS}
+    results = {key: json.loads(path.read_text())["models"][key] for key, path in parts.items()}
+    record_headlines(write_result("perplexity", {"models": results}), dict(headlines(results)))
+    for path in parts.values():
+        path.unlink()
 
 
 def headlines(results: dict[str, Any]) -> Iterable[tuple[str, tuple[float, str]]]:
