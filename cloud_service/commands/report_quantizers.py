@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from cloud_service.commands.launcher_options import add_launcher_options
 from cloud_service.commands.local_sources import add_source_options, local_sources
 from cloud_service.commands.memory_options import add_memory_options
+from cloud_service.commands.option_names import named_by_option
 
 if TYPE_CHECKING:
     from cloud_service.pipeline.quantizer_sweep import Sweep, SweepRequest
@@ -67,7 +68,7 @@ def add_quantizers(reports: argparse._SubParsersAction[argparse.ArgumentParser])
     parser.add_argument("model", help="hub id, or a Hugging Face folder")
     parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="where page, plot and data go")
     for option, (field, settings) in _OPTIONS.items():
-        parser.add_argument(option, dest=field, default=None, **settings)
+        parser.add_argument(option, dest=field, default=None, **named_by_option(option, settings))
     add_memory_options(parser)
     add_launcher_options(parser)
     add_source_options(parser)
