@@ -115,8 +115,8 @@ class PlannedModel:
         return totals
 
     def published_inputs(self, calibration: Calibration) -> PublishedInputs:
-        """Return what enters the blocks of a freshly loaded network, for error compensation."""
-        return PublishedInputs(self.load(), calibration)
+        """Return what enters the blocks, for error compensation; the network is loaded when it is first needed."""
+        return PublishedInputs(self.load, calibration)
 
     def load_for_evaluation(self) -> LoadedModel:
         """Return the network in ``evaluation_dtype``."""

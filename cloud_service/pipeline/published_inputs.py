@@ -3,17 +3,18 @@
     for each block    H of its inputs, behind the published blocks  →  quantise  →  write the published block, go on
 
 GPTQ's order of work: the error that earlier blocks leave is in the inputs that later blocks are fitted to. The block
-itself still holds its 16-bit weights when its inputs are measured. The network is used up: it ends as the bundle.
-Costs what ``block_inputs`` says. Knows nothing about quantisers.
+itself still holds its 16-bit weights when its inputs are measured. The network is loaded when moments are first asked
+for, and is used up: all blocks before the last one measured end as in the bundle. Costs what ``block_inputs`` says, and
+nothing where no moments are asked for. Knows nothing about quantisers.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 from torch import Tensor
 
-from cloud_service.pipeline.block_inputs import capture
+from cloud_service.pipeline.block_inputs import BlockInputs, capture
 from cloud_service.pipeline.bundle_weights import write_dense_part
 from cloud_service.pipeline.calibration import Calibration
 from cloud_service.pipeline.load_model import LoadedModel
@@ -24,18 +25,18 @@ from shared.bundle.layout import ImageLayout
 
 
 class PublishedInputs:
-    """Goes through the blocks in order: ``second_moments``, then ``advance``, once per block.
+    """Goes through the blocks in order: ``second_moments`` where they are wanted, then ``advance``, once per block.
 
     Args:
-        model: The network, all of its weights as in the checkpoint.
+        load: Returns the network, all of its weights as in the checkpoint; called once, or never.
         calibration: The sequences; their padding is left out.
     """
 
-    def __init__(self, model: LoadedModel, calibration: Calibration) -> None:
-        lengths = calibration.ends.tolist()
-        sequences = (row[:length] for row, length in zip(calibration.tokens, lengths, strict=True))
-        self._model = model
-        self._inputs = capture(model.network, model.blocks, sequences)
+    def __init__(self, load: Callable[[], LoadedModel], calibration: Calibration) -> None:
+        self._load = load
+        self._calibration = calibration
+        self._loaded: tuple[LoadedModel, BlockInputs] | None = None
+        self._passed: list[Callable[[LoadedModel, BlockInputs], None]] = []
 
     def second_moments(self, block: int) -> dict[str, Tensor]:
         """Return H = E[x xᵀ] of every linear weight of the next block, float32 (in_features, in_features).
@@ -43,14 +44,15 @@ class PublishedInputs:
         Raises:
             UnsupportedModel: The block makes no use of one of its linear modules.
         """
-        names = self._model.outline.block_linears[block]
-        modules = {name: self._model.network.get_submodule(name.removesuffix(".weight")) for name in names}
-        return self._inputs.second_moments(self._model.blocks[block], modules)
+        model, inputs = self._behind_the_blocks_passed()
+        names = model.outline.block_linears[block]
+        modules = {name: model.network.get_submodule(name.removesuffix(".weight")) for name in names}
+        return inputs.second_moments(model.blocks[block], modules)
 
     def advance(
         self, block: int, layout: ImageLayout, blob: TensorBlob, masks: Masks, values: Mapping[str, Tensor]
     ) -> None:
-        """Write the published block into the network and go on behind it.
+        """Go on behind the published block; it is written and run when moments are next asked for.
 
         Args:
             block: The next block's index.
@@ -59,9 +61,33 @@ class PublishedInputs:
             masks: Masks by weight name.
             values: Its sensitive values, float16 (k,), by weight name.
         """
-        write_dense_part(self._model, layout, [blob])
-        parameters = self._model.parameters
-        for name, sensitive in values.items():
-            weight = parameters[name].data.view(-1)
-            weight[flat_index(masks[name], weight.device)] = sensitive.to(weight.device, weight.dtype)
-        self._inputs.advance(self._model.blocks[block])
+
+        def run(model: LoadedModel, inputs: BlockInputs) -> None:
+            _write_published(model, layout, blob, masks, values)
+            inputs.advance(model.blocks[block])
+
+        self._passed.append(run)
+
+    def _behind_the_blocks_passed(self) -> tuple[LoadedModel, BlockInputs]:
+        if self._loaded is None:
+            model = self._load()
+            self._loaded = model, capture(model.network, model.blocks, _without_padding(self._calibration))
+        for run in self._passed:
+            run(*self._loaded)
+        self._passed.clear()
+        return self._loaded
+
+
+def _without_padding(calibration: Calibration) -> Iterator[Tensor]:
+    lengths = calibration.ends.tolist()
+    yield from (row[:length] for row, length in zip(calibration.tokens, lengths, strict=True))
+
+
+def _write_published(
+    model: LoadedModel, layout: ImageLayout, blob: TensorBlob, masks: Masks, values: Mapping[str, Tensor]
+) -> None:
+    write_dense_part(model, layout, [blob])
+    parameters = model.parameters
+    for name, sensitive in values.items():
+        weight = parameters[name].data.view(-1)
+        weight[flat_index(masks[name], weight.device)] = sensitive.to(weight.device, weight.dtype)

@@ -5,9 +5,9 @@
     block-<n>.json                what the stored blob of a finished block holds; the block is not made again
     sensitive-<n>.safetensors     its sensitive values
 
-The originals are read from the checkpoint block by block, so no 16-bit model is ever held. Costs one weight in float32
-with its Fisher diagonal and the quantiser's scratch, and one block's quantised parts. Knows nothing about how masks,
-diagonals or quantisers come about.
+The originals are read from the checkpoint block by block. Costs one weight in float32 with its Fisher diagonal and the
+quantiser's scratch, and one block's quantised parts; with error compensation also the network, from the first block
+that is not restored (``published_inputs``). Knows nothing about how masks, diagonals or quantisers come about.
 """
 
 from __future__ import annotations

@@ -32,6 +32,12 @@ class Setting(NamedTuple):
     calibration: Calibration
     masks: Masks
     fisher: dict[str, Tensor]
+    loads: list[str]
+
+    def load(self) -> LoadedModel:
+        """Return the network, and remember that it was asked for."""
+        self.loads.append("network")
+        return self.model
 
     def restore(self) -> None:
         """Give the network the checkpoint's weights again."""
@@ -52,7 +58,7 @@ class Setting(NamedTuple):
             workspace=Workspace(folder),
             device="cpu",
             after_block=after_block,
-            inputs=PublishedInputs(self.model, self.calibration),
+            inputs=PublishedInputs(self.load, self.calibration),
         )
 
 
@@ -66,7 +72,7 @@ def setting(make_checkpoint: MakeCheckpoint) -> Setting:
     shapes = {name: model.outline.shapes[name] for name in model.outline.linear_names}
     masks = select_random({name: rows * columns for name, (rows, columns) in shapes.items()}, 0.02, "per_tensor", 0)
     fisher = {name: torch.rand(shape, generator=generator) for name, shape in shapes.items()}
-    return Setting(model, calibration, masks, fisher)
+    return Setting(model, calibration, masks, fisher, [])
 
 
 def hooked_moment(setting: Setting, name: str) -> Tensor:
@@ -87,19 +93,20 @@ def hooked_moment(setting: Setting, name: str) -> Tensor:
 
 def test_the_second_blocks_moments_are_measured_behind_the_published_first(setting: Setting, tmp_path: Path) -> None:
     with pytest.raises(Interrupted):
-        setting.split(tmp_path, stop_after=1)  # block 0 of the network is now as published, block 1 as it was
-    expected = {name: hooked_moment(setting, name) for name in setting.model.outline.block_linears[1]}
-    setting.restore()
-    behind_the_original = {name: hooked_moment(setting, name) for name in expected}
+        setting.split(tmp_path, stop_after=1)
+    names = setting.model.outline.block_linears[1]
+    behind_the_original = {name: hooked_moment(setting, name) for name in names}
 
-    inputs = PublishedInputs(setting.model, setting.calibration)
+    inputs = PublishedInputs(setting.load, setting.calibration)
     layout, workspace = ImageLayout(tmp_path / "store"), Workspace(tmp_path)
     blob = TensorBlob.from_json(workspace.read_json("block-00000"))
     values = workspace.read_tensors("sensitive-00000")
     assert values is not None
     inputs.advance(0, layout, blob, setting.masks, values)
-    for name, moment in inputs.second_moments(1).items():
-        torch.testing.assert_close(moment, expected[name], rtol=1e-4, atol=1e-5)
+    moments = inputs.second_moments(1)  # block 0 of the network is now as published, block 1 as it was
+    assert list(moments) == names
+    for name, moment in moments.items():
+        torch.testing.assert_close(moment, hooked_moment(setting, name), rtol=1e-4, atol=1e-5)
         assert not torch.allclose(moment, behind_the_original[name], rtol=1e-2)
 
 
@@ -113,8 +120,19 @@ def test_a_compensated_split_that_was_killed_ends_with_the_same_blobs(setting: S
     assert [blob.layer.digest for blob in resumed] == [blob.layer.digest for blob in whole]
 
 
-def test_the_network_ends_as_the_bundle(setting: Setting, tmp_path: Path) -> None:
-    name = setting.model.outline.linear_names[-1]
+def test_a_resumed_split_loads_the_network_only_where_a_block_is_missing(setting: Setting, tmp_path: Path) -> None:
+    with pytest.raises(Interrupted):
+        setting.split(tmp_path, stop_after=1)
+    setting.restore()
+    assert len(setting.loads) == 1
+    cut = setting.split(tmp_path)
+    assert len(setting.loads) == 2
+    assert setting.split(tmp_path) == cut
+    assert len(setting.loads) == 2
+
+
+def test_a_block_that_was_passed_is_in_the_network_as_published(setting: Setting, tmp_path: Path) -> None:
+    name = setting.model.outline.block_linears[0][-1]
     before = setting.model.parameters[name].detach().clone()
     setting.split(tmp_path)
     after = setting.model.parameters[name].detach().flatten()
