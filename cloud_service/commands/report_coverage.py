@@ -5,7 +5,8 @@ gradients, by magnitude and at random; shown is the share of the task's squared 
 --steps the model is fine-tuned first order, and the shares are followed step by step.
 
 The text's pass follows the memory plan and the launcher, as that of ``zo-cloud prepare`` does. The task's rows do not:
-their gradients, and the steps, are computed here, with the model and 4 bytes per linear weight in memory at once.
+their gradients, and the steps, are computed here, with the whole model and 4 bytes per linear weight in memory at once
+(12 with Adam).
 
 DIR/coverage.html   the page; coverage.svg the figure, coverage.json the data
 DIR/.coverage       checkpoints of the text's pass; the same command goes on from them, and they are gone at the end
