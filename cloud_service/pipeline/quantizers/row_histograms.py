@@ -24,6 +24,11 @@ from torch import Tensor
 _WHOLE_ROW = float(1 << 30)
 _SOFTNESS = 3.0
 _TINY = 1e-30
+_SMALLEST_TOTAL = 1e-29
+"""2^30 over this is still finite in float32, so that a row of no importance gives zeros and not NaN."""
+_SERIAL_SUM = 1 << 15
+"""Torch shares the sum of one longer row out to its threads, and the result then depends on how many there are."""
+
 _BLOCK_ELEMENTS_PER_THREAD = 1 << 16
 _CUDA_BLOCK_ELEMENTS = 1 << 23
 
@@ -85,18 +90,24 @@ def block_rows(weight: Tensor) -> int:
 def _count(weight: Tensor, importance: Tensor, mass: Tensor, moment: Tensor) -> Tensor:
     """Add the rows to the zeroed bins ``mass`` and ``moment``; return unit, centre, spread, lowest and density."""
     counts = importance.sign()  # a product with it is several times faster than a choice by a boolean
-    number = counts.sum(dim=1, keepdim=True).clamp_min_(1)
+    number = _row_sums(counts).clamp_min_(1)
     x = weight * counts
-    centre = x.sum(dim=1, keepdim=True) / number
+    centre = _row_sums(x) / number
     x.sub_(centre).mul_(counts)
     low, high = x.amin(dim=1, keepdim=True), x.amax(dim=1, keepdim=True)
     unit = torch.maximum(-low, high).clamp_min_(_TINY)
     size = x.abs()
-    spread = (_SOFTNESS * size.sum(dim=1, keepdim=True) / number).clamp_min_(_TINY)
+    spread = (_SOFTNESS * _row_sums(size) / number).clamp_min_(_TINY)
     lowest, highest = low / (low.abs() + spread), high / (high.abs() + spread)
     density = (mass.shape[1] - 0.01) / (highest - lowest).clamp_min_(_TINY)  # 0.01: rounding stays inside
     place = torch.div(x, size.add_(spread), out=size).sub_(lowest).mul_(density).to(torch.int64)
-    share = (importance * (_WHOLE_ROW / importance.sum(dim=1, keepdim=True).clamp_min_(_TINY))).round_()
+    share = (importance * (_WHOLE_ROW / _row_sums(importance).clamp_min_(_SMALLEST_TOTAL))).round_()
     mass.scatter_add_(1, place, share.to(torch.int32))
     moment.scatter_add_(1, place, share.mul_(x).mul_(1 / unit).round_().to(torch.int32))
     return torch.cat([unit, centre, spread, lowest, density], dim=1)
+
+
+def _row_sums(values: Tensor) -> Tensor:
+    """Return the sum of every row, (rows, 1), in an order that does not depend on threads or other rows."""
+    sums = [part.sum(dim=1, keepdim=True) for part in values.split(_SERIAL_SUM, dim=1)]
+    return sums[0] if len(sums) == 1 else torch.stack(sums).sum(dim=0)
