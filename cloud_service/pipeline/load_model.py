@@ -12,6 +12,7 @@ from __future__ import annotations
 import gc
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +61,11 @@ class ModelOutline:
     def members(self, block: int) -> list[str]:
         """Return the names of all parameters of a decoder block."""
         return [name for name in self.shapes if name.startswith(self.block_prefixes[block])]
+
+    @property
+    def linear_sizes(self) -> dict[str, int]:
+        """Number of elements of every linear weight."""
+        return {name: prod(self.shapes[name]) for name in self.linear_names}
 
     @property
     def trunk(self) -> list[str]:

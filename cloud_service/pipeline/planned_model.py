@@ -16,7 +16,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from cloud_service.memory_budget import MemoryBudget
@@ -31,10 +30,14 @@ from cloud_service.pipeline.planning.plan_table import plan_line
 from cloud_service.pipeline.planning.preparation_plan import PreparationPlan
 from cloud_service.pipeline.planning.request_plan import plan_request
 from cloud_service.pipeline.published_inputs import PublishedInputs
+from cloud_service.pipeline.shards import half_of
 from cloud_service.pipeline.tokenization import TextEncoder, load_encoder
 from cloud_service.progress import ProgressSink
 from shared.api import PrepareRequest, Stage
 from shared.errors import ResourceError
+
+_SUM_BYTES = 4
+_HALVES = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,8 +111,8 @@ class PlannedModel:
         if totals.is_complete:
             progress.advance(sequences)
             return totals
-        weights = sum(int(np.prod(self.outline.shapes[name])) for name in self.outline.linear_names)
-        require_space(workspace.folder, 2 * 4 * weights, "the Fisher sums of both halves")
+        needed = missing_fisher_bytes(self.outline, totals, len(calibration))
+        require_space(workspace.folder, needed, "the Fisher sums of both halves")
         work = FisherWork(self.outline, self.folder, calibration, passes, self.device, plan.device_map)
         self.launcher.estimate(work, totals, after_sequence=progress.advance)
         return totals
@@ -148,6 +151,24 @@ def plan_model(
     plan = plan_request(request, folder, means.budget, device=means.device, workspace=workspace.folder)
     progress.note(f"plan: {plan_line(plan)}")
     return PlannedModel(folder, outline, encoder, plan, accelerator_indices(means.device), means.launcher)
+
+
+def missing_fisher_bytes(outline: ModelOutline, totals: FisherTotals, sequences: int) -> int:
+    """Return the disk space that a Fisher pass still needs: each block's halves that are not stored, one temporary.
+
+    Args:
+        outline: The model.
+        totals: What is stored, before anything is added.
+        sequences: Number N of calibration sequences.
+    """
+    sizes = outline.linear_sizes
+    blocks = [_SUM_BYTES * sum(sizes[name] for name in names) for names in outline.block_linears]
+    stored = (_stored_halves(totals.next_shard([block]), sequences) for block in range(len(blocks)))
+    return sum((_HALVES - halves) * size for halves, size in zip(stored, blocks, strict=True)) + max(blocks)
+
+
+def _stored_halves(next_shard: int, sequences: int) -> int:
+    return half_of(sequences, next_shard - 1) + 1 if next_shard else 0
 
 
 @contextmanager

@@ -43,7 +43,7 @@ from cloud_service.pipeline.run_record import RunRecord
 from cloud_service.pipeline.run_recorder import RunRecorder
 from cloud_service.pipeline.saved_texts import read_texts
 from cloud_service.pipeline.select_sensitive import Masks, overlap, select_largest, select_random
-from cloud_service.pipeline.split_blocks import split_blocks
+from cloud_service.pipeline.split_blocks import missing_bundle_bytes, split_blocks
 from cloud_service.pipeline.stored_tensors import StoredTensors
 from cloud_service.progress import ProgressSink
 from cloud_service.sources import SourcePolicy
@@ -196,14 +196,13 @@ def _masks(job: _Job, totals: FisherTotals) -> Masks:
             magnitudes = StoredTensors(outline.linear_names, lambda name: outline.weights.read(name).float().abs_())
             return select_largest(magnitudes, request.sparsity, request.scope)
         case "random":
-            sizes = {name: int(np.prod(outline.shapes[name])) for name in outline.linear_names}
-            return select_random(sizes, request.sparsity, request.scope, request.calibration.seed)
+            return select_random(outline.linear_sizes, request.sparsity, request.scope, request.calibration.seed)
 
 
 def _split(job: _Job, calibration: Calibration, masks: Masks, fisher: StoredTensors) -> list[TensorBlob]:
     outline = job.model.outline
     job.progress.stage(Stage.QUANTIZING, total=outline.block_count, unit="blocks")
-    require_space(job.layout.root, sum(int(np.prod(shape)) for shape in outline.shapes.values()), "the bundle")
+    require_space(job.layout.root, missing_bundle_bytes(outline, job.layout, job.workspace), "the bundle")
     compensates = job.request.quantizer.compensation == "gptq"
     return split_blocks(
         outline,

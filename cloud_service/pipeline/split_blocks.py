@@ -13,6 +13,7 @@ that is not restored (``published_inputs``). Knows nothing about how masks, diag
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from math import prod
 
 import torch
 from torch import Tensor
@@ -72,6 +73,16 @@ def split_blocks(
     trunk = {name: outline.weights.read(name) for name in outline.trunk}
     sensitive = {name: tensor.numpy() for name, tensor in values.items()}
     return [*blobs, add_trunk(layout, trunk), add_sensitive(layout, masks, sensitive)]
+
+
+def missing_bundle_bytes(outline: ModelOutline, layout: ImageLayout, workspace: Workspace) -> int:
+    """Return about how much disk space ``split_blocks`` still needs: a byte per weight of the blocks not stored.
+
+    The trunk is stored in float16, and made again each time.
+    """
+    missing = (block for block in range(outline.block_count) if _restored(layout, workspace, block) is None)
+    blocks = sum(prod(outline.shapes[name]) for block in missing for name in outline.members(block))
+    return blocks + 2 * sum(prod(outline.shapes[name]) for name in outline.trunk)
 
 
 def _restored(layout: ImageLayout, workspace: Workspace, block: int) -> TensorBlob | None:

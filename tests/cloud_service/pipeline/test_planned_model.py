@@ -14,10 +14,10 @@ from cloud_service.pipeline.calibration import Calibration
 from cloud_service.pipeline.checkpoint import Workspace
 from cloud_service.pipeline.fisher_totals import FisherTotals
 from cloud_service.pipeline.launchers.local import FisherWork, LocalLauncher
-from cloud_service.pipeline.planned_model import Means, PlannedModel, memory_errors, plan_model
+from cloud_service.pipeline.planned_model import Means, PlannedModel, memory_errors, missing_fisher_bytes, plan_model
 from cloud_service.progress import SilentProgress
 from shared.api import PrepareRequest
-from shared.errors import ResourceError
+from shared.errors import Interrupted, ResourceError
 
 MakeCheckpoint = Callable[..., Path]
 CALIBRATION = Calibration.of_windows((torch.arange(80).view(5, 16) * 7) % 250)
@@ -92,6 +92,28 @@ def test_totals_that_are_there_are_not_computed_again(make_checkpoint: MakeCheck
     model.estimate_fisher(CALIBRATION, workspace, SilentProgress())
     assert model.estimate_fisher(CALIBRATION, workspace, again).is_complete
     assert (len(launcher.works), again.done) == (1, [5])
+
+
+def test_a_resumed_pass_asks_only_for_the_space_of_what_is_not_stored(
+    make_checkpoint: MakeCheckpoint, tmp_path: Path
+) -> None:
+    class CutAfterTheFirstHalf(SilentProgress):
+        def advance(self, done: int) -> None:
+            if done == 3:  # shards of 1, 1, 1 and 2 sequences: the first two are added
+                raise Interrupted("stopped by the test")
+
+    workspace = Workspace(tmp_path / "work")
+    model = planned(make_checkpoint(num_hidden_layers=2), workspace, LocalLauncher())
+
+    def missing() -> int:
+        totals = FisherTotals(workspace, model.outline.block_linears, 5, keeps_in_memory=True)
+        return missing_fisher_bytes(model.outline, totals, 5)
+
+    block = 4 * (2 * 32 * 32 + 2 * 16 * 32 + 3 * 44 * 32)
+    assert missing() == (4 + 1) * block  # two halves of two blocks, and one temporary
+    with pytest.raises(Interrupted):
+        model.estimate_fisher(CALIBRATION, workspace, CutAfterTheFirstHalf())
+    assert missing() == (2 + 1) * block
 
 
 @pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory. Tried …\nmore"), MemoryError()])

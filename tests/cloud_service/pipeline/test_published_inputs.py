@@ -16,7 +16,7 @@ from cloud_service.pipeline.load_model import LoadedModel, load_model, read_outl
 from cloud_service.pipeline.publish import TensorBlob
 from cloud_service.pipeline.published_inputs import PublishedInputs
 from cloud_service.pipeline.select_sensitive import Masks, select_random
-from cloud_service.pipeline.split_blocks import split_blocks
+from cloud_service.pipeline.split_blocks import missing_bundle_bytes, split_blocks
 from shared.api import QuantizerSpec
 from shared.bundle.layout import ImageLayout
 from shared.errors import Interrupted
@@ -129,6 +129,16 @@ def test_a_resumed_split_loads_the_network_only_where_a_block_is_missing(setting
     assert len(setting.loads) == 2
     assert setting.split(tmp_path) == cut
     assert len(setting.loads) == 2
+
+
+def test_a_resumed_split_asks_only_for_the_space_of_what_is_not_stored(setting: Setting, tmp_path: Path) -> None:
+    layout, workspace = ImageLayout.create(tmp_path / "store"), Workspace(tmp_path)
+    block = 2 * 32 * 32 + 2 * 16 * 32 + 3 * 44 * 32 + 2 * 32
+    trunk = 2 * (260 * 32 + 32)
+    assert missing_bundle_bytes(setting.model.outline, layout, workspace) == 2 * block + trunk
+    with pytest.raises(Interrupted):
+        setting.split(tmp_path, stop_after=1)
+    assert missing_bundle_bytes(setting.model.outline, layout, workspace) == block + trunk
 
 
 def test_a_block_that_was_passed_is_in_the_network_as_published(setting: Setting, tmp_path: Path) -> None:
