@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Literal
 
 import numpy as np
@@ -101,6 +102,39 @@ def test_ties_are_broken_by_the_lower_index() -> None:
 def test_a_tensor_that_is_too_small_has_an_empty_mask() -> None:
     masks = select_largest({"small": torch.ones(3), "large": torch.ones(1000)}, 0.001, "per_tensor")
     assert (len(masks["small"]), len(masks["large"])) == (0, 1)
+
+
+def test_a_global_random_mask_is_every_set_and_order_equally_often() -> None:
+    # 5 elements, 2 of them: 10 sets in 2 orders each. 4000 draws give 200 of each; χ² of 19 degrees of freedom exceeds
+    # 43.8 once in 1000 seeds.
+    seen: Counter[tuple[str, ...]] = Counter()
+    for seed in range(4000):
+        masks = select_random({"a": 3, "b": 2}, 0.4, "global", seed)
+        ranked = {
+            int(rank): f"{name}{index}"
+            for name, mask in masks.items()
+            for index, rank in zip(mask.indices, mask.rank, strict=True)
+        }
+        seen[ranked[0], ranked[1]] += 1
+    assert len(seen) == 20
+    assert sum((count - 200) ** 2 / 200 for count in seen.values()) < 43.8
+
+
+@pytest.mark.parametrize(("sparsity", "sizes"), [(0.5, [7, 1, 90]), (0.03, [40_000, 30_000]), (0.001, [400, 50])])
+def test_a_global_random_mask_has_exactly_k_in_valid_ranks(sparsity: float, sizes: list[int]) -> None:
+    masks = select_random({str(number): size for number, size in enumerate(sizes)}, sparsity, "global", seed=9)
+    ranks = np.concatenate([mask.rank for mask in masks.values()])
+    assert len(ranks) == round(sparsity * sum(sizes))
+    check_ranks("all", ranks)
+    for mask, size in zip(masks.values(), sizes, strict=True):
+        check_indices("some", mask.indices, size)
+
+
+def test_a_global_random_mask_of_more_weights_than_numpy_draws_from_at_once() -> None:
+    masks = select_random(dict.fromkeys("abc", 700_000_000), 1e-6, "global", seed=0)
+    counts = [len(mask) for mask in masks.values()]
+    assert sum(counts) == 2100
+    assert min(counts) > 600  # 700 ± 22
 
 
 @pytest.mark.parametrize("scope", ["per_tensor", "global"])
