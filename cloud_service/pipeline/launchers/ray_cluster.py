@@ -13,11 +13,6 @@ path as the driver: on several machines, from shared storage. Knows nothing abou
 from __future__ import annotations
 
 import functools
-import logging
-import os
-import signal
-import socket
-import threading
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -25,7 +20,6 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any, ClassVar
-from urllib.parse import urlsplit
 
 import numpy as np
 import torch
@@ -34,13 +28,13 @@ from numpy.typing import NDArray
 from cloud_service.pipeline.calibration import Calibration
 from cloud_service.pipeline.fisher_totals import FisherTotals
 from cloud_service.pipeline.launchers.local import FisherPasses, FisherWork, sum_shard
+from cloud_service.pipeline.launchers.ray_connection import connection
 from cloud_service.pipeline.load_model import LoadedModel, load_model, read_outline
 from cloud_service.pipeline.shards import shard_count, shard_rows
 from shared.errors import ResourceError, ZoError
 
 _RETRIES = 8
 _POLL_SECONDS = 1.0
-_CONNECT_SECONDS = 10.0
 
 BlockSums = dict[str, NDArray[np.float32]]
 
@@ -50,8 +44,8 @@ class RayLauncher:
     """Computes the shards on a Ray cluster.
 
     Attributes:
-        address: Of a running cluster, as ``ray.init`` takes it; None starts one on this machine alone, for as long as
-            the pass lasts.
+        address: Of a running cluster, as ``ray.init`` takes it; None means the one that this process is connected to,
+            and where there is none, one of this machine's own for as long as the pass lasts.
         workers: Tasks that run at the same time.
         threads: Processor threads of each; another number gives sums that differ in their last bits.
         gpus: Accelerators of each; 0 computes on the processor.
@@ -72,9 +66,9 @@ class RayLauncher:
             ResourceError: The cluster cannot be reached, or a shard failed again and again.
             DiskError: The totals cannot be saved.
         """
-        import ray
+        with connection(self.address, processors=self.workers * self.threads, gpus=self.gpus), _ray_errors():
+            import ray
 
-        with self._cluster(), _ray_errors():
             submit = self._submitter(work)
             waiting = _missing_shards(work, totals)
             running = deque(submit(shard) for shard in islice(waiting, self.workers + 1))
@@ -88,33 +82,6 @@ class RayLauncher:
                 running.popleft()
                 running.extend(submit(shard) for shard in islice(waiting, 1))
                 after_sequence(shard.done_after)
-
-    @contextmanager
-    def _cluster(self) -> Iterator[None]:
-        """Join the cluster, or start one of this machine's own; leave it, and stop our own, at the end."""
-        import ray
-
-        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-        quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR, "configure_logging": False}
-        own = {
-            "num_cpus": self.workers * self.threads,
-            "include_dashboard": False,
-            "_node_ip_address": "127.0.0.1",
-        }
-        try:
-            with _signal_handlers_kept():
-                _check_that_it_listens(self.address)
-                ray.init(address=self.address or "local", **quiet, **({} if self.address else own))
-        except (OSError, ValueError, RuntimeError, ray.exceptions.RayError) as error:
-            raise ResourceError(
-                f"no Ray cluster at {self.address or 'this machine'}: {error}",
-                needed="a cluster that runs the same versions of Ray and Python",
-                next_step="check the address of the cluster, or leave it out to use this machine's processors",
-            ) from error
-        try:
-            yield
-        finally:
-            ray.shutdown()
 
     def _submitter(self, work: FisherWork) -> Callable[[_Shard], tuple[_Shard, list[Any]]]:
         """Return a function that starts the task of a shard and returns it with references to its blocks' sums."""
@@ -133,24 +100,6 @@ class RayLauncher:
             return shard, sums if isinstance(sums, list) else [sums]
 
         return submit
-
-
-def _check_that_it_listens(address: str | None) -> None:
-    """Raise OSError where nobody listens; Ray itself would try for many minutes."""
-    place = urlsplit(address if address and "//" in address else f"//{address or ''}")
-    if place.hostname and place.port:
-        socket.create_connection((place.hostname, place.port), timeout=_CONNECT_SECONDS).close()
-
-
-@contextmanager
-def _signal_handlers_kept() -> Iterator[None]:
-    """Undo that ``ray.init`` takes over SIGTERM, which is how a preparation is asked to stop."""
-    before = signal.getsignal(signal.SIGTERM)
-    try:
-        yield
-    finally:
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, before)
 
 
 @dataclass(frozen=True, slots=True)
