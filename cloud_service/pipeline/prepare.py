@@ -181,7 +181,7 @@ def _select(job: _Job, totals: FisherTotals) -> tuple[Masks, FisherFigures]:
         return masks, FisherFigures(**saved)
     agreement = None
     if request.mask_source == "fisher":
-        agreement = overlap(*(select_largest(half, request.sparsity, request.scope) for half in totals.halves()))
+        agreement = overlap(*(_largest(job, half) for half in totals.halves()))
     figures = fisher_figures(totals.diagonal(), masks, agreement)
     job.workspace.write_json("figures", dataclasses.asdict(figures))
     return masks, figures
@@ -191,12 +191,17 @@ def _masks(job: _Job, totals: FisherTotals) -> Masks:
     request, outline = job.request, job.model.outline
     match request.mask_source:
         case "fisher":
-            return select_largest(totals.diagonal(), request.sparsity, request.scope)
+            return _largest(job, totals.diagonal())
         case "magnitude":
             magnitudes = StoredTensors(outline.linear_names, lambda name: outline.weights.read(name).float().abs_())
-            return select_largest(magnitudes, request.sparsity, request.scope)
+            return _largest(job, magnitudes)
         case "random":
             return select_random(outline.linear_sizes, request.sparsity, request.scope, request.calibration.seed)
+
+
+def _largest(job: _Job, measure: StoredTensors) -> Masks:
+    elements = sum(job.model.outline.linear_sizes.values())
+    return select_largest(measure, job.request.sparsity, job.request.scope, elements=elements)
 
 
 def _split(job: _Job, calibration: Calibration, masks: Masks, fisher: StoredTensors) -> list[TensorBlob]:

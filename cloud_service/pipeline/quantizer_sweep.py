@@ -19,6 +19,7 @@ import shutil
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -224,10 +225,16 @@ def _measure(job: _Job, missing: list[QuantizerSpec], means: Means) -> None:
     windows = evaluation_windows(documents, model.encoder)
     totals = model.estimate_fisher(calibration, job.workspace, job.progress)
     job.progress.stage(Stage.SELECTING)
-    masks = select_largest(totals.diagonal(), job.request.sparsity, job.request.scope)
+    select = partial(
+        select_largest,
+        sparsity=job.request.sparsity,
+        scope=job.request.scope,
+        elements=sum(model.outline.linear_sizes.values()),
+    )
+    masks = select(totals.diagonal())
     prepared = _Prepared(model, calibration, windows, masks, totals.diagonal())
     if job.finished.read_json("about") is None:
-        halves = (select_largest(half, job.request.sparsity, job.request.scope) for half in totals.halves())
+        halves = map(select, totals.halves())
         about = _about(job, prepared, len(documents), overlap(*halves))
         job.progress.stage(Stage.EVALUATING)
         perplexity = sum_losses(model.load_for_evaluation().network, windows).perplexity

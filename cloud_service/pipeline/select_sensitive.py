@@ -4,9 +4,10 @@
     k   = round(sparsity · d)        per tensor, or over all of them (``global``)
 
 The k-th largest value is found exactly by two histograms over the bits of the float32 values (non-negative floats are
-ordered like their bits): two passes and 256 KiB of memory however many weights there are, where sorting billions would
-not fit. Values above it are taken, values equal to it by tensor order, then index, until there are k. Tensors are gone
-through one at a time, so they may be loaded as they are asked for. Knows nothing about how F was estimated.
+ordered like their bits), of 256 KiB each however many weights there are, where sorting billions would not fit. Values
+above it are taken, values equal to it by tensor order, then index, until there are k. Costs three passes over F: the
+upper halves' histogram, the lower halves', the selection. Tensors are gone through one at a time, so they may be loaded
+as they are asked for. Knows nothing about how F was estimated.
 """
 
 from __future__ import annotations
@@ -30,17 +31,21 @@ _HALF_BITS = 16
 _SURPLUS_DEVIATIONS = 6
 
 
-def select_largest(fisher: Mapping[str, Tensor], sparsity: float, scope: Scope) -> Masks:
+def select_largest(
+    fisher: Mapping[str, Tensor], sparsity: float, scope: Scope, *, elements: int | None = None
+) -> Masks:
     """Return the mask of every tensor: the k largest values of its scope, rank 0 the largest.
 
     Args:
         fisher: Fisher diagonal (or another measure, such as magnitude), float32, finite and not negative, by tensor
-            name in model order; may load each tensor as it is asked for, up to four times.
+            name in model order; may load each tensor as it is asked for: once per tensor, three times if global.
         sparsity: Share of weights to choose; k is rounded half to even and may be 0 in a tiny tensor.
         scope: Whether k is per tensor or global.
+        elements: Number of weights of all tensors together; None counts them, which loads each once more if global.
     """
     if scope == "global":
-        return _select(fisher, sensitive_count(sum(f.numel() for f in fisher.values()), sparsity))
+        whole = sum(values.numel() for values in fisher.values()) if elements is None else elements
+        return _select(fisher, sensitive_count(whole, sparsity))
     masks: Masks = {}
     for name, values in fisher.items():
         masks |= _select({name: values}, sensitive_count(values.numel(), sparsity))

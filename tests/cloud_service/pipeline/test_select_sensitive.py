@@ -93,6 +93,20 @@ def test_tensors_may_be_loaded_as_they_are_asked_for(scope: Literal["per_tensor"
     }
 
 
+@pytest.mark.parametrize(("scope", "loads"), [("per_tensor", 1), ("global", 3)])
+def test_no_tensor_is_loaded_more_often_than_the_selection_needs(
+    scope: Literal["per_tensor", "global"], loads: int
+) -> None:
+    loaded: Counter[str] = Counter()
+
+    def load(name: str) -> Tensor:
+        loaded[name] += 1
+        return torch.arange(10.0)
+
+    select_largest(StoredTensors("ab", load), 0.2, scope, elements=20)
+    assert loaded == {"a": loads, "b": loads}
+
+
 def test_ties_are_broken_by_the_lower_index() -> None:
     masks = select_largest({"w": torch.tensor([[1.0, 2.0, 1.0], [1.0, 1.0, 0.0]])}, 0.5, "per_tensor")
     assert masks["w"].indices.tolist() == [0, 1, 2]
