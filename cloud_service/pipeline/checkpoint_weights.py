@@ -1,26 +1,21 @@
 """Reads a checkpoint's weights one at a time, as published: rounded to float16, the precision that devices keep.
 
-What float16 cannot hold (NaN, infinity, beyond ±65504) is refused by name. Only safetensors files are read; their
-headers alone give names and shapes. Costs one tensor in memory, in its stored precision and in float16; nothing is
-kept, so a block's originals can be read again whenever they are needed and the 16-bit model is never held beside the
-network. Knows nothing about networks.
+What float16 cannot hold (NaN, infinity, beyond ±65504) is refused by name. Costs one tensor in memory, in its stored
+precision and in float16; nothing is kept, so a block's originals can be read again whenever they are needed and the
+16-bit model is never held beside the network. Knows nothing about networks.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection
 from pathlib import Path
-from typing import Any
 
 import safetensors
 import torch
 from torch import Tensor
 
-from shared.errors import UnsupportedModel
+from cloud_service.pipeline.weight_files import stored_tensors, unsupported, weight_files
 
-_INDEX = "model.safetensors.index.json"
-_MAX_JSON_BYTES = 64 * 1024 * 1024
 _BASE_PREFIX = "model."
 """What the names of a checkpoint without a language-model head lack."""
 
@@ -42,10 +37,10 @@ class CheckpointWeights:
         self._files: dict[str, Path] = {}
         self._shapes: dict[str, tuple[int, ...]] = {}
         self._dtypes: set[str] = set()
-        for path in _weight_files(folder):
-            for name, (shape, dtype) in _header(path).items():
-                self._files[name], self._shapes[name] = path, shape
-                self._dtypes.add(dtype)
+        for path in weight_files(folder):
+            for name, tensor in stored_tensors(path).items():
+                self._files[name], self._shapes[name] = path, tensor.shape
+                self._dtypes.add(tensor.dtype)
         self._stored_names = {name: name for name in self._files}
 
     def claim(self, expected: Collection[str]) -> None:
@@ -88,58 +83,6 @@ class CheckpointWeights:
 
     def __contains__(self, name: str) -> bool:
         return name in self._stored_names
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Return a JSON object of the checkpoint.
-
-    Raises:
-        UnsupportedModel: The file is missing, too long, or no JSON object.
-    """
-    try:
-        if path.stat().st_size > _MAX_JSON_BYTES:
-            raise ValueError(f"{path.stat().st_size} bytes")
-        document = json.loads(path.read_bytes())
-    except FileNotFoundError as error:
-        raise unsupported(f"there is no {path.name}", "a Hugging Face model folder") from error
-    except (ValueError, RecursionError) as error:
-        raise unsupported(f"{path.name}: {error}", "a JSON object") from error
-    if not isinstance(document, dict):
-        raise unsupported(f"{path.name} holds {type(document).__name__}", "a JSON object")
-    return document
-
-
-def unsupported(found: str, needed: str) -> UnsupportedModel:
-    """Return the error of a checkpoint that cannot be prepared."""
-    return UnsupportedModel(found, needed=needed, next_step="choose another checkpoint or repair it", param="model")
-
-
-def _weight_files(folder: Path) -> list[Path]:
-    if (folder / _INDEX).exists():
-        shards = read_json(folder / _INDEX).get("weight_map", {})
-        names = sorted({str(name) for name in shards.values()}) if isinstance(shards, dict) else []
-        if unsafe := [name for name in names if Path(name).name != name]:
-            raise unsupported(f"{_INDEX} names {unsafe[0]!r}", "plain file names")
-        paths = [folder / name for name in names]
-    elif (folder / "model.safetensors").exists():
-        paths = [folder / "model.safetensors"]
-    else:
-        paths = sorted(folder.glob("*.safetensors"))
-    for path in paths:
-        if not path.exists():
-            raise unsupported(f"{path.name}, named by {_INDEX}, is missing", "every shard")
-    return paths
-
-
-def _header(path: Path) -> dict[str, tuple[tuple[int, ...], str]]:
-    """Return shape and dtype of the floating-point tensors in a file."""
-    try:
-        with safetensors.safe_open(path, "pt") as file:
-            slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
-            described = {name: (tuple(part.get_shape()), str(part.get_dtype())) for name, part in slices.items()}
-            return {name: (shape, dtype) for name, (shape, dtype) in described.items() if "F" in dtype}
-    except safetensors.SafetensorError as error:
-        raise unsupported(f"{path.name}: {error}", "an undamaged safetensors file; fetch it again") from error
 
 
 def _to_float16(name: str, tensor: Tensor) -> Tensor:

@@ -21,7 +21,8 @@ import transformers
 from huggingface_hub.errors import StrictDataclassError
 from torch import nn
 
-from cloud_service.pipeline.checkpoint_weights import CheckpointWeights, read_json, unsupported
+from cloud_service.pipeline.checkpoint_weights import CheckpointWeights
+from cloud_service.pipeline.weight_files import read_json, unsupported
 from shared.architecture import family_of, safe_config
 
 _DROPOUTS = ("attention_dropout", "dropout", "activation_dropout", "layerdrop")

@@ -24,8 +24,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from cloud_service.pipeline.checkpoint_weights import read_json
 from cloud_service.pipeline.quantize import DensePart
+from cloud_service.pipeline.weight_files import read_json
 from shared.bundle.layout import ImageLayout
 from shared.bundle.manifest import (
     JSON_MEDIA_TYPE,

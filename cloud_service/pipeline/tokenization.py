@@ -15,7 +15,7 @@ from typing import Any
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
-from cloud_service.pipeline.checkpoint_weights import read_json
+from cloud_service.pipeline.weight_files import read_json
 from shared.bundle.manifest import TokenizerSettings
 from shared.errors import UnsupportedModel
 

@@ -9,7 +9,6 @@ Costs a read of the headers, some kilobytes. Imports no torch. Knows nothing abo
 from __future__ import annotations
 
 import functools
-import json
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -17,13 +16,10 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
+from cloud_service.pipeline.weight_files import read_json, stored_tensors, unsupported, weight_files
 from shared.architecture import ModelFamily, family_of, safe_config
-from shared.errors import UnsupportedModel
 
 Shapes = dict[str, tuple[int, ...]]
-
-_MAX_JSON_BYTES = 100 * 1000 * 1000
-"""The longest header that the safetensors library reads."""
 
 _TIED_COPY = "lm_head.weight"
 _NOT_PARAMETERS = ("rotary_emb.inv_freq",)
@@ -124,9 +120,9 @@ def read_model_shape(folder: Path) -> ModelShape:
     Raises:
         UnsupportedModel: config.json or a header is missing or malformed, or the family is not served.
     """
-    config = safe_config(_read_object(folder / "config.json"))
-    files = sorted(folder.glob("*.safetensors"))
-    shapes = {name: shape for path in files for name, shape in _header_shapes(path)}
+    config = safe_config(read_json(folder / "config.json"))
+    headers = (stored_tensors(path) for path in weight_files(folder))
+    shapes = {name: tensor.shape for header in headers for name, tensor in header.items()}
     return shape_of_tensors(config, shapes or shapes_of_config(config))
 
 
@@ -136,7 +132,7 @@ def read_config_shape(folder: Path) -> ModelShape:
     Raises:
         UnsupportedModel: config.json is missing or malformed, or the family is not served.
     """
-    config = safe_config(_read_object(folder / "config.json"))
+    config = safe_config(read_json(folder / "config.json"))
     return shape_of_tensors(config, shapes_of_config(config))
 
 
@@ -275,7 +271,7 @@ def _blocks(shapes: Shapes, family: ModelFamily, count: int) -> Iterator[BlockSh
     for index, block in enumerate(members):
         linears = tuple((shape[0], shape[1]) for shape in block if len(shape) == 2)
         if not linears:
-            raise _unsupported(f"{family.decoder_blocks}.{index} has no linear weight", "every block's weights")
+            raise unsupported(f"{family.decoder_blocks}.{index} has no linear weight", "every block's weights")
         yield BlockShape(linears, sum(prod(shape) for shape in block if len(shape) != 2))
 
 
@@ -287,39 +283,8 @@ def _trunk_modules(trunk: Mapping[str, int]) -> tuple[tuple[str, ...], tuple[str
     return front, rear
 
 
-def _header_shapes(path: Path) -> Iterator[tuple[str, tuple[int, ...]]]:
-    try:
-        with path.open("rb") as file:
-            length = int.from_bytes(file.read(8), "little")
-            if length > _MAX_JSON_BYTES:
-                raise ValueError(f"a header of {length} bytes")
-            header = json.loads(file.read(length))
-        for name, entry in header.items():
-            if name != "__metadata__" and entry["dtype"].startswith(("F", "BF")):
-                yield name, tuple(int(size) for size in entry["shape"])
-    except (ValueError, RecursionError, KeyError, TypeError, AttributeError) as error:
-        raise _unsupported(f"{path.name}: {error}", "an undamaged safetensors file; fetch it again") from error
-
-
-def _read_object(path: Path) -> dict[str, Any]:
-    try:
-        with path.open("rb") as file:
-            document = json.loads(file.read(_MAX_JSON_BYTES))
-    except FileNotFoundError as error:
-        raise _unsupported(f"there is no {path.name}", "a Hugging Face model folder") from error
-    except (ValueError, RecursionError) as error:
-        raise _unsupported(f"{path.name}: {error}", "a JSON object") from error
-    if not isinstance(document, dict):
-        raise _unsupported(f"{path.name} holds {type(document).__name__}", "a JSON object")
-    return document
-
-
 def _dimension(config: Mapping[str, Any], key: str, default: int | None = None) -> int:
     value = default if config.get(key) is None else config[key]
     if type(value) is not int or value < 1:
-        raise _unsupported(f"config.json: {key} is {value!r}", "a positive whole number")
+        raise unsupported(f"config.json: {key} is {value!r}", "a positive whole number")
     return value
-
-
-def _unsupported(found: str, needed: str) -> UnsupportedModel:
-    return UnsupportedModel(found, needed=needed, next_step="choose another checkpoint or repair it", param="model")

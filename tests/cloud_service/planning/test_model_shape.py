@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
+import safetensors.torch
+import torch
 from tiny_checkpoint import CONFIGS, build_checkpoint
 
+from cloud_service.pipeline.load_model import read_outline
 from cloud_service.pipeline.planning.model_shape import (
     read_config_shape,
     read_model_shape,
@@ -70,6 +74,28 @@ def test_a_damaged_header_is_named(tmp_path: Path) -> None:
     with pytest.raises(UnsupportedModel, match=r"model\.safetensors") as caught:
         read_model_shape(folder)
     assert "undamaged" in str(caught.value)
+
+
+@pytest.mark.parametrize("is_indexed", [False, True])
+def test_files_that_are_not_loaded_are_not_counted(tmp_path: Path, is_indexed: bool) -> None:
+    folder = build_checkpoint(tmp_path / "model")
+    expected, outline = read_model_shape(folder), read_outline(folder)
+    extra = {"model.adapter.weight": torch.ones(500, 500)}
+    safetensors.torch.save_file(extra, folder / "consolidated.safetensors")
+    if is_indexed:
+        (folder / "model.safetensors").rename(folder / "part.safetensors")
+        safetensors.torch.save_file(extra, folder / "model.safetensors")
+        index = {"weight_map": dict.fromkeys(outline.shapes, "part.safetensors")}
+        (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    assert read_model_shape(folder) == expected
+    assert read_outline(folder).shapes == outline.shapes
+
+
+def test_a_shard_that_is_missing_is_named(tmp_path: Path) -> None:
+    folder = build_checkpoint(tmp_path / "model")
+    (folder / "model.safetensors.index.json").write_text('{"weight_map": {"a": "part-2.safetensors"}}')
+    with pytest.raises(UnsupportedModel, match=r"part-2\.safetensors.*missing"):
+        read_model_shape(folder)
 
 
 def test_a_folder_without_a_configuration_is_no_model(tmp_path: Path) -> None:
