@@ -21,7 +21,6 @@ from cloud_service.pipeline.quantizers.compensation import (
     CodebookCoder,
     ColumnCoder,
     GroupCoder,
-    activation_weighted_error,
     quantize_compensated,
 )
 from cloud_service.pipeline.quantizers.lut import quantize_lut, row_codebooks
@@ -43,14 +42,11 @@ class DensePart:
         weight: The quantised weight; what its codes say at masked positions does not matter.
         relative_error: ‖W − Q‖² / ‖W‖² over the unmasked weights.
         weighted_relative_error: Σ F (W − Q)² / Σ F W² over the unmasked weights.
-        activation_relative_error: ‖(W − Q) X‖² / ‖W X‖² with the sensitive weights in place, over the calibration
-            tokens; None where their second moment was not given.
     """
 
     weight: QuantizedTensor
     relative_error: float
     weighted_relative_error: float
-    activation_relative_error: float | None = None
 
 
 def quantize_unmasked(
@@ -86,12 +82,7 @@ def quantize_unmasked(
         dense = quantize_compensated(weight, second_moment, is_masked, column_coder(weight, importance, spec))
     difference = (weight - dequantize(dense)).masked_fill_(is_masked, 0)
     kept = weight.masked_fill(is_masked, 0)
-    return DensePart(
-        dense,
-        _share(difference**2, kept**2),
-        _share(fisher * difference**2, fisher * kept**2),
-        None if second_moment is None else activation_weighted_error(difference, weight, second_moment),
-    )
+    return DensePart(dense, _share(difference**2, kept**2), _share(fisher * difference**2, fisher * kept**2))
 
 
 def column_coder(weight: Tensor, importance: Tensor, spec: QuantizerSpec) -> ColumnCoder:

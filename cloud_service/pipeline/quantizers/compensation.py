@@ -176,14 +176,6 @@ def inverse_factor(second_moment: Tensor, order: Tensor | None = None) -> Tensor
     )
 
 
-def activation_weighted_error(difference: Tensor, weight: Tensor, second_moment: Tensor) -> float:
-    """Return ‖Δ X‖² / ‖W X‖² = tr(Δ H Δᵀ) / tr(W H Wᵀ), the share of a layer's output that its error Δ makes up."""
-    part, whole = (
-        float(((matrix @ second_moment) * matrix).sum(dtype=torch.float64)) for matrix in (difference, weight)
-    )
-    return max(part, 0.0) / whole if whole > 0 else 0.0
-
-
 def _compensate(weight: Tensor, is_pinned: Tensor, upper: Tensor, coder: ColumnCoder) -> Tensor:
     """Return the codes of a transposed weight, (columns, rows): its columns are contiguous. Changes ``weight``."""
     original = weight.clone()
