@@ -4,8 +4,8 @@
 
 Each document is encoded on its own and cut into windows of min(512, context) tokens that do not overlap; with
 ``prepend_bos`` every window starts with BOS (which is not predicted), otherwise a window's first token is not
-predicted. The model computes in its own dtype; losses are float32, their sum float64. A text given as one document, as
-WikiText-2 is by convention, is one stream.
+predicted. The model computes in the dtype it was loaded in, 16 bits on accelerators; losses are float32, their sum
+float64. A text given as one document, as WikiText-2 is by convention, is one stream.
 Windows are padded on the right in batches: a causal model's earlier positions never see the padding.
 Costs one forward pass over the text. Knows nothing about quantisation.
 """
@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from cloud_service.pipeline.tokenization import TextEncoder
-from shared.errors import DataError
+from shared.errors import DataError, UnsupportedModel
 
 _WINDOW_TOKENS = 512
 _LOGITS_BYTES = 1 << 26
@@ -78,14 +78,19 @@ def sum_losses(
     start: LossSum = LossSum(),
     *,
     after_batch: Callable[[LossSum], None] = lambda _: None,
+    subject: str = "network",
 ) -> LossSum:
     """Return the summed loss over all windows.
 
     Args:
-        network: A causal language model, in any dtype.
+        network: A causal language model; float32 on a CPU, where 16-bit products are slow, any dtype elsewhere.
         windows: From ``evaluation_windows``.
         start: Where to go on.
         after_batch: Called after each batch, for progress and checkpoints; may raise to stop.
+        subject: What the network is, for the error.
+
+    Raises:
+        UnsupportedModel: A loss is not finite; ``after_batch`` is not told.
     """
     device = next(network.parameters()).device
     network.eval()
@@ -100,8 +105,20 @@ def sum_losses(
             done.tokens + int((targets != _PADDING).sum()),
             done.windows + len(batch),
         )
+        if not math.isfinite(done.nats):
+            raise _not_finite(subject, network)
         after_batch(done)
     return done
+
+
+def _not_finite(subject: str, network: nn.Module) -> UnsupportedModel:
+    dtype = str(next(network.parameters()).dtype).removeprefix("torch.")
+    return UnsupportedModel(
+        f"a loss of the {subject} on the evaluation text is not finite in {dtype}",
+        needed="finite losses",
+        next_step="evaluate nothing (--evaluation-documents 0), or compute in float32, on a CPU (--device cpu)",
+        param="model",
+    )
 
 
 def _batch_size(network: nn.Module, length: int) -> int:

@@ -5,14 +5,15 @@
     calibrating    calibration tokens, then the Fisher sums, shard by shard  saved_texts · fisher · launchers
     selecting      the sensitivity mask: exactly k weights                   fisher_totals · select_sensitive
     quantizing     each block: dense part quantised, sensitive part kept     split_blocks · quantize · quantizers
-    evaluating     perplexity in 16 bits, as the bundle, dense part alone    perplexity · bundle_weights
+    evaluating     perplexity as published, as the bundle, dense part alone  perplexity · bundle_weights
     publishing     report, documents, manifest; not signed, not tagged       report · publish
 
 Every stage leaves a checkpoint in the workspace: the Fisher totals after each shard, each finished block, the loss
 sums of the evaluation. Called again after a SIGKILL at any moment, with the same request and workspace, it goes on from
 there and ends with the same digest (on the same kind of processor and number of threads: float sums depend on their
 order; the memory plan, the launcher and the number of workers change nothing). The network is in memory only while
-gradients or losses are computed; what the Fisher pass leaves is gone through block by block.
+gradients, inputs of the layers (for error compensation) or losses are computed; what the Fisher pass leaves is gone
+through block by block.
 """
 
 from __future__ import annotations
@@ -63,7 +64,7 @@ from shared.bundle.manifest import (
 from shared.bundle.write import add_manifest
 
 _PRODUCER = "zo-device 0.1.0"
-_VARIANTS = ("16bit", "bundle", "dense_only")
+_VARIANTS = {"16bit": "model as published", "bundle": "bundle", "dense_only": "dense part alone"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -254,7 +255,9 @@ def _evaluate_variant(
         job.workspace.write_json(f"loss-{variant}", dataclasses.asdict(total))
         job.progress.advance(done_before + total.windows)
 
-    return sum_losses(model.network, windows, LossSum(**saved) if saved else LossSum(), after_batch=after_batch)
+    start = LossSum(**saved) if saved else LossSum()
+    subject = _VARIANTS[variant]
+    return sum_losses(model.network, windows, start, after_batch=after_batch, subject=subject)
 
 
 def _publish(

@@ -24,7 +24,7 @@ from cloud_service.pipeline.tokenization import TextEncoder
 from cloud_service.sources import SourcePolicy, TextSource
 from shared.api import CalibrationSpec
 from shared.bundle.manifest import TokenizerSettings
-from shared.errors import DataError, NetworkError
+from shared.errors import DataError, NetworkError, UnsupportedModel
 
 BOS, EOS = 256, 257
 
@@ -201,3 +201,13 @@ def test_perplexity_equals_a_plain_loop_over_windows_and_can_be_resumed(tmp_path
     assert total.perplexity == pytest.approx(math.exp(nats / tokens), rel=1e-5)
     assert (total.tokens, total.windows) == (tokens, len(windows))
     assert sum_losses(network, windows, seen[-1]) == total
+
+
+def test_a_loss_that_is_not_finite_is_named_before_anything_is_saved(tmp_path: Path) -> None:
+    network = load_model(read_outline(build_checkpoint(tmp_path)), device="cpu").network
+    network.get_parameter("model.norm.weight").data.fill_(math.inf)
+    seen: list[LossSum] = []
+    with pytest.raises(UnsupportedModel, match=r"loss of the dense part alone .* not finite in float32") as caught:
+        sum_losses(network, [[1, 2, 3]], after_batch=seen.append, subject="dense part alone")
+    assert "--evaluation-documents 0" in str(caught.value)
+    assert seen == []
