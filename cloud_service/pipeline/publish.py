@@ -176,7 +176,8 @@ def model_card(source: SourceModel, report: Mapping[str, Any]) -> str:
         "",
         f"* Base model: {source.id}" + (f" at {source.revision}" if source.revision else ""),
         f"* Licence of the base model: {source.license or 'not stated; see the base model'}",
-        f"* Dense part: {quantizer['bits']}-bit `{quantizer['method']}`",
+        f"* Dense part: {quantizer['bits']}-bit `{quantizer['method']}`"
+        + (f", errors compensated by `{quantizer['compensation']}`" if quantizer["compensation"] else ""),
         f"* Sensitive part: {mask['sensitive_count']} weights in float16, chosen by {mask['source']} ({mask['scope']})",
         f"* Calibration text: {mask['calibration_text']}, {mask['calibration_sequences']} sequences",
     ]
