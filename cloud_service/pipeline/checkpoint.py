@@ -136,6 +136,16 @@ class Workspace:
                 raise
             sync_directory(self.folder)
 
+    def remove_tensors(self, name: str) -> None:
+        """Delete the tensors saved under ``name``, if any.
+
+        Raises:
+            DiskError: The folder is not writable.
+        """
+        with disk_errors(self.folder):
+            self._tensor_file(name).unlink(missing_ok=True)
+            sync_directory(self.folder)
+
     def _tensor_file(self, name: str) -> Path:
         return self.folder / f"{name}.safetensors"
 

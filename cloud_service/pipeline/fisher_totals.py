@@ -1,11 +1,14 @@
 """The Fisher sums of both halves of the calibration, block by block in the workspace.
 
-    fisher-<block>-<half>.safetensors     total over the half's shards so far, float32; label ``shards``: how many
+    fisher-<block>-<half>.safetensors     total over the half's shards so far, float32
+        label shards                      how many
+        label arithmetic                  what computed them, such as ``float32 cpu threads=2``
 
 Shards are added in order, each block by itself: a block's file says which shard it waits for, so whatever was killed
-between two blocks, no shard is counted twice and none is lost. Totals may stay in memory between shards; they are
-then written as often as writing takes seconds, or at most a tenth of the time, and at the end of each half. Costs 4
-bytes per weight that is kept in memory, or one block at a time. Knows nothing about gradients.
+between two blocks, no shard is counted twice and none is lost. Shards of different arithmetic differ in their last bits
+and are never added: work that goes on in another arithmetic begins anew. Totals may stay in memory between shards;
+they are then written as often as writing takes seconds, or at most a tenth of the time, and at the end of each half.
+Costs 4 bytes per weight that is kept in memory, or one block at a time. Knows nothing about gradients.
 """
 
 from __future__ import annotations
@@ -44,7 +47,9 @@ class FisherTotals:
         self._sequences = sequences
         self._keeps_in_memory = keeps_in_memory
         self._kept: dict[int, dict[str, Tensor]] = {}
-        self._next = {block: self._stored_shards(block) for block in range(len(blocks))}
+        stored = {block: self._stored_labels(block) for block in range(len(blocks))}
+        self._next = {block: int(labels.get("shards", 0)) for block, labels in stored.items()}
+        self._arithmetic = {block: labels.get("arithmetic") for block, labels in stored.items()}
         self._started = time.monotonic()
         self._writing_seconds = 0.0
 
@@ -52,6 +57,26 @@ class FisherTotals:
     def is_complete(self) -> bool:
         """Whether every block has all shards."""
         return min(self._next.values()) == shard_count(self._sequences)
+
+    def begun_in(self) -> set[str]:
+        """Return the arithmetics of what is there, usually one; empty where nothing is."""
+        return {self._arithmetic[block] or "unknown" for block, shards in self._next.items() if shards}
+
+    def begin(self, arithmetic: str) -> None:
+        """Say what will compute the missing shards; where some are missing, totals of other arithmetic are deleted.
+
+        Raises:
+            DiskError: The totals cannot be deleted.
+        """
+        if self.is_complete:
+            return
+        for block, found in self._arithmetic.items():
+            if found != arithmetic and self._next[block]:
+                self._kept.pop(block, None)
+                for half in (1, 0):
+                    self._workspace.remove_tensors(_file(block, half))
+                self._next[block] = 0
+            self._arithmetic[block] = arithmetic
 
     def next_shard(self, blocks: Sequence[int]) -> int:
         """Return the first shard that one of these blocks still waits for; S where none does."""
@@ -114,8 +139,8 @@ class FisherTotals:
         is_half_done = done == shard_count(self._sequences) or self._half_of(done) != self._half_of(done - 1)
         if not self._keeps_in_memory or is_half_done or self._is_writing_cheap():
             before = time.monotonic()
-            label = {"shards": str(done)}
-            self._workspace.write_tensors(_file(block, self._half_of(done - 1)), total, label)
+            labels = {"shards": str(done), "arithmetic": self._arithmetic[block] or "unknown"}
+            self._workspace.write_tensors(_file(block, self._half_of(done - 1)), total, labels)
             self._writing_seconds += time.monotonic() - before
         if self._keeps_in_memory and not is_half_done:
             self._kept[block] = total
@@ -130,11 +155,11 @@ class FisherTotals:
             return {}
         return self._workspace.read_tensors(_file(block, self._half_of(shard))) or {}
 
-    def _stored_shards(self, block: int) -> int:
+    def _stored_labels(self, block: int) -> dict[str, str]:
         for half in (1, 0):
             if (labels := self._workspace.read_labels(_file(block, half))) is not None:
-                return int(labels["shards"])
-        return 0
+                return labels
+        return {}
 
     def _half_of(self, shard: int) -> int:
         return half_of(self._sequences, shard)

@@ -15,12 +15,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
 from cloud_service.pipeline.calibration import Calibration
 from cloud_service.pipeline.fisher import sum_squares, zero_sums
 from cloud_service.pipeline.fisher_totals import FisherTotals
-from cloud_service.pipeline.load_model import LoadedModel, ModelOutline, load_model
+from cloud_service.pipeline.load_model import LoadedModel, ModelOutline, compute_dtype, load_model
 from cloud_service.pipeline.shards import shard_count, shard_rows
 
 
@@ -50,6 +51,8 @@ class FisherWork:
         passes: The groups of blocks.
         device: Torch device; None means CUDA where there is one, else the CPU.
         device_map: Module name → device of a model spread over several; None for one device.
+        worker_host_bytes: Main memory that one process at this work takes, its libraries included; None: not known.
+        host_budget: Main memory of this machine that may be used; None: not known.
     """
 
     outline: ModelOutline
@@ -58,6 +61,8 @@ class FisherWork:
     passes: FisherPasses
     device: str | None = None
     device_map: Mapping[str, int | str] | None = None
+    worker_host_bytes: int | None = None
+    host_budget: int | None = None
 
 
 class FisherLauncher(Protocol):
@@ -71,8 +76,11 @@ class FisherLauncher(Protocol):
     def workers(self) -> int:
         """How many shards are computed at the same time."""
 
+    def arithmetic(self, work: FisherWork) -> str:
+        """Return what the last bits of the sums depend on; see ``arithmetic_of``."""
+
     def estimate(self, work: FisherWork, totals: FisherTotals, *, after_sequence: Callable[[int], None]) -> None:
-        """Add all shards that are missing to the totals.
+        """Add all shards that are missing to the totals; of other arithmetic, all shards are missing.
 
         Args:
             work: What to estimate.
@@ -92,8 +100,15 @@ class LocalLauncher:
     name = "local"
     workers = 1
 
+    def arithmetic(self, work: FisherWork) -> str:
+        """Return what the last bits of the sums depend on."""
+        places = [f"cuda:{place}" if isinstance(place, int) else place for place in (work.device_map or {}).values()]
+        device = next(iter(places), work.device) or ("cuda" if torch.cuda.is_available() else "cpu")
+        return arithmetic_of(torch.device(device), torch.get_num_threads())
+
     def estimate(self, work: FisherWork, totals: FisherTotals, *, after_sequence: Callable[[int], None]) -> None:
         """Add all shards that are missing to the totals."""
+        totals.begin(self.arithmetic(work))
         model = load_model(work.outline, device=work.device, device_map=work.device_map)
         sequences = len(work.calibration)
         for index, group in enumerate(work.passes.groups):
@@ -108,6 +123,15 @@ class LocalLauncher:
                 sums = sum_shard(model, work.calibration, shard, group, work.passes, sums, after_row=after_row)
                 for block in group:
                     totals.add(shard, block, sums)
+
+
+def arithmetic_of(device: torch.device, threads: int) -> str:
+    """Return the compute dtype, kind of device and, on a processor, threads: shards that differ in it are never mixed.
+
+    A matrix product of another number of threads adds in another order, so its last bits differ.
+    """
+    dtype = str(compute_dtype(device)).removeprefix("torch.")
+    return f"{dtype} {device.type}" + (f" threads={threads}" if device.type == "cpu" else "")
 
 
 def sum_shard(

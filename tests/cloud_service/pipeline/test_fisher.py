@@ -219,6 +219,50 @@ def test_a_block_never_counts_a_shard_twice_nor_skips_one(
     assert same(stored, {name: sums[name] for name in blocks[0]})
 
 
+def test_totals_of_other_arithmetic_begin_anew_and_are_never_mixed(
+    folder: Path, calibration: Calibration, tmp_path: Path
+) -> None:
+    blocks = read_outline(folder).block_linears
+    whole = FisherPasses(((0, 1),))
+    plain = estimate(folder, calibration, tmp_path / "plain", whole)
+    workspace = Workspace(tmp_path / "work")
+    with pytest.raises(KeyboardInterrupt):
+        estimate(folder, calibration, workspace.folder, whole, stop_after=4)
+    for name in ("fisher-00000-0", "fisher-00000-1"):
+        stored = {key: tensor + 1 for key, tensor in (workspace.read_tensors(name) or {}).items()}
+        labels = workspace.read_labels(name) or {}
+        workspace.write_tensors(name, stored, labels | {"arithmetic": "bfloat16 cuda"})
+    begun = FisherTotals(workspace, blocks, 5, keeps_in_memory=True)
+    here = f"float32 cpu threads={torch.get_num_threads()}"
+    assert begun.begun_in() == {"bfloat16 cuda", here}
+    assert same(dict(plain.diagonal()), dict(estimate(folder, calibration, workspace.folder, whole).diagonal()))
+    assert FisherTotals(workspace, blocks, 5, keeps_in_memory=True).begun_in() == {here}
+
+
+def test_complete_totals_are_kept_whatever_would_compute_them_now(
+    folder: Path, calibration: Calibration, tmp_path: Path
+) -> None:
+    totals = estimate(folder, calibration, tmp_path / "work", FisherPasses(((0, 1),)))
+    totals.begin("bfloat16 cuda")
+    assert totals.is_complete
+
+
+@pytest.mark.parametrize(
+    ("device", "device_map", "expected"),
+    [
+        ("cpu", None, "float32 cpu threads="),
+        ("cuda:1", None, "bfloat16 cuda"),
+        ("cpu", {"model.embed_tokens": 2, "model.layers": 3}, "bfloat16 cuda"),
+    ],
+)
+def test_arithmetic_is_dtype_device_and_threads(
+    folder: Path, calibration: Calibration, device: str, device_map: dict[str, int | str] | None, expected: str
+) -> None:
+    work = FisherWork(read_outline(folder), folder, calibration, FisherPasses(((0, 1),)), device, device_map)
+    threads = str(torch.get_num_threads()) if expected.endswith("=") else ""
+    assert LocalLauncher().arithmetic(work) == expected + threads
+
+
 def test_a_gradient_that_is_not_finite_is_named(folder: Path, calibration: Calibration, tmp_path: Path) -> None:
     totals = estimate(folder, calibration, tmp_path / "work", FisherPasses(((0, 1),)))
     workspace = Workspace(tmp_path / "work")
