@@ -113,7 +113,18 @@ class PlannedModel:
             return totals
         needed = missing_fisher_bytes(self.outline, totals, len(calibration))
         require_space(workspace.folder, needed, "the Fisher sums of both halves")
-        work = FisherWork(self.outline, self.folder, calibration, passes, self.device, plan.device_map)
+        work = FisherWork(
+            self.outline,
+            self.folder,
+            calibration,
+            passes,
+            self.device,
+            plan.device_map,
+            worker_host_bytes=plan.stage("calibrating").host_bytes,
+            host_budget=plan.host_budget,
+        )
+        if others := totals.begun_in() - {self.launcher.arithmetic(work)}:
+            progress.note(f"what {', '.join(sorted(others))} began starts anew, in {self.launcher.arithmetic(work)}")
         self.launcher.estimate(work, totals, after_sequence=progress.advance)
         return totals
 

@@ -27,8 +27,9 @@ from numpy.typing import NDArray
 
 from cloud_service.pipeline.calibration import Calibration
 from cloud_service.pipeline.fisher_totals import FisherTotals
-from cloud_service.pipeline.launchers.local import FisherPasses, FisherWork, sum_shard
+from cloud_service.pipeline.launchers.local import FisherPasses, FisherWork, arithmetic_of, sum_shard
 from cloud_service.pipeline.launchers.ray_connection import connection
+from cloud_service.pipeline.launchers.ray_workers import check_memory, worker_devices
 from cloud_service.pipeline.load_model import LoadedModel, load_model, read_outline
 from cloud_service.pipeline.shards import shard_count, shard_rows
 from shared.errors import ResourceError, ZoError
@@ -48,7 +49,7 @@ class RayLauncher:
             and where there is none, one of this machine's own for as long as the pass lasts.
         workers: Tasks that run at the same time.
         threads: Processor threads of each; another number gives sums that differ in their last bits.
-        gpus: Accelerators of each; 0 computes on the processor.
+        gpus: Accelerators of each, whatever this process has; 0 computes on the processor.
     """
 
     name: ClassVar[str] = "ray"
@@ -58,14 +59,22 @@ class RayLauncher:
     threads: int = 1
     gpus: int = 0
 
+    def arithmetic(self, work: FisherWork) -> str:
+        """Return what the last bits of the sums depend on."""
+        return arithmetic_of(torch.device(worker_devices(work, self.gpus)[0]), self.threads)
+
     def estimate(self, work: FisherWork, totals: FisherTotals, *, after_sequence: Callable[[int], None]) -> None:
         """Add all shards that are missing to the totals.
 
         Raises:
             UnsupportedModel: A weight or a loss is not finite.
-            ResourceError: The cluster cannot be reached, or a shard failed again and again.
+            ResourceError: The cluster cannot be reached, its workers lack memory or accelerators, or a shard failed
+                again and again.
             DiskError: The totals cannot be saved.
         """
+        if self.address is None:
+            check_memory(work, self.workers)
+        totals.begin(self.arithmetic(work))
         with connection(self.address, processors=self.workers * self.threads, gpus=self.gpus), _ray_errors():
             import ray
 
@@ -90,13 +99,12 @@ class RayLauncher:
         task = ray.remote(_sum_blocks)
         needs = {"num_cpus": self.threads, "num_gpus": self.gpus, "max_retries": _RETRIES}
         calibration = ray.put({name: tensor.numpy() for name, tensor in work.calibration.to_tensors().items()})
-        device = work.device or ("cuda" if self.gpus else "cpu")
+        device, device_map = worker_devices(work, self.gpus)
+        model = _Model(str(work.folder), device, None if device_map is None else tuple(device_map.items()))
 
         def submit(shard: _Shard) -> tuple[_Shard, list[Any]]:
             options = task.options(num_returns=len(shard.group), **needs)
-            sums = options.remote(
-                str(work.folder), device, self.threads, calibration, shard.index, shard.group, work.passes
-            )
+            sums = options.remote(model, self.threads, calibration, shard.index, shard.group, work.passes)
             return shard, sums if isinstance(sums, list) else [sums]
 
         return submit
@@ -112,6 +120,15 @@ class _Shard:
     done_after: int
 
 
+@dataclass(frozen=True, slots=True)
+class _Model:
+    """Which checkpoint a worker loads, and where to."""
+
+    folder: str
+    device: str
+    device_map: tuple[tuple[str, int], ...] | None
+
+
 def _missing_shards(work: FisherWork, totals: FisherTotals) -> Iterator[_Shard]:
     sequences = len(work.calibration)
     for number, group in enumerate(work.passes.groups):
@@ -121,8 +138,7 @@ def _missing_shards(work: FisherWork, totals: FisherTotals) -> Iterator[_Shard]:
 
 
 def _sum_blocks(
-    folder: str,
-    device: str,
+    where: _Model,
     threads: int,
     calibration: dict[str, NDArray[np.int32]],
     shard: int,
@@ -132,7 +148,7 @@ def _sum_blocks(
     """Return the sums of every block of the group, in order; runs in a worker."""
     torch.set_num_threads(threads)
     tensors = {name: torch.tensor(array) for name, array in calibration.items()}
-    model = _loaded_once(folder, device)
+    model = _loaded_once(where)
     sums = sum_shard(model, Calibration.from_tensors(tensors), shard, group, passes)
     linears = model.outline.block_linears
     blocks = [{name: sums[name].cpu().numpy() for name in linears[block]} for block in group]
@@ -140,8 +156,9 @@ def _sum_blocks(
 
 
 @functools.lru_cache(maxsize=1)
-def _loaded_once(folder: str, device: str) -> LoadedModel:
-    return load_model(read_outline(Path(folder)), device=device)
+def _loaded_once(where: _Model) -> LoadedModel:
+    device_map = None if where.device_map is None else dict(where.device_map)
+    return load_model(read_outline(Path(where.folder)), device=where.device, device_map=device_map)
 
 
 def _tensors(sums: BlockSums) -> dict[str, torch.Tensor]:

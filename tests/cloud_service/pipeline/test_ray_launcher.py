@@ -109,17 +109,22 @@ def test_several_workers_in_two_passes_give_the_bits_of_one_process(
     assert told[-1] == 2 * 20
 
 
-def test_a_worker_killed_mid_way_costs_nothing_but_its_shard(cluster: None, folder: Path, tmp_path: Path) -> None:
-    killed: list[int] = []
+def test_workers_killed_mid_way_cost_nothing_but_their_shards(cluster: None, folder: Path, tmp_path: Path) -> None:
+    stopped: list[psutil.Process] = []
+    killed: list[psutil.Process] = []
 
-    def kill_one(done: int) -> None:
-        workers = [child for child in psutil.Process().children(recursive=True) if "_sum_blocks" in child.name()]
-        if 5 < done < 15 and not killed and workers:
-            os.kill(workers[0].pid, signal.SIGKILL)
-            killed.append(workers[0].pid)
+    def stop_then_kill(done: int) -> None:
+        if not stopped:
+            stopped.extend(child for child in cluster_processes() if child.name() in ("ray::IDLE", "ray::_sum_blocks"))
+            for process in stopped:
+                process.suspend()
+        elif not killed:  # told although no sequence was done: shards wait in the workers that stand still
+            killed.extend(stopped)
+            for process in stopped:
+                process.kill()
 
     here = estimate(folder, tmp_path / "here", LocalLauncher())
-    there = estimate(folder, tmp_path / "there", RayLauncher(workers=2, threads=THREADS), after_sequence=kill_one)
+    there = estimate(folder, tmp_path / "there", RayLauncher(workers=2, threads=THREADS), after_sequence=stop_then_kill)
     assert killed
     assert_same(here, there)
 
