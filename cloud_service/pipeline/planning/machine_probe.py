@@ -1,6 +1,7 @@
 """Measures the machine that a plan is for: budgets, what the process uses already, and rates.
 
-    budget      the smallest of: the setting, the device's memory; of main memory what is free, the cgroup's limit
+    budget      the smallest of: the setting; of an accelerator what is free or this process's already; of main memory
+                what is free or this process's already, and the limit of every cgroup that the process is in
     rates       a matrix product, a copy, a flushed file and a small quantisation, some hundred milliseconds in all
 
 Rates only rank the ways to run and tell a person how long it takes; they never change the bundle. The probe also loads
@@ -12,12 +13,13 @@ from __future__ import annotations
 import os
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
 
 from cloud_service.memory_budget import MemoryBudget
+from cloud_service.pipeline.planning.peak_memory import CONTEXT_BYTES
 from cloud_service.pipeline.planning.workload import Machine, Rates
 from cloud_service.pipeline.quantize import quantize
 from shared.api import QuantizerSpec
@@ -29,7 +31,8 @@ LIBRARIES_BYTES = 440 << 20
 """What a process holds that has imported torch, transformers, a model's class and a tokenizer, and used them once."""
 
 _MEMINFO = Path("/proc/meminfo")
-_CGROUP_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
+_CGROUPS = Path("/sys/fs/cgroup")
+_CGROUP_MEMBERSHIP = Path("/proc/self/cgroup")
 _COPY_BYTES = 64 << 20
 _FILE_BYTES = 16 << 20
 _PROBE_ROWS, _PROBE_COLUMNS = {"cpu": 16, "cuda": 1024}, 4096
@@ -60,9 +63,9 @@ def probe_machine(
     compute = torch.device("cuda", accelerators[0]) if accelerators else torch.device("cpu")
     available = available_host_bytes()
     rates = _measure_rates(compute, folder, quantizer)
-    totals = [torch.cuda.get_device_properties(index).total_memory for index in accelerators]
+    usable = [_usable_accelerator_bytes(index) for index in accelerators]
     return Machine(
-        accelerator_budgets=tuple(min(total, budget.max_accelerator_bytes or total) for total in totals),
+        accelerator_budgets=tuple(min(count, budget.max_accelerator_bytes or count) for count in usable),
         host_budget=min(budget.max_host_bytes or available, available),
         host_baseline=max(process_bytes()[0], LIBRARIES_BYTES),
         rates=rates,
@@ -78,11 +81,14 @@ def accelerator_indices(device: str | None) -> tuple[int, ...]:
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if device is None:
         return tuple(range(count))
-    named = torch.device(device)
-    if named.type == "cpu":
+    try:
+        named = torch.device(device)
+    except RuntimeError as error:
+        raise _no_device(device, count) from error
+    if named.type == "cpu" and not named.index:
         return ()
     if named.type != "cuda" or count <= (named.index or 0):
-        raise InvalidRequest(f"device {device!r}", needed=f"cpu, or one of {count} CUDA devices", param="device")
+        raise _no_device(device, count)
     return tuple(range(count)) if named.index is None else (named.index,)
 
 
@@ -94,8 +100,44 @@ def available_host_bytes() -> int:
         free = int(fields["MemAvailable"].split()[0]) * 1024
     else:
         free = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    limits = [int(path.read_text()) for path in _CGROUP_LIMITS if path.exists() and path.read_text().strip().isdigit()]
-    return min([used + free, *limits])
+    return min([used + free, *cgroup_limits()])
+
+
+def cgroup_limits(membership: Path = _CGROUP_MEMBERSHIP, root: Path = _CGROUPS) -> list[int]:
+    """Return the memory limits of the cgroups that this process is in, from its own up to the root, in bytes.
+
+    Args:
+        membership: The kernel's list of them, a line ``hierarchy:controllers:path`` each.
+        root: Where they are mounted: version 2, and version 1's memory controller below it.
+    """
+    limits: list[int] = []
+    for line in membership.read_text().splitlines() if membership.exists() else []:
+        _, controllers, path = line.split(":", 2)
+        if not controllers:
+            limits += _limits_above(root, path, "memory.max")
+        elif "memory" in controllers.split(","):
+            limits += _limits_above(root / "memory", path, "memory.limit_in_bytes")
+    return limits
+
+
+def _limits_above(root: Path, path: str, name: str) -> Iterator[int]:
+    # In a container the path may be the host's and not exist here; the root is then the container's own group.
+    own = Path(path.lstrip("/"))
+    for group in (own, *own.parents):
+        limit = root / group / name
+        if limit.exists() and (text := limit.read_text().strip()).isdigit():
+            yield int(text)
+
+
+def _usable_accelerator_bytes(index: int) -> int:
+    """Return what is free of an accelerator and what this process holds of it: its context, and the allocator's."""
+    free, total = torch.cuda.mem_get_info(index)
+    return min(total, free + torch.cuda.memory_reserved(index) + CONTEXT_BYTES)
+
+
+def _no_device(device: str, count: int) -> InvalidRequest:
+    devices = f"cpu, cuda, or cuda:0 to cuda:{count - 1}" if count else "cpu; there is no CUDA device here"
+    return InvalidRequest(f"device {device!r}", needed=devices, param="device")
 
 
 def _measure_rates(device: torch.device, folder: Path, quantizer: QuantizerSpec) -> Rates:
