@@ -50,6 +50,7 @@ def run(arguments: argparse.Namespace, console: Console, settings: Settings) -> 
 def _summary(digest: str, manifest: Manifest, config: BundleConfig) -> list[tuple[str, str]]:
     counts, mask, quantizer = config.parameter_counts, config.mask, config.quantizer
     group = f", groups of {quantizer.group_size}" if quantizer.group_size else ""
+    compensation = f", errors compensated by {quantizer.compensation}" if quantizer.compensation else ""
     rows = [
         ("digest", digest),
         ("model", f"{config.source.id} {config.source.revision or ''}".strip()),
@@ -62,7 +63,7 @@ def _summary(digest: str, manifest: Manifest, config: BundleConfig) -> list[tupl
                         f"{mask.calibration_tokens_per_sequence} tokens, seed {mask.calibration_seed}"),
         ("split-half overlap", _share(mask.split_half_overlap)),
         ("gradient mass", _share(mask.gradient_mass)),
-        ("quantiser", f"{quantizer.method}, {quantizer.bits} bits{group}"),
+        ("quantiser", f"{quantizer.method}, {quantizer.bits} bits{group}{compensation}"),
         ("memory for weights", format_bytes(config.memory.weights_bytes + config.memory.workspace_bytes)),
         ("context", f"{config.tokenizer.context_length} tokens"),
     ]  # fmt: skip

@@ -46,7 +46,7 @@ def test_inspect_says_what_the_bundle_is_made_of(command, store: ImageLayout) ->
     outcome = command("inspect")
     assert outcome.code == 0
     assert outcome.result["source"]["id"] == "tests/tiny"
-    assert outcome.result["quantizer"] == {"method": "lut", "bits": 4, "group_size": None}
+    assert outcome.result["quantizer"] == {"method": "lut", "bits": 4, "group_size": None, "compensation": None}
     assert outcome.result["mask"]["sensitive_count"] == 14 * 8
     assert "tensors" not in outcome.result
     assert "trunk.safetensors" in outcome.told
