@@ -1,6 +1,6 @@
 """Where the Fisher pass runs: settings that travel from the command line or the service to the pipeline.
 
-None of them changes the bundle, but ``threads``: sums of another number of threads differ in their last bits.
+None of them changes the bundle, but threads and accelerators: other arithmetic gives sums with other last bits.
 Imports nothing heavy. Knows nothing about how a pass is run.
 """
 
@@ -19,7 +19,7 @@ class LauncherChoice:
         ray_address: Of a running cluster; None starts one on this machine.
         ray_workers: Tasks that run at the same time.
         ray_worker_threads: Processor threads of each.
-        ray_worker_gpus: Accelerators of each.
+        ray_worker_gpus: Accelerators of each; 0 computes on the processor.
     """
 
     kind: Literal["local", "ray"] = "local"

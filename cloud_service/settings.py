@@ -26,9 +26,14 @@ JOB_VARIABLES = frozenset(
         "HF_HOME", "HF_HUB_CACHE", "HF_DATASETS_CACHE", "HF_HUB_OFFLINE", "SSL_CERT_FILE", "SSL_CERT_DIR",
         "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "CUDA_HOME", "LD_LIBRARY_PATH",
         "CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER", "NVIDIA_VISIBLE_DEVICES", "PYTORCH_CUDA_ALLOC_CONF",
+        "RAY_AUTH_MODE", "RAY_AUTH_TOKEN_PATH",
     }
 )  # fmt: skip
-"""What a job's process sees of the service's environment: nothing that could be a secret."""
+"""What a job's process sees of the service's environment: nothing that could be a secret.
+
+The token of a protected Ray cluster goes by the path of its file, never by ``RAY_AUTH_TOKEN``. A Ray cluster that a
+preparation starts sees the same.
+"""
 
 PROXY_VARIABLES = frozenset({"HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY"})
 """Also passed on, in either case, unless the proxy's URL holds a password."""
@@ -69,10 +74,12 @@ class Settings(BaseSettings):
         max_accelerator_bytes: What a job may use of each accelerator; None allows all of it. Sizes such as ``24GiB``.
         max_host_bytes: What a job may use of main memory; None allows what is free.
         launcher: Where a job's Fisher pass runs: ``local`` (the job's process) or ``ray`` (tasks on a Ray cluster).
-        ray_address: Of a running cluster; None starts one on this machine for each pass.
+        ray_address: Of a running cluster; None starts one on this machine for each pass. Where it asks for a token,
+            the variables RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH=FILE are passed on to jobs.
         ray_workers: Ray tasks that run at the same time.
-        ray_worker_threads: Processor threads of each.
-        ray_worker_gpus: Accelerators of each.
+        ray_worker_threads: Processor threads of each. Another number gives sums that differ in their last bits; those
+            of ``local`` are OMP_NUM_THREADS, or all cores.
+        ray_worker_gpus: Accelerators of each; 0 computes on the processor.
         min_free_bytes: ``/readyz`` fails below this much free disk.
         is_auth_enabled: Whether API keys are needed.
         is_public_without_tls_allowed: Whether a non-loopback address may be served in plain HTTP.
@@ -155,8 +162,18 @@ def load_settings(**options: object) -> Settings:
     """Return the settings from the environment, with ``options`` in place of what it says.
 
     Raises:
-        InvalidRequest: A value is malformed or out of range; ``param`` names its field.
+        InvalidRequest: A value is malformed or out of range, or an option of Ray's is given for another launcher;
+            ``param`` names its field.
     """
+    settings = _settings(options)
+    stray = next((name for name in options if name.startswith("ray_")), None)
+    if stray and settings.launcher != "ray":
+        option = f"--{stray.replace('_', '-')}"
+        raise InvalidRequest(f"{option} with --launcher {settings.launcher}", needed="--launcher ray", param=stray)
+    return settings
+
+
+def _settings(options: Mapping[str, object]) -> Settings:
     try:
         return Settings(**options)  # type: ignore[arg-type]  # checked by pydantic
     except ValidationError as error:

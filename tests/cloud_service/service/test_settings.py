@@ -64,6 +64,32 @@ def test_a_bad_option_or_variable_is_a_wrong_call_that_names_it(monkeypatch: pyt
         load_settings()
 
 
+@pytest.mark.parametrize("name", ["ray_address", "ray_workers", "ray_worker_threads", "ray_worker_gpus"])
+def test_an_option_of_rays_needs_rays_launcher(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    value: object = "head:6379" if name == "ray_address" else 1
+    with pytest.raises(InvalidRequest, match="with --launcher local") as caught:
+        load_settings(**{name: value})
+    assert caught.value.param == name
+    assert getattr(load_settings(launcher="ray", **{name: value}), name) == value
+    monkeypatch.setenv("ZO_CLOUD_LAUNCHER", "ray")
+    assert getattr(load_settings(**{name: value}), name) == value
+    with pytest.raises(InvalidRequest, match="with --launcher local"):
+        load_settings(launcher="local", **{name: value})
+
+
+def test_variables_of_rays_wait_for_the_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ZO_CLOUD_RAY_WORKERS", "4")
+    assert load_settings().launcher == "local"
+    assert load_settings(launcher="ray").launcher_choice.ray_workers == 4
+
+
+def test_a_job_finds_the_token_of_a_ray_cluster_but_does_not_see_it() -> None:
+    given = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": "/run/ray-token", "RAY_AUTH_TOKEN": "secret"}
+    seen = job_environment(given)
+    assert (seen["RAY_AUTH_MODE"], seen["RAY_AUTH_TOKEN_PATH"]) == ("token", "/run/ray-token")
+    assert "secret" not in seen.values()
+
+
 def test_a_jobs_libraries_ask_the_services_hub_and_no_other() -> None:
     inherited = {"HF_ENDPOINT": "https://elsewhere.example"}
     assert job_environment(inherited, hub_endpoint="https://hub.example")["HF_ENDPOINT"] == "https://hub.example"
