@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 
 from cloud_service.memory_budget import MemoryBudget
+from shared.byte_sizes import parse_bytes
+from shared.errors import InvalidRequest
 
 MEMORY_OPTIONS = {
     "--max-accelerator-bytes": "memory to use of each accelerator, such as 24GiB (default: all of it)",
@@ -26,7 +28,16 @@ def memory_budget(arguments: argparse.Namespace) -> MemoryBudget:
     """
     from cloud_service.settings import load_settings
 
+    # Parsed here, not by the settings, whose message would speak of another command's options.
     names = ("max_accelerator_bytes", "max_host_bytes")
-    given = {name: value for name in names if (value := getattr(arguments, name)) is not None}
+    given = {name: _size(name, value) for name in names if (value := getattr(arguments, name)) is not None}
     settings = load_settings(**given)
     return MemoryBudget(settings.max_accelerator_bytes, settings.max_host_bytes)
+
+
+def _size(name: str, text: str) -> int:
+    try:
+        return parse_bytes(text)
+    except InvalidRequest as error:
+        option = "--" + name.replace("_", "-")
+        raise InvalidRequest(f"{option}: {error.found}", needed=error.needed, param=name) from error

@@ -12,6 +12,7 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from cloud_service.commands.device_option import add_device_option
 from cloud_service.commands.local_sources import add_source_options, local_sources
 from cloud_service.commands.memory_options import add_memory_options, memory_budget
 from cloud_service.commands.prepare import add_request_options, request_of
@@ -31,9 +32,7 @@ def add_plan_command(commands: argparse._SubParsersAction[argparse.ArgumentParse
     add_request_options(parser)
     add_memory_options(parser)
     parser.add_argument("--accelerators", type=int, metavar="N", help="plan for N accelerators that need not be here")
-    parser.add_argument(
-        "--device", metavar="NAME", help="cpu, cuda or cuda:0 (default: all CUDA devices, else the CPU)"
-    )
+    add_device_option(parser)
     add_source_options(parser)
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.set_defaults(run=_run)

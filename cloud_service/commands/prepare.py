@@ -18,6 +18,7 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
+from cloud_service.commands.device_option import add_device_option
 from cloud_service.commands.label_words import label_words
 from cloud_service.commands.launcher_options import add_launcher_options, launcher_choice
 from cloud_service.commands.local_sources import add_source_options, local_sources
@@ -88,6 +89,7 @@ def add_prepare_command(commands: argparse._SubParsersAction[argparse.ArgumentPa
     parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="where the bundle goes")
     add_request_options(parser)
     add_memory_options(parser)
+    add_device_option(parser)
     add_launcher_options(parser)
     parser.add_argument("--signing-key", type=Path, metavar="PEM", help="default: the service's; made where missing")
     add_source_options(parser)
@@ -152,6 +154,7 @@ def _prepare(
         sources=local_sources(arguments),
         launcher=choose_launcher(launcher_choice(arguments)),
         budget=memory_budget(arguments),
+        device=arguments.device,
     )
 
 

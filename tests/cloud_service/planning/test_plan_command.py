@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-from tiny_checkpoint import build_checkpoint
+from tiny_checkpoint import build_checkpoint, write_text
 
 from cloud_service.cli import main
 from cloud_service.commands.memory_options import memory_budget
@@ -91,6 +91,25 @@ def test_a_wrong_call_says_what_is_needed(
 ) -> None:
     assert main(["plan", str(seven_billion), *words]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_a_wrong_size_names_the_option_and_no_other_command(
+    seven_billion: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["plan", str(seven_billion), "--max-host-bytes", "8 gigs"]) == 2
+    shown = capsys.readouterr().err
+    assert "--max-host-bytes: size '8 gigs'" in shown
+    assert "serve" not in shown
+    assert "Value error" not in shown
+
+
+def test_a_preparation_takes_the_device_that_was_planned_for(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, text = build_checkpoint(tmp_path / "tiny"), write_text(tmp_path / "text.jsonl")
+    words = ["prepare", str(folder), "--output", str(tmp_path / "out"), "--calibration-text", str(text), "--quiet"]
+    assert main([*words, "--device", "cuda:99"]) == 2
+    assert "device 'cuda:99'" in capsys.readouterr().err
 
 
 def test_sizes_are_read_from_the_environment_and_reach_the_jobs_order(
