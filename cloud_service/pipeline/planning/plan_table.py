@@ -1,5 +1,6 @@
 """A plan for people: what was chosen, and a table of predicted peaks and durations against the budgets.
 
+The choice relies on the peaks; durations are rough, from rates measured in some hundred milliseconds.
 Knows nothing about terminals.
 """
 
@@ -14,12 +15,12 @@ def plan_line(plan: PreparationPlan) -> str:
     peak = f"{format_bytes(plan.host_bytes)} of main memory"
     if plan.accelerator_budgets:
         peak = f"{format_bytes(plan.accelerator_bytes)} of accelerator memory and {peak}"
-    return f"{', '.join(_choices(plan))}; predicted peak {peak}, {format_seconds(plan.seconds)}"
+    return f"{', '.join(_choices(plan))}; predicted peak {peak}, {_about(plan.seconds)}"
 
 
 def plan_table(plan: PreparationPlan) -> str:
     """Return the plan as text of several lines."""
-    rows = [["stage", "accelerator", "main memory", "time"]]
+    rows = [["stage", "accelerator", "main memory", "time (about)"]]
     for stage in plan.stages:
         fullest = format_bytes(max(stage.accelerator_bytes, default=0))
         rows.append([stage.stage, fullest, format_bytes(stage.host_bytes), format_seconds(stage.seconds)])
@@ -38,10 +39,15 @@ def format_seconds(seconds: float) -> str:
     return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
 
 
+def _about(seconds: float) -> str:
+    return f"about {format_seconds(seconds)}" if seconds >= 1 else format_seconds(seconds)
+
+
 def _choices(plan: PreparationPlan) -> list[str]:
     passes = len(plan.passes)
     devices = len(set(plan.device_map.values())) if plan.device_map else 1
-    where = "beside the weights" if plan.accumulators == "accelerator" else "in main memory"
+    is_beside_the_weights = plan.accumulators == "accelerator" and plan.accelerator_budgets
+    where = "beside the weights" if is_beside_the_weights else "in main memory"
     groups = (
         f"{passes} passes of up to {max(map(len, plan.passes))} blocks" if passes > 1 else "one pass over all blocks"
     )

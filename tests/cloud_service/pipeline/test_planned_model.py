@@ -60,6 +60,7 @@ def test_the_plan_is_told_and_no_accelerator_is_used_on_a_cpu(make_checkpoint: M
     progress = Notes()
     model = planned(make_checkpoint(), Workspace(tmp_path / "work"), LocalLauncher(), progress)
     assert [note.partition(":")[0] for note in progress.notes] == ["plan"]
+    assert "Fisher sums in main memory" in progress.notes[0]
     assert (model.device, model.accelerators, model.evaluation_dtype_name) == ("cpu", (), "float32")
 
 

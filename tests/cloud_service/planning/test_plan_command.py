@@ -65,7 +65,14 @@ def test_the_plan_is_a_table_for_people(tmp_path: Path, capsys: pytest.CaptureFi
     text = capsys.readouterr().out
     assert "16 sequences of 512 tokens" in text
     assert "one pass over all blocks" in text
+    assert "Fisher sums in main memory" in text
+    assert "time (about)" in text
     assert "quantizing" in text
+
+
+def test_sums_on_an_accelerator_are_beside_the_weights(seven_billion: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", str(seven_billion), "--accelerators", "1", "--max-accelerator-bytes", "80GiB"]) == 0
+    assert "Fisher sums beside the weights" in capsys.readouterr().out
 
 
 def test_a_budget_nothing_fits_ends_with_the_status_of_too_little_memory(
