@@ -54,7 +54,8 @@ class RunRecord:
         transformers_version: Version of transformers.
         stages: The stages in order.
         accelerator: Peak memory of the accelerator; of the busiest one where there were several.
-        host: Peak memory of the process on the host.
+        host: Peak memory of the process on the host. With workers of a cluster, neither counts the calibration, which
+            is in their memory.
         accumulators: Where the Fisher sums lay.
         passes: Passes over the calibration sequences, one per group of blocks.
         recomputes_activations: Whether activations were computed again in the backward pass.

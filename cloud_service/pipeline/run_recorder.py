@@ -8,16 +8,16 @@ from __future__ import annotations
 import os
 import platform
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 import transformers
 
-from cloud_service.pipeline.launchers.local import FisherLauncher
+from cloud_service.pipeline.launchers.local import FisherLauncher, LocalLauncher
 from cloud_service.pipeline.planning.memory_meter import MemoryMeter, TorchAccelerators
-from cloud_service.pipeline.planning.preparation_plan import PreparationPlan
+from cloud_service.pipeline.planning.preparation_plan import PreparationPlan, StagePlan
 from cloud_service.pipeline.run_record import PeakBytes, RunRecord, StageRecord
 
 _CPUINFO = Path("/proc/cpuinfo")
@@ -48,9 +48,15 @@ class RunRecorder:
         self._seconds[name] = time.monotonic() - started
 
     def record(self, launcher: FisherLauncher, *, bundle_digest: str, bundle_bytes: int) -> RunRecord:
-        """Return what was measured beside what was planned."""
-        predicted = {stage.stage: stage.seconds for stage in self._plan.stages}
-        peaks = self._meter.peaks.values()
+        """Return what was measured beside what was planned.
+
+        Shards that other processes computed are neither in this one's memory nor in the plan, which is for one
+        process: where there were any, the plan of that stage and its peaks are left out.
+        """
+        elsewhere = {"calibrating"} if launcher.name != LocalLauncher.name else set()
+        planned = [stage for stage in self._plan.stages if stage.stage not in elsewhere]
+        predicted = {stage.stage: stage.seconds for stage in planned}
+        peaks = [peak for stage, peak in self._meter.peaks.items() if stage not in elsewhere]
         fullest = max((max(peak.accelerator_bytes, default=0) for peak in peaks), default=0)
         return RunRecord(
             machine=_machine_name(),
@@ -61,8 +67,11 @@ class RunRecorder:
                 StageRecord(name, seconds, predicted.get(name))  # type: ignore[call-overload]
                 for name, seconds in self._seconds.items()
             ),
-            accelerator=PeakBytes(self._plan.accelerator_bytes, fullest) if self._accelerators else PeakBytes(),
-            host=PeakBytes(self._plan.host_bytes, max((peak.host_bytes for peak in peaks), default=None)),
+            accelerator=PeakBytes(_planned_accelerator_bytes(planned), fullest) if self._accelerators else PeakBytes(),
+            host=PeakBytes(
+                max((stage.host_bytes for stage in planned), default=None),
+                max((peak.host_bytes for peak in peaks), default=None),
+            ),
             accumulators=self._plan.accumulators if self._accelerators else "host",
             passes=len(self._plan.passes),
             recomputes_activations=self._plan.recomputes_activations,
@@ -72,6 +81,10 @@ class RunRecorder:
             bundle_digest=bundle_digest,
             bundle_bytes=bundle_bytes,
         )
+
+
+def _planned_accelerator_bytes(stages: Sequence[StagePlan]) -> int:
+    return max((count for stage in stages for count in stage.accelerator_bytes), default=0)
 
 
 def _machine_name() -> str:
