@@ -2,8 +2,8 @@
 
     kept        A + max( loss, scratch )                     A = Σ over blocks reached by the backward pass of T·a
     recomputed  inputs + max( loss, T·a + scratch )          inputs = T·H·c per such block; T·a of one block only
-    loss        4 float32 matrices of logits                 log-softmax, its gradient, the loss's, the logits
-    scratch     logits + the hungriest moment inside one block's backward pass: a weight's gradient, or the MLP's
+    loss        3 float32 matrices of logits                 log-softmax, its gradient, the loss's; the logits are gone
+    scratch     the hungriest moment inside one block's backward pass: a weight's gradient, or the MLP's
 
 What autograd saves of one token in one block, a, in bytes (c bytes per value; norms compute in float32):
 
@@ -51,8 +51,7 @@ class SequenceMemory:
             has_loss: Whether logits and loss lie on this device.
         """
         reached = [block for block in blocks if block >= min(group)]
-        logits = self._logits_bytes if has_loss else 0
-        loss = logits + (3 * (self.tokens - 1) * self.shape.vocabulary * _FLOAT32 if has_loss else 0)
+        loss = 3 * (self.tokens - 1) * self.shape.vocabulary * _FLOAT32 if has_loss else 0
         held = self._norm_input_bytes if recomputes and reached else 0
         moments = [0]
         saved = {wanted: self.block_bytes(has_gradient=wanted) for wanted in (False, True)}
@@ -61,7 +60,7 @@ class SequenceMemory:
         for block in reached:
             wanted = block in group
             held += kept if recomputes else saved[wanted]
-            moments.append(held + logits + scratch[wanted] + (saved[wanted] if recomputes else 0))
+            moments.append(held + scratch[wanted] + (saved[wanted] if recomputes else 0))
         return max(held + loss, *moments)
 
     def block_bytes(self, *, has_gradient: bool = True) -> int:
@@ -89,17 +88,12 @@ class SequenceMemory:
     def _norm_input_bytes(self) -> int:
         return self.tokens * self.shape.hidden * (self.value_bytes if self.shape.model_type == "opt" else _FLOAT32)
 
-    @property
-    def _logits_bytes(self) -> int:
-        """The float32 logits that the loss is computed from; a view of all of them where they are float32 already."""
-        return (self.tokens - (self.value_bytes != _FLOAT32)) * self.shape.vocabulary * _FLOAT32
-
     def _scratch(self, has_gradient: bool) -> int:
         """Return what one block's backward pass takes beside what was saved."""
         is_opt = self.shape.model_type == "opt"
         middle = self.tokens * self.shape.intermediate * self.value_bytes
         if not has_gradient:
-            return 2 * middle + self.hidden_bytes if is_opt else 3 * middle
+            return (2 if is_opt else 3) * middle
         gradient = self.shape.largest_linear
         at_product = middle + gradient * self.value_bytes
         # A bfloat16 gradient is held beside its float32 copy; by then a gated MLP's saved product is gone.

@@ -75,7 +75,7 @@ def test_a_large_vocabulary_makes_the_loss_the_hungriest_moment() -> None:
     measured = live_peak(config, torch.float32, set(range(BLOCKS)), recomputes=True)
     predicted = SequenceMemory(shape, TOKENS, 4).peak(range(BLOCKS), set(range(BLOCKS)), recomputes=True)
     assert predicted == pytest.approx(measured, rel=0.02)
-    assert predicted > 4 * (TOKENS - 1) * 4096 * 4
+    assert predicted > 3 * (TOKENS - 1) * 4096 * 4
 
 
 def test_blocks_below_the_group_hold_nothing() -> None:
