@@ -109,5 +109,5 @@ def _count(weight: Tensor, importance: Tensor, mass: Tensor, moment: Tensor) -> 
 
 def _row_sums(values: Tensor) -> Tensor:
     """Return the sum of every row, (rows, 1), in an order that does not depend on threads or other rows."""
-    sums = [part.sum(dim=1, keepdim=True) for part in values.split(_SERIAL_SUM, dim=1)]
+    sums = [part.sum(dim=1, keepdim=True) for part in torch.split(values, _SERIAL_SUM, dim=1)]
     return sums[0] if len(sums) == 1 else torch.stack(sums).sum(dim=0)
