@@ -5,6 +5,7 @@ Powers of 1024 with an i, powers of 1000 without. Knows nothing about rates or d
 
 from __future__ import annotations
 
+import math
 import re
 
 from shared.errors import InvalidRequest
@@ -28,6 +29,14 @@ def parse_bytes(text: str) -> int:
     if size < 1:
         raise InvalidRequest(f"size {text!r}", needed="at least 1 byte")
     return size
+
+
+def format_enough(size: float) -> str:
+    """Return ``format_bytes`` of the size rounded up to its last digit: who types it back gives enough."""
+    unit = 1.0
+    while size / unit >= 1024 and unit < 1024**4:
+        unit *= 1024
+    return format_bytes(math.ceil(10 * size / unit) / 10 * unit if unit > 1 else size)
 
 
 def format_bytes(size: float) -> str:

@@ -48,7 +48,7 @@ def disk_errors(path: Path) -> Iterator[None]:
     """Turn the operating system's disk errors into ``DiskError`` with the place and the free bytes.
 
     Raises:
-        DiskError: The disk is full, over quota, read-only, or access is denied.
+        DiskError: The disk is full, over quota, read-only, access is denied, or a file stands where a folder is needed.
     """
     try:
         yield
@@ -58,7 +58,7 @@ def disk_errors(path: Path) -> Iterator[None]:
                 f"no space left for {path} ({free_bytes(path)} bytes free)",
                 next_step="free some space and run the same command again; nothing was lost",
             ) from error
-        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR):
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST):
             raise DiskError(
                 f"{path} cannot be written: {error.strerror}",
                 next_step="change its permissions or choose another folder",

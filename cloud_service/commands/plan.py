@@ -31,7 +31,12 @@ def add_plan_command(commands: argparse._SubParsersAction[argparse.ArgumentParse
     parser.add_argument("model", help="hub id, or a Hugging Face folder")
     add_request_options(parser)
     add_memory_options(parser)
-    parser.add_argument("--accelerators", type=int, metavar="N", help="plan for N accelerators that need not be here")
+    parser.add_argument(
+        "--accelerators",
+        type=int,
+        metavar="N",
+        help="plan for N accelerators that need not be here; without --max-host-bytes, for the main memory that is",
+    )
     add_device_option(parser)
     add_source_options(parser)
     parser.add_argument("--json", action="store_true", help="print one JSON object")
@@ -53,7 +58,8 @@ def _run(arguments: argparse.Namespace) -> None:
 def _headline(request: PrepareRequest, shape: ModelShape) -> str:
     spec = request.calibration
     size = f"{shape.elements / 1e9:.2f} billion" if shape.elements >= 1e9 else f"{shape.elements / 1e6:.1f} million"
-    return f"{request.model}: {size} parameters, {spec.sequences} sequences of {spec.tokens_per_sequence} tokens"
+    tokens = min(spec.tokens_per_sequence, shape.context)
+    return f"{request.model}: {size} parameters, {spec.sequences} sequences of {tokens} tokens"
 
 
 def _shape(request: PrepareRequest, sources: SourcePolicy) -> ModelShape:

@@ -58,10 +58,14 @@ def _dataset_documents(text: TextSource, policy: SourcePolicy) -> Iterator[str]:
         raise NetworkError(
             f"C4 cannot be read: {first_line(error)}",
             needed="a hub that answers",
-            next_step="try again, or name a local .jsonl or .txt file as the calibration text",
+            next_step="try again, or name a local .jsonl or .txt file: --calibration-text, --evaluation-text",
         ) from error
     except (ValueError, KeyError) as error:
-        raise DataError(f"{text.name}: {error}", needed="a dataset with a configuration en, column text") from error
+        raise DataError(
+            f"{text.name}: {error}",
+            needed="a folder laid out as C4 is: a dataset with a configuration en, column text",
+            next_step="name a .jsonl or .txt file, or say which task's rows they are: --calibration-task",
+        ) from error
 
 
 def _json_lines(path: Path) -> Iterator[str]:

@@ -25,7 +25,7 @@ from cloud_service.pipeline.planning.peak_memory import STAGES, FisherRun, PeakM
 from cloud_service.pipeline.planning.placement import device_map, place
 from cloud_service.pipeline.planning.run_time import TimeModel
 from cloud_service.pipeline.planning.workload import Machine, Workload
-from shared.byte_sizes import format_bytes
+from shared.byte_sizes import format_bytes, format_enough
 from shared.errors import ResourceError
 
 HEADROOM = 0.05
@@ -201,14 +201,14 @@ def _nothing_fits(peaks: PeakModel, shape: ModelShape) -> ResourceError:
     leanest = [run for run, _ in _ways(shape, machine)]
     host = min(max(peaks.host(stage, run) for stage in STAGES) for run in leanest)
     found = f"max_host_bytes {format_bytes(machine.host_budget)}"
-    needed = f"at least {format_bytes(_budget_for(host))} of main memory"
+    needed = f"at least {format_enough(_budget_for(host))} of main memory"
     if machine.accelerator_budgets:
         found += f", max_accelerator_bytes {format_bytes(min(machine.accelerator_budgets))}"
-        needed += f", and {format_bytes(_budget_for(_smallest_accelerator(peaks, leanest)))} of each accelerator"
+        needed += f", and {format_enough(_budget_for(_smallest_accelerator(peaks, leanest)))} of each accelerator"
         needed += f" ({len(machine.accelerator_budgets)} of them)"
     return ResourceError(
         f"{found}: no way to prepare this model fits",
-        needed=f"{needed}, for sequences of {peaks.workload.tokens} tokens",
+        needed=f"{needed}, for sequences of {peaks.workload.tokens} tokens; a twentieth of it is kept free",
         next_step="raise the budget, add accelerators, or shorten the sequences (--tokens); see: zo-cloud plan",
         param="max_accelerator_bytes" if machine.accelerator_budgets else "max_host_bytes",
     )

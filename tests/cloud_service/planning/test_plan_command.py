@@ -63,7 +63,7 @@ def test_the_plan_is_a_table_for_people(tmp_path: Path, capsys: pytest.CaptureFi
     folder = build_checkpoint(tmp_path / "tiny")
     assert main(["plan", str(folder), "--sequences", "16", "--max-host-bytes", "1GiB"]) == 0
     text = capsys.readouterr().out
-    assert "16 sequences of 512 tokens" in text
+    assert "16 sequences of 64 tokens" in text  # the context of the tiny model
     assert "one pass over all blocks" in text
     assert "Fisher sums in main memory" in text
     assert "time (about)" in text
