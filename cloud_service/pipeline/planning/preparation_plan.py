@@ -200,10 +200,10 @@ def _nothing_fits(peaks: PeakModel, shape: ModelShape) -> ResourceError:
     machine = peaks.machine
     leanest = [run for run, _ in _ways(shape, machine)]
     host = min(max(peaks.host(stage, run) for stage in STAGES) for run in leanest)
-    found = f"max_host_bytes {format_bytes(machine.host_budget)}"
+    found = f"main memory to use: {format_bytes(machine.host_budget)} (max_host_bytes, or what is free here if less)"
     needed = f"at least {format_enough(_budget_for(host))} of main memory"
     if machine.accelerator_budgets:
-        found += f", max_accelerator_bytes {format_bytes(min(machine.accelerator_budgets))}"
+        found += f"; of each accelerator: {format_bytes(min(machine.accelerator_budgets))}"
         needed += f", and {format_enough(_budget_for(_smallest_accelerator(peaks, leanest)))} of each accelerator"
         needed += f" ({len(machine.accelerator_budgets)} of them)"
     return ResourceError(
