@@ -20,10 +20,9 @@ from typing import TYPE_CHECKING, Any
 
 from cloud_service.commands.device_option import add_device_option
 from cloud_service.commands.label_words import label_words
-from cloud_service.commands.launcher_options import add_launcher_options, launcher_choice
 from cloud_service.commands.local_sources import add_source_options, local_sources
-from cloud_service.commands.memory_options import add_memory_options, memory_budget
-from cloud_service.commands.option_names import named_by_option
+from cloud_service.commands.means import add_means_options, means_of
+from cloud_service.commands.request_options import OptionTable, add_options, fill
 from shared.errors import Conflict
 from shared.file_lock import exclusive
 
@@ -36,7 +35,7 @@ if TYPE_CHECKING:
 _WORKSPACE = ".workspace"
 
 # Where each option goes in PrepareRequest; the request's own rules check the values.
-_OPTIONS: dict[str, tuple[str, dict[str, Any]]] = {
+_OPTIONS: OptionTable = {
     "--revision": ("revision", {"help": "hub revision (default: the default branch)"}),
     "--name": ("name", {"help": "name to publish under (default: derived from the model)"}),
     "--tag": ("tag", {"help": "tag to publish under (default: latest)"}),
@@ -88,9 +87,8 @@ def add_prepare_command(commands: argparse._SubParsersAction[argparse.ArgumentPa
     parser.add_argument("model", help="hub id, or a Hugging Face folder")
     parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="where the bundle goes")
     add_request_options(parser)
-    add_memory_options(parser)
+    add_means_options(parser)
     add_device_option(parser)
-    add_launcher_options(parser)
     parser.add_argument("--signing-key", type=Path, metavar="PEM", help="default: the service's; made where missing")
     add_source_options(parser)
     parser.add_argument("--json", action="store_true", help="print one JSON object")
@@ -100,8 +98,7 @@ def add_prepare_command(commands: argparse._SubParsersAction[argparse.ArgumentPa
 
 def add_request_options(parser: argparse.ArgumentParser) -> None:
     """Add the options that describe a request, beside its model."""
-    for option, (field, settings) in _OPTIONS.items():
-        parser.add_argument(option, dest=field, default=None, **named_by_option(option, settings))
+    add_options(parser, _OPTIONS)
 
 
 def request_of(arguments: argparse.Namespace) -> PrepareRequest:
@@ -109,13 +106,7 @@ def request_of(arguments: argparse.Namespace) -> PrepareRequest:
     from shared.api import PrepareRequest
 
     document: dict[str, Any] = {"model": arguments.model}
-    for field, _ in _OPTIONS.values():
-        if (value := getattr(arguments, field)) is not None:
-            *parents, name = field.split(".")
-            target = document
-            for parent in parents:
-                target = target.setdefault(parent, {})
-            target[name] = value
+    fill(document, _OPTIONS, arguments)
     return PrepareRequest.model_validate(document)
 
 
@@ -143,7 +134,6 @@ def _prepare(
     workspace: Path,
     progress: ProgressSink,
 ) -> PreparedBundle:
-    from cloud_service.pipeline.launchers.choose import choose_launcher
     from cloud_service.pipeline.prepare import prepare
 
     return prepare(
@@ -152,9 +142,7 @@ def _prepare(
         layout=layout,
         progress=progress,
         sources=local_sources(arguments),
-        launcher=choose_launcher(launcher_choice(arguments)),
-        budget=memory_budget(arguments),
-        device=arguments.device,
+        means=means_of(arguments, device=arguments.device),
     )
 
 

@@ -23,10 +23,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cloud_service.commands.label_words import label_words
-from cloud_service.commands.launcher_options import add_launcher_options
 from cloud_service.commands.local_sources import add_source_options, local_sources
-from cloud_service.commands.memory_options import add_memory_options
-from cloud_service.commands.option_names import named_by_option
+from cloud_service.commands.means import add_means_options, means_of
+from cloud_service.commands.request_options import OptionTable, add_options, fill
 from shared.errors import Conflict
 from shared.file_lock import exclusive
 
@@ -34,7 +33,7 @@ if TYPE_CHECKING:
     from cloud_service.pipeline.coverage_run import CoverageRequest, MeasuredCoverage
 
 # Where each option goes in CoverageRequest; the request's own rules check the values.
-_OPTIONS: dict[str, tuple[str, dict[str, Any]]] = {
+_OPTIONS: OptionTable = {
     "--task": ("task.task", {"help": "SST-2, RTE, CB, BoolQ, WSC, WiC, COPA, or rows for your own (default: rows)"}),
     "--task-data": (
         "task.text",
@@ -56,7 +55,7 @@ _OPTIONS: dict[str, tuple[str, dict[str, Any]]] = {
     "--revision": ("revision", {"help": "hub revision (default: the default branch)"}),
 }
 # These go to text and task alike.
-_SHARED_OPTIONS: dict[str, tuple[str, dict[str, Any]]] = {
+_SHARED_OPTIONS: OptionTable = {
     "--tokens": ("tokens_per_sequence", {"type": int, "help": "tokens of each sequence, at most (default: 512)"}),
     "--seed": ("seed", {"type": int, "help": "seed of the choice of documents, rows and batches (default: 0)"}),
 }
@@ -71,16 +70,14 @@ def add_coverage(reports: argparse._SubParsersAction[argparse.ArgumentParser]) -
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("model", help="hub id, or a Hugging Face folder")
-    for option, (field, settings) in {**_OPTIONS, **_SHARED_OPTIONS}.items():
-        parser.add_argument(option, dest=field, default=None, **named_by_option(option, settings))
+    add_options(parser, {**_OPTIONS, **_SHARED_OPTIONS})
     parser.add_argument(
         "--output",
         type=Path,
         metavar="DIR",
         help="where page, figure, data and checkpoints go (default: nowhere, and a temporary folder)",
     )
-    add_memory_options(parser)
-    add_launcher_options(parser)
+    add_means_options(parser)
     add_source_options(parser)
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.add_argument("--quiet", action="store_true", help="show no progress")
@@ -93,18 +90,13 @@ def request_of(arguments: argparse.Namespace) -> CoverageRequest:
     from shared.api import OWN_ROWS
 
     document: dict[str, Any] = {"model": arguments.model, "task": {"task": OWN_ROWS}, "calibration": {}}
-    for field, _ in _OPTIONS.values():
-        if (value := getattr(arguments, field)) is not None:
-            parent, _, name = field.rpartition(".")
-            (document[parent] if parent else document)[name] = value
-    for field, _ in _SHARED_OPTIONS.values():
-        if (value := getattr(arguments, field)) is not None:
-            document["task"][field] = document["calibration"][field] = value
+    fill(document, _OPTIONS, arguments)
+    for spec in (document["task"], document["calibration"]):
+        fill(spec, _SHARED_OPTIONS, arguments)
     return CoverageRequest.model_validate(document)
 
 
 def _run(arguments: argparse.Namespace) -> None:
-    from cloud_service.commands.means import means_of
     from cloud_service.commands.progress import terminal_progress
     from cloud_service.pipeline.coverage_report import coverage_document, coverage_table
     from cloud_service.pipeline.coverage_run import run_coverage

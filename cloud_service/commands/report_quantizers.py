@@ -16,10 +16,9 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cloud_service.commands.launcher_options import add_launcher_options
 from cloud_service.commands.local_sources import add_source_options, local_sources
-from cloud_service.commands.memory_options import add_memory_options
-from cloud_service.commands.option_names import named_by_option
+from cloud_service.commands.means import add_means_options, means_of
+from cloud_service.commands.request_options import OptionTable, add_options, fill
 
 if TYPE_CHECKING:
     from cloud_service.pipeline.quantizer_sweep import Sweep, SweepRequest
@@ -37,7 +36,7 @@ def _numbers(text: str) -> list[int]:
 
 
 # Where each option goes in SweepRequest; the request's own rules check the values.
-_OPTIONS: dict[str, tuple[str, dict[str, Any]]] = {
+_OPTIONS: OptionTable = {
     "--methods": ("methods", {"type": _words, "metavar": "LIST", "help": "of lut, uniform, rtn (default: all)"}),
     "--bits": ("bits", {"type": _numbers, "metavar": "LIST", "help": "of 2, 3, 4, 8 (default: all)"}),
     "--compensation": (
@@ -67,10 +66,8 @@ def add_quantizers(reports: argparse._SubParsersAction[argparse.ArgumentParser])
     )
     parser.add_argument("model", help="hub id, or a Hugging Face folder")
     parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="where page, plot and data go")
-    for option, (field, settings) in _OPTIONS.items():
-        parser.add_argument(option, dest=field, default=None, **named_by_option(option, settings))
-    add_memory_options(parser)
-    add_launcher_options(parser)
+    add_options(parser, _OPTIONS)
+    add_means_options(parser)
     add_source_options(parser)
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.add_argument("--quiet", action="store_true", help="show no progress")
@@ -81,16 +78,12 @@ def request_of(arguments: argparse.Namespace) -> SweepRequest:
     """Return the request that the options describe. Raises pydantic's ValidationError where one is out of range."""
     from cloud_service.pipeline.quantizer_sweep import SweepRequest
 
-    document: dict[str, Any] = {"model": arguments.model, "calibration": {}, "evaluation": {}}
-    for field, _ in _OPTIONS.values():
-        if (value := getattr(arguments, field)) is not None:
-            parent, _, name = field.rpartition(".")
-            (document[parent] if parent else document)[name] = value
+    document: dict[str, Any] = {"model": arguments.model}
+    fill(document, _OPTIONS, arguments)
     return SweepRequest.model_validate(document)
 
 
 def _run(arguments: argparse.Namespace) -> None:
-    from cloud_service.commands.means import means_of
     from cloud_service.commands.progress import terminal_progress
     from cloud_service.pipeline.quantizer_sweep import run_sweep
     from cloud_service.pipeline.quantizer_sweep_report import sweep_document, sweep_table

@@ -70,16 +70,17 @@ class PipelineWork:
     def prepare(self, order: JobOrder, workspace: Path, progress: ProgressSink) -> tuple[Outcome, bytes]:
         """Run all stages."""
         from cloud_service.pipeline.launchers.choose import choose_launcher
+        from cloud_service.pipeline.planned_model import Means
         from cloud_service.pipeline.prepare import prepare
 
+        budget = MemoryBudget(order.max_accelerator_bytes, order.max_host_bytes)
         made = prepare(
             order.request,
             workspace=workspace,
             layout=ImageLayout.create(order.store),
             progress=progress,
             sources=_source_policy(order),
-            launcher=choose_launcher(order.launcher),
-            budget=MemoryBudget(order.max_accelerator_bytes, order.max_host_bytes),
+            means=Means(choose_launcher(order.launcher), budget),
         )
         outcome = Outcome(
             name=made.name,

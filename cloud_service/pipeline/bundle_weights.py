@@ -8,10 +8,9 @@ Costs one decoded weight at a time. Knows nothing about how either part was made
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from pathlib import Path
+from collections.abc import Iterable, Mapping
 
-import safetensors
+import safetensors.torch
 import torch
 from torch import Tensor
 
@@ -26,20 +25,25 @@ def write_dense_part(model: LoadedModel, layout: ImageLayout, blobs: Iterable[Te
     """Set every quantised weight of the network to its decoded codes; masked positions included."""
     parameters = model.parameters
     for blob in blobs:
-        parts = _read(layout.blob_path(blob.layer.digest)) if blob.quantized else {}
+        parts = safetensors.torch.load_file(layout.blob_path(blob.layer.digest)) if blob.quantized else {}
         for entry in blob.quantized:
             parameters[entry.name].data.copy_(dequantize(_quantized(entry, parts)))
 
 
 def write_sensitive_part(model: LoadedModel, layout: ImageLayout, blobs: Iterable[TensorBlob]) -> None:
     """Replace the masked weights of the network by the sensitive values."""
-    parameters = model.parameters
     blob = next(blob for blob in blobs if blob.layer.title == SENSITIVE_TITLE)
-    parts = _read(layout.blob_path(blob.layer.digest))
-    for name in (key.removesuffix(".indices") for key in parts if key.endswith(".indices")):
+    parts = safetensors.torch.load_file(layout.blob_path(blob.layer.digest))
+    names = [key.removesuffix(".indices") for key in parts if key.endswith(".indices")]
+    write_values(model, {name: (parts[f"{name}.indices"], parts[f"{name}.values"]) for name in names})
+
+
+def write_values(model: LoadedModel, values: Mapping[str, tuple[Tensor, Tensor]]) -> None:
+    """Replace weights of the network: by name, flat positions (k,) and the values there (k,), on any device."""
+    parameters = model.parameters
+    for name, (index, value) in values.items():
         weight = parameters[name].data.view(-1)
-        index = parts[f"{name}.indices"].to(weight.device, torch.int64)
-        weight[index] = parts[f"{name}.values"].to(weight.device, weight.dtype)
+        weight[index.to(weight.device, torch.int64)] = value.to(weight.device, weight.dtype)
 
 
 def _quantized(entry: QuantizedEntry, parts: dict[str, Tensor]) -> QuantizedTensor:
@@ -52,8 +56,3 @@ def _quantized(entry: QuantizedEntry, parts: dict[str, Tensor]) -> QuantizedTens
         bias=parts.get(f"{entry.name}.bias"),
         group_size=entry.group_size,
     )
-
-
-def _read(path: Path) -> dict[str, Tensor]:
-    with safetensors.safe_open(path, "pt") as file:
-        return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118

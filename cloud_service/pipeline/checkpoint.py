@@ -100,8 +100,7 @@ class Workspace:
         path = self._tensor_file(name)
         if not path.exists():
             return None
-        with safetensors.safe_open(path, "pt") as file:
-            return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+        return safetensors.torch.load_file(path)  # type: ignore[no-any-return]
 
     def read_tensor(self, name: str, key: str) -> Tensor:
         """Return one of the tensors saved under ``name``, which must exist."""

@@ -26,13 +26,11 @@ from typing import Any
 
 import numpy as np
 
-from cloud_service.memory_budget import MemoryBudget
 from cloud_service.pipeline.bundle_weights import write_dense_part, write_sensitive_part
 from cloud_service.pipeline.calibration import Calibration, tokens_digest
 from cloud_service.pipeline.checkpoint import Workspace, require_space
 from cloud_service.pipeline.fisher_totals import FisherTotals
 from cloud_service.pipeline.identity import ResolvedInput, resolve
-from cloud_service.pipeline.launchers.local import FisherLauncher, LocalLauncher
 from cloud_service.pipeline.load_model import LoadedModel
 from cloud_service.pipeline.perplexity import LossSum, evaluation_windows, sum_losses
 from cloud_service.pipeline.pinned_commit import unpinned_if_unsupported
@@ -113,9 +111,7 @@ def prepare(
     layout: ImageLayout,
     progress: ProgressSink,
     sources: SourcePolicy,
-    launcher: FisherLauncher | None = None,
-    budget: MemoryBudget | None = None,
-    device: str | None = None,
+    means: Means | None = None,
 ) -> PreparedBundle:
     """Make the bundle that ``request`` asks for and store it in ``layout``, unsigned and untagged.
 
@@ -125,16 +121,14 @@ def prepare(
         layout: Where the blobs go.
         progress: Told about every step; may raise ``Interrupted``.
         sources: What may be read.
-        launcher: Where the Fisher shards are computed; None means this process.
-        budget: Memory that may be used; None means all. It changes how long the work takes, and nothing else.
-        device: Torch device; None means all CUDA devices where there are any, else the CPU.
+        means: What to do it with; None means this process and all memory of all CUDA devices, else of the CPU. The
+            budget changes how long the work takes, and nothing else.
 
     Raises:
         ZoError: The model, a text, the hub or the disk; the subclass says who can act.
     """
-    means = Means(launcher or LocalLauncher(), budget or MemoryBudget(), device)
     with unpinned_if_unsupported(workspace), memory_errors():
-        return _prepare(_begin(request, workspace, layout, progress, sources, means))
+        return _prepare(_begin(request, workspace, layout, progress, sources, means or Means()))
 
 
 def _begin(

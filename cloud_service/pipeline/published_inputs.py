@@ -12,14 +12,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 
+import torch
 from torch import Tensor
 
 from cloud_service.pipeline.block_inputs import BlockInputs, capture
-from cloud_service.pipeline.bundle_weights import write_dense_part
+from cloud_service.pipeline.bundle_weights import write_dense_part, write_values
 from cloud_service.pipeline.calibration import Calibration
 from cloud_service.pipeline.load_model import LoadedModel
 from cloud_service.pipeline.publish import TensorBlob
-from cloud_service.pipeline.quantize import flat_index
 from cloud_service.pipeline.select_sensitive import Masks
 from shared.bundle.layout import ImageLayout
 
@@ -63,7 +63,8 @@ class PublishedInputs:
         """
 
         def run(model: LoadedModel, inputs: BlockInputs) -> None:
-            _write_published(model, layout, blob, masks, values)
+            write_dense_part(model, layout, [blob])
+            write_values(model, {name: (torch.from_numpy(masks[name].indices), values[name]) for name in values})
             inputs.advance(model.blocks[block])
 
         self._passed.append(run)
@@ -81,13 +82,3 @@ class PublishedInputs:
 def _without_padding(calibration: Calibration) -> Iterator[Tensor]:
     lengths = calibration.ends.tolist()
     yield from (row[:length] for row, length in zip(calibration.tokens, lengths, strict=True))
-
-
-def _write_published(
-    model: LoadedModel, layout: ImageLayout, blob: TensorBlob, masks: Masks, values: Mapping[str, Tensor]
-) -> None:
-    write_dense_part(model, layout, [blob])
-    parameters = model.parameters
-    for name, sensitive in values.items():
-        weight = parameters[name].data.view(-1)
-        weight[flat_index(masks[name], weight.device)] = sensitive.to(weight.device, weight.dtype)

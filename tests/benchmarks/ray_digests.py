@@ -25,6 +25,7 @@ from recording import record_headlines, write_result
 
 from cloud_service.pipeline.launchers.local import FisherLauncher, LocalLauncher
 from cloud_service.pipeline.launchers.ray_cluster import RayLauncher
+from cloud_service.pipeline.planned_model import Means
 from cloud_service.pipeline.prepare import prepare
 from cloud_service.progress import SilentProgress
 from cloud_service.sources import SourcePolicy
@@ -100,8 +101,7 @@ def run(model: str, launcher: FisherLauncher, progress: SilentProgress) -> dict[
             layout=layout,
             progress=progress,
             sources=SourcePolicy(allow_any_local=True),
-            launcher=launcher,
-            device="cpu",
+            means=Means(launcher, device="cpu"),
         )
         seconds = time.monotonic() - started
         bundle = read_bundle(layout, made.manifest.digest)

@@ -90,6 +90,7 @@ def main() -> int:
 
 def prepare_bundle(output: Path, scope: Literal["global", "per_tensor"] = CHOSEN_SCOPE) -> Path:
     """Prepare picollama-sentiment as the product does, and return the image layout."""
+    from cloud_service.pipeline.planned_model import Means
     from cloud_service.pipeline.prepare import prepare
     from cloud_service.progress import SilentProgress
     from cloud_service.sources import SourcePolicy
@@ -114,7 +115,7 @@ def prepare_bundle(output: Path, scope: Literal["global", "per_tensor"] = CHOSEN
         layout=layout,
         progress=SilentProgress(),
         sources=sources,
-        device="cpu",
+        means=Means(device="cpu"),
     )
     layout.tag(f"{made.name}:{made.tag}", made.manifest)
     return output

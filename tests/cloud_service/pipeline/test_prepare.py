@@ -22,6 +22,7 @@ from tiny_checkpoint import CONFIGS, build_checkpoint, write_text
 
 from cloud_service.pipeline.checkpoint import require_space
 from cloud_service.pipeline.identity import resolve
+from cloud_service.pipeline.planned_model import Means
 from cloud_service.pipeline.prepare import PreparedBundle, bundle_name, prepare
 from cloud_service.progress import ProgressSink, SilentProgress
 from cloud_service.sources import SourcePolicy
@@ -54,7 +55,7 @@ def run(request: PrepareRequest, root: Path, progress: ProgressSink | None = Non
         layout=layout,
         progress=progress or SilentProgress(),
         sources=POLICY,
-        device="cpu",
+        means=Means(device="cpu"),
     )
     return made, read_bundle(layout, made.manifest.digest)
 
@@ -275,6 +276,7 @@ from pathlib import Path
 import torch
 from cloud_service.pipeline.checkpoint import require_space
 from cloud_service.pipeline.identity import resolve
+from cloud_service.pipeline.planned_model import Means
 from cloud_service.pipeline.prepare import prepare
 from cloud_service.sources import SourcePolicy
 from shared.api import PrepareRequest
@@ -291,7 +293,8 @@ class Killer:
 torch.set_num_threads(1)
 root = Path(sys.argv[2])
 made = prepare(PrepareRequest.model_validate_json(sys.argv[1]), workspace=root / "work", progress=Killer(),
-               layout=ImageLayout.create(root / "store"), sources=SourcePolicy(allow_any_local=True), device="cpu")
+               layout=ImageLayout.create(root / "store"), sources=SourcePolicy(allow_any_local=True),
+               means=Means(device="cpu"))
 print(made.manifest.digest)
 """
 

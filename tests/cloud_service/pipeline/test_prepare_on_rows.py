@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from tiny_checkpoint import build_checkpoint, write_text
 
+from cloud_service.pipeline.planned_model import Means
 from cloud_service.pipeline.prepare import prepare
 from cloud_service.progress import SilentProgress
 from cloud_service.sources import SourcePolicy
@@ -39,7 +40,7 @@ def config_of(tmp_path: Path, place: str, calibration: dict[str, object]) -> Bun
         layout=layout,
         progress=SilentProgress(),
         sources=SourcePolicy(allow_any_local=True),
-        device="cpu",
+        means=Means(device="cpu"),
     )
     return read_bundle(layout, made.manifest.digest).config
 

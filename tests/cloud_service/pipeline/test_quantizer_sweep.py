@@ -84,7 +84,7 @@ def test_a_combination_is_what_a_preparation_reports(
         layout=ImageLayout.create(tmp_path / "store"),
         progress=SilentProgress(),
         sources=POLICY,
-        device="cpu",
+        means=Means(device="cpu"),
     )
     expected, found = made.report["perplexity"], sweep.combinations[0]
     assert sweep.perplexity_16bit == pytest.approx(expected["16bit"])
