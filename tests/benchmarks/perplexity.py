@@ -254,8 +254,9 @@ def prepare_subject(folder: Path) -> Subject:
     return Subject(model, originals, calibration, fisher, masks, quality, windows)
 
 
-def calibrate(encoder: TextEncoder) -> Calibration:
-    return calibration_sequences(read_documents(C4, SourcePolicy()), encoder, CalibrationSpec(), held_out=HELD_OUT)
+def calibrate(encoder: TextEncoder, sequences: int = 128) -> Calibration:
+    spec = CalibrationSpec(sequences=sequences)
+    return calibration_sequences(read_documents(C4, SourcePolicy()), encoder, spec, held_out=HELD_OUT)
 
 
 def estimate(folder: Path, calibration: Calibration) -> tuple[dict[str, Tensor], Masks, dict[str, float]]:
