@@ -5,187 +5,117 @@
     vocabulary:  ℓ = −s[right]                             over all tokens of the vocabulary
     L = (1 / N) Σ ℓ                                        nats per answer, N answers
 
-Where every candidate of a row is one token, all of them are read from one sequence, at the last position of the
-prompt; otherwise each candidate is a sequence of its own, and the vocabulary loss needs only the right one.
+All for several points at once: a point is one θ at which the loss is wanted, and the model decides how many run.
+Per-answer sums do not depend on the micro-batches, so the loss is exact for any cut (up to the model's own rounding).
+Sums are float64 on the host: the order of additions is fixed, which atomics on an accelerator would not promise.
 
-Sequences are sorted by length and cut into micro-batches; per-answer sums do not depend on the cut, so the loss is
-exact for any micro-batch (up to the model's own rounding). Only wanted positions get logits. Sums are float64 on the
-host: the order of additions is fixed, which atomics on an accelerator would not promise.
-Costs one forward pass per micro-batch. Knows nothing about training.
+Costs one forward pass per micro-batch. The host waits once per call, for the log-probabilities of all passes together.
+Beside the logits at most 4 MiB of log-softmax are held, or one row. Knows nothing about layouts or training.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from itertools import pairwise
 from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
 
 from device_client.model.token_batch import TokenBatch
+from device_client.tasks.layout import AnswerBatch
 from shared.errors import DataError
 from shared.tasks.examples import Example
 
 Objective = Literal["candidates", "vocabulary"]
-MicroBatch = tuple[int, int]
-"""(first, last + 1) of a run of sequences."""
+
+_VALUES_AT_ONCE = 1 << 20
+"""Log-softmax values held at once, float32: 4 MiB stay in a cache and never touch fresh pages."""
 
 
 class LogitsModel(Protocol):
     """What is needed of a model."""
 
+    @property
+    def device(self) -> torch.device:
+        """Where it computes, and batches should lie."""
+
     def logits(self, batch: TokenBatch) -> Tensor:
-        """Return float32 logits (n, vocabulary) at the wanted positions."""
-
-
-@dataclass(frozen=True, slots=True)
-class ScoredSequence:
-    """Tokens to run, and what to read from their logits.
-
-    Attributes:
-        tokens: The input ids.
-        columns: Position of each wanted logit vector.
-        reads: (index into ``columns``, token whose log-probability is wanted, index of its answer) triples.
-    """
-
-    tokens: tuple[int, ...]
-    columns: tuple[int, ...]
-    reads: tuple[tuple[int, int, int], ...]
-
-
-@dataclass(frozen=True, slots=True)
-class AnswerBatch:
-    """Examples laid out for the model once, and scored as often as wanted: both signs of a step see the same layout.
-
-    Attributes:
-        examples: What is scored.
-        sequences: Sorted by length.
-        micro_batches: Consecutive runs of ``sequences``.
-        first_answer: Index of each example's first answer; answers are numbered through the batch.
-        is_right_only: Whether only right answers are scored.
-    """
-
-    examples: tuple[Example, ...]
-    sequences: tuple[ScoredSequence, ...]
-    micro_batches: tuple[MicroBatch, ...]
-    first_answer: tuple[int, ...]
-    is_right_only: bool
-
-    def __len__(self) -> int:
-        return len(self.examples)
-
-
-def lay_out(examples: Sequence[Example], *, micro_batch_rows: int, right_only: bool = False) -> AnswerBatch:
-    """Return the examples as micro-batches of at most ``micro_batch_rows`` sequences of similar length.
-
-    Args:
-        examples: At least one.
-        micro_batch_rows: Sequences that the memory allows side by side.
-        right_only: Score the right answers alone, which is all that the vocabulary loss needs.
-    """
-    sequences: list[ScoredSequence] = []
-    first_answer, answer_count = [], 0
-    for example in examples:
-        first_answer.append(answer_count)
-        sequences += _sequences(example, answer_count, right_only=right_only)
-        answer_count += len(example.candidates)
-    sequences.sort(key=lambda sequence: len(sequence.tokens))
-    cuts = [*range(0, len(sequences), micro_batch_rows), len(sequences)]
-    return AnswerBatch(
-        tuple(examples), tuple(sequences), tuple(pairwise(cuts)), tuple(first_answer), is_right_only=right_only
-    )
-
-
-def _sequences(example: Example, first_answer: int, *, right_only: bool) -> list[ScoredSequence]:
-    wanted = [example.right] if right_only else range(len(example.candidates))
-    start = len(example.prompt) - 1
-    if example.has_single_token_candidates:
-        reads = tuple((0, example.candidates[index][0], first_answer + index) for index in wanted)
-        return [ScoredSequence(example.prompt, (start,), reads)]
-    return [
-        ScoredSequence(
-            example.prompt + candidate[:-1],
-            tuple(range(start, start + len(candidate))),
-            tuple((position, token, first_answer + index) for position, token in enumerate(candidate)),
-        )
-        for index in wanted
-        for candidate in [example.candidates[index]]
-    ]
-
-
-def token_batch(sequences: Sequence[ScoredSequence]) -> TokenBatch:
-    """Return the sequences side by side, padded on the right with id 0."""
-    width = max(len(sequence.tokens) for sequence in sequences)
-    input_ids = torch.zeros(len(sequences), width, dtype=torch.int64)
-    attention_mask = torch.zeros(len(sequences), width, dtype=torch.int64)
-    for row, sequence in enumerate(sequences):
-        input_ids[row, : len(sequence.tokens)] = torch.tensor(sequence.tokens)
-        attention_mask[row, : len(sequence.tokens)] = 1
-    wanted = [(row, column) for row, sequence in enumerate(sequences) for column in sequence.columns]
-    rows, columns = torch.tensor(wanted, dtype=torch.int64).T
-    return TokenBatch(input_ids, attention_mask, rows.contiguous(), columns.contiguous())
+        """Return float32 logits (points, n, vocabulary) at the wanted positions."""
 
 
 def answer_scores(model: LogitsModel, batch: AnswerBatch) -> Tensor:
-    """Return the mean log-probability per token of every answer, float64 (answers,) on the host.
+    """Return the mean log-probability per token of every answer, float64 (points, answers) on the host.
 
     Answers that were not laid out (the wrong ones, where only right ones were asked for) score −inf. Differentiable
     where the model's logits are.
+
+    Args:
+        model: Its points are already written.
+        batch: Best laid out on the model's device.
     """
-    lengths = [len(candidate) for example in batch.examples for candidate in example.candidates]
-    sums = torch.zeros(len(lengths), dtype=torch.float64)
-    is_scored = torch.zeros(len(lengths), dtype=torch.bool)
-    for first, last in batch.micro_batches:
-        answers, log_probabilities = _read(model, batch.sequences[first:last])
-        sums = sums.index_add(0, answers, log_probabilities)
-        is_scored[answers] = True
-    return torch.where(is_scored, sums / torch.tensor(lengths, dtype=torch.float64), -torch.inf)
+    read = [target_log_probabilities(model.logits(bucket.tokens), bucket.targets) for bucket in batch.buckets]
+    index = batch.index
+    # The one moment at which the host waits for the device.
+    log_probabilities = torch.cat(read, dim=1).cpu().double()[:, index.reads]
+    sums = torch.zeros(len(log_probabilities), len(index.lengths), dtype=torch.float64)
+    sums = sums.index_add(1, index.read_answers, log_probabilities)
+    is_scored = torch.zeros(len(index.lengths), dtype=torch.bool).index_fill(0, index.read_answers, value=True)
+    return torch.where(is_scored, sums / index.lengths, -torch.inf)
 
 
-def _read(model: LogitsModel, sequences: Sequence[ScoredSequence]) -> tuple[Tensor, Tensor]:
-    logits = model.logits(token_batch(sequences))
-    positions, tokens, answers, offset = [], [], [], 0
-    for sequence in sequences:
-        for position, token, answer in sequence.reads:
-            positions.append(offset + position)
-            tokens.append(token)
-            answers.append(answer)
-        offset += len(sequence.columns)
-    wanted = torch.tensor([positions, tokens], device=logits.device)
-    log_probabilities = torch.log_softmax(logits.float(), dim=-1)[wanted[0], wanted[1]]
-    return torch.tensor(answers), log_probabilities.cpu().double()
+def target_log_probabilities(logits: Tensor, targets: Tensor) -> Tensor:
+    """Return log softmax(logits) at the target tokens, a few rows at a time; each row's bits depend on it alone.
+
+    Args:
+        logits: float32 (points, n, vocabulary).
+        targets: int64 (n, width), on the device of ``logits``.
+
+    Returns:
+        float32 (points, n · width), on that device, without waiting for it.
+    """
+    points, _, vocabulary = logits.shape
+    rows = max(1, _VALUES_AT_ONCE // vocabulary)
+    parts = torch.split(logits.flatten(0, 1), rows)
+    wanted = torch.split(targets.repeat(points, 1), rows)
+    read = [torch.log_softmax(part, dim=1).gather(1, tokens) for part, tokens in zip(parts, wanted, strict=True)]
+    return torch.cat(read).view(points, -1)
 
 
 def answer_losses(scores: Tensor, batch: AnswerBatch, objective: Objective) -> Tensor:
-    """Return each example's loss ℓ, float64 (examples,).
+    """Return each example's loss ℓ, float64 (points, examples).
+
+    Args:
+        scores: float64 (points, answers).
+        batch: Whose scores they are.
+        objective: Which loss.
 
     Raises:
         DataError: The candidates loss was asked for where only right answers are scored or there is no choice.
     """
-    right = torch.tensor([first + e.right for first, e in zip(batch.first_answer, batch.examples, strict=True)])
-    if objective == "vocabulary":
-        return -scores[right]
-    return torch.logsumexp(_by_example(scores, batch), dim=1) - scores[right]
+    right = scores[:, batch.index.right]
+    return -right if objective == "vocabulary" else torch.logsumexp(_by_example(scores, batch), dim=2) - right
 
 
-def count_right(scores: Tensor, batch: AnswerBatch) -> int:
-    """Return how many examples score the right answer highest (the first of equals counts)."""
-    best = _by_example(scores, batch).argmax(dim=1)
-    return int((best == torch.tensor([example.right for example in batch.examples])).sum())
+def count_right(scores: Tensor, batch: AnswerBatch) -> Tensor:
+    """Return how many examples score the right answer highest, int64 (points,); the first of equals counts.
+
+    Args:
+        scores: float64 (points, answers).
+        batch: Whose scores they are.
+
+    Raises:
+        DataError: Only right answers are scored, or there is no choice.
+    """
+    best = _by_example(scores, batch).argmax(dim=2)
+    return (best == torch.tensor([example.right for example in batch.examples])).sum(dim=1)
 
 
 def _by_example(scores: Tensor, batch: AnswerBatch) -> Tensor:
-    """Scores as (examples, most candidates), −inf where an example has fewer."""
+    """Scores as (points, examples, most candidates), −inf where an example has fewer."""
     if batch.is_right_only or any(example.is_free for example in batch.examples):
         raise DataError("the candidates of these rows cannot be compared", needed="two or more candidates for each row")
-    width = max(len(example.candidates) for example in batch.examples)
-    columns = torch.arange(width)
-    counts = torch.tensor([len(example.candidates) for example in batch.examples])
-    index = torch.tensor(batch.first_answer)[:, None] + columns[None, :]
-    is_real = columns[None, :] < counts[:, None]
-    return torch.where(is_real, scores[index.clamp(max=len(scores) - 1)], -torch.inf)
+    candidates = batch.index.candidates
+    return torch.where(candidates >= 0, scores[:, candidates.clamp(min=0)], -torch.inf)
 
 
 def check_objective(examples: Sequence[Example], objective: Objective) -> None:

@@ -13,9 +13,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor
-
-from device_client.tasks.scoring import LogitsModel, Objective, answer_losses, answer_scores, count_right, lay_out
+from device_client.tasks.layout import lay_out
+from device_client.tasks.scoring import LogitsModel, Objective, answer_losses, answer_scores, count_right
 from shared.tasks.examples import Example
 
 ROWS_AT_ONCE = 64
@@ -60,10 +59,10 @@ def evaluate(
     """Return what the model scores as it stands.
 
     Args:
-        model: Its θ is already written.
+        model: Its θ, one point, is already written.
         examples: At least one.
         objective: Which loss.
-        micro_batch_rows: Sequences side by side.
+        micro_batch_rows: Most sequences side by side.
         advance: Told how many more rows are done.
     """
     total, right = 0.0, 0
@@ -71,10 +70,10 @@ def evaluate(
     # Rows of similar length run together; the order of the sum stays that of the sorted rows.
     ordered = sorted(examples, key=lambda example: example.token_count)
     for first in range(0, len(ordered), ROWS_AT_ONCE):
-        batch = lay_out(ordered[first : first + ROWS_AT_ONCE], micro_batch_rows=micro_batch_rows)
-        scores: Tensor = answer_scores(model, batch)
+        batch = lay_out(ordered[first : first + ROWS_AT_ONCE], micro_batch_rows=micro_batch_rows, device=model.device)
+        scores = answer_scores(model, batch)
         total += float(answer_losses(scores, batch, objective).sum())
-        right += count_right(scores, batch) if has_choice else 0
+        right += int(count_right(scores, batch)) if has_choice else 0
         if advance is not None:
             advance(len(batch))
     return Evaluation(total / len(examples), right / len(examples) if has_choice else None, len(examples))

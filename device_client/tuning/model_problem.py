@@ -11,22 +11,19 @@ from typing import Protocol
 
 from torch import Tensor
 
-from device_client.model.token_batch import TokenBatch
-from device_client.tasks.scoring import AnswerBatch, Objective, answer_losses, answer_scores, lay_out
+from device_client.tasks.layout import AnswerBatch, lay_out
+from device_client.tasks.scoring import LogitsModel, Objective, answer_losses, answer_scores
 from device_client.tuning.batches import BatchIndices
 from device_client.tuning.evaluation import Evaluation, evaluate
 from device_client.tuning.smaller_batches import MicroBatch
 from shared.tasks.examples import Example
 
 
-class ThetaModel(Protocol):
+class ThetaModel(LogitsModel, Protocol):
     """A model whose sensitive values can be set."""
 
     def write_theta(self, theta: Tensor) -> None:
         """Make the sensitive weights equal ``theta``, float32 (k,)."""
-
-    def logits(self, batch: TokenBatch) -> Tensor:
-        """Return float32 logits (n, vocabulary) at the wanted positions."""
 
 
 class ModelProblem:
@@ -63,7 +60,12 @@ class ModelProblem:
     def batch(self, step: int) -> AnswerBatch:
         """Return the rows of a step, laid out for the model."""
         examples = [self._training[index] for index in self._indices(step)]
-        return lay_out(examples, micro_batch_rows=self.micro_batch_rows, right_only=self._objective == "vocabulary")
+        return lay_out(
+            examples,
+            micro_batch_rows=self.micro_batch_rows,
+            right_only=self._objective == "vocabulary",
+            device=self._model.device,
+        )
 
     def loss(self, theta: Tensor, batch: AnswerBatch) -> float:
         """Return the mean loss of a batch at θ, nats per answer."""

@@ -29,7 +29,8 @@ from sst2_tuning import FEWEST_WORDS, DifferentiableModel, encode, open_bundle, 
 from torch import Tensor  # noqa: E402
 
 from device_client.model.loader import load_model  # noqa: E402
-from device_client.tasks.scoring import answer_scores, lay_out  # noqa: E402
+from device_client.tasks.layout import lay_out  # noqa: E402
+from device_client.tasks.scoring import answer_scores  # noqa: E402
 from shared.bundle.read import Bundle  # noqa: E402
 from shared.tasks.examples import Example  # noqa: E402
 
@@ -127,7 +128,7 @@ def linearise(differentiable: DifferentiableModel, examples: list[Example]) -> R
     """Return scores and gradients of every row, one backward pass each."""
     scores, gradients = [], []
     for example in examples:
-        first, second = answer_scores(differentiable, lay_out([example], micro_batch_rows=1))
+        first, second = answer_scores(differentiable, lay_out([example], micro_batch_rows=1))[0]
         difference = second - first
         gradients.append(torch.autograd.grad(difference, differentiable.theta)[0])
         scores.append(float(difference.detach()))

@@ -40,7 +40,8 @@ from torch import Tensor  # noqa: E402
 from device_client.model.loader import load_model  # noqa: E402
 from device_client.model.sparse_model import SparseModel  # noqa: E402
 from device_client.model.token_batch import TokenBatch  # noqa: E402
-from device_client.tasks.scoring import Objective, answer_losses, answer_scores, lay_out  # noqa: E402
+from device_client.tasks.layout import lay_out  # noqa: E402
+from device_client.tasks.scoring import Objective, answer_losses, answer_scores  # noqa: E402
 from device_client.tasks.task_data import DataOptions  # noqa: E402
 from device_client.tuning.batches import BatchIndices  # noqa: E402
 from device_client.tuning.evaluation import Evaluation, evaluate  # noqa: E402
@@ -217,6 +218,8 @@ def zeroth_order(
 class DifferentiableModel:
     """The same forward in plain transformers, with the sensitive values as a leaf that has a gradient."""
 
+    device = torch.device("cpu")
+
     def __init__(self, bundle: Bundle, model: SparseModel) -> None:
         fields = safe_config(bundle.config.architecture)
         network_class = getattr(transformers, family_of(fields).architecture)
@@ -244,7 +247,7 @@ class DifferentiableModel:
         }
         arguments = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
         found: Tensor = torch.func.functional_call(self._network, weights, (), arguments).logits
-        return found[batch.logit_rows, batch.logit_columns].float()
+        return found[batch.logit_rows, batch.logit_columns].float()[None]
 
 
 def first_order(
@@ -295,6 +298,8 @@ def forward_disagreement(model: SparseModel, differentiable: DifferentiableModel
 class SixteenBitModel:
     """The original checkpoint in plain transformers, float32 arithmetic."""
 
+    device = torch.device("cpu")
+
     def __init__(self) -> None:
         folder = DATA / "models" / "picollama-sentiment"
         self._network = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
@@ -302,7 +307,7 @@ class SixteenBitModel:
     @torch.no_grad()
     def logits(self, batch: TokenBatch) -> Tensor:
         found: Tensor = self._network(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits
-        return found[batch.logit_rows, batch.logit_columns].float()
+        return found[batch.logit_rows, batch.logit_columns].float()[None]
 
 
 def sixteen_bit(rows: Sequence[Example]) -> Evaluation:

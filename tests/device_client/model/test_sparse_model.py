@@ -57,7 +57,7 @@ def test_logits_equal_a_plain_model_with_the_effective_weights(case_of: Callable
     with torch.no_grad():
         expected = case.reference(batch.input_ids).logits[batch.logit_rows, batch.logit_columns]
 
-    logits = load_model(case.bundle, device="cpu").logits(batch)
+    logits = load_model(case.bundle, device="cpu").logits(batch)[0]
 
     assert logits.dtype == torch.float32
     torch.testing.assert_close(logits, expected, **FLOAT32_FORWARD)
@@ -70,7 +70,7 @@ def test_padded_rows_equal_a_plain_model_that_masks_the_padding(case_of: Callabl
     with torch.no_grad():
         full = case.reference(batch.input_ids, attention_mask=batch.attention_mask).logits
 
-    logits = load_model(case.bundle, device="cpu").logits(batch)
+    logits = load_model(case.bundle, device="cpu").logits(batch)[0]
 
     torch.testing.assert_close(logits, full[batch.logit_rows, batch.logit_columns], **FLOAT32_FORWARD)
 
@@ -82,7 +82,7 @@ def test_other_bit_widths_compute_the_same_function(case_of: Callable, bits: int
     with torch.no_grad():
         expected = case.reference(batch.input_ids).logits[0]
 
-    torch.testing.assert_close(load_model(case.bundle, device="cpu").logits(batch), expected, **FLOAT32_FORWARD)
+    torch.testing.assert_close(load_model(case.bundle, device="cpu").logits(batch)[0], expected, **FLOAT32_FORWARD)
 
 
 @pytest.mark.parametrize(
@@ -105,7 +105,7 @@ def test_rotary_frequencies_are_rebuilt_for_scaled_contexts(tmp_path: Path, rope
     with torch.no_grad():
         expected = case.reference(batch.input_ids).logits[0]
 
-    torch.testing.assert_close(load_model(case.bundle, device="cpu").logits(batch), expected, **FLOAT32_FORWARD)
+    torch.testing.assert_close(load_model(case.bundle, device="cpu").logits(batch)[0], expected, **FLOAT32_FORWARD)
 
 
 def test_effective_weights_are_exactly_the_decoded_ones_with_the_sensitive_values(case_of: Callable) -> None:
@@ -134,17 +134,17 @@ def test_written_theta_replaces_exactly_the_sensitive_weights(case_of: Callable,
 def test_theta_can_be_written_twice_and_taken_back_without_a_trace(model: SparseModel) -> None:
     batch = batch_of(random_rows(8, 8))
     theta = model.initial_theta()
-    original = model.logits(batch)
+    original = model.logits(batch)[0]
 
     model.write_theta(theta + 0.01)
-    once = model.logits(batch)
+    once = model.logits(batch)[0]
     model.write_theta(theta + 0.01)
-    twice = model.logits(batch)
+    twice = model.logits(batch)[0]
     model.write_theta(theta)
 
     assert torch.equal(once, twice)
     assert not torch.equal(once, original)
-    assert torch.equal(model.logits(batch), original)
+    assert torch.equal(model.logits(batch)[0], original)
 
 
 @pytest.mark.parametrize("cache_bytes", [3000, 1 << 30])
@@ -155,7 +155,7 @@ def test_kept_decoded_weights_change_no_bit(case_of: Callable, model: SparseMode
     for offset in (0.0, 0.5, -0.5, 0.0):
         model.write_theta(model.initial_theta() + offset)
         cached.write_theta(cached.initial_theta() + offset)
-        assert torch.equal(cached.logits(batch), model.logits(batch))
+        assert torch.equal(cached.logits(batch)[0], model.logits(batch)[0])
 
 
 def test_initial_theta_is_a_copy_of_the_bundles_values(case_of: Callable, model: SparseModel) -> None:
@@ -185,7 +185,7 @@ def test_codes_at_masked_positions_do_not_matter(case_of: Callable) -> None:
     batch = batch_of(random_rows(10))
     low, high = (load_model(case_of("llama", masked_code=code).bundle, device="cpu") for code in (0, 15))
 
-    assert torch.equal(low.logits(batch), high.logits(batch))
+    assert torch.equal(low.logits(batch)[0], high.logits(batch)[0])
 
 
 def test_a_bundle_without_sensitive_values_still_runs(case_of: Callable) -> None:
@@ -196,13 +196,13 @@ def test_a_bundle_without_sensitive_values_still_runs(case_of: Callable) -> None
 
     assert model.sensitive_count == 0
     batch = batch_of(random_rows(6))
-    torch.testing.assert_close(model.logits(batch), case.reference(batch.input_ids).logits[0], **FLOAT32_FORWARD)
+    torch.testing.assert_close(model.logits(batch)[0], case.reference(batch.input_ids).logits[0], **FLOAT32_FORWARD)
 
 
 def test_the_same_inputs_give_the_same_bits(model: SparseModel) -> None:
     batch = batch_of(random_rows(20, 13, 17))
 
-    assert torch.equal(model.logits(batch), model.logits(batch))
+    assert torch.equal(model.logits(batch)[0], model.logits(batch)[0])
 
 
 @pytest.mark.parametrize("model_type", ["llama", "mistral", "opt"])
@@ -210,29 +210,29 @@ def test_rows_of_a_batch_agree_with_single_rows(case_of: Callable, model_type: s
     model = load_model(case_of(model_type).bundle, device="cpu")
     rows = random_rows(4, 19, 11)
 
-    together = model.logits(batch_of(rows))
+    together = model.logits(batch_of(rows))[0]
 
-    apart = torch.cat([model.logits(batch_of([row])) for row in rows])
+    apart = torch.cat([model.logits(batch_of([row]))[0] for row in rows])
     torch.testing.assert_close(together, apart, **FLOAT32_FORWARD)
 
 
 def test_padding_tokens_and_their_number_do_not_change_logits(model: SparseModel) -> None:
     rows = random_rows(5, 9)
 
-    plain = model.logits(batch_of(rows))
+    plain = model.logits(batch_of(rows))[0]
 
-    assert torch.equal(plain, model.logits(batch_of(rows, padding=17)))
-    torch.testing.assert_close(model.logits(batch_of(rows, extra_columns=7)), plain, **FLOAT32_FORWARD)
+    assert torch.equal(plain, model.logits(batch_of(rows, padding=17))[0])
+    torch.testing.assert_close(model.logits(batch_of(rows, extra_columns=7))[0], plain, **FLOAT32_FORWARD)
 
 
 def test_logits_come_only_for_the_wanted_positions_in_their_order(model: SparseModel) -> None:
     rows = random_rows(6, 6)
-    every = model.logits(batch_of(rows)).view(2, 6, -1)
+    every = model.logits(batch_of(rows))[0].view(2, 6, -1)
     whole = batch_of(rows)
 
     some = model.logits(
         TokenBatch(whole.input_ids, whole.attention_mask, torch.tensor([1, 0, 1]), torch.tensor([5, 2, 0]))
-    )
+    )[0]
 
     torch.testing.assert_close(some, torch.stack([every[1, 5], every[0, 2], every[1, 0]]), **FLOAT32_FORWARD)
 
