@@ -29,7 +29,7 @@ from shared.tasks.examples import Example
 Objective = Literal["candidates", "vocabulary"]
 
 _VALUES_AT_ONCE = 1 << 20
-"""Log-softmax values held at once, float32: 4 MiB stay in a cache and never touch fresh pages."""
+"""Log-softmax values held at once, float32: the same 4 MiB again and again, not one more copy of all logits."""
 
 
 class LogitsModel(Protocol):
