@@ -2,61 +2,199 @@
 
     W[r, c] = dequantise(codes)[r, c];  W[index] = value;  y = x Wᵀ + b       (Equation 26, replace semantics)
 
-The weight exists only while the layer computes, in a buffer that all layers share. Writing by flat index with
-``index_copy_`` costs 0.05 ms where ``scatter_`` takes 26 ms (4096 × 4096, 0.1 %).
+The weight exists only while the layer computes, in a buffer that all layers share. Where the loss is wanted at several
+points θ (both signs of a step, all its queries), their inputs come stacked, the weight is decoded once, and the values
+of one point are written over those of the point before:
+
+    y_p = x_p W(θ_p)ᵀ + b          for p = 1 … points, over one dequantise(codes)
+
+Each point's product is a library call of its own, of the same shape as if the point ran alone: the same bits.
+For one to a few tokens of a single point the backend's fused product may take over (Equation 24).
 """
 
 from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from device_client.model.dequantize import DequantizeBackend
-from shared.quantization.codec import QuantizedTensor
+from device_client.model.backends.backend import LinearBackend, PackedWeight
+
+_ALIGNMENT_BYTES = 64
+
+
+class SensitiveValues:
+    """The sensitive values of all layers at every point that is being evaluated, in the compute dtype.
+
+    Args:
+        initial: Compute dtype (k,), the bundle's values, on the compute device.
+    """
+
+    def __init__(self, initial: Tensor) -> None:
+        self._at_points = initial[None]
+
+    @property
+    def points(self) -> int:
+        """How many θ are evaluated side by side."""
+        return self._at_points.shape[0]
+
+    @property
+    def count(self) -> int:
+        """k: values of one θ."""
+        return self._at_points.shape[1]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The compute dtype."""
+        return self._at_points.dtype
+
+    @property
+    def device(self) -> torch.device:
+        """The compute device."""
+        return self._at_points.device
+
+    def write(self, thetas: Sequence[Tensor]) -> None:
+        """Take the values of every θ, float32 (k,), each rounded once to the compute dtype; in place where they fit."""
+        if len(thetas) != self.points:
+            self._at_points = torch.empty(len(thetas), self.count, dtype=self.dtype, device=self.device)
+        for values, theta in zip(self._at_points, thetas, strict=True):
+            values.copy_(theta.detach())
+
+    def of(self, where: slice, point: int) -> Tensor:
+        """Return one layer's values at one point, compute dtype (k of the layer,), a view."""
+        return self._at_points[point, where]
+
+
+class LinearRuntime:
+    """What all layers of a model share.
+
+    Attributes:
+        backend: Decodes and multiplies.
+        values: The sensitive values.
+        fused_up_to_tokens: Passes of so many tokens or fewer use the backend's fused product; 0 never does.
+    """
+
+    def __init__(self, backend: LinearBackend, values: SensitiveValues) -> None:
+        self.backend = backend
+        self.values = values
+        self.fused_up_to_tokens = 0
+
+    @contextmanager
+    def fusing(self, up_to_tokens: int) -> Iterator[None]:
+        """Use the fused product for passes of so many tokens or fewer, inside the ``with`` block."""
+        before, self.fused_up_to_tokens = self.fused_up_to_tokens, up_to_tokens
+        try:
+            yield
+        finally:
+            self.fused_up_to_tokens = before
 
 
 class QuantizedSparseLinear(nn.Module):
     """y = x Wᵀ + b with W decoded on each call.
 
     Args:
-        quantized: The dense part, on the compute device.
-        indices: int64 (k,), flat positions of the sensitive values; k may be 0.
-        values: Compute dtype (k,), a view of the model's flat vector of values: writing there changes this layer.
+        weight: The packed weight.
+        where: The layer's part of the flat vector of values.
         bias: Compute dtype (out_features,), or None.
-        backend: Decodes; shared by all layers of a model.
+        runtime: Shared by all layers of a model.
     """
 
-    def __init__(
-        self,
-        quantized: QuantizedTensor,
-        indices: Tensor,
-        values: Tensor,
-        bias: nn.Parameter | None,
-        backend: DequantizeBackend,
-    ) -> None:
+    def __init__(self, weight: PackedWeight, where: slice, bias: nn.Parameter | None, runtime: LinearRuntime) -> None:
         super().__init__()
-        self.out_features, self.in_features = quantized.shape
-        self.quantized = quantized
-        self.indices = indices
-        self.values = values
+        self.out_features, self.in_features = weight.shape
+        self.packed = weight
         self.bias = bias
-        self._backend = backend
+        self._where = where
+        self._runtime = runtime
 
-    def effective_weight(self) -> Tensor:
-        """Return W (out_features, in_features) in the shared buffer: valid until another layer decodes."""
-        weight = self._backend.dequantize(self.quantized)
-        if self.indices.numel():
-            weight.view(-1).index_copy_(0, self.indices, self.values)
-        return weight
+    def effective_weight(self, point: int = 0) -> Tensor:
+        """Return W(θ_point) (out_features, in_features) in the shared buffer: valid until another layer decodes."""
+        dense = self._runtime.backend.dequantize(self.packed)
+        self._runtime.backend.write_sparse(dense, self.packed, self._values(point))
+        return dense
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """Return inputs (…, in_features) times Wᵀ plus bias, (…, out_features)."""
-        return functional.linear(inputs, self.effective_weight(), self.bias)
+        """Return y (points · rows, …, out_features).
+
+        Args:
+            inputs: Compute dtype (points · rows, …, in_features), the rows of the first point first.
+        """
+        points = self._runtime.values.points
+        stacked = inputs.reshape(points, -1, self.in_features)
+        if points == 1 and stacked.shape[1] <= self._runtime.fused_up_to_tokens:
+            outputs = self._runtime.backend.linear_small(stacked[0], self.packed, self._values(0), self.bias)
+        else:
+            outputs = self._at_each_point(stacked)
+        return outputs.view(*inputs.shape[:-1], self.out_features)
+
+    def _at_each_point(self, stacked: Tensor) -> Tensor:
+        points, tokens, _ = stacked.shape
+        outputs = stacked.new_empty(points, tokens, self.out_features)
+        dense = self._runtime.backend.dequantize(self.packed)
+        for point in range(points):
+            self._runtime.backend.write_sparse(dense, self.packed, self._values(point))  # Equation 26
+            _multiply(stacked[point], dense, self.bias, outputs[point])
+        return outputs
+
+    def _values(self, point: int) -> Tensor:
+        return self._runtime.values.of(self._where, point)
 
     def extra_repr(self) -> str:
         """Name shape, bits and number of sensitive values."""
-        return f"{self.in_features}, {self.out_features}, bits={self.quantized.bits}, k={self.indices.numel()}"
+        bits, count = self.packed.quantized.bits, self.packed.indices.numel()
+        return f"{self.in_features}, {self.out_features}, bits={bits}, k={count}"
+
+
+class PointwiseActivation(nn.Module):
+    """An activation function applied in place, point by point.
+
+    An elementwise kernel computes the last elements of a thread's share in another way than the others, with other last
+    bits, and where shares end depends on how many elements there are: so each point goes alone, as it would by itself.
+
+    Args:
+        function: Elementwise.
+        runtime: Shared by all layers of a model.
+    """
+
+    def __init__(self, function: nn.Module, runtime: LinearRuntime) -> None:
+        super().__init__()
+        self.function = function
+        self._runtime = runtime
+        self._is_silu = type(function).__name__ in ("SiLU", "SiLUActivation")
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Overwrite ``inputs`` (points · rows, …) with the function of them, and return it."""
+        if inputs.requires_grad:
+            return self.function(inputs)  # type: ignore[no-any-return]
+        for part in inputs.chunk(self._runtime.values.points):
+            if self._is_silu:
+                functional.silu(part, inplace=True)
+            else:
+                part.copy_(self.function(part))
+        return inputs
+
+
+def _multiply(inputs: Tensor, dense: Tensor, bias: Tensor | None, outputs: Tensor) -> None:
+    """Write x Wᵀ + b to ``outputs`` (tokens, out_features); the same bits wherever in memory x and y lie."""
+    inputs, result = _aligned(inputs), outputs if _is_aligned(outputs) else torch.empty_like(outputs)
+    if bias is None:
+        torch.mm(inputs, dense.T, out=result)
+    else:
+        torch.addmm(bias, inputs, dense.T, out=result)
+    if result is not outputs:
+        outputs.copy_(result)
+
+
+def _aligned(tensor: Tensor) -> Tensor:
+    return tensor if _is_aligned(tensor) else tensor.clone()
+
+
+def _is_aligned(tensor: Tensor) -> bool:
+    """Return whether a tensor begins as a fresh one does: a library's last bits may depend on it."""
+    return tensor.data_ptr() % _ALIGNMENT_BYTES == 0
 
 
 def compute_dtype_of(device: torch.device) -> torch.dtype:

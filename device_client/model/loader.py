@@ -14,9 +14,16 @@ import torch
 from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor, nn
 
+from device_client.model.backends.choose import REFERENCE, BackendOptions, choose_backend
+from device_client.model.backends.decoded_cache import DecodedCache
 from device_client.model.cuda import Cuda, TorchCuda, cap_allocations
-from device_client.model.dequantize import DecodedCache, DequantizeBackend, EagerDequantizer
-from device_client.model.linear import QuantizedSparseLinear, compute_dtype_of
+from device_client.model.linear import (
+    LinearRuntime,
+    PointwiseActivation,
+    QuantizedSparseLinear,
+    SensitiveValues,
+    compute_dtype_of,
+)
 from device_client.model.memory_plan import Workload, check_budget, plan_memory
 from device_client.model.sparse_model import SparseModel
 from device_client.model.tokenizer import BundleTokenizer
@@ -32,6 +39,9 @@ _FOREIGN_CONFIG_ERRORS = (
     TypeError, ValueError,
 )  # fmt: skip
 
+_ACTIVATIONS = ("act_fn", "activation_fn")
+"""What the served families call the module between the two halves of their MLP."""
+
 
 def load_model(
     bundle: Bundle,
@@ -40,6 +50,7 @@ def load_model(
     compute_dtype: torch.dtype | None = None,
     memory_budget_bytes: int | None = None,
     decoded_cache_bytes: int = 0,
+    backend: BackendOptions = REFERENCE,
     cuda: Cuda | None = None,
 ) -> SparseModel:
     """Return the bundle's model, ready to compute.
@@ -54,10 +65,11 @@ def load_model(
         memory_budget_bytes: Refuse before loading where the weights alone need more; on CUDA also a cap of the process.
         decoded_cache_bytes: Memory that may hold decoded weights, so that they are not decoded on each pass; 0 keeps
             every weight packed.
+        backend: What decodes and multiplies; the reference where nothing is said.
         cuda: CUDA; None takes torch's.
 
     Raises:
-        ResourceError: No such device, or the budget is too small.
+        ResourceError: No such device or backend, or the budget is too small.
         UnsupportedModel: The architecture is not served or makes no model.
         TensorMismatch: The bundle's tensors are not those of the architecture.
     """
@@ -71,15 +83,19 @@ def load_model(
     network = build_skeleton(bundle.config)
     tokenizer = BundleTokenizer.from_bundle(bundle)
     _check_vocabulary(tokenizer, network)
-    loading = _Loading.begin(bundle, target, dtype, decoded_cache_bytes)
+    chosen = choose_backend(backend, bundle.config.tensors, dtype, target)
+    values = SensitiveValues(torch.empty(bundle.config.sensitive_count, dtype=dtype, device=target))
+    loading = _Loading.begin(bundle, LinearRuntime(DecodedCache(chosen.backend, decoded_cache_bytes), values))
     for title in _titles(bundle.config):
         loading.load_file(network, title)
     rebuild_buffers(network, target)
+    _split_activations(network, loading.runtime)
     return SparseModel(
         config=bundle.config,
         tokenizer=tokenizer,
         network=network.eval(),
-        values=loading.values,
+        runtime=loading.runtime,
+        fused_up_to_tokens=chosen.fused_up_to_tokens,
         initial_values=loading.initial_values,
         tensor_slices=loading.slices,
     )
@@ -186,6 +202,13 @@ def rebuild_buffers(network: nn.Module, device: torch.device) -> None:
         raise UnsupportedModel(f"nothing gives values to {empty[0]}")
 
 
+def _split_activations(network: nn.Module, runtime: LinearRuntime) -> None:
+    for path, module in list(network.named_modules()):
+        parent, _, child = path.rpartition(".")
+        if child in _ACTIVATIONS:
+            setattr(network.get_submodule(parent), child, PointwiseActivation(module, runtime))
+
+
 def _titles(config: BundleConfig) -> list[str]:
     blobs = [entry.blob for entry in config.tensors] + [entry.blob for entry in config.dense_parameters]
     return list(dict.fromkeys(blobs))
@@ -197,25 +220,16 @@ class _Loading:
     sensitive: SensitiveTensors
     device: torch.device
     dtype: torch.dtype
-    backend: DequantizeBackend
-    values: Tensor
+    runtime: LinearRuntime
     initial_values: Tensor
     slices: dict[str, slice]
 
     @classmethod
-    def begin(cls, bundle: Bundle, device: torch.device, dtype: torch.dtype, cache_bytes: int) -> _Loading:
-        shapes = [entry.shape for entry in bundle.config.tensors]
-        count = bundle.config.sensitive_count
-        return cls(
-            bundle,
-            bundle.open_sensitive(),
-            device,
-            dtype,
-            DecodedCache(EagerDequantizer(shapes, dtype, device), cache_bytes),
-            torch.empty(count, dtype=dtype, device=device),
-            torch.empty(count, dtype=torch.float16, device=device),
-            theta_slices(bundle.config),
-        )
+    def begin(cls, bundle: Bundle, runtime: LinearRuntime) -> _Loading:
+        values = runtime.values
+        initial_values = torch.empty(values.count, dtype=torch.float16, device=values.device)
+        slices = theta_slices(bundle.config)
+        return cls(bundle, bundle.open_sensitive(), values.device, values.dtype, runtime, initial_values, slices)
 
     def load_file(self, network: nn.Module, title: str) -> None:
         path = self.bundle.path(title)
@@ -236,17 +250,15 @@ class _Loading:
         mask, values = self.sensitive.read(entry.name)
         where = self.slices[entry.name]
         self.initial_values[where] = torch.from_numpy(values).to(self.device)
-        self.values[where] = self.initial_values[where].to(self.dtype)
+        self.runtime.values.of(where, 0).copy_(self.initial_values[where])
         path = entry.name.rpartition(".")[0]
         parent, _, child = path.rpartition(".")
         old = network.get_submodule(path)
-        layer = QuantizedSparseLinear(
+        weight = self.runtime.backend.pack(
             QuantizedTensor(in_features=entry.shape[1], bits=entry.bits, group_size=entry.group_size, **parts),
             torch.from_numpy(mask.indices.astype(np.int64)).to(self.device),
-            self.values[where],
-            old.bias,  # type: ignore[arg-type]
-            self.backend,
         )
+        layer = QuantizedSparseLinear(weight, where, old.bias, self.runtime)  # type: ignore[arg-type]
         setattr(network.get_submodule(parent), child, layer)
 
 

@@ -23,7 +23,7 @@ from dataclasses import dataclass, replace
 from math import prod
 from typing import Any
 
-from device_client.model.dequantize_tiles import workspace_bytes
+from device_client.model.backends.reference_tiles import workspace_bytes
 from shared.bundle.manifest import BundleConfig
 from shared.byte_sizes import format_bytes
 from shared.errors import ResourceError, UnsupportedModel

@@ -8,13 +8,14 @@ the head, so full logits (0.5 GiB for 16 × 256 tokens and 32k words) never exis
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from device_client.model.linear import LinearRuntime
 from device_client.model.memory_meter import MemoryMeter
 from device_client.model.sampling import choose_token
 from device_client.model.token_batch import TokenBatch
@@ -34,6 +35,7 @@ class SparseModel:
         network: The transformers model whose quantised layers are ``QuantizedSparseLinear``.
         tensor_slices: Tensor name → its part of the flat θ, in the order of ``config.tensors``.
         memory: The process's high-water marks.
+        runtime: What its quantised layers share.
     """
 
     def __init__(
@@ -42,18 +44,20 @@ class SparseModel:
         config: BundleConfig,
         tokenizer: BundleTokenizer,
         network: nn.Module,
-        values: Tensor,
+        runtime: LinearRuntime,
+        fused_up_to_tokens: int,
         initial_values: Tensor,
         tensor_slices: dict[str, slice],
     ) -> None:
         self.config = config
         self.tokenizer = tokenizer
         self.network = network
-        self.device = values.device
-        self.compute_dtype = values.dtype
+        self.device = runtime.values.device
+        self.compute_dtype = runtime.values.dtype
         self.tensor_slices = tensor_slices
-        self.memory = MemoryMeter(values.device)
-        self._values = values
+        self.memory = MemoryMeter(self.device)
+        self.runtime = runtime
+        self._fused_up_to_tokens = fused_up_to_tokens
         self._initial_values = initial_values
         self._decoder: Any = network.get_decoder()  # type: ignore[operator]
         self._head: Any = network.get_output_embeddings()  # type: ignore[operator]
@@ -61,32 +65,51 @@ class SparseModel:
     @property
     def sensitive_count(self) -> int:
         """k: the number of sensitive values."""
-        return self._values.numel()
+        return self.runtime.values.count
+
+    @property
+    def backend_name(self) -> str:
+        """What decodes and multiplies."""
+        return self.runtime.backend.name
 
     def initial_theta(self) -> Tensor:
         """Return the bundle's own sensitive values, float32 (k,), a fresh copy."""
         return self._initial_values.to(torch.float32, copy=True)
 
     def write_theta(self, theta: Tensor) -> None:
-        """Make the sensitive weights equal ``theta``, rounded once to the compute dtype.
-
-        Args:
-            theta: float32 (k,), on any device.
+        """Make the sensitive weights equal ``theta``, float32 (k,): one point.
 
         Raises:
             ValueError: Another shape or dtype.
         """
-        if theta.shape != self._values.shape or theta.dtype != torch.float32:
-            raise ValueError(f"theta is {theta.dtype} {tuple(theta.shape)}; needed float32 ({self.sensitive_count},)")
-        self._values.copy_(theta.detach())
+        self.write_points([theta])
+
+    def write_points(self, thetas: Sequence[Tensor]) -> None:
+        """Evaluate at every θ of ``thetas`` from now on, side by side; each is rounded once to the compute dtype.
+
+        Args:
+            thetas: At least one, float32 (k,) each, on any device.
+
+        Raises:
+            ValueError: Another shape or dtype.
+        """
+        for theta in thetas:
+            if theta.shape != (self.sensitive_count,) or theta.dtype != torch.float32:
+                found = f"{theta.dtype} {tuple(theta.shape)}"
+                raise ValueError(f"theta is {found}; needed float32 ({self.sensitive_count},)")
+        self.runtime.values.write(thetas)
 
     @torch.no_grad()
     def logits(self, batch: TokenBatch) -> Tensor:
-        """Return the next-token logits at the wanted positions, float32 (n, vocabulary)."""
-        hidden = self._hidden_states(batch.input_ids.to(self.device), cache=None)
-        wanted = hidden[batch.logit_rows.to(self.device), batch.logit_columns.to(self.device)]
-        logits: Tensor = self._head(wanted)
-        return logits.float()
+        """Return the next-token logits at the wanted positions, float32 (points, n, vocabulary)."""
+        points = self.runtime.values.points
+        hidden = self._hidden_states(batch.input_ids.to(self.device).repeat(points, 1), cache=None)
+        at_points = hidden.view(points, *batch.shape, -1)
+        wanted = at_points[:, batch.logit_rows.to(self.device), batch.logit_columns.to(self.device)]
+        logits = hidden.new_empty(*wanted.shape[:2], self._head.weight.shape[0], dtype=torch.float32)
+        for at_point, states in zip(logits, wanted, strict=True):  # the head, too, sees the shapes of a point alone
+            at_point.copy_(self._head(states))
+        return logits
 
     def generate(
         self,
@@ -148,7 +171,9 @@ class SparseModel:
     @torch.no_grad()
     def _last_logits(self, token_ids: list[int], cache: Any) -> Tensor:
         input_ids = torch.tensor([token_ids], dtype=torch.int64, device=self.device)
-        logits: Tensor = self._head(self._hidden_states(input_ids, cache=cache)[:, -1])
+        with self.runtime.fusing(self._fused_up_to_tokens):
+            hidden = self._hidden_states(input_ids, cache=cache)[:, -1]
+        logits: Tensor = self._head(hidden)
         return logits[0].float()
 
     def _hidden_states(self, input_ids: Tensor, *, cache: Any) -> Tensor:

@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Generic, Literal, Protocol, TypeVar
 
@@ -48,8 +48,8 @@ class Problem(Protocol[BatchT]):
     def batch(self, step: int) -> BatchT:
         """Return the rows of a step, a function of the step alone."""
 
-    def loss(self, theta: Tensor, batch: BatchT) -> float:
-        """Return the mean loss of a batch at θ, nats per answer."""
+    def losses(self, thetas: Iterable[Tensor], batch: BatchT) -> list[float]:
+        """Return the mean loss of a batch at each θ, nats per answer."""
 
     def validate(self, theta: Tensor) -> Evaluation:
         """Return what θ scores on the validation rows."""
@@ -234,9 +234,7 @@ class TuningLoop(Generic[BatchT]):
 
     def _estimates(self, step: int) -> list[Estimate]:
         batch = self._problem.batch(step)
-        return [
-            estimate(self._problem.loss, self._theta, z, self._settings.epsilon, batch) for z in self._directions(step)
-        ]
+        return estimate(self._problem.losses, self._theta, self._directions(step), self._settings.epsilon, batch)
 
     def _note_shrink(self) -> None:
         self._journal.sync()  # a step measured before would come out with other bits if it had to be measured again

@@ -1,12 +1,14 @@
 """A bundle's model and a task's rows as the problem that the loop tunes.
 
-Each loss writes θ absolutely and runs the same layout: both signs of a step see identical tokens, padding and
-micro-batches. The loss of a batch is the mean over its answers.
+Every θ is written absolutely and sees the same layout: both signs of a step run identical tokens, padding and
+micro-batches. Where memory allows, several of them run side by side, so that each weight is decoded once for all of
+them; their losses are the same bits either way. The loss of a batch is the mean over its answers.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
 from typing import Protocol
 
 from torch import Tensor
@@ -19,11 +21,11 @@ from device_client.tuning.smaller_batches import MicroBatch
 from shared.tasks.examples import Example
 
 
-class ThetaModel(LogitsModel, Protocol):
-    """A model whose sensitive values can be set."""
+class PointsModel(LogitsModel, Protocol):
+    """A model whose sensitive values can be set, at several points side by side."""
 
-    def write_theta(self, theta: Tensor) -> None:
-        """Make the sensitive weights equal ``theta``, float32 (k,)."""
+    def write_points(self, thetas: Sequence[Tensor]) -> None:
+        """Evaluate at every θ of ``thetas``, float32 (k,), from now on."""
 
 
 class ModelProblem:
@@ -36,26 +38,34 @@ class ModelProblem:
         objective: Which loss.
         indices: Which training rows each step sees.
         micro_batch_rows: Sequences side by side; ``shrink`` halves it.
+        points_at_once: θ's side by side; ``shrink`` first makes it one, which changes no bit of any loss.
     """
 
     def __init__(
         self,
-        model: ThetaModel,
+        model: PointsModel,
         training: Sequence[Example],
         validation: Sequence[Example],
         objective: Objective,
         indices: BatchIndices,
         micro_batch_rows: int,
+        points_at_once: int = 1,
     ) -> None:
         self._model, self._training, self._validation = model, training, validation
         self._objective: Objective = objective
         self._indices = indices
         self._micro_batch = MicroBatch(micro_batch_rows)
+        self._points_at_once = points_at_once
 
     @property
     def micro_batch_rows(self) -> int:
         """Sequences side by side."""
         return self._micro_batch.rows
+
+    @property
+    def points_at_once(self) -> int:
+        """θ's side by side."""
+        return self._points_at_once
 
     def batch(self, step: int) -> AnswerBatch:
         """Return the rows of a step, laid out for the model."""
@@ -67,10 +77,14 @@ class ModelProblem:
             device=self._model.device,
         )
 
-    def loss(self, theta: Tensor, batch: AnswerBatch) -> float:
-        """Return the mean loss of a batch at θ, nats per answer."""
-        self._model.write_theta(theta)
-        return float(answer_losses(answer_scores(self._model, batch), batch, self._objective).mean())
+    def losses(self, thetas: Iterable[Tensor], batch: AnswerBatch) -> list[float]:
+        """Return the mean loss of a batch at each θ, nats per answer."""
+        found: list[float] = []
+        for points in _groups(thetas, self._points_at_once):
+            self._model.write_points(points)
+            scores = answer_scores(self._model, batch)
+            found += answer_losses(scores, batch, self._objective).mean(dim=1).tolist()
+        return found
 
     def validate(self, theta: Tensor) -> Evaluation:
         """Return what θ scores on the validation rows."""
@@ -78,9 +92,19 @@ class ModelProblem:
 
     def evaluate(self, theta: Tensor, examples: Sequence[Example]) -> Evaluation:
         """Return what θ scores on any rows."""
-        self._model.write_theta(theta)
+        self._model.write_points([theta])
         return evaluate(self._model, examples, self._objective, micro_batch_rows=self.micro_batch_rows)
 
     def shrink(self) -> bool:
-        """Halve the number of sequences side by side; False where it is one already."""
+        """Run one θ at a time, then half as many sequences side by side; False where both are one already."""
+        if self._points_at_once > 1:
+            self._points_at_once = 1
+            return True
         return self._micro_batch.shrink()
+
+
+def _groups(thetas: Iterable[Tensor], size: int) -> Iterator[list[Tensor]]:
+    """Yield consecutive θ's, ``size`` at a time, the last group shorter; none is asked for before its group."""
+    remaining = iter(thetas)
+    while group := list(islice(remaining, size)):
+        yield group

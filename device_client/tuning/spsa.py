@@ -13,7 +13,7 @@ References: arXiv 2406.02913 Definitions 1 and 4; Malladi et al. 2023 (MeZO), Al
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
@@ -26,11 +26,11 @@ Perturbations = Callable[[int, int], Tensor]
 """(step, query) → z, float32 (k,)."""
 
 
-class LossFunction(Protocol[ContravariantBatch]):
-    """The mean loss of a batch at some θ; the same arguments give the same bits."""
+class Losses(Protocol[ContravariantBatch]):
+    """The mean loss of a batch at several θ; the same θ and batch give the same bits, whatever the others are."""
 
-    def __call__(self, theta: Tensor, batch: ContravariantBatch) -> float:
-        """Return L in nats per answer; may be infinite or NaN."""
+    def __call__(self, thetas: Iterable[Tensor], batch: ContravariantBatch) -> list[float]:
+        """Return L at each θ, nats per answer; may be infinite or NaN. Takes each θ when it is needed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,10 +60,20 @@ class Estimate:
         return (self.loss_plus + self.loss_minus) / 2
 
 
-def estimate(loss: LossFunction[BatchT], theta: Tensor, z: Tensor, epsilon: float, batch: BatchT) -> Estimate:
-    """Return both losses of one direction; θ is left as it is, and each sign is computed from it anew."""
-    step = z * epsilon
-    return Estimate(loss(theta + step, batch), loss(theta - step, batch), epsilon)
+def estimate(
+    losses: Losses[BatchT], theta: Tensor, directions: Sequence[Tensor], epsilon: float, batch: BatchT
+) -> list[Estimate]:
+    """Return both losses of each direction; θ is left as it is, and each sign is computed from it anew."""
+    found = losses(perturbed(theta, directions, epsilon), batch)
+    return [Estimate(plus, minus, epsilon) for plus, minus in zip(found[::2], found[1::2], strict=True)]
+
+
+def perturbed(theta: Tensor, directions: Sequence[Tensor], epsilon: float) -> Iterator[Tensor]:
+    """Yield θ + ε·z and θ − ε·z of each direction, float32 (k,), each made when it is asked for."""
+    for z in directions:
+        step = z * epsilon
+        yield theta + step
+        yield theta - step
 
 
 def descend(theta: Tensor, directions: Sequence[Tensor], gradients: Sequence[float], lr: float) -> Tensor:

@@ -44,13 +44,14 @@ def bytes_of(*tensors: torch.Tensor) -> int:
 def held_by(model: SparseModel) -> dict[str, int]:
     """The bytes of the loaded model, counted tensor by tensor."""
     layers = [module for module in model.network.modules() if isinstance(module, QuantizedSparseLinear)]
-    parts = [(name, tensor) for layer in layers for name, tensor in layer.quantized.parts.items()]
-    sensitive = [tensor for layer in layers for tensor in (layer.indices, layer.values)]
+    parts = [(name, tensor) for layer in layers for name, tensor in layer.packed.quantized.parts.items()]
+    indices = [layer.packed.indices for layer in layers]
+    values = torch.empty(model.sensitive_count, dtype=model.compute_dtype)
     return {
         "codes": bytes_of(*(tensor for name, tensor in parts if name == "codes")),
         "codebooks and scales": bytes_of(*(tensor for name, tensor in parts if name != "codes")),
         "unquantised parameters": bytes_of(*model.network.parameters()),
-        "sensitive indices and values": bytes_of(*sensitive, model.initial_theta().half()),
+        "sensitive indices and values": bytes_of(*indices, values, model.initial_theta().half()),
     }
 
 

@@ -12,6 +12,7 @@ import torch
 from random_bundle import make_case
 from torch import Tensor, nn
 
+from device_client.model.backends.backend import LinearBackend, PackedWeight
 from device_client.model.linear import QuantizedSparseLinear
 from device_client.model.loader import load_model
 from device_client.model.sparse_model import SparseModel
@@ -158,6 +159,48 @@ def test_kept_decoded_weights_change_no_bit(case_of: Callable, model: SparseMode
         assert torch.equal(cached.logits(batch)[0], model.logits(batch)[0])
 
 
+@pytest.mark.parametrize("model_type", ["llama", "mistral", "qwen2", "qwen3", "opt"])
+@pytest.mark.parametrize("lengths", [(9, 4), (17, 17, 17), (1,)])
+def test_points_side_by_side_give_the_bits_of_each_alone(
+    case_of: Callable, model_type: str, lengths: tuple[int, ...]
+) -> None:
+    model = load_model(case_of(model_type).bundle, device="cpu")
+    batch = batch_of(random_rows(*lengths))
+    thetas = [model.initial_theta() + offset for offset in (0.5, -0.5, 0.0)]
+
+    model.write_points(thetas)
+    together = model.logits(batch)
+
+    for theta, at_point in zip(thetas, together, strict=True):
+        model.write_theta(theta)
+        assert torch.equal(model.logits(batch)[0], at_point)
+    assert not torch.equal(together[0], together[1])
+
+
+def test_points_decode_each_weight_once(case_of: Callable) -> None:
+    model = load_model(case_of().bundle, device="cpu")
+    layers = quantised_layers(model)
+    decoded = []
+
+    class Counting:
+        def __init__(self, backend: LinearBackend) -> None:
+            self._backend = backend
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self._backend, name)
+
+        def dequantize(self, weight: PackedWeight) -> Tensor:
+            decoded.append(id(weight))
+            return self._backend.dequantize(weight)
+
+    model.runtime.backend = Counting(model.runtime.backend)
+    model.write_points([model.initial_theta()] * 4)
+
+    model.logits(batch_of(random_rows(5)))
+
+    assert sorted(decoded) == sorted(id(layer.packed) for layer in layers.values())
+
+
 def test_initial_theta_is_a_copy_of_the_bundles_values(case_of: Callable, model: SparseModel) -> None:
     theta = model.initial_theta()
     theta += 1
@@ -247,7 +290,7 @@ def test_no_quantised_weight_exists_unpacked_after_loading(case_of: Callable, mo
     assert {f"{name}.weight" for name in layers} == {entry.name for entry in case_of().bundle.config.tensors}
     for name, layer in layers.items():
         assert list(layer.parameters()) == [], name
-        assert layer.quantized.codes.dtype == torch.uint8
+        assert layer.packed.quantized.codes.dtype == torch.uint8
     assert not any(isinstance(module, nn.Linear) for module in model.network.get_submodule("model").modules())
     assert not any(tensor.is_meta for tensor in model.network.state_dict().values())
 

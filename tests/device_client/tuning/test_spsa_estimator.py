@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 
 import numpy as np
 import pytest
@@ -14,9 +15,9 @@ from device_client.tuning.spsa import Estimate, descend, estimate
 from shared.perturbation import perturbation
 
 
-def cosine_loss(theta: Tensor, batch: float) -> float:
+def cosine_losses(thetas: Iterable[Tensor], batch: float) -> list[float]:
     """A smooth function whose derivative autograd knows as well."""
-    return float(smooth(theta.double(), batch))
+    return [float(smooth(theta.double(), batch)) for theta in thetas]
 
 
 def smooth(theta: Tensor, batch: float) -> Tensor:
@@ -32,22 +33,25 @@ def test_the_mean_of_g_z_is_the_gradient(distribution: str) -> None:
     total = torch.zeros(4, dtype=torch.float64)
     for step in range(draws):
         z = torch.from_numpy(perturbation(7, step, 0, 4, distribution))  # type: ignore[arg-type]
-        total += estimate(cosine_loss, theta, z, 1e-3, 0.25).projected_gradient * z.double()
+        total += estimate(cosine_losses, theta, [z], 1e-3, 0.25)[0].projected_gradient * z.double()
     standard_error = float(exact.norm()) * math.sqrt(2 / draws)
     assert torch.allclose(total / draws, exact, atol=5 * standard_error)
 
 
 def test_swapping_the_signs_flips_g() -> None:
     theta, z = torch.tensor([0.3, -0.2]), torch.tensor([1.5, -0.5])
-    forth = estimate(cosine_loss, theta, z, 1e-3, 0.1)
-    back = estimate(cosine_loss, theta, -z, 1e-3, 0.1)
+    [forth] = estimate(cosine_losses, theta, [z], 1e-3, 0.1)
+    [back] = estimate(cosine_losses, theta, [-z], 1e-3, 0.1)
     assert back.projected_gradient == -forth.projected_gradient != 0
     assert back.clean_loss == forth.clean_loss
 
 
 def test_g_of_a_line_is_its_slope_along_z() -> None:
     """L = 3θ₀ − 2θ₁ and z = (1, 2): g = 3·1 − 2·2 = −1."""
-    found = estimate(lambda t, _: float(3 * t[0] - 2 * t[1]), torch.zeros(2), torch.tensor([1.0, 2.0]), 0.125, None)
+    [found] = estimate(
+        lambda thetas, _: [float(3 * t[0] - 2 * t[1]) for t in thetas],
+        torch.zeros(2), [torch.tensor([1.0, 2.0])], 0.125, None,
+    )  # fmt: skip
     assert found.projected_gradient == -1.0
     assert found.clean_loss == 0.0
 
@@ -57,17 +61,22 @@ def test_a_loss_that_is_not_finite_gives_no_g(losses: tuple[float, float]) -> No
     assert math.isnan(Estimate(*losses, epsilon=1e-3).projected_gradient)
 
 
-def test_both_signs_start_from_the_same_theta() -> None:
+def test_both_signs_of_every_query_start_from_the_same_theta() -> None:
     seen: list[list[float]] = []
 
-    def remember(theta: Tensor, _batch: None) -> float:
-        seen.append(theta.tolist())
-        return 0.0
+    def remember(thetas: Iterable[Tensor], _batch: None) -> list[float]:
+        seen.extend(theta.tolist() for theta in thetas)
+        return [0.0] * len(seen)
 
     theta = torch.tensor([1.0, 2.0])
-    estimate(remember, theta, torch.tensor([1.0, -1.0]), 0.5, None)
-    assert seen == [[1.5, 1.5], [0.5, 2.5]]
+    estimate(remember, theta, [torch.tensor([1.0, -1.0]), torch.tensor([2.0, 0.0])], 0.5, None)
+    assert seen == [[1.5, 1.5], [0.5, 2.5], [2.0, 2.0], [0.0, 2.0]]
     assert theta.tolist() == [1.0, 2.0]
+
+
+def test_each_query_gets_the_losses_of_its_own_signs() -> None:
+    found = estimate(lambda thetas, _: [float(t[0]) for t in thetas], torch.zeros(1), [Tensor([1]), Tensor([3])], 1, 0)
+    assert [(query.loss_plus, query.loss_minus) for query in found] == [(1, -1), (3, -3)]
 
 
 def test_descend_moves_against_g_along_z() -> None:
@@ -97,7 +106,7 @@ def test_a_thousand_steps_at_lr_zero_leave_theta_bit_identical() -> None:
     before = theta.clone()
     for step in range(1000):
         z = torch.from_numpy(perturbation(4, step, 0, 64))
-        found = estimate(cosine_loss, theta, z, 1e-3, 0.1)
+        [found] = estimate(cosine_losses, theta, [z], 1e-3, 0.1)
         theta = descend(theta, [z], [found.projected_gradient], lr=0.0)
     assert torch.equal(theta, before)
 

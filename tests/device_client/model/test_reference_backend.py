@@ -1,4 +1,4 @@
-"""The eager backend equals the codec's reference decoder bit for bit, whatever the form, width, shape and dtype."""
+"""The reference backend equals the codec's reference decoder bit for bit, whatever the form, width, shape and dtype."""
 
 from __future__ import annotations
 
@@ -7,12 +7,18 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from device_client.model.dequantize import DecodedCache, EagerDequantizer
-from device_client.model.dequantize_tiles import TILE_CODES, workspace_bytes
+from device_client.model.backends.backend import PackedWeight
+from device_client.model.backends.decoded_cache import DecodedCache
+from device_client.model.backends.reference import ReferenceBackend
+from device_client.model.backends.reference_tiles import TILE_CODES, workspace_bytes
 from shared.quantization.codec import QuantizedTensor, dequantize
 from shared.quantization.packing import pack_codes
 
 CPU = torch.device("cpu")
+
+
+def packed(tensor: QuantizedTensor) -> PackedWeight:
+    return PackedWeight(tensor, torch.empty(0, dtype=torch.int64))
 
 
 def random_tensor(rows: int, columns: int, bits: int, form: str, group_size: int, seed: int) -> QuantizedTensor:
@@ -43,7 +49,7 @@ def test_every_form_is_bit_exact(
 ) -> None:
     tensor = random_tensor(rows, columns, bits, form, group_size, seed)
 
-    weight = EagerDequantizer([(rows, columns)], dtype, CPU).dequantize(tensor)
+    weight = ReferenceBackend([(rows, columns)], dtype, CPU).dequantize(packed(tensor))
 
     assert weight.dtype == dtype
     assert torch.equal(weight, dequantize(tensor, dtype=dtype))
@@ -55,7 +61,7 @@ def test_weights_of_several_tiles_are_bit_exact(rows: int, columns: int, form: s
     tensor = random_tensor(rows, columns, 4, form, 64, seed=1)
     assert rows * columns > TILE_CODES["cpu"]
 
-    weight = EagerDequantizer([(rows, columns)], torch.float32, CPU).dequantize(tensor)
+    weight = ReferenceBackend([(rows, columns)], torch.float32, CPU).dequantize(packed(tensor))
 
     assert torch.equal(weight, dequantize(tensor))
 
@@ -63,11 +69,11 @@ def test_weights_of_several_tiles_are_bit_exact(rows: int, columns: int, form: s
 def test_all_weights_share_one_buffer_and_leave_nothing_behind() -> None:
     shapes = [(8, 30), (3, 7), (5, 900)]
     tensors = [random_tensor(*shape, 4, "per_row", 1, seed=i) for i, shape in enumerate(shapes)]
-    backend = EagerDequantizer(shapes, torch.float32, CPU)
+    backend = ReferenceBackend(shapes, torch.float32, CPU)
 
     addresses = set()
     for tensor in [*tensors, *reversed(tensors)]:
-        weight = backend.dequantize(tensor)
+        weight = backend.dequantize(packed(tensor))
         addresses.add(weight.data_ptr())
         assert torch.equal(weight, dequantize(tensor))
         weight.fill_(float("nan"))
@@ -79,7 +85,7 @@ def test_two_nibbles_of_a_byte_are_two_columns_low_first() -> None:
     lut = torch.arange(16).half()[None]
     row = torch.tensor([[0x21, 0x0F]], dtype=torch.uint8)
 
-    weight = EagerDequantizer([(1, 3)], torch.float32, CPU).dequantize(QuantizedTensor(row, 3, 4, lut=lut))
+    weight = ReferenceBackend([(1, 3)], torch.float32, CPU).dequantize(packed(QuantizedTensor(row, 3, 4, lut=lut)))
 
     assert weight.tolist() == [[1.0, 2.0, 15.0]]
 
@@ -87,24 +93,25 @@ def test_two_nibbles_of_a_byte_are_two_columns_low_first() -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 @pytest.mark.parametrize("shapes", [[(8, 30)], [(1700, 320), (700, 768)], [(3, 9), (40, 1024)]])
 def test_the_planned_workspace_is_the_real_one(shapes: list[tuple[int, int]], dtype: torch.dtype) -> None:
-    assert EagerDequantizer(shapes, dtype, CPU).workspace_bytes == workspace_bytes(shapes, "cpu", dtype.itemsize)
+    assert ReferenceBackend(shapes, dtype, CPU).workspace_bytes == workspace_bytes(shapes, "cpu", dtype.itemsize)
 
 
 def test_a_cache_keeps_what_fits_and_decodes_the_rest_each_time() -> None:
     shapes = [(8, 30), (3, 7), (5, 900), (2, 20)]
     tensors = [random_tensor(*shape, 4, "per_row", 1, seed=i) for i, shape in enumerate(shapes)]
-    eager = EagerDequantizer(shapes, torch.float32, CPU)
-    packed_bytes = eager.workspace_bytes
-    cache = DecodedCache(eager, (8 * 30 + 3 * 7 + 2 * 20) * 4)
+    weights = [packed(tensor) for tensor in tensors]
+    reference = ReferenceBackend(shapes, torch.float32, CPU)
+    packed_bytes = reference.workspace_bytes
+    cache = DecodedCache(reference, (8 * 30 + 3 * 7 + 2 * 20) * 4)
 
-    first = [cache.dequantize(tensor).clone() for tensor in tensors]
-    second = [cache.dequantize(tensor) for tensor in tensors]
+    first = [cache.dequantize(weight).clone() for weight in weights]
+    second = [cache.dequantize(weight) for weight in weights]
 
     for tensor, once, twice in zip(
         tensors[:2] + tensors[3:], first[:2] + first[3:], second[:2] + second[3:], strict=True
     ):
         assert torch.equal(once, dequantize(tensor))
         assert torch.equal(twice, once)
-    assert second[2].data_ptr() == eager.dequantize(tensors[2]).data_ptr()
-    assert second[0].data_ptr() == cache.dequantize(tensors[0]).data_ptr()
+    assert second[2].data_ptr() == reference.dequantize(weights[2]).data_ptr()
+    assert second[0].data_ptr() == cache.dequantize(weights[0]).data_ptr()
     assert cache.workspace_bytes == packed_bytes + (8 * 30 + 3 * 7 + 2 * 20) * 4

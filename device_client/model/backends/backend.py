@@ -1,0 +1,89 @@
+"""What a backend must be able to do: decode a weight, write sensitive values over it, or multiply by it directly.
+
+    many tokens       W = dequantise(codes);  W[index] = value;  y = x Wᵀ          SparseAdd, Equation 26
+    few tokens        y = x dequantise(codes)ᵀ + x[c] (value − decoded[r, c])      SparseAddMM, Equation 24
+
+Every backend decodes to the same bits, and after that all multiply with the same library call; so what is tuned or
+measured with ``dequantize`` does not depend on the backend. ``linear_small`` adds in another order: the same numbers
+within a few units of the last place of float32, rounded once to the compute dtype.
+Knows nothing about models.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from shared.quantization.codec import QuantizedTensor
+
+
+@dataclass(frozen=True, slots=True)
+class PackedWeight:
+    """One weight as a backend keeps it, on the compute device.
+
+    Attributes:
+        quantized: The dense part.
+        indices: int64 or int32 (k,), flat positions of the sensitive values, ascending; k may be 0.
+        row_starts: int32 (out_features + 1,): the values of row r are those from row_starts[r] to row_starts[r + 1];
+            None where the backend does not ask for it.
+    """
+
+    quantized: QuantizedTensor
+    indices: Tensor
+    row_starts: Tensor | None = None
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(out_features, in_features)."""
+        return self.quantized.shape
+
+
+class LinearBackend(Protocol):
+    """Computes with packed weights; what ``dequantize`` returns is valid until its next call."""
+
+    @property
+    def name(self) -> str:
+        """What it is called in options, records and results."""
+
+    @property
+    def workspace_bytes(self) -> int:
+        """Bytes of all buffers it keeps."""
+
+    def pack(self, quantized: QuantizedTensor, indices: Tensor) -> PackedWeight:
+        """Return the weight as this backend keeps it.
+
+        Args:
+            quantized: The dense part, on the compute device.
+            indices: int64 (k,), flat positions of the sensitive values, ascending, on the compute device.
+        """
+
+    def dequantize(self, weight: PackedWeight) -> Tensor:
+        """Return the dense part (out_features, in_features), contiguous, in the compute dtype.
+
+        The caller may write to it, to the positions of the sensitive values only.
+        """
+
+    def write_sparse(self, dense: Tensor, weight: PackedWeight, values: Tensor) -> None:
+        """Overwrite the sensitive positions of a decoded weight with ``values``, compute dtype (k,)."""
+
+    def linear_small(self, inputs: Tensor, weight: PackedWeight, values: Tensor, bias: Tensor | None) -> Tensor:
+        """Return x Wᵀ + b without decoding W as a whole; for one to a few tokens.
+
+        Args:
+            inputs: Compute dtype (tokens, in_features).
+            weight: The packed weight.
+            values: Compute dtype (k,), the sensitive values.
+            bias: Compute dtype (out_features,), or None.
+
+        Returns:
+            Compute dtype (tokens, out_features).
+        """
+
+
+def first_of_each_row(indices: Tensor, rows: int, columns: int) -> Tensor:
+    """Return int32 (rows + 1,): where each row's sensitive values begin among the ascending flat ``indices``."""
+    borders = torch.arange(rows + 1, device=indices.device, dtype=torch.int64) * columns
+    return torch.searchsorted(indices, borders).to(torch.int32)

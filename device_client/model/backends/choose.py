@@ -1,0 +1,208 @@
+"""Which backend computes, and up to how many tokens its fused product does: the fastest that works here.
+
+    CPU     native (compiled on first use), reference
+    CUDA    triton, reference
+
+Every candidate is measured once (``calibrate``) and the outcome is kept in a file, so that the next load measures
+nothing. What is tuned does not depend on the choice: all backends decode to the same bits.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from device_client.model.backends.backend import LinearBackend
+from device_client.model.backends.calibrate import Calibration, calibrate
+from device_client.model.backends.native.cpu import cpu_description
+from device_client.model.backends.reference import ReferenceBackend
+from shared.bundle.manifest import QuantizedEntry
+from shared.durable_files import write_atomically
+from shared.errors import ResourceError
+
+BackendName = Literal["auto", "reference", "native", "triton"]
+BACKEND_NAMES: tuple[BackendName, ...] = ("auto", "reference", "native", "triton")
+CANDIDATES: dict[str, tuple[BackendName, ...]] = {"cpu": ("native", "reference"), "cuda": ("triton", "reference")}
+"""Device type → backends, the likeliest fastest first."""
+
+_CALIBRATIONS = "calibrations.json"
+
+
+@dataclass(frozen=True, slots=True)
+class BackendOptions:
+    """Which backend is wanted, and where what it needs is kept.
+
+    Attributes:
+        name: ``auto`` takes the fastest; another name takes that one or fails.
+        folder: Compiled kernels and calibrations; needed by ``auto`` and ``native``.
+        announce: Is told of a compilation, and why a backend cannot be used.
+    """
+
+    name: BackendName = "reference"
+    folder: Path | None = None
+    announce: Callable[[str], None] = lambda _: None
+
+
+REFERENCE = BackendOptions()
+"""Plain torch: asks nothing of the machine and keeps nothing."""
+
+
+@dataclass(frozen=True, slots=True)
+class ChosenBackend:
+    """What computes.
+
+    Attributes:
+        backend: Decodes and multiplies.
+        fused_up_to_tokens: Passes of so many tokens are faster with its fused product; 0 where none is.
+    """
+
+    backend: LinearBackend
+    fused_up_to_tokens: int
+
+
+class BackendUnavailable(Exception):
+    """A backend cannot be used on this machine; the text says why."""
+
+
+def choose_backend(
+    options: BackendOptions, entries: Sequence[QuantizedEntry], dtype: torch.dtype, device: torch.device
+) -> ChosenBackend:
+    """Return the backend that was asked for, or the fastest.
+
+    Args:
+        options: Which one.
+        entries: The quantised weights that it will compute with.
+        dtype: Compute dtype.
+        device: Where the codes lie.
+
+    Raises:
+        ResourceError: The backend that was named does not work here.
+    """
+    making = _Making(options, entries, dtype, device)
+    if options.name == "reference":
+        return ChosenBackend(making.make("reference"), 0)
+    measured = making.calibrations(CANDIDATES[device.type] if options.name == "auto" else (options.name,))
+    fastest = min(measured, key=lambda name: measured[name].dequantize_seconds)
+    return ChosenBackend(making.make(fastest), measured[fastest].fused_up_to_tokens)
+
+
+@dataclass(frozen=True, slots=True)
+class _Making:
+    options: BackendOptions
+    entries: Sequence[QuantizedEntry]
+    dtype: torch.dtype
+    device: torch.device
+
+    def calibrations(self, wanted: Sequence[BackendName]) -> dict[BackendName, Calibration]:
+        """Return what is known of each backend that works here.
+
+        Raises:
+            ResourceError: The backend that was named does not.
+        """
+        found: dict[BackendName, Calibration] = {}
+        for name in wanted:
+            try:
+                found[name] = self._calibration(name)
+            except BackendUnavailable as error:
+                if self.options.name != "auto":
+                    raise self._refusal(name, error) from error
+                self.options.announce(f"backend {name!r} cannot be used: {error}")
+        return found
+
+    def make(self, name: BackendName) -> LinearBackend:
+        """Return the backend of that name.
+
+        Raises:
+            BackendUnavailable: It does not work here.
+        """
+        shapes = [entry.shape for entry in self.entries]
+        if name == "native":
+            return _native(shapes, self.options, self.dtype, self.device)
+        if name == "triton":
+            return _triton(shapes, self.dtype, self.device)
+        return ReferenceBackend(shapes, self.dtype, self.device)
+
+    def _calibration(self, name: BackendName) -> Calibration:
+        """Return what was measured here before, or measure now and keep it."""
+        largest = max(self.entries, key=lambda entry: entry.element_count)
+        key = _key(name, largest, self.dtype, self.device)
+        kept = _read(self.options.folder)
+        if key in kept:
+            return Calibration(**kept[key])
+        found = calibrate(self.make(name), largest, self.dtype, self.device)
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()  # what was measured may not be what computes: its buffers must not stay
+        if self.options.folder is not None:
+            self.options.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            lines = json.dumps(kept | {key: asdict(found)}, indent=1)
+            write_atomically(self.options.folder / _CALIBRATIONS, lines.encode())
+        return found
+
+    def _refusal(self, name: str, error: BackendUnavailable) -> ResourceError:
+        return ResourceError(
+            f"backend {name!r} cannot be used: {error}",
+            needed=f"one that works on {self.device.type}: {', '.join(CANDIDATES[self.device.type])}",
+            next_step="--backend auto",
+        )
+
+
+def _native(
+    shapes: list[tuple[int, int]], options: BackendOptions, dtype: torch.dtype, device: torch.device
+) -> LinearBackend:
+    from device_client.model.backends.native.backend import NativeBackend
+    from device_client.model.backends.native.build import BuildFailed, built_library
+    from device_client.model.backends.native.library import KernelLibrary
+
+    if device.type != "cpu":
+        raise BackendUnavailable(f"it is for a CPU, not for {device.type}")
+    if options.folder is None:
+        raise BackendUnavailable("there is no folder for the compiled kernels")
+    try:
+        return NativeBackend(KernelLibrary(built_library(options.folder, options.announce)), shapes, dtype)
+    except (BuildFailed, OSError) as error:
+        raise BackendUnavailable(str(error)) from error
+
+
+def _triton(shapes: list[tuple[int, int]], dtype: torch.dtype, device: torch.device) -> LinearBackend:
+    from device_client.model.backends.triton import why_unavailable
+
+    reason = why_unavailable(device)
+    if reason is not None:
+        raise BackendUnavailable(reason)
+    from device_client.model.backends.triton.backend import TritonBackend
+
+    return TritonBackend(shapes, dtype, device)
+
+
+def _key(name: str, entry: QuantizedEntry, dtype: torch.dtype, device: torch.device) -> str:
+    """Return everything that a measurement depends on."""
+    on_cuda = device.type == "cuda"
+    machine = torch.cuda.get_device_name(device) if on_cuda else cpu_description("model name")
+    form = f"{entry.shape[0]}x{entry.shape[1]} {entry.bits} bits {entry.codebook} g{entry.group_size}"
+    return f"{name}, {form}, {dtype}, {machine}, {torch.get_num_threads()} threads, torch {torch.__version__}"
+
+
+def _read(folder: Path | None) -> dict[str, Any]:
+    """Return all kept calibrations; a file that is damaged or of another version counts as none."""
+    path = None if folder is None else folder / _CALIBRATIONS
+    if path is None or not path.exists():
+        return {}
+    try:
+        found = json.loads(path.read_bytes())
+        return {key: fields for key, fields in found.items() if _is_calibration(fields)}
+    except (ValueError, AttributeError):
+        return {}
+
+
+def _is_calibration(fields: object) -> bool:
+    return (
+        isinstance(fields, dict)
+        and fields.keys() == {"dequantize_seconds", "fused_up_to_tokens"}
+        and type(fields["fused_up_to_tokens"]) is int
+        and isinstance(fields["dequantize_seconds"], (int, float))
+    )

@@ -1,0 +1,61 @@
+"""Keeps decoded weights while there is room.
+
+A weight that is kept costs no decoding any more: where memory is plentiful a small model runs as fast as an unquantised
+one, a large one gains in proportion to the part that is kept. What is computed does not change by a bit.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from device_client.model.backends.backend import LinearBackend, PackedWeight
+from shared.quantization.codec import QuantizedTensor
+
+
+class DecodedCache:
+    """A backend that remembers what another one decoded.
+
+    Args:
+        backend: Decodes and multiplies.
+        budget_bytes: What the kept weights may occupy at most; 0 keeps none.
+    """
+
+    def __init__(self, backend: LinearBackend, budget_bytes: int) -> None:
+        self._backend = backend
+        self._room_bytes = budget_bytes
+        self._kept: dict[int, tuple[PackedWeight, Tensor]] = {}
+
+    @property
+    def name(self) -> str:
+        """The other backend's."""
+        return self._backend.name
+
+    @property
+    def workspace_bytes(self) -> int:
+        """Bytes of the kept weights and of the other backend's buffers."""
+        kept = sum(weight.numel() * weight.element_size() for _, weight in self._kept.values())
+        return kept + self._backend.workspace_bytes
+
+    def pack(self, quantized: QuantizedTensor, indices: Tensor) -> PackedWeight:
+        """Return the weight as the other backend keeps it."""
+        return self._backend.pack(quantized, indices)
+
+    def dequantize(self, weight: PackedWeight) -> Tensor:
+        """Return the weight, decoded now or earlier."""
+        if id(weight) in self._kept:
+            return self._kept[id(weight)][1]
+        dense = self._backend.dequantize(weight)
+        size = dense.numel() * dense.element_size()
+        if size > self._room_bytes:
+            return dense
+        self._room_bytes -= size
+        self._kept[id(weight)] = (weight, dense.clone())  # holding the weight keeps its id from being used again
+        return self._kept[id(weight)][1]
+
+    def write_sparse(self, dense: Tensor, weight: PackedWeight, values: Tensor) -> None:
+        """Overwrite the sensitive positions of a decoded weight."""
+        self._backend.write_sparse(dense, weight, values)
+
+    def linear_small(self, inputs: Tensor, weight: PackedWeight, values: Tensor, bias: Tensor | None) -> Tensor:
+        """Multiply as the other backend does."""
+        return self._backend.linear_small(inputs, weight, values, bias)

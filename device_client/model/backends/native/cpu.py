@@ -1,0 +1,15 @@
+"""What the system says of this machine's CPU."""
+
+from __future__ import annotations
+
+import platform
+from pathlib import Path
+
+CPUINFO = Path("/proc/cpuinfo")
+
+
+def cpu_description(*fields: str) -> str:
+    """Return the first line of /proc/cpuinfo that begins with one of ``fields``, or what Python knows of the CPU."""
+    lines = CPUINFO.read_text().splitlines() if CPUINFO.exists() else []
+    named = (line.partition(":")[2].strip() for line in lines if line.lower().startswith(fields))
+    return next(named, platform.processor() or platform.machine())
