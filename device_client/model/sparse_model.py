@@ -36,6 +36,7 @@ class SparseModel:
         tensor_slices: Tensor name → its part of the flat θ, in the order of ``config.tensors``.
         memory: The process's high-water marks.
         runtime: What its quantised layers share.
+        fused_up_to_tokens: Generating uses the backend's fused product for passes of so many tokens or fewer.
     """
 
     def __init__(
@@ -57,7 +58,7 @@ class SparseModel:
         self.tensor_slices = tensor_slices
         self.memory = MemoryMeter(self.device)
         self.runtime = runtime
-        self._fused_up_to_tokens = fused_up_to_tokens
+        self.fused_up_to_tokens = fused_up_to_tokens
         self._initial_values = initial_values
         self._decoder: Any = network.get_decoder()  # type: ignore[operator]
         self._head: Any = network.get_output_embeddings()  # type: ignore[operator]
@@ -171,7 +172,7 @@ class SparseModel:
     @torch.no_grad()
     def _last_logits(self, token_ids: list[int], cache: Any) -> Tensor:
         input_ids = torch.tensor([token_ids], dtype=torch.int64, device=self.device)
-        with self.runtime.fusing(self._fused_up_to_tokens):
+        with self.runtime.fusing(self.fused_up_to_tokens):
             hidden = self._hidden_states(input_ids, cache=cache)[:, -1]
         logits: Tensor = self._head(hidden)
         return logits[0].float()

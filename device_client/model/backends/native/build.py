@@ -28,17 +28,18 @@ class BuildFailed(Exception):
     """The kernels cannot be compiled here; the text says why."""
 
 
-def built_library(folder: Path, announce: Callable[[str], None]) -> Path:
+def built_library(folder: Path, announce: Callable[[str], None], *, tuning: str | None = None) -> Path:
     """Return the compiled kernels, compiling them where that has not happened yet.
 
     Args:
         folder: Where compiled kernels are kept; made where it is missing.
         announce: Is told before a compilation begins.
+        tuning: The compiler's flag for the kind of CPU; None is this machine's own.
 
     Raises:
         BuildFailed: There is no compiler, it refuses, or the folder cannot be written.
     """
-    flags = [*_FLAGS, _tuning_flag()]
+    flags = [*_FLAGS, tuning or _tuning_flag()]
     library = folder / f"kernels-{_digest(flags)}.so"
     if not library.exists():
         compiler = find_compiler()

@@ -1,0 +1,118 @@
+"""The fastest backend that works here computes, what was measured is kept, and a named one works or says why not."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from device_client.model.backends.choose import BackendName, BackendOptions, ChosenBackend, choose_backend
+from shared.bundle.manifest import QuantizedEntry
+from shared.errors import ResourceError
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def entries(case_of: Callable) -> list[QuantizedEntry]:
+    return list(case_of().bundle.config.tensors)
+
+
+def choose(entries: list[QuantizedEntry], name: BackendName, folder: Path | None, told: list[str]) -> ChosenBackend:
+    return choose_backend(BackendOptions(name, folder, told.append), entries, torch.float32, CPU)
+
+
+def kept(folder: Path) -> dict[str, dict[str, Any]]:
+    return json.loads((folder / "calibrations.json").read_bytes())
+
+
+def test_the_reference_asks_nothing_of_the_machine(entries: list[QuantizedEntry], tmp_path: Path) -> None:
+    chosen = choose(entries, "reference", tmp_path, [])
+
+    assert chosen.backend.name == "reference"
+    assert chosen.fused_up_to_tokens == 0
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_auto_measures_every_candidate_once_and_keeps_it(entries: list[QuantizedEntry], tmp_path: Path) -> None:
+    told: list[str] = []
+    choose(entries, "auto", tmp_path / "backends", told)
+    measured = kept(tmp_path / "backends")
+
+    choose(entries, "auto", tmp_path / "backends", told)
+
+    assert sorted(key.split(",")[0] for key in measured) == ["native", "reference"]
+    assert kept(tmp_path / "backends") == measured
+    assert len(told) == 1
+    assert "compiling" in told[0]
+
+
+@pytest.mark.parametrize(("native", "reference", "expected"), [(1.0, 2.0, "native"), (3.0, 2.0, "reference")])
+def test_the_faster_decoder_computes_with_its_own_crossover(
+    entries: list[QuantizedEntry], tmp_path: Path, native: float, reference: float, expected: str
+) -> None:
+    choose(entries, "auto", tmp_path, [])
+    rates = {"native": (native, 4), "reference": (reference, 0)}
+    changed = {
+        key: dict(zip(("dequantize_seconds", "fused_up_to_tokens"), rates[key.split(",")[0]], strict=True))
+        for key in kept(tmp_path)
+    }
+    (tmp_path / "calibrations.json").write_text(json.dumps(changed))
+
+    chosen = choose(entries, "auto", tmp_path, [])
+
+    assert (chosen.backend.name, chosen.fused_up_to_tokens) == (expected, rates[expected][1])
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"[]", b"{", b'"text"', b'{"native": {"dequantize_seconds": "fast"}}', b"\xff"]
+)
+def test_a_damaged_record_is_measured_anew(entries: list[QuantizedEntry], tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "calibrations.json").write_bytes(content)
+
+    choose(entries, "auto", tmp_path, [])
+
+    assert sorted(key.split(",")[0] for key in kept(tmp_path)) == ["native", "reference"]
+
+
+def test_without_a_compiler_auto_says_so_and_takes_the_reference(
+    entries: list[QuantizedEntry], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    told: list[str] = []
+
+    assert choose(entries, "auto", tmp_path, told).backend.name == "reference"
+    assert "no C++ compiler" in told[0]
+
+
+def test_a_named_backend_that_does_not_work_here_is_refused(
+    entries: list[QuantizedEntry], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+
+    with pytest.raises(ResourceError, match=r"backend 'native' cannot be used: no C\+\+ compiler") as caught:
+        choose(entries, "native", tmp_path, [])
+
+    assert caught.value.next_step == "--backend auto"
+    assert "native, reference" in str(caught.value.needed)
+
+
+def test_the_native_backend_needs_a_folder(entries: list[QuantizedEntry]) -> None:
+    with pytest.raises(ResourceError, match="no folder"):
+        choose(entries, "native", None, [])
+
+
+def test_a_library_that_cannot_be_loaded_counts_as_unavailable(entries: list[QuantizedEntry], tmp_path: Path) -> None:
+    choose(entries, "native", tmp_path, [])
+    for library in tmp_path.glob("*.so"):
+        library.unlink()  # a loaded library must not change under its users
+        library.write_bytes(b"not a library")
+    (tmp_path / "calibrations.json").unlink()
+    told: list[str] = []
+
+    assert choose(entries, "auto", tmp_path, told).backend.name == "reference"
+    assert len(told) == 1
