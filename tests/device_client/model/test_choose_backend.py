@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,12 @@ def entries(case_of: Callable) -> list[QuantizedEntry]:
     return list(case_of().bundle.config.tensors)
 
 
+@pytest.fixture
+def folder(kernels: Path, tmp_path: Path) -> Path:
+    """A folder that holds compiled kernels and nothing else."""
+    return Path(shutil.copytree(kernels, tmp_path / "backends"))
+
+
 def choose(entries: list[QuantizedEntry], name: BackendName, folder: Path | None, told: list[str]) -> ChosenBackend:
     return choose_backend(BackendOptions(name, folder, told.append), entries, torch.float32, CPU)
 
@@ -38,32 +45,38 @@ def test_the_reference_asks_nothing_of_the_machine(entries: list[QuantizedEntry]
     assert list(tmp_path.iterdir()) == []
 
 
-def test_auto_measures_every_candidate_once_and_keeps_it(entries: list[QuantizedEntry], tmp_path: Path) -> None:
-    told: list[str] = []
-    choose(entries, "auto", tmp_path / "backends", told)
-    measured = kept(tmp_path / "backends")
+def test_auto_measures_every_candidate_once_and_keeps_it(entries: list[QuantizedEntry], folder: Path) -> None:
+    choose(entries, "auto", folder, [])
+    measured = kept(folder)
 
-    choose(entries, "auto", tmp_path / "backends", told)
+    choose(entries, "auto", folder, [])
 
     assert sorted(key.split(",")[0] for key in measured) == ["native", "reference"]
-    assert kept(tmp_path / "backends") == measured
+    assert kept(folder) == measured
+
+
+def test_a_compilation_is_announced(entries: list[QuantizedEntry], tmp_path: Path) -> None:
+    told: list[str] = []
+
+    choose(entries, "native", tmp_path / "not" / "there", told)
+
     assert len(told) == 1
     assert "compiling" in told[0]
 
 
 @pytest.mark.parametrize(("native", "reference", "expected"), [(1.0, 2.0, "native"), (3.0, 2.0, "reference")])
 def test_the_faster_decoder_computes_with_its_own_crossover(
-    entries: list[QuantizedEntry], tmp_path: Path, native: float, reference: float, expected: str
+    entries: list[QuantizedEntry], folder: Path, native: float, reference: float, expected: str
 ) -> None:
-    choose(entries, "auto", tmp_path, [])
+    choose(entries, "auto", folder, [])
     rates = {"native": (native, 4), "reference": (reference, 0)}
     changed = {
         key: dict(zip(("dequantize_seconds", "fused_up_to_tokens"), rates[key.split(",")[0]], strict=True))
-        for key in kept(tmp_path)
+        for key in kept(folder)
     }
-    (tmp_path / "calibrations.json").write_text(json.dumps(changed))
+    (folder / "calibrations.json").write_text(json.dumps(changed))
 
-    chosen = choose(entries, "auto", tmp_path, [])
+    chosen = choose(entries, "auto", folder, [])
 
     assert (chosen.backend.name, chosen.fused_up_to_tokens) == (expected, rates[expected][1])
 
@@ -71,12 +84,12 @@ def test_the_faster_decoder_computes_with_its_own_crossover(
 @pytest.mark.parametrize(
     "content", [b"", b"[]", b"{", b'"text"', b'{"native": {"dequantize_seconds": "fast"}}', b"\xff"]
 )
-def test_a_damaged_record_is_measured_anew(entries: list[QuantizedEntry], tmp_path: Path, content: bytes) -> None:
-    (tmp_path / "calibrations.json").write_bytes(content)
+def test_a_damaged_record_is_measured_anew(entries: list[QuantizedEntry], folder: Path, content: bytes) -> None:
+    (folder / "calibrations.json").write_bytes(content)
 
-    choose(entries, "auto", tmp_path, [])
+    choose(entries, "auto", folder, [])
 
-    assert sorted(key.split(",")[0] for key in kept(tmp_path)) == ["native", "reference"]
+    assert sorted(key.split(",")[0] for key in kept(folder)) == ["native", "reference"]
 
 
 def test_without_a_compiler_auto_says_so_and_takes_the_reference(
@@ -106,12 +119,11 @@ def test_the_native_backend_needs_a_folder(entries: list[QuantizedEntry]) -> Non
         choose(entries, "native", None, [])
 
 
-def test_a_library_that_cannot_be_loaded_counts_as_unavailable(entries: list[QuantizedEntry], tmp_path: Path) -> None:
-    choose(entries, "native", tmp_path, [])
-    for library in tmp_path.glob("*.so"):
-        library.unlink()  # a loaded library must not change under its users
-        library.write_bytes(b"not a library")
-    (tmp_path / "calibrations.json").unlink()
+def test_a_library_that_cannot_be_loaded_counts_as_unavailable(
+    entries: list[QuantizedEntry], kernels: Path, tmp_path: Path
+) -> None:
+    for library in kernels.glob("*.so"):
+        (tmp_path / library.name).write_bytes(b"not a library")
     told: list[str] = []
 
     assert choose(entries, "auto", tmp_path, told).backend.name == "reference"

@@ -32,11 +32,6 @@ DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 LINEAR_TOLERANCE = {torch.float32: 2e-6, torch.float16: 1e-3, torch.bfloat16: 8e-3}
 
 
-@pytest.fixture(scope="module")
-def kernels(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("kernels")
-
-
 @pytest.fixture(scope="module", params=TUNINGS, ids=lambda tuning: tuning or "native")
 def library(kernels: Path, request: pytest.FixtureRequest) -> KernelLibrary:
     return KernelLibrary(built_library(kernels, lambda _: None, tuning=request.param))
