@@ -68,6 +68,11 @@ class Settings:
         return self.home / "runs"
 
     @property
+    def backends(self) -> Path:
+        """The folder of compiled kernels, and of what was measured of the backends on this machine."""
+        return self.home / "backends"
+
+    @property
     def trusted_keys(self) -> Path:
         """The file of pinned publisher keys."""
         return self.home / "trusted_keys.json"

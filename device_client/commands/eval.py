@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING, Any
 
+from device_client.commands.machine_arguments import add_machine_arguments, backend_options
 from device_client.commands.task_arguments import add_row_arguments, data_options, positive
 from device_client.console import Console
 from device_client.settings import Settings
@@ -30,8 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, default=0, help="of the draw (default: 0)")
     parser.add_argument("--loss", choices=("auto", "candidates", "vocabulary"), default="auto")
     parser.add_argument("--micro-batch", type=positive, metavar="N", help="sequences at once (default: by the budget)")
-    parser.add_argument("--memory-budget", default="8GiB", metavar="SIZE", help="default: %(default)s")
-    parser.add_argument("--device", help="cpu or cuda (default: what there is)")
+    add_machine_arguments(parser)
     parser.set_defaults(
         validation=None, validation_share=0.5, test=None, train_rows=None, validation_rows=None, test_rows=None
     )
@@ -73,8 +73,10 @@ def run(arguments: argparse.Namespace, console: Console, settings: Settings) -> 
         device=arguments.device, micro_batch_rows=arguments.micro_batch,
     )  # fmt: skip
     model = load_model(
-        bundle, device=arguments.device, memory_budget_bytes=budget, decoded_cache_bytes=fit.decoded_cache_bytes
-    )
+        bundle, device=arguments.device, memory_budget_bytes=budget,
+        backend=backend_options(arguments, console, settings),
+    )  # fmt: skip
+    model.keep_decoded(fit.decoded_cache_bytes)
     micro_batch = MicroBatch(fit.micro_batch_rows)
     model.write_theta(load_theta(tuned.path, sensitive_count=model.sensitive_count) if tuned else model.initial_theta())
     with console.progress("scoring", len(examples), "rows") as bar:

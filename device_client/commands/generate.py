@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
+from device_client.commands.machine_arguments import add_machine_arguments, backend_options
 from device_client.console import Console, printable
 from device_client.model.memory_plan import MemoryPlan, Workload, plan_memory, spare_bytes
 from device_client.settings import Settings
@@ -34,8 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--temperature", type=float, default=0.0, metavar="T", help="0 takes the likeliest token (0)")
     parser.add_argument("--top-p", type=float, default=1.0, metavar="P", help="sample from the likeliest P (1)")
     parser.add_argument("--seed", type=int, metavar="S", help="repeat a sample (drawn anew and printed)")
-    parser.add_argument("--memory-budget", default="8GiB", metavar="SIZE", help="what may be used (8GiB)")
-    parser.add_argument("--device", metavar="NAME", help="cpu or cuda (CUDA where there is one)")
+    add_machine_arguments(parser)
 
 
 def run(arguments: argparse.Namespace, console: Console, settings: Settings) -> dict[str, Any]:
@@ -56,6 +56,7 @@ def run(arguments: argparse.Namespace, console: Console, settings: Settings) -> 
     console.say(f"{len(ids)} tokens in {seconds:.1f} s" + (f", seed {seed}" if arguments.temperature > 0 else ""))
     return {
         "text": model.tokenizer.decode(ids),
+        "backend": model.backend_name,
         "prompt_tokens": len(prompt_ids),
         "new_tokens": len(ids),
         "seconds": seconds,
@@ -96,9 +97,11 @@ def _load(arguments: argparse.Namespace, console: Console, settings: Settings) -
     tuned = None if arguments.run is None else find_run(settings.runs, arguments.run, bundle)
     budget = parse_bytes(arguments.memory_budget)
     device = resolve_device(arguments.device)
-    spare = spare_bytes(plan_generation(bundle.config, device.type), budget)
     console.say(f"Loading {arguments.ref} …")
-    model = load_model(bundle, device=str(device), memory_budget_bytes=budget, decoded_cache_bytes=spare)
+    backend = backend_options(arguments, console, settings)
+    model = load_model(bundle, device=str(device), memory_budget_bytes=budget, backend=backend)
+    if model.fused_up_to_tokens == 0:  # each token would decode every weight again
+        model.keep_decoded(spare_bytes(plan_generation(bundle.config, device.type), budget))
     if tuned is not None:
         model.write_theta(load_theta(tuned.path, sensitive_count=model.sensitive_count))
     return model

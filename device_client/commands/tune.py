@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from device_client.commands.machine_arguments import add_machine_arguments, backend_options
 from device_client.commands.task_arguments import (
     add_row_arguments,
     add_split_arguments,
@@ -26,12 +27,15 @@ from shared.byte_sizes import format_bytes, parse_bytes
 from shared.errors import Interrupted
 
 if TYPE_CHECKING:
+    from device_client.model.backends.choose import BackendOptions
     from device_client.tuning.evaluation import Evaluation
     from device_client.tuning.journal import StepRecord
     from device_client.tuning.tune_run import MachineSettings, TuneReport, TuneSettings
 
 NAME = "tune"
 HELP = "fine-tune a bundle on your own rows; run again to resume"
+LEAST_SIGNAL = 2
+"""A median |ΔL| under so many noise floors is worth a warning."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -60,9 +64,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--patience", type=positive, metavar="N", help="stop after N validations without a new best")
     machine = parser.add_argument_group("machine")
     machine.add_argument("--time-budget", type=seconds, metavar="10m", help="stop after so long; run again to go on")
-    machine.add_argument("--memory-budget", default="8GiB", metavar="SIZE", help="default: %(default)s")
     machine.add_argument("--micro-batch", type=positive, metavar="N", help="sequences at once (default: by the budget)")
-    machine.add_argument("--device", help="cpu or cuda (default: what there is)")
+    add_machine_arguments(machine)
     machine.add_argument("--dtype", choices=("float32", "float16", "bfloat16"), help="default: by device")
     machine.add_argument("--output", type=Path, metavar="DIR", help="run folder (default: named in the runs folder)")
 
@@ -84,7 +87,8 @@ def run(arguments: argparse.Namespace, console: Console, settings: Settings) -> 
     console.say(f"Run {planned.directory.path}: {rows['training']} training rows, {rows['validation']} validation rows")
     try:
         with _sigterm_as_interrupt(), console.progress("tuning", wanted.steps, "steps") as bar:
-            report = tune(planned, machine_settings(arguments), _Narrator(bar, console), time.monotonic)
+            machine = machine_settings(arguments, backend_options(arguments, console, settings))
+            report = tune(planned, machine, _Narrator(bar, console), time.monotonic)
     except KeyboardInterrupt as error:
         raise Interrupted(
             f"interrupted; everything done is in {planned.directory.path}",
@@ -128,7 +132,7 @@ def tune_settings(arguments: argparse.Namespace) -> TuneSettings:
     )
 
 
-def machine_settings(arguments: argparse.Namespace) -> MachineSettings:
+def machine_settings(arguments: argparse.Namespace, backend: BackendOptions) -> MachineSettings:
     """Return what the machine allows."""
     import torch
 
@@ -140,6 +144,7 @@ def machine_settings(arguments: argparse.Namespace) -> MachineSettings:
         memory_budget_bytes=parse_bytes(arguments.memory_budget),
         micro_batch_rows=arguments.micro_batch,
         time_budget_seconds=arguments.time_budget,
+        backend=backend,
     )
 
 
@@ -174,15 +179,22 @@ def show(report: TuneReport, console: Console) -> None:
     losses = [line["loss"] for line in metrics if line["kind"] == "validation" and line["loss"] is not None]
     console.say(f"Validation loss {sparkline(losses)}")
     pace = resources.get("seconds_per_step")
+    noise = resources.get("noise_floor")
     budget, peak = resources.get("memory_budget_bytes"), resources.get("peak_memory_bytes")
     console.say(
         f"{result['steps_done']} steps ({result['forward_passes']} forward passes), stopped by {result['stopped_by']}, "
         f"best at step {result['best_step']}; {result['clipped_steps']} steps clipped, "
         f"{result['skipped_steps']} skipped; median |ΔL| {result['median_loss_difference']:.2g} nats"
+        + (f" over a noise floor of {noise:.1g}" if noise is not None else "")
         + (f"; {pace:.3g} s per step" if pace else "")
         + (f"; peak memory {format_bytes(peak)}" if peak else "")
         + (f" of {format_bytes(budget)}" if peak and budget else "")
     )
+    if noise is not None and result["median_loss_difference"] < LEAST_SIGNAL * noise:
+        console.warn(
+            f"Half of the loss differences are below {LEAST_SIGNAL} times what rounding does to them: the direction of "
+            "such a step is little better than drawn by lot. Next: a larger --epsilon, a larger --batch, or --dtype float32"
+        )
     console.say(f"Curve: {report.run / 'loss.svg'}")
     if result["stopped_by"] == "time budget":
         console.say("The time budget is spent and the run is not finished: run the same command again to go on.")

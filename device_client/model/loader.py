@@ -15,7 +15,6 @@ from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor, nn
 
 from device_client.model.backends.choose import REFERENCE, BackendOptions, choose_backend
-from device_client.model.backends.decoded_cache import DecodedCache
 from device_client.model.cuda import Cuda, TorchCuda, cap_allocations
 from device_client.model.linear import (
     LinearRuntime,
@@ -49,7 +48,6 @@ def load_model(
     device: str | None = None,
     compute_dtype: torch.dtype | None = None,
     memory_budget_bytes: int | None = None,
-    decoded_cache_bytes: int = 0,
     backend: BackendOptions = REFERENCE,
     cuda: Cuda | None = None,
 ) -> SparseModel:
@@ -63,8 +61,6 @@ def load_model(
         device: ``cpu``, ``cuda`` or ``cuda:N``; None takes CUDA where there is one.
         compute_dtype: None takes float16 on CUDA and float32 on a CPU.
         memory_budget_bytes: Refuse before loading where the weights alone need more; on CUDA also a cap of the process.
-        decoded_cache_bytes: Memory that may hold decoded weights, so that they are not decoded on each pass; 0 keeps
-            every weight packed.
         backend: What decodes and multiplies; the reference where nothing is said.
         cuda: CUDA; None takes torch's.
 
@@ -85,7 +81,7 @@ def load_model(
     _check_vocabulary(tokenizer, network)
     chosen = choose_backend(backend, bundle.config.tensors, dtype, target)
     values = SensitiveValues(torch.empty(bundle.config.sensitive_count, dtype=dtype, device=target))
-    loading = _Loading.begin(bundle, LinearRuntime(DecodedCache(chosen.backend, decoded_cache_bytes), values))
+    loading = _Loading.begin(bundle, LinearRuntime(chosen.backend, values))
     for title in _titles(bundle.config):
         loading.load_file(network, title)
     rebuild_buffers(network, target)

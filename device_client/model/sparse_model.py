@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from device_client.model.backends.decoded_cache import DecodedCache
 from device_client.model.linear import LinearRuntime
 from device_client.model.memory_meter import MemoryMeter
 from device_client.model.sampling import choose_token
@@ -76,6 +77,10 @@ class SparseModel:
     def initial_theta(self) -> Tensor:
         """Return the bundle's own sensitive values, float32 (k,), a fresh copy."""
         return self._initial_values.to(torch.float32, copy=True)
+
+    def keep_decoded(self, budget_bytes: int) -> None:
+        """Keep weights decoded from now on, as many as fit, so that they are not decoded on each pass."""
+        self.runtime.backend = DecodedCache(self.runtime.backend, budget_bytes)
 
     def write_theta(self, theta: Tensor) -> None:
         """Make the sensitive weights equal ``theta``, float32 (k,): one point.

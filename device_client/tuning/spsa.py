@@ -48,11 +48,16 @@ class Estimate:
     epsilon: float
 
     @property
-    def projected_gradient(self) -> float:
-        """g, rounded to float32; NaN where a loss is not finite."""
+    def loss_difference(self) -> float:
+        """ΔL = L₊ − L₋, nats; NaN where a loss is not finite."""
         if not (math.isfinite(self.loss_plus) and math.isfinite(self.loss_minus)):
             return math.nan
-        return float(np.float32((self.loss_plus - self.loss_minus) / (2 * self.epsilon)))
+        return self.loss_plus - self.loss_minus
+
+    @property
+    def projected_gradient(self) -> float:
+        """g, rounded to float32; NaN where a loss is not finite."""
+        return float(np.float32(self.loss_difference / (2 * self.epsilon)))
 
     @property
     def clean_loss(self) -> float:

@@ -17,6 +17,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from device_client.model.backends.choose import REFERENCE, BackendOptions
 from device_client.model.loader import load_model, resolve_device
 from device_client.model.sparse_model import SparseModel
 from device_client.model.tokenizer import BundleTokenizer
@@ -25,7 +26,7 @@ from device_client.tasks.task_data import DataOptions, TaskData, load_task_data
 from device_client.tuning.batches import BatchIndices
 from device_client.tuning.curve import draw_curve
 from device_client.tuning.evaluation import Evaluation
-from device_client.tuning.fidelity import check_fidelity
+from device_client.tuning.fidelity import check_fidelity, noise_floor
 from device_client.tuning.journal import Journal, JournalHeader, StepFlags, open_journal
 from device_client.tuning.loop import LoopSettings, Observer, Outcome, TuningLoop
 from device_client.tuning.machine_record import MachineRecord, read_machine, write_machine
@@ -45,6 +46,7 @@ RESULT, RESOURCES, CURVE = "result.json", "resources.json", "loss.svg"
 DEFAULT_STEPS = 2000
 DEFAULT_BATCH = 16
 DEFAULT_STEP_LENGTH = 0.07
+_NOISE_DIRECTIONS = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +96,7 @@ class MachineSettings:
         memory_budget_bytes: None has no limit.
         micro_batch_rows: Sequences side by side; None derives them from the budget.
         time_budget_seconds: Stop after so long; the same command goes on.
+        backend: What decodes weights; changes no bit of a run.
     """
 
     device: str | None = None
@@ -101,6 +104,7 @@ class MachineSettings:
     memory_budget_bytes: int | None = None
     micro_batch_rows: int | None = None
     time_budget_seconds: float | None = None
+    backend: BackendOptions = REFERENCE
 
 
 @dataclass(frozen=True, slots=True)
@@ -234,8 +238,9 @@ def _tune(
         device=machine.device,
         compute_dtype=machine.compute_dtype,
         memory_budget_bytes=machine.memory_budget_bytes,
-        decoded_cache_bytes=fit.decoded_cache_bytes,
+        backend=machine.backend,
     )
+    model.keep_decoded(fit.decoded_cache_bytes)
     settings, data, run = planned.settings, planned.data, planned.directory
     indices = BatchIndices(len(data.training), settings.batch_size, settings.seed)
     problem = ModelProblem(model, data.training, data.validation, planned.objective, indices, fit.micro_batch_rows)
@@ -246,6 +251,7 @@ def _tune(
         model.device.type, _name(model.compute_dtype), fit.micro_batch_rows, fit.micro_batch_rows
     )
     write_machine(run, on_record)
+    noise = with_smaller_batches(lambda: _noise_floor(problem, theta, draw, settings.epsilon), problem)
     begun_at, recorded = clock(), len(journal.records)
     loop = TuningLoop(
         problem, theta, draw, _schedule(settings, model.sensitive_count), _loop_settings(settings, machine),
@@ -259,16 +265,25 @@ def _tune(
     resources = {
         "device": str(model.device),
         "compute_dtype": _name(model.compute_dtype),
+        "backend": model.backend_name,
         "micro_batch_rows": problem.micro_batch_rows,
+        "points_at_once": problem.points_at_once,
         "seconds": seconds,
         "seconds_per_step": seconds / live_steps if live_steps else None,
         "steps_in_this_process": live_steps,
         "peak_memory_bytes": model.memory.peak_bytes,
         "memory_budget_bytes": machine.memory_budget_bytes,
         "perturbation_lost_share": lost_share,
+        "noise_floor": noise if math.isfinite(noise) else None,
     }
     finish(run, outcome, result, resources)
     return result, resources
+
+
+def _noise_floor(problem: ModelProblem, theta: Tensor, draw: PerturbationStream, epsilon: float) -> float:
+    """Measure it with the first batch, along the first steps' directions."""
+    directions = [draw(step, 0) for step in range(_NOISE_DIRECTIONS)]
+    return noise_floor(problem.losses, theta, directions, epsilon, problem.batch(0))
 
 
 def begin(planned: PlannedRun) -> TuneReport | None:

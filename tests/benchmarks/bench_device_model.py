@@ -103,7 +103,8 @@ def step_figures(case: Case) -> dict[str, Any]:
     """Time forward passes and generation, packed and with decoded weights kept."""
     batch = batch_of(ROWS, COLUMNS)
     packed = load_model(case.bundle, device="cpu")
-    kept = load_model(case.bundle, device="cpu", decoded_cache_bytes=1 << 30)
+    kept = load_model(case.bundle, device="cpu")
+    kept.keep_decoded(1 << 30)
     plain_ms = best_milliseconds(lambda: plain_logits(case, batch))
     packed_ms = best_milliseconds(lambda: packed.logits(batch))
     kept_ms = best_milliseconds(lambda: kept.logits(batch))

@@ -318,7 +318,8 @@ def sixteen_bit(rows: Sequence[Example]) -> Evaluation:
 def measure(
     bundle: Bundle, workspace: Path, settings: TuneSettings, seeds: int, first_order_steps: int
 ) -> dict[str, Any]:
-    model = load_model(bundle, device="cpu", decoded_cache_bytes=DECODED_CACHE_BYTES)
+    model = load_model(bundle, device="cpu")
+    model.keep_decoded(DECODED_CACHE_BYTES)
     rows = encode(model, "validation.tsv", None)
     zero_shot = score(model, model.initial_theta(), rows, "candidates")
     write_sentences(workspace / TASKS)

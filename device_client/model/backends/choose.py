@@ -13,22 +13,18 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
 from device_client.model.backends.backend import LinearBackend
 from device_client.model.backends.calibrate import Calibration, calibrate
+from device_client.model.backends.names import CANDIDATES, BackendName
 from device_client.model.backends.native.cpu import cpu_description
 from device_client.model.backends.reference import ReferenceBackend
 from shared.bundle.manifest import QuantizedEntry
 from shared.durable_files import write_atomically
 from shared.errors import ResourceError
-
-BackendName = Literal["auto", "reference", "native", "triton"]
-BACKEND_NAMES: tuple[BackendName, ...] = ("auto", "reference", "native", "triton")
-CANDIDATES: dict[str, tuple[BackendName, ...]] = {"cpu": ("native", "reference"), "cuda": ("triton", "reference")}
-"""Device type → backends, the likeliest fastest first."""
 
 _CALIBRATIONS = "calibrations.json"
 

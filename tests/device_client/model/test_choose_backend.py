@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 import torch
 
-from device_client.model.backends.choose import BackendName, BackendOptions, ChosenBackend, choose_backend
+from device_client.model.backends.choose import BackendOptions, ChosenBackend, choose_backend
+from device_client.model.backends.names import BackendName
 from shared.bundle.manifest import QuantizedEntry
 from shared.errors import ResourceError
 
@@ -26,7 +27,10 @@ def entries(case_of: Callable) -> list[QuantizedEntry]:
 @pytest.fixture
 def folder(kernels: Path, tmp_path: Path) -> Path:
     """A folder that holds compiled kernels and nothing else."""
-    return Path(shutil.copytree(kernels, tmp_path / "backends"))
+    (tmp_path / "backends").mkdir()
+    for library in kernels.glob("*.so"):
+        shutil.copy(library, tmp_path / "backends")
+    return tmp_path / "backends"
 
 
 def choose(entries: list[QuantizedEntry], name: BackendName, folder: Path | None, told: list[str]) -> ChosenBackend:

@@ -150,7 +150,8 @@ def test_theta_can_be_written_twice_and_taken_back_without_a_trace(model: Sparse
 
 @pytest.mark.parametrize("cache_bytes", [3000, 1 << 30])
 def test_kept_decoded_weights_change_no_bit(case_of: Callable, model: SparseModel, cache_bytes: int) -> None:
-    cached = load_model(case_of().bundle, device="cpu", decoded_cache_bytes=cache_bytes)
+    cached = load_model(case_of().bundle, device="cpu")
+    cached.keep_decoded(cache_bytes)
     batch = batch_of(random_rows(9, 4))
 
     for offset in (0.0, 0.5, -0.5, 0.0):

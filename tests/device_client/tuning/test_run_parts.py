@@ -9,7 +9,8 @@ import torch
 
 from device_client.tuning.batches import BatchIndices
 from device_client.tuning.curve import draw_curve, moving_average, sparkline
-from device_client.tuning.fidelity import check_fidelity, lost_share
+from device_client.tuning.fidelity import check_fidelity, lost_share, noise_floor
+from device_client.tuning.spsa import Losses
 from shared.errors import InvalidRequest
 from shared.perturbation import perturbation
 
@@ -79,3 +80,24 @@ def test_the_same_numbers_draw_the_same_picture() -> None:
     assert picture.startswith(b"<?xml")
     assert b"validation" in picture
     assert b"<svg" in draw_curve([], [])
+
+
+def noisy_line(slope: float, noise: list[float]) -> Losses[None]:
+    """L(θ) = slope · θ₀ plus, for each loss asked for, the next of ``noise``."""
+    remaining = iter(noise)
+    return lambda thetas, _batch: [slope * float(theta[0]) + next(remaining) for theta in thetas]
+
+
+def test_the_noise_floor_is_what_a_small_perturbation_changes_beyond_its_share() -> None:
+    """ΔL(ε) = 2·3·ε exactly; ΔL(ε/16) is off by 0.003 along one direction and by −0.004 along the other."""
+    losses = noisy_line(3.0, [0, 0, 0, 0, 0.003, 0, 0, 0.004])
+    directions = [torch.ones(1), torch.ones(1)]
+
+    found = noise_floor(losses, torch.zeros(1), directions, 0.125, None)
+
+    assert found == pytest.approx(math.sqrt((0.003**2 + 0.004**2) / 2), abs=1e-9)
+
+
+def test_exact_losses_have_no_noise_floor_and_infinite_ones_no_number() -> None:
+    assert noise_floor(noisy_line(3.0, [0] * 4), torch.zeros(1), [torch.ones(1)], 0.125, None) == 0
+    assert math.isnan(noise_floor(noisy_line(3.0, [0, math.inf, 0, 0]), torch.zeros(1), [torch.ones(1)], 0.125, None))

@@ -1,0 +1,10 @@
+"""The backends by name, and which serve which kind of device; imports nothing, so that commands can offer them."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+BackendName = Literal["auto", "reference", "native", "triton"]
+BACKEND_NAMES: tuple[BackendName, ...] = ("auto", "reference", "native", "triton")
+CANDIDATES: dict[str, tuple[BackendName, ...]] = {"cpu": ("native", "reference"), "cuda": ("triton", "reference")}
+"""Device type → backends, the likeliest fastest first."""
