@@ -193,7 +193,7 @@ def show(report: TuneReport, console: Console) -> None:
     if noise is not None and result["median_loss_difference"] < LEAST_SIGNAL * noise:
         console.warn(
             f"Half of the loss differences are below {LEAST_SIGNAL} times what rounding does to them: the direction of "
-            "such a step is little better than drawn by lot. Next: a larger --epsilon, a larger --batch, or --dtype float32"
+            "such a step is little better than drawn by lot. Next: --epsilon or --batch larger, or --dtype float32"
         )
     console.say(f"Curve: {report.run / 'loss.svg'}")
     if result["stopped_by"] == "time budget":

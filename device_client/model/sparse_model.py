@@ -16,9 +16,11 @@ import torch
 from torch import Tensor, nn
 
 from device_client.model.backends.decoded_cache import DecodedCache
+from device_client.model.growing_decoding import Decoding, GrowingDecoding
 from device_client.model.linear import LinearRuntime
 from device_client.model.memory_meter import MemoryMeter
 from device_client.model.sampling import choose_token
+from device_client.model.static_decoding import StaticDecoding, capacity_for, supports
 from device_client.model.token_batch import TokenBatch
 from device_client.model.tokenizer import BundleTokenizer
 from shared.bundle.manifest import BundleConfig
@@ -61,6 +63,7 @@ class SparseModel:
         self.runtime = runtime
         self.fused_up_to_tokens = fused_up_to_tokens
         self._initial_values = initial_values
+        self._static: StaticDecoding | None = None
         self._decoder: Any = network.get_decoder()  # type: ignore[operator]
         self._head: Any = network.get_output_embeddings()  # type: ignore[operator]
 
@@ -81,6 +84,7 @@ class SparseModel:
     def keep_decoded(self, budget_bytes: int) -> None:
         """Keep weights decoded from now on, as many as fit, so that they are not decoded on each pass."""
         self.runtime.backend = DecodedCache(self.runtime.backend, budget_bytes)
+        self._static = None
 
     def write_theta(self, theta: Tensor) -> None:
         """Make the sensitive weights equal ``theta``, float32 (k,): one point.
@@ -103,13 +107,15 @@ class SparseModel:
             if theta.shape != (self.sensitive_count,) or theta.dtype != torch.float32:
                 found = f"{theta.dtype} {tuple(theta.shape)}"
                 raise ValueError(f"theta is {found}; needed float32 ({self.sensitive_count},)")
+        if len(thetas) != self.runtime.values.points:
+            self._static = None  # a graph reads the values where they lay when it was captured
         self.runtime.values.write(thetas)
 
     @torch.no_grad()
     def logits(self, batch: TokenBatch) -> Tensor:
         """Return the next-token logits at the wanted positions, float32 (points, n, vocabulary)."""
         points = self.runtime.values.points
-        hidden = self._hidden_states(batch.input_ids.to(self.device).repeat(points, 1), cache=None)
+        hidden = self._hidden_states(batch.input_ids.to(self.device).repeat(points, 1))
         at_points = hidden.view(points, *batch.shape, -1)
         wanted = at_points[:, batch.logit_rows.to(self.device), batch.logit_columns.to(self.device)]
         logits = hidden.new_empty(*wanted.shape[:2], self._head.weight.shape[0], dtype=torch.float32)
@@ -163,27 +169,30 @@ class SparseModel:
         generator: np.random.Generator | None,
         stop_ids: frozenset[int],
     ) -> Iterator[int]:
-        from transformers import DynamicCache
-
-        cache = DynamicCache(config=self.network.config)
-        unseen = prompt_ids
-        for _ in range(count):
-            token = choose_token(self._last_logits(unseen, cache), temperature, top_p, generator)
+        decoding = self._decoding(len(prompt_ids) + count)
+        with self.runtime.fusing(self.fused_up_to_tokens):
+            logits = decoding.prefill(prompt_ids)
+        for left in range(count - 1, -1, -1):
+            token = choose_token(logits, temperature, top_p, generator)
             if token in stop_ids:
                 return
             yield token
-            unseen = [token]
+            if left:
+                with self.runtime.fusing(self.fused_up_to_tokens):  # not across a yield: others may run meanwhile
+                    logits = decoding.step(token)
 
-    @torch.no_grad()
-    def _last_logits(self, token_ids: list[int], cache: Any) -> Tensor:
-        input_ids = torch.tensor([token_ids], dtype=torch.int64, device=self.device)
-        with self.runtime.fusing(self.fused_up_to_tokens):
-            hidden = self._hidden_states(input_ids, cache=cache)[:, -1]
-        logits: Tensor = self._head(hidden)
-        return logits[0].float()
+    def _decoding(self, token_count: int) -> Decoding:
+        """Return what decodes a text of so many tokens: buffers that a CUDA graph can be made over, where they help."""
+        config = self.network.config
+        if self.device.type != "cuda" or not supports(config):
+            return GrowingDecoding(self._decoder, self._head, config, self.device)
+        if self._static is None or self._static.capacity < token_count:
+            self._static = StaticDecoding(
+                self._decoder, self._head, config, capacity_for(token_count), self.device, self.compute_dtype
+            )
+        return self._static
 
-    def _hidden_states(self, input_ids: Tensor, *, cache: Any) -> Tensor:
+    def _hidden_states(self, input_ids: Tensor) -> Tensor:
         # No attention mask: rows are right-padded (TokenBatch sees to it), so the causal mask alone hides the padding.
-        outputs = self._decoder(input_ids=input_ids, past_key_values=cache, use_cache=cache is not None)
-        hidden: Tensor = outputs.last_hidden_state
+        hidden: Tensor = self._decoder(input_ids=input_ids, use_cache=False).last_hidden_state
         return hidden

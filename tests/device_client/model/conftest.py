@@ -1,15 +1,12 @@
-"""Random bundles, made once per family, storage form and options; compiled kernels, made once."""
+"""Random bundles, made once per family, storage form and options."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
 from random_bundle import Case, make_case
-
-from device_client.model.backends.native.build import built_library
 
 
 @pytest.fixture(scope="session")
@@ -24,11 +21,3 @@ def case_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Case]:
         return made[key]
 
     return get
-
-
-@pytest.fixture(scope="session")
-def kernels(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the CPU kernels compiled for this machine."""
-    folder = tmp_path_factory.mktemp("kernels")
-    built_library(folder, lambda _: None)
-    return folder

@@ -1,0 +1,55 @@
+"""Decode one token at a time over keys and values that grow with the text, by transformers' own cache.
+
+What serves on a CPU, where memory for a whole context from the start would cost more than the growing of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+
+class Decoding(Protocol):
+    """Decodes one text; a new ``prefill`` begins another one."""
+
+    def prefill(self, token_ids: Sequence[int]) -> Tensor:
+        """Begin a text and return the logits after its last token, float32 (vocabulary,)."""
+
+    def step(self, token_id: int) -> Tensor:
+        """Append a token and return the logits after it, float32 (vocabulary,), valid until the next step."""
+
+
+class GrowingDecoding:
+    """Decodes with a cache that grows.
+
+    Args:
+        decoder: A transformers decoder.
+        head: Hidden states to logits.
+        config: The decoder's transformers configuration.
+        device: Where it computes.
+    """
+
+    def __init__(self, decoder: Any, head: Any, config: Any, device: torch.device) -> None:
+        self._decoder, self._head, self._config, self._device = decoder, head, config, device
+        self._cache: Any = None
+
+    def prefill(self, token_ids: Sequence[int]) -> Tensor:
+        """Begin a text and return the logits after its last token, float32 (vocabulary,)."""
+        from transformers import DynamicCache
+
+        self._cache = DynamicCache(config=self._config)
+        return self._append(token_ids)
+
+    def step(self, token_id: int) -> Tensor:
+        """Append a token and return the logits after it, float32 (vocabulary,)."""
+        return self._append([token_id])
+
+    @torch.no_grad()
+    def _append(self, token_ids: Sequence[int]) -> Tensor:
+        input_ids = torch.tensor([list(token_ids)], dtype=torch.int64, device=self._device)
+        outputs = self._decoder(input_ids=input_ids, past_key_values=self._cache, use_cache=True)
+        logits: Tensor = self._head(outputs.last_hidden_state[:, -1])
+        return logits[0].float()
