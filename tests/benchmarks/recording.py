@@ -33,18 +33,18 @@ def machine_name() -> str:
     return name
 
 
-def write_result(name: str, result: dict[str, Any]) -> Path:
-    """Write ``results/<name>.json`` with machine and date added, and return its path."""
-    RESULTS.mkdir(exist_ok=True)
-    path = RESULTS / f"{name}.json"
+def write_result(name: str, result: dict[str, Any], folder: Path = RESULTS) -> Path:
+    """Write ``<folder>/<name>.json`` with machine and date added, and return its path."""
+    folder.mkdir(exist_ok=True)
+    path = folder / f"{name}.json"
     stamped = {"machine": machine_name(), "date": datetime.date.today().isoformat(), **result}
     path.write_text(json.dumps(stamped, indent=1, sort_keys=True) + "\n")
     return path
 
 
 def record_headlines(source: Path, figures: dict[str, tuple[float | int | bool, str]]) -> None:
-    """Merge figures (key → value, unit) into ``summary.json``, naming the result file they come from."""
-    path = RESULTS / "summary.json"
+    """Merge figures (key → value, unit) into the ``summary.json`` beside the result file they come from."""
+    path = source.parent / "summary.json"
     summary = json.loads(path.read_text()) if path.exists() else {}
     for key, (value, unit) in figures.items():
         summary[key] = {

@@ -1,0 +1,190 @@
+"""One zeroth-order step as the tuning loop makes it, journal and validation apart; and what of it are no forwards.
+
+    batch laid out · z of the step, drawn ahead · L(θ + εz), L(θ − εz) · g · θ ← θ − η·g·z
+
+    update share = (step − forwards + writing values inside them + drawing z) / step
+
+The last counts z as if its thread took nothing from what it would otherwise slow down: an upper bound.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from runtime.scale import Batch
+from runtime.stopwatch import seconds_of
+from torch import Tensor
+
+from device_client.model.backends.backend import LinearBackend, PackedWeight
+from device_client.model.sparse_model import SparseModel
+from device_client.model.token_batch import TokenBatch
+from device_client.tuning.batches import BatchIndices
+from device_client.tuning.model_problem import ModelProblem, PointsModel
+from device_client.tuning.perturbations import PerturbationStream
+from device_client.tuning.spsa import descend, estimate
+from shared.perturbation import perturbation
+from shared.quantization.codec import QuantizedTensor
+from shared.tasks.examples import Example
+
+EPSILON = 1e-3
+LEARNING_RATE = float(np.float32(1e-7))
+ANSWERS = ((5,), (6,))
+_EXAMPLES_PER_BATCH = 4
+
+
+class ZoStep:
+    """Makes the next step on each call.
+
+    Args:
+        model: What is tuned.
+        batch: Rows of each step.
+        points: θ's side by side: 2 pairs both signs over one decoding, 1 runs them one after the other.
+        seen: What the loop sees of the model; the model itself where nothing is said.
+    """
+
+    def __init__(self, model: SparseModel, batch: Batch, *, points: int, seen: PointsModel | None = None) -> None:
+        examples = random_examples(batch, int(model.config.architecture["vocab_size"]))
+        indices = BatchIndices(len(examples), batch.rows, seed=0)
+        self._problem = ModelProblem(seen or model, examples, examples, "candidates", indices, batch.rows, points)
+        self._draw = PerturbationStream(0, model.sensitive_count, "gaussian", model.device)
+        self._theta = model.initial_theta()
+        self._step = 0
+
+    def __call__(self) -> tuple[float, float]:
+        """Make a step, and return both losses.
+
+        Raises:
+            ArithmeticError: A loss is not finite: what is timed would be no step.
+        """
+        batch = self._problem.batch(self._step)
+        directions = [self._draw(self._step, 0)]
+        (found,) = estimate(self._problem.losses, self._theta, directions, EPSILON, batch)
+        if not math.isfinite(found.projected_gradient):
+            raise ArithmeticError(f"the losses of step {self._step} are {found.loss_plus} and {found.loss_minus}")
+        self._theta = descend(self._theta, directions, [found.projected_gradient], LEARNING_RATE)
+        self._step += 1
+        return found.loss_plus, found.loss_minus
+
+
+def random_examples(batch: Batch, vocabulary: int) -> list[Example]:
+    """Return rows of random tokens with two answers of one token each: one sequence serves both."""
+    ids = np.random.default_rng(0).integers(0, vocabulary, (_EXAMPLES_PER_BATCH * batch.rows, batch.columns))
+    return [Example(tuple(row), ANSWERS, number % 2, f"row {number}") for number, row in enumerate(ids.tolist())]
+
+
+class Clock:
+    """Seconds by what they were spent on; on CUDA those of the device, so that nothing waits because it is timed.
+
+    Args:
+        device: Where the work is done.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._is_cuda = device.type == "cuda"
+        self._seconds: dict[str, float] = {}
+        self._events: list[tuple[str, torch.cuda.Event, torch.cuda.Event]] = []
+
+    @contextmanager
+    def on(self, name: str) -> Iterator[None]:
+        """Add the time of the ``with`` block to a name."""
+        if self._is_cuda:
+            begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+            begin.record()
+            yield
+            end.record()
+            self._events.append((name, begin, end))
+        else:
+            started = time.perf_counter()
+            yield
+            self._add(name, time.perf_counter() - started)
+
+    def read(self) -> dict[str, float]:
+        """Return the seconds since the last reading, when the device is done."""
+        if self._is_cuda:
+            torch.cuda.synchronize()
+        for name, begin, end in self._events:
+            self._add(name, begin.elapsed_time(end) / 1e3)
+        found, self._seconds, self._events = self._seconds, {}, []
+        return found
+
+    def _add(self, name: str, seconds: float) -> None:
+        self._seconds[name] = self._seconds.get(name, 0.0) + seconds
+
+
+@dataclass(frozen=True, slots=True)
+class _ClockedModel:
+    model: SparseModel
+    clock: Clock
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.device
+
+    def write_points(self, thetas: Sequence[Tensor]) -> None:
+        self.model.write_points(thetas)
+
+    def logits(self, batch: TokenBatch) -> Tensor:
+        with self.clock.on("forwards"):
+            return self.model.logits(batch)
+
+
+@dataclass(frozen=True, slots=True)
+class _ClockedBackend:
+    backend: LinearBackend
+    clock: Clock
+
+    @property
+    def name(self) -> str:
+        return self.backend.name
+
+    @property
+    def workspace_bytes(self) -> int:
+        return self.backend.workspace_bytes
+
+    def pack(self, quantized: QuantizedTensor, indices: Tensor) -> PackedWeight:
+        return self.backend.pack(quantized, indices)
+
+    def dequantize(self, weight: PackedWeight) -> Tensor:
+        with self.clock.on("dequantize"):
+            return self.backend.dequantize(weight)
+
+    def write_sparse(self, dense: Tensor, weight: PackedWeight, values: Tensor) -> None:
+        with self.clock.on("write_sparse"):
+            self.backend.write_sparse(dense, weight, values)
+
+    def linear_small(self, inputs: Tensor, weight: PackedWeight, values: Tensor, bias: Tensor | None) -> Tensor:
+        return self.backend.linear_small(inputs, weight, values, bias)
+
+
+def step_parts(model: SparseModel, batch: Batch, *, rounds: int) -> dict[str, float]:
+    """Return the median seconds of a step's parts, and the shares that matter."""
+    clock, backend = Clock(model.device), model.runtime.backend
+    step = ZoStep(model, batch, points=batch.points, seen=_ClockedModel(model, clock))
+    step()
+    clock.read()
+    model.runtime.backend = _ClockedBackend(backend, clock)
+    try:
+        found = [{"step": seconds_of(step, model.device)} | clock.read() for _ in range(rounds)]
+    finally:
+        model.runtime.backend = backend
+    medians = {name: statistics.median(seconds[name] for seconds in found) for name in found[0]}
+    medians["draw_z"] = _drawing_seconds(model.sensitive_count)
+    beside = statistics.median(one["step"] - one["forwards"] + one["write_sparse"] for one in found)
+    return {f"{name}_seconds": seconds for name, seconds in medians.items()} | {
+        "beside_forwards_seconds": beside,
+        "update_share": (beside + medians["draw_z"]) / medians["step"],
+        "dequantize_share": medians["dequantize"] / medians["step"],
+    }
+
+
+def _drawing_seconds(count: int) -> float:
+    begin = time.perf_counter()
+    perturbation(0, 0, 0, count, "gaussian")
+    return time.perf_counter() - begin
