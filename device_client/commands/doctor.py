@@ -33,6 +33,7 @@ def run(arguments: argparse.Namespace, console: Console, settings: Settings) -> 
     """Examine, show, and return findings; ``problems`` makes the exit code 1."""
     versions = {name: _version(name) for name in (DISTRIBUTION, "torch", "transformers", "safetensors", "numpy")}
     devices, device_remarks = _devices() if versions["torch"] else ([], [])
+    backends = _backends(devices)
     problems = [
         *(
             f"{name} is not installed; next: pip install '{DISTRIBUTION}[device]'"
@@ -48,6 +49,7 @@ def run(arguments: argparse.Namespace, console: Console, settings: Settings) -> 
         *((name, version or "not installed") for name, version in versions.items()),
         ("machine", f"{platform.machine()}, {os.cpu_count()} cores, {platform.system()} {platform.release()}"),
         *(("device", f"{device['name']}, {format_bytes(device['memory_bytes'])}") for device in devices),
+        *((f"backend {name}", reason or "ready") for name, reason in backends.items()),
         ("home", str(settings.home)),
         ("free disk", format_bytes(free_bytes(settings.home))),
     ]
@@ -61,6 +63,7 @@ def run(arguments: argparse.Namespace, console: Console, settings: Settings) -> 
         "python": platform.python_version(),
         "versions": versions,
         "devices": devices,
+        "backends": backends,
         "home": str(settings.home),
         "free_disk_bytes": free_bytes(settings.home),
         "remarks": remarks,
@@ -120,6 +123,30 @@ def _devices() -> tuple[list[dict[str, Any]], list[str]]:
         if properties.major < 7:
             remarks.append(f"{properties.name} has compute capability {capability}. {_OLD_GPUS}")
     return devices, remarks
+
+
+def _backends(devices: list[dict[str, Any]]) -> dict[str, str | None]:
+    """Return each backend faster than plain torch that this machine's devices could use, with what is in its way."""
+    found = {}
+    if devices:
+        found["native"] = _trouble_with_native()
+    if len(devices) > 1:
+        import torch
+
+        from device_client.model.backends.triton import why_unavailable
+
+        found["triton"] = why_unavailable(torch.device("cuda"))
+    return found
+
+
+def _trouble_with_native() -> str | None:
+    from device_client.model.backends.native.build import BuildFailed, find_compiler
+
+    try:
+        find_compiler()
+    except BuildFailed as error:
+        return f"{error}; the CPU decodes with plain torch, several times slower; next: apt install g++"
+    return None
 
 
 def _home_problems(home: Path) -> list[str]:

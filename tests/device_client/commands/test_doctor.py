@@ -5,6 +5,8 @@ from __future__ import annotations
 import platform
 from pathlib import Path
 
+import pytest
+
 from device_client.commands.doctor import package_problems
 
 ROOT = Path("/opt/zo")
@@ -18,6 +20,22 @@ def test_this_checkout_is_healthy(command, home: Path) -> None:
     assert outcome.result["python"] == platform.python_version()
     assert outcome.result["devices"][0]["name"] == "cpu"
     assert "GTX 1080 Ti" in outcome.told
+
+
+def test_the_cpu_kernels_are_ready_where_there_is_a_compiler(command, home: Path) -> None:
+    home.mkdir(mode=0o700)
+    assert command("doctor").result["backends"]["native"] is None
+
+
+def test_a_missing_compiler_is_named_with_what_it_costs(
+    command, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home.mkdir(mode=0o700)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    outcome = command("doctor")
+    assert outcome.code == 0
+    assert "no C++ compiler" in outcome.result["backends"]["native"]
+    assert "apt install g++" in outcome.told
 
 
 def test_a_home_that_others_can_change_is_a_problem(command, home: Path) -> None:
