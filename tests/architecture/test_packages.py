@@ -6,6 +6,7 @@ import importlib
 import importlib.metadata
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -39,6 +40,15 @@ def test_tests_cannot_shadow_a_package():
 def test_no_module_is_named_after_nothing():
     names = {module.rpartition(".")[2] for module in MODULES}
     assert names.isdisjoint({"utils", "util", "common", "helpers", "core", "misc", "manager"})
+
+
+def test_every_file_that_is_not_python_is_installed_too():
+    patterns = tomllib.loads((CHECKOUT / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]
+    for package in PACKAGES:
+        files = {path for path in (CHECKOUT / package).rglob("*") if path.is_file() and "__pycache__" not in path.parts}
+        data = {path for path in files if path.suffix not in (".py", ".so")}
+        installed = {path for pattern in patterns.get(package, []) for path in (CHECKOUT / package).glob(pattern)}
+        assert data <= installed, package
 
 
 def test_importing_every_light_module_needs_no_torch_and_opens_nothing():

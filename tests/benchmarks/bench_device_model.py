@@ -20,10 +20,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from device_client.model.dequantize import EagerDequantizer
 from random_bundle import Case, make_case, random_quantized
 from recording import write_result
 
-from device_client.model.dequantize import EagerDequantizer
 from device_client.model.loader import load_model
 from device_client.model.memory_plan import Workload, plan_memory
 from device_client.model.sparse_model import SparseModel
