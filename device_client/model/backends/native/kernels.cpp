@@ -258,10 +258,14 @@ struct Shuffled {
     Shuffled(const void* inputs, int32_t format, int64_t tokens, int64_t columns)
         : blocks((columns + 127) / 128), values(size_t(tokens * blocks * 128)), sums(size_t(tokens * blocks * 16)) {
         for (int64_t token = 0; token < tokens; ++token) {
-            for (int64_t column = 0; column < columns; ++column) {
-                const float value = load(inputs, format, token * columns + column);
-                values[position(token, column)] = value;
-                sums[size_t((token * blocks + column / 128) * 16 + column / 8 % 16)] += value;
+            for (int64_t word = 0; word < blocks * 16; ++word) {
+                float* first = values.data() + (token * blocks + word / 16) * 128 + word % 16;
+                float* sum = sums.data() + token * blocks * 16 + word;
+                const int64_t held = columns - word * 8 < 8 ? columns - word * 8 : 8;
+                for (int64_t j = 0; j < held; ++j) {
+                    first[j * 16] = load(inputs, format, token * columns + word * 8 + j);
+                    *sum += first[j * 16];
+                }
             }
         }
     }
@@ -313,7 +317,7 @@ void dot_wide(const Weight& weight, int64_t row, const float (*tables)[256], con
         __m512i word[ROWS];
         __m512 part[ROWS][TOKENS];
         for (int r = 0; r < ROWS; ++r) {
-            _mm_prefetch(reinterpret_cast<const char*>(codes[r] + block * 64 + 1024), _MM_HINT_T0);
+            _mm_prefetch(reinterpret_cast<const char*>(codes[r] + block * 64 + ROWS * weight.row_bytes), _MM_HINT_T0);
             word[r] = _mm512_maskz_loadu_epi8(mask, codes[r] + block * 64);
             for (int token = 0; token < TOKENS; ++token) {
                 part[r][token] = GROUPED ? _mm512_setzero_ps() : total[r][token];
