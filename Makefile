@@ -1,6 +1,7 @@
 # make demo    the whole product on this machine, no hub and no data needed (MODEL=… DATA=… for your own)
 # make test    the tests
 # make check   what CI runs: format, lint, types, import rules, tests
+# make bench-figures    Figures 1 and 9 of the paper, measured on this machine and drawn (under five minutes, 9 GiB)
 # Everything sets itself up in .venv from a bare Python 3.11 or 3.12.
 
 PYTHON ?= python3
@@ -11,7 +12,7 @@ demo: export OMP_WAIT_POLICY = passive
 VENV := .venv
 RUN := $(VENV)/bin
 
-.PHONY: demo test check lint coverage clean
+.PHONY: demo test check lint coverage bench-figures clean
 
 demo: $(VENV)/.installed
 	$(RUN)/python deploy/demo/run_demo.py $(if $(MODEL),--model "$(MODEL)") $(if $(DATA),--data "$(DATA)") $(if $(TEXT),--text "$(TEXT)")
@@ -30,6 +31,9 @@ lint: $(VENV)/.installed
 
 coverage: $(VENV)/.installed
 	$(RUN)/python tests/benchmarks/coverage_of_shared_and_tuning.py
+
+bench-figures: $(VENV)/.installed
+	$(RUN)/python tests/benchmarks/figures.py --folder build/benchmarks
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; assert (3, 11) <= sys.version_info < (3, 14), "zo-device needs Python 3.11 or newer; name one with: make PYTHON=python3.11"'

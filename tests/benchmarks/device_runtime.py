@@ -47,7 +47,7 @@ from runtime.limits import Limits, measure_limits  # noqa: E402
 from runtime.mezo_speed import mezo_figures  # noqa: E402
 from runtime.peak_memory import TRAINERS, child_program, measure_trainer, peak_figures  # noqa: E402
 from runtime.result_file import add_part  # noqa: E402
-from runtime.scale import Batch, scale_for  # noqa: E402
+from runtime.scale import Batch, Plan, scale_for  # noqa: E402
 from runtime.step_speed import step_figures  # noqa: E402
 from runtime.workplace import Workplace, device_key, tell  # noqa: E402
 
@@ -64,8 +64,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         place = make_place(arguments, Path(scratch))
         if arguments.trainer:
-            trainer, *numbers = arguments.trainer
-            print(json.dumps(measure_trainer(place, trainer, Batch(*map(int, numbers)))))
+            trainer, rows, columns, points = arguments.trainer
+            batch = Batch(int(rows), int(columns), int(points))
+            print(json.dumps(measure_trainer(place, trainer, batch)))
             return
         results = arguments.results or (RESULTS if arguments.shapes == "7b" else place.folder / "results")
         print(measure(place, arguments.only or PARTS, results, arguments.shapes, _child(arguments, place)).read_text())
@@ -115,14 +116,14 @@ def measure(place: Workplace, parts: tuple[str, ...] | list[str], results: Path,
 def make_place(arguments: argparse.Namespace, scratch: Path) -> Workplace:
     """Return where it is measured; the folder is a temporary one where none is named."""
     device = torch.device(arguments.device)
-    plan = arguments.plan or device.type
-    budget = arguments.memory_budget or (GPU_BUDGET if device.type == "cuda" and arguments.trainer else None)
+    plan: Plan = arguments.plan or ("cuda" if device.type == "cuda" else "cpu")
+    budget = arguments.memory_budget or (GPU_BUDGET if device.type == "cuda" else None)
     return Workplace(
         scale=scale_for(arguments.shapes, plan),
         device=device,
         folder=arguments.folder or scratch,
         backend=arguments.backend or ("triton" if device.type == "cuda" else "native"),
-        memory_budget_bytes=None if budget is None or not arguments.trainer else parse_bytes(budget),
+        memory_budget_bytes=parse_bytes(budget) if budget and arguments.trainer else None,
     )
 
 

@@ -22,15 +22,15 @@ from device_client.model.backends.reference import ReferenceBackend
 from shared.bundle.manifest import QuantizedEntry
 
 TOKENS = (1, 3, 8)
-_ROUNDINGS = 4
+ROUNDINGS = 4
 
 
 class WrongResult(Exception):
     """A backend computes something else than the reference: its speed means nothing."""
 
 
-def check_figures(place: Workplace) -> dict[str, Any]:
-    """Return the largest errors found.
+def check_figures(place: Workplace, tolerance: float = ROUNDINGS) -> dict[str, Any]:
+    """Return the largest errors found, in units u of rounding.
 
     Raises:
         WrongResult: A decoded bit differs, or a product is further off than rounding explains.
@@ -38,9 +38,9 @@ def check_figures(place: Workplace) -> dict[str, Any]:
     found = {}
     for shape in _shapes(place):
         for form, entry in {"lut": layer_entry(shape), "g128": _grouped(layer_entry(shape))}.items():
-            found[f"{shape[0]}x{shape[1]}.{form}"] = _check(place, entry)
-            place.clean_up()
-    return {"largest_error_in_units_of_rounding": found, "tolerance": _ROUNDINGS}
+            found[f"{shape[0]}x{shape[1]}.{form}"] = _check(place, entry, tolerance)
+    place.clean_up()
+    return {"largest_error_in_units_of_rounding": found, "tolerance": tolerance}
 
 
 def _shapes(place: Workplace) -> list[tuple[int, int]]:
@@ -53,7 +53,7 @@ def _grouped(entry: QuantizedEntry) -> QuantizedEntry:
     return entry.model_copy(update={"codebook": "none", "group_size": 128, "has_bias": True})
 
 
-def _check(place: Workplace, entry: QuantizedEntry) -> float:
+def _check(place: Workplace, entry: QuantizedEntry, tolerance: float) -> float:
     dtype, device = place.scale.dtype, place.device
     backend = choose_backend(place.options(), [entry], dtype, device).backend
     reference = ReferenceBackend([entry.shape], dtype, device)
@@ -68,7 +68,7 @@ def _check(place: Workplace, entry: QuantizedEntry) -> float:
     errors = [
         _rounding_units(backend, weight, values, _inputs(entry, tokens, generator, dtype), right) for tokens in TOKENS
     ]
-    if not max(errors) <= _ROUNDINGS:
+    if not max(errors) <= tolerance:
         raise WrongResult(f"{backend.name}'s fused product of {entry.shape} is off by {max(errors):.1f} roundings")
     return max(errors)
 

@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from typing import Any
 
@@ -19,11 +20,12 @@ from runtime.stopwatch import Action, Timing, alternate, as_json, ratio
 from runtime.workplace import Workplace
 from torch import nn
 
-from device_client.model.memory_plan import weight_parts
 from device_client.model.sparse_model import SparseModel
 
 PROMPT = [1, 5, 6, 7, 8, 9, 10, 11]
 TEXT_ROUNDS = 5
+STORED_BYTES = {"U8": 1, "F16": 2}
+INDEX_BYTES = 4
 
 
 def decode_figures(place: Workplace, limits: Limits) -> dict[str, Any]:
@@ -63,10 +65,11 @@ def _one_token(place: Workplace, packed: SparseModel, plain: nn.Module, limits: 
 
 
 def _least_seconds(packed: SparseModel, limits: Limits) -> float:
-    """Return the time of reading every packed weight once."""
-    parts = weight_parts(packed.config, packed.compute_dtype.itemsize)
-    del parts["unquantised parameters"]
-    return limits.seconds(flops=0.0, bytes_read=sum(parts.values()))
+    """Return the time of reading every weight's codes, codebook, and sensitive positions and values once."""
+    parts = [part for entry in packed.config.tensors for part in entry.part_shapes.values()]
+    stored = sum(math.prod(shape) * STORED_BYTES[dtype] for dtype, shape in parts)
+    sensitive = packed.sensitive_count * (INDEX_BYTES + packed.compute_dtype.itemsize)
+    return limits.seconds(flops=0.0, bytes_read=stored + sensitive)
 
 
 def _text(packed: SparseModel, plain: nn.Module, new_tokens: int) -> dict[str, Any]:

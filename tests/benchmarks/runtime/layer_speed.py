@@ -27,6 +27,7 @@ from device_client.model.backends.backend import LinearBackend, PackedWeight
 from device_client.model.backends.calibrate import random_weight
 from device_client.model.backends.choose import choose_backend
 from shared.bundle.manifest import QuantizedEntry
+from shared.quantization.codec import QuantizedTensor
 
 
 def layer_figures(place: Workplace, limits: Limits) -> dict[str, Any]:
@@ -99,14 +100,12 @@ def copies_of(weight: PackedWeight, scale: Scale) -> list[PackedWeight]:
     """Return so many copies of a packed weight that no cache holds them."""
     quantized = weight.quantized
     copies = _count(sum(part.nbytes for part in quantized.parts.values()), scale)
-    return [
-        replace(
-            weight,
-            quantized=replace(quantized, **{name: part.clone() for name, part in quantized.parts.items()}),
-            indices=weight.indices.clone(),
-        )
-        for _ in range(copies)
-    ]
+    return [replace(weight, quantized=_copy_of(quantized), indices=weight.indices.clone()) for _ in range(copies)]
+
+
+def _copy_of(quantized: QuantizedTensor) -> QuantizedTensor:
+    parts: dict[str, Any] = {name: part.clone() for name, part in quantized.parts.items()}
+    return replace(quantized, **parts)
 
 
 def _count(bytes_each: int, scale: Scale) -> int:

@@ -11,7 +11,7 @@ from typing import Any
 from peers.labelled_batch import random_batch
 from peers.mezo import mezo_step
 from runtime.scale import Batch
-from runtime.stopwatch import alternate, as_json, ratio
+from runtime.stopwatch import Action, alternate, as_json, ratio
 from runtime.workplace import Workplace
 from runtime.zo_step import EPSILON, LEARNING_RATE, ZoStep
 from torch import nn
@@ -38,7 +38,7 @@ def _batch_figures(packed: SparseModel, plain: nn.Module, batch: Batch) -> dict[
     given = random_batch(
         batch.rows, batch.columns, int(packed.config.architecture["vocab_size"]), device=packed.device, seed=0
     )
-    actions = {
+    actions: dict[str, Action] = {
         "step": own,
         "mezo": lambda: mezo_step(plain, given, epsilon=EPSILON, lr=LEARNING_RATE, seed=0),
     }

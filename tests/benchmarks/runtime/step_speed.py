@@ -58,7 +58,12 @@ def _batch_figures(
     tokens = random_batch(batch.rows, batch.columns, _vocabulary(packed), device=packed.device, seed=0).tokens
     paired, single = ZoStep(packed, batch, points=2), ZoStep(packed, batch, points=1)
     is_same = paired() == single()
-    actions = {"paired": paired, "single": single, "two_forwards": lambda: two_bare_forwards(plain, tokens), **others}
+    actions: dict[str, Action] = {
+        "paired": paired,
+        "single": single,
+        "two_forwards": lambda: two_bare_forwards(plain, tokens),
+        **others,
+    }
     timings = alternate(actions, packed.device, batch.effort)
     chosen = timings["paired" if batch.points == 2 else "single"]
     least = _least_seconds(packed, batch, limits)

@@ -16,7 +16,8 @@ from peers.seven_b_shapes import plain_model, shaped_bundle
 from runtime.scale import Scale
 from torch import nn
 
-from device_client.model.backends.choose import BackendName, BackendOptions
+from device_client.model.backends.choose import BackendOptions
+from device_client.model.backends.names import BackendName
 from device_client.model.loader import load_model
 from device_client.model.sparse_model import SparseModel
 from shared.bundle.read import Bundle

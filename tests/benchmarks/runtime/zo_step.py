@@ -95,7 +95,7 @@ class Clock:
     def on(self, name: str) -> Iterator[None]:
         """Add the time of the ``with`` block to a name."""
         if self._is_cuda:
-            begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+            begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
             begin.record()
             yield
             end.record()
