@@ -35,7 +35,7 @@ def machine_name() -> str:
 
 def write_result(name: str, result: dict[str, Any], folder: Path = RESULTS) -> Path:
     """Write ``<folder>/<name>.json`` with machine and date added, and return its path."""
-    folder.mkdir(exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{name}.json"
     stamped = {"machine": machine_name(), "date": datetime.date.today().isoformat(), **result}
     path.write_text(json.dumps(stamped, indent=1, sort_keys=True) + "\n")

@@ -34,6 +34,7 @@ def decode_figures(place: Workplace, limits: Limits) -> dict[str, Any]:
     packed, plain = place.packed(scale.decode_blocks), place.plain(scale.decode_blocks)
     found = {
         "blocks": scale.decode_blocks,
+        "fused_up_to_tokens": packed.fused_up_to_tokens,
         "one_token": _one_token(place, packed, plain, limits),
         "text": _text(packed, plain, scale.new_tokens),
         "calibrations": _calibrations(place),

@@ -30,30 +30,35 @@ def draw_figure_nine(found: Mapping[str, Any], stem: Path) -> list[Path]:
     figure = Figure(figsize=(8.5, 5.2), layout="constrained")
     axes = figure.subplots()
     for name, (label, colour, marker, line) in CURVES.items():
-        points = [(int(tokens), one[name]["median_ms"]) for tokens, one in found["tokens"].items() if name in one]
-        axes.plot(*zip(*sorted(points), strict=True), color=colour, marker=marker, linestyle=line, label=label)
+        measured = sorted((int(tokens), one[name]) for tokens, one in found["tokens"].items() if name in one)
+        counts = [tokens for tokens, _ in measured]
+        medians, fastest, slowest = ([one[f"{key}_ms"] for _, one in measured] for key in ("median", "min", "max"))
+        axes.plot(counts, medians, color=colour, marker=marker, linestyle=line, label=label)
+        axes.fill_between(counts, fastest, slowest, color=colour, alpha=0.15, linewidth=0)
     _mark_crossover(axes, found)
     axes.set_xscale("log", base=2)
     axes.set_yscale("log")
-    counts = sorted(int(tokens) for tokens in found["tokens"])
-    axes.set_xticks(counts, [f"{tokens:,}" for tokens in counts], rotation=45)
+    all_counts = sorted(int(tokens) for tokens in found["tokens"])
+    axes.set_xticks(all_counts, [f"{tokens:,}" for tokens in all_counts], rotation=45)
     axes.set_xlabel("tokens in one forward pass (1: a generated token · 8,192: training on 16 × 512)")
     axes.set_ylabel("milliseconds, all linear layers of one block")
     axes.set_title("Sparse operations in a Llama-2-7B block, after the paper's Figure 9", loc="left")
     axes.grid(visible=True, which="major", alpha=0.3)
     axes.legend(loc="upper left")
-    return _save(figure, found, stem, "0.1 % sensitive values, 4-bit codes with a codebook per row.")
+    text = "0.1 % sensitive values, 4-bit codes with a codebook per row. Lines: medians; bands: fastest to slowest."
+    return _save(figure, found, stem, text)
 
 
 def draw_figure_one(found: Mapping[str, Any], stem: Path) -> list[Path]:
     """Draw training and inference time of the three choices, one panel each."""
-    panels = {f"training step, {int(tokens):,} tokens": one for tokens, one in found["training"].items()}
+    training = sorted((int(tokens), one) for tokens, one in found["training"].items())
+    panels = {f"training step, {tokens:,} tokens": one for tokens, one in training}
     panels["inference, one token"] = found["inference"]
     figure = Figure(figsize=(3.6 * len(panels), 4.6), layout="constrained")
     for axes, (title, one) in zip(figure.subplots(1, len(panels)), panels.items(), strict=True):
         _draw_bars(axes, title, one["lowest"])
     figure.suptitle("Training and inference speed, after the paper's Figure 1", x=0.01, ha="left")
-    text = "Labels: how many times as fast as all weights in 16 bit, and the faster implementation."
+    text = "Medians. Labels: how many times as fast as all weights in 16 bit, and the faster implementation."
     return _save(figure, found, stem, text)
 
 
@@ -86,8 +91,8 @@ def _mark_crossover(axes: Axes, found: Mapping[str, Any]) -> None:
 
 def _save(figure: Figure, found: Mapping[str, Any], stem: Path, text: str) -> list[Path]:
     measured = found["measured"]
-    where = f"{measured['machine']}, {measured['threads']} threads, {found['dtype']}, torch {measured['torch']}"
-    figure.supxlabel(f"{text}\n{where}; medians, measured {measured['date']}.", fontsize=8, x=0.01, ha="left")
+    where = f"{measured['machine']}; threads: {measured['threads']}; {found['dtype']}; torch {measured['torch']}"
+    figure.supxlabel(f"{text}\n{where}; measured {measured['date']}.", fontsize=8, x=0.01, ha="left")
     paths: Sequence[Path] = [stem.with_name(stem.name + ending) for ending in (".svg", ".png")]
     for path in paths:
         figure.savefig(path, dpi=150, metadata={"Date": None} if path.suffix == ".svg" else None)
