@@ -9,7 +9,7 @@ from typing import Protocol
 
 import torch
 
-from device_client.model.memory_plan import FRAMEWORK_BYTES
+from device_client.model.process_overhead import CUDA_CONTEXT_BYTES
 
 
 class Cuda(Protocol):
@@ -23,6 +23,9 @@ class Cuda(Protocol):
 
     def total_bytes(self, device: torch.device) -> int:
         """Return the memory of a device."""
+
+    def shares_main_memory(self, device: torch.device) -> bool:
+        """Return whether a device's memory is the host's, as on a Jetson."""
 
     def peak_reserved_bytes(self, device: torch.device) -> int:
         """Return the high-water mark of torch's allocator."""
@@ -49,6 +52,10 @@ class TorchCuda:
         """Return the memory of a device."""
         return int(torch.cuda.get_device_properties(device).total_memory)
 
+    def shares_main_memory(self, device: torch.device) -> bool:
+        """Return whether a device's memory is the host's, as on a Jetson."""
+        return bool(torch.cuda.get_device_properties(device).is_integrated)
+
     def peak_reserved_bytes(self, device: torch.device) -> int:
         """Return the high-water mark of torch's allocator."""
         return torch.cuda.max_memory_reserved(device)
@@ -64,10 +71,10 @@ class TorchCuda:
 
 def cap_allocations(cuda: Cuda, device: torch.device, budget_bytes: int) -> None:
     """Let this process use at most ``budget_bytes`` of a device; the context lies outside torch's allocator."""
-    allocatable = budget_bytes - FRAMEWORK_BYTES["cuda"]
+    allocatable = budget_bytes - CUDA_CONTEXT_BYTES
     cuda.limit_allocations(device, min(1.0, allocatable / cuda.total_bytes(device)))
 
 
 def peak_bytes(cuda: Cuda, device: torch.device) -> int:
     """Return what this process has used of a device at most, the context included, as a budget counts it."""
-    return cuda.peak_reserved_bytes(device) + FRAMEWORK_BYTES["cuda"]
+    return cuda.peak_reserved_bytes(device) + CUDA_CONTEXT_BYTES

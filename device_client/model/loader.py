@@ -1,7 +1,7 @@
 """Builds a running model from a validated bundle, without ever holding its weights in 16 bit.
 
 Order: budget · skeleton on the meta device (no memory) · parameter names and shapes against the bundle · one tensor at
-a time from its file to its place. Peak while loading = the loaded model + one tensor. The model class is the one
+a time from its file to its place. Peak while loading = the loaded model + a few MiB. The model class is the one
 that ``shared.architecture`` names for the family; no code, class name or module path is ever taken from a bundle.
 """
 
@@ -24,12 +24,14 @@ from device_client.model.linear import (
     compute_dtype_of,
 )
 from device_client.model.memory_plan import Workload, check_budget, plan_memory
+from device_client.model.out_of_memory import refusing_to_load
 from device_client.model.sparse_model import SparseModel
+from device_client.model.tensor_reading import drop_cached_pages, read_to
 from device_client.model.tokenizer import BundleTokenizer
 from shared.architecture import family_of, safe_config
 from shared.bundle.manifest import BundleConfig, QuantizedEntry
 from shared.bundle.read import Bundle, SensitiveTensors
-from shared.bundle.tensor_header import TensorSlot, read_header, read_tensor
+from shared.bundle.tensor_header import TensorSlot, read_header
 from shared.errors import ResourceError, TensorMismatch, UnsupportedModel
 from shared.quantization.codec import QuantizedTensor
 
@@ -73,18 +75,21 @@ def load_model(
     target = resolve_device(device, cuda)
     dtype = compute_dtype or compute_dtype_of(target)
     if memory_budget_bytes is not None:
-        _respect_budget(bundle.config, memory_budget_bytes, target, dtype, cuda)
+        _respect_budget(bundle.config, memory_budget_bytes, target, dtype, backend.name, cuda)
     if target.type == "cuda":
         cuda.accumulate_in_float32()
     network = build_skeleton(bundle.config)
     tokenizer = BundleTokenizer.from_bundle(bundle)
     _check_vocabulary(tokenizer, network)
-    chosen = choose_backend(backend, bundle.config.tensors, dtype, target)
-    values = SensitiveValues(torch.empty(bundle.config.sensitive_count, dtype=dtype, device=target))
-    loading = _Loading.begin(bundle, LinearRuntime(chosen.backend, values))
-    for title in _titles(bundle.config):
-        loading.load_file(network, title)
-    rebuild_buffers(network, target)
+    with refusing_to_load("close other programs, or choose a smaller bundle; see: zo-device plan"):
+        chosen = choose_backend(backend, bundle.config.tensors, dtype, target)
+        values = SensitiveValues(torch.empty(bundle.config.sensitive_count, dtype=dtype, device=target))
+        is_memory_shared = target.type == "cuda" and cuda.shares_main_memory(target)
+        loading = _Loading.begin(bundle, LinearRuntime(chosen.backend, values), is_memory_shared=is_memory_shared)
+        for title in _titles(bundle.config):
+            loading.load_file(network, title)
+        loading.finish()
+        rebuild_buffers(network, target)
     _split_activations(network, loading.runtime)
     return SparseModel(
         config=bundle.config,
@@ -124,10 +129,12 @@ def resolve_device(name: str | None, cuda: Cuda | None = None) -> torch.device:
 
 
 def _respect_budget(
-    config: BundleConfig, budget_bytes: int, device: torch.device, dtype: torch.dtype, cuda: Cuda
+    config: BundleConfig, budget_bytes: int, device: torch.device, dtype: torch.dtype, backend: str, cuda: Cuda
 ) -> None:
-    plan = plan_memory(config, Workload(rows=1, columns=1), device_type=device.type, value_bytes=dtype.itemsize)
-    check_budget(plan, budget_bytes)
+    least = Workload(rows=1, columns=1, queries=0)
+    check_budget(
+        plan_memory(config, least, device_type=device.type, value_bytes=dtype.itemsize, backend=backend), budget_bytes
+    )
     if device.type == "cuda":
         cap_allocations(cuda, device, budget_bytes)
 
@@ -219,28 +226,39 @@ class _Loading:
     runtime: LinearRuntime
     initial_values: Tensor
     slices: dict[str, slice]
+    is_memory_shared: bool
 
     @classmethod
-    def begin(cls, bundle: Bundle, runtime: LinearRuntime) -> _Loading:
+    def begin(cls, bundle: Bundle, runtime: LinearRuntime, *, is_memory_shared: bool) -> _Loading:
         values = runtime.values
         initial_values = torch.empty(values.count, dtype=torch.float16, device=values.device)
         slices = theta_slices(bundle.config)
-        return cls(bundle, bundle.open_sensitive(), values.device, values.dtype, runtime, initial_values, slices)
+        return cls(
+            bundle, bundle.open_sensitive(), values.device, values.dtype, runtime, initial_values, slices,
+            is_memory_shared,
+        )  # fmt: skip
 
     def load_file(self, network: nn.Module, title: str) -> None:
         path = self.bundle.path(title)
         slots = read_header(path)
 
-        def read(name: str) -> Tensor:
-            return torch.from_numpy(read_tensor(path, _slot(slots, name))).to(self.device)
+        def read(name: str, dtype: torch.dtype | None = None) -> Tensor:
+            return read_to(path, _slot(slots, name), self.device, dtype)
 
         for dense in self.bundle.config.dense_parameters:
             if dense.blob == title:
-                _place_parameter(network, dense.name, read(dense.name).to(self.dtype))
+                _place_parameter(network, dense.name, read(dense.name, self.dtype))
         for entry in self.bundle.config.tensors:
             if entry.blob == title:
                 parts = {part: read(f"{entry.name}.{part}") for part in entry.part_shapes}
                 self._place_linear(network, entry, parts)
+        if self.is_memory_shared:
+            drop_cached_pages(path)
+
+    def finish(self) -> None:
+        """Give back what the system cached of the sensitive values, which were read beside every file."""
+        if self.is_memory_shared:
+            drop_cached_pages(self.sensitive.path)
 
     def _place_linear(self, network: nn.Module, entry: QuantizedEntry, parts: dict[str, Tensor]) -> None:
         mask, values = self.sensitive.read(entry.name)

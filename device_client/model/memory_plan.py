@@ -1,68 +1,33 @@
-"""Predict the peak bytes of a forward pass from shapes alone, and choose the micro-batch that fits a budget.
+"""Predict the peak bytes of a step, an evaluation or a text from shapes alone, and fit the micro-batch to a budget.
 
-    peak = weights + workspace + θ vectors + activations of the hungriest moment of one block + logits + framework
-         + key-value cache, where a text is generated
+    peak = weights + workspace + θ vectors + hungriest moment of a pass + keys and values        counted
+         + libraries + packed operands + allocator slack                                         measured once
 
-    activations = tokens · bytes · (4H + max( 4Q + 2K,           attention: q k v, their rotated and repeated copies
-                                              3M,                gated MLP: activation, up, product (else 2M)
-                                              3H·4/bytes ))      norms, which compute in float32
+    θ vectors = k · 4 · (2 + q + P + 1)      two θ, z of q queries, P of θ ± ε·z, one ε·z; on a CPU the next q z too
 
-    key-value cache = rows · cached columns · bytes · 2K · (blocks + 1)     one block's is copied as it grows
-
-4H: the embeddings, the block's input, the residual and the normed input are all alive inside a block. A CPU's malloc
-keeps about half of that again in freed pieces it cannot give back; ``tests/benchmarks/bench_device_model.py`` measures.
-
-Symbols: H hidden · Q, K width of queries and keys · M width of the MLP · tokens = rows · columns. Both signs of a step
-run one after the other, so they share these bytes. Costs nothing and imports neither torch nor transformers.
-Knows nothing about files: only what the bundle's configuration says.
+Two θ: the run's and the bundle's, kept for the divergence watch. Loading never needs more: see ``loader``.
+``tests/benchmarks/memory_plan_error.py`` compares with what processes use. Imports neither torch nor transformers.
+Symbols: k sensitive values · q queries · P points. Knows nothing about files.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from math import prod
-from typing import Any
 
-from device_client.model.backends.reference_tiles import workspace_bytes
+from device_client.model.backends.planned_bytes import index_bytes, likeliest_backend, workspace_bytes
+from device_client.model.pass_memory import hungriest_moment, key_value_bytes
+from device_client.model.process_overhead import libraries_bytes, product_bytes, slack_bytes
+from device_client.model.workload import Workload as Workload  # what plans are made for
 from shared.bundle.manifest import BundleConfig
 from shared.byte_sizes import format_bytes
-from shared.errors import ResourceError, UnsupportedModel
-
-FRAMEWORK_BYTES = {"cpu": 400 << 20, "cuda": 512 << 20}
-"""CPU: the process after importing torch, transformers and tokenizers. CUDA: context and cuBLAS workspace."""
+from shared.errors import ResourceError
 
 VALUE_BYTES = {"cpu": 4, "cuda": 2}
 """Bytes of one value in the default compute dtype: float32 on a CPU, float16 on CUDA."""
 
-_ALLOCATOR_SLACK = {"cpu": 0.5, "cuda": 0.0}
-"""Share of the activations that the allocator holds besides."""
-
-_INDEX_BYTES = 8
-_THETA_VECTORS = 4
-"""θ, z, θ ± ε·z and the z drawn ahead, float32 each."""
-
-
-@dataclass(frozen=True, slots=True)
-class Workload:
-    """The shape of one forward pass.
-
-    Attributes:
-        rows: Sequences side by side, the micro-batch.
-        columns: Tokens of the longest sequence.
-        answers_per_row: Positions of each row whose logits are wanted.
-        cached_columns: Tokens of each row whose keys and values are kept in every block; 0 but for generation.
-    """
-
-    rows: int
-    columns: int
-    answers_per_row: int = 1
-    cached_columns: int = 0
-
-    def __post_init__(self) -> None:
-        if min(self.rows, self.columns, self.answers_per_row) < 1:
-            raise ValueError(f"{self}: every number must be at least 1")
-        if self.cached_columns < 0:
-            raise ValueError(f"{self}: cached_columns must not be negative")
+_STORED_VALUE_BYTES = 2
+_THETA_BYTES = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,10 +37,12 @@ class MemoryPlan:
     Attributes:
         workload: What was predicted for.
         parts: Name of the part → bytes.
+        backend: Whose buffers and indices are counted.
     """
 
     workload: Workload
     parts: dict[str, int]
+    backend: str = "reference"
 
     @property
     def total_bytes(self) -> int:
@@ -84,28 +51,41 @@ class MemoryPlan:
 
 
 def spare_bytes(plan: MemoryPlan, budget_bytes: int) -> int:
-    """Return what a budget leaves beside a plan, for example for decoded weights; never below 0."""
-    return max(0, budget_bytes - plan.total_bytes)
+    """Return what a plan leaves of 19/20 of a budget, for example for decoded weights; never below 0.
+
+    A twentieth stays free, because a prediction may be wrong by a few percent.
+    """
+    return max(0, budget_bytes * 19 // 20 - plan.total_bytes)
 
 
-def weight_parts(config: BundleConfig, value_bytes: int) -> dict[str, int]:
+def weight_parts(
+    config: BundleConfig, value_bytes: int, *, backend: str = "reference", points: int = 1
+) -> dict[str, int]:
     """Return the bytes that stay for as long as the model is loaded, by part.
 
     Args:
         config: The bundle's configuration.
         value_bytes: Bytes of one value in the compute dtype.
+        backend: ``reference``, ``native`` or ``triton``.
+        points: θ's side by side.
     """
     stored = [(part, prod(shape)) for entry in config.tensors for part, (_, shape) in entry.part_shapes.items()]
+    indices = sum(index_bytes(backend, entry.shape, entry.sensitive_count) for entry in config.tensors)
     return {
         "codes": sum(count for part, count in stored if part == "codes"),
-        "codebooks and scales": sum(count * 2 for part, count in stored if part != "codes"),
+        "codebooks and scales": sum(count * _STORED_VALUE_BYTES for part, count in stored if part != "codes"),
         "unquantised parameters": sum(prod(entry.shape) for entry in config.dense_parameters) * value_bytes,
-        "sensitive indices and values": config.sensitive_count * (_INDEX_BYTES + value_bytes + 2),
+        "sensitive indices and values": indices + config.sensitive_count * (_STORED_VALUE_BYTES + points * value_bytes),
     }
 
 
 def plan_memory(
-    config: BundleConfig, workload: Workload, *, device_type: str, value_bytes: int | None = None
+    config: BundleConfig,
+    workload: Workload,
+    *,
+    device_type: str,
+    value_bytes: int | None = None,
+    backend: str = "auto",
 ) -> MemoryPlan:
     """Return the predicted bytes of a tuning step, or of generating a text where the workload caches columns.
 
@@ -114,38 +94,52 @@ def plan_memory(
         workload: The shape of one forward pass.
         device_type: ``cpu`` or ``cuda``.
         value_bytes: Bytes of one value; None takes the device's default compute dtype.
+        backend: ``reference``, ``native``, ``triton``, or ``auto`` for the one that is probably chosen.
+
+    Raises:
+        ResourceError: There is no such backend on the device.
+        UnsupportedModel: The architecture lacks a dimension.
     """
     bytes_each = value_bytes or VALUE_BYTES[device_type]
-    parts = weight_parts(config, bytes_each)
-    parts["workspace"] = workspace_bytes([entry.shape for entry in config.tensors], device_type, bytes_each)
-    parts["theta and z"] = config.sensitive_count * 4 * _THETA_VECTORS
-    parts["activations"] = _activation_bytes(config.architecture, workload, bytes_each)
-    parts["allocator slack"] = int(parts["activations"] * _ALLOCATOR_SLACK[device_type])
-    parts["logits"] = _logit_bytes(config.architecture, workload, bytes_each)
+    backend = likeliest_backend(backend, device_type)
+    shapes = [entry.shape for entry in config.tensors]
+    pieces = hungriest_moment(config.architecture, workload, bytes_each)
+    parts = weight_parts(config, bytes_each, backend=backend, points=workload.points)
+    parts["workspace"] = workspace_bytes(backend, shapes, device_type, bytes_each)
+    parts["theta and z"] = config.sensitive_count * _THETA_BYTES * _theta_vectors(workload, device_type)
+    parts["activations and logits"] = sum(pieces)
     if workload.cached_columns:
-        parts["key-value cache"] = _cache_bytes(config.architecture, workload, bytes_each)
-    parts["framework"] = FRAMEWORK_BYTES[device_type]
-    return MemoryPlan(workload, parts)
+        parts["key-value cache"] = key_value_bytes(config.architecture, workload, bytes_each)
+    parts["packed operands"] = product_bytes(device_type, max(map(prod, shapes)) * bytes_each)
+    parts["allocator slack"] = slack_bytes(device_type, pieces)
+    parts["libraries"] = libraries_bytes(device_type)
+    return MemoryPlan(workload, parts, backend)
 
 
 def choose_micro_batch(
-    config: BundleConfig, most: Workload, *, budget_bytes: int, device_type: str, value_bytes: int | None = None
+    config: BundleConfig,
+    most: Workload,
+    *,
+    budget_bytes: int,
+    device_type: str,
+    value_bytes: int | None = None,
+    backend: str = "auto",
 ) -> MemoryPlan:
     """Return the plan of the largest micro-batch, up to ``most.rows``, that fits the budget.
 
     Raises:
-        ResourceError: Not even one row fits.
+        ResourceError: Not even one row fits, or there is no such backend on the device.
     """
 
     def plan(rows: int) -> MemoryPlan:
-        return plan_memory(config, replace(most, rows=rows), device_type=device_type, value_bytes=value_bytes)
+        return plan_memory(
+            config, replace(most, rows=rows), device_type=device_type, value_bytes=value_bytes, backend=backend
+        )
 
-    check_budget(plan(1), budget_bytes)
-    fitting, too_many = 1, most.rows + 1
-    while too_many - fitting > 1:
-        middle = (fitting + too_many) // 2
-        fitting, too_many = (middle, too_many) if plan(middle).total_bytes <= budget_bytes else (fitting, middle)
-    return plan(fitting)
+    fitting = next((rows for rows in range(most.rows, 0, -1) if plan(rows).total_bytes <= budget_bytes), None)
+    if fitting is None:
+        check_budget(plan(1), budget_bytes)
+    return plan(fitting or 1)
 
 
 def check_budget(plan: MemoryPlan, budget_bytes: int) -> None:
@@ -165,37 +159,9 @@ def check_budget(plan: MemoryPlan, budget_bytes: int) -> None:
         )
 
 
-def _activation_bytes(architecture: dict[str, Any], workload: Workload, value_bytes: int) -> int:
-    hidden = _dimension(architecture, "hidden_size")
-    queries, keys = _attention_widths(architecture)
-    gated, plain = (_dimension(architecture, key, 0) for key in ("intermediate_size", "ffn_dim"))
-    attention = (4 * queries + 2 * keys) * value_bytes
-    mlp = (3 * gated + 2 * plain) * value_bytes
-    norm = 3 * hidden * 4
-    return workload.rows * workload.columns * (4 * hidden * value_bytes + max(attention, mlp, norm))
-
-
-def _cache_bytes(architecture: dict[str, Any], workload: Workload, value_bytes: int) -> int:
-    _, keys = _attention_widths(architecture)
-    copies = _dimension(architecture, "num_hidden_layers") + 1
-    return workload.rows * workload.cached_columns * 2 * keys * copies * value_bytes
-
-
-def _attention_widths(architecture: dict[str, Any]) -> tuple[int, int]:
-    """Return the width of all queries, and of all keys, of one token."""
-    hidden, heads = _dimension(architecture, "hidden_size"), _dimension(architecture, "num_attention_heads")
-    head_width = _dimension(architecture, "head_dim", hidden // heads)
-    return heads * head_width, _dimension(architecture, "num_key_value_heads", heads) * head_width
-
-
-def _dimension(architecture: dict[str, Any], key: str, default: int | None = None) -> int:
-    value = default if architecture.get(key) is None else architecture[key]
-    if type(value) is not int or value < (1 if default is None else 0):
-        raise UnsupportedModel(f"{key} is {value!r} in the bundle's architecture", needed="a positive whole number")
-    return value
-
-
-def _logit_bytes(architecture: dict[str, Any], workload: Workload, value_bytes: int) -> int:
-    """Logits in the compute dtype, in float32, and their log-softmax."""
-    copies = 4 + 4 + (value_bytes if value_bytes != 4 else 0)
-    return workload.rows * workload.answers_per_row * _dimension(architecture, "vocab_size") * copies
+def _theta_vectors(workload: Workload, device_type: str) -> int:
+    """Return how many vectors of k float32 are alive in a pass; without queries one θ and what is written of it."""
+    if workload.queries == 0:
+        return 1 + workload.points
+    drawn = 2 * workload.queries if device_type == "cpu" else workload.queries
+    return 2 + drawn + workload.points + 1

@@ -1,18 +1,23 @@
-"""The micro-batch that a memory budget allows, for a tuning run and for an evaluation alike.
+"""How much may run side by side within a memory budget, for a tuning run and for an evaluation alike.
 
-Predicted from shapes before anything is loaded; see ``model.memory_plan``. What the plan leaves of the budget may hold
-decoded weights. Knows nothing about runs or files.
+    rows      the largest micro-batch that fits with one point
+    points    then the largest of 2q, 2 and 1 that fits with those rows
+
+Rows come first and alone: they decide the last bits of a loss, which points do not. Predicted from shapes before
+anything is loaded; see ``model.memory_plan``. What the plan leaves of the budget may hold decoded weights.
+Knows nothing about runs or files.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 
 from device_client.model.loader import resolve_device
-from device_client.model.memory_plan import Workload, check_budget, choose_micro_batch, plan_memory, spare_bytes
+from device_client.model.memory_plan import MemoryPlan, check_budget, choose_micro_batch, plan_memory, spare_bytes
+from device_client.model.workload import Workload
 from shared.bundle.manifest import BundleConfig
 from shared.tasks.examples import Example
 
@@ -23,11 +28,15 @@ class MemoryFit:
 
     Attributes:
         micro_batch_rows: Sequences that run side by side.
+        points_at_once: θ's that run side by side.
         decoded_cache_bytes: What is left for decoded weights, so that they need not be decoded on each pass.
+        plan: The predicted bytes.
     """
 
     micro_batch_rows: int
+    points_at_once: int
     decoded_cache_bytes: int
+    plan: MemoryPlan
 
 
 def fit_to_memory(
@@ -38,40 +47,65 @@ def fit_to_memory(
     device: str | None = None,
     compute_dtype: torch.dtype | None = None,
     micro_batch_rows: int | None = None,
+    backend: str = "auto",
 ) -> MemoryFit:
-    """Return the micro-batch, as asked or the largest that the budget's plan allows, and what the plan leaves.
+    """Return the micro-batch, as asked or the largest that the budget's plan allows, the points, and what is left.
 
     Args:
         config: The bundle's configuration.
-        most: All sequences side by side.
+        most: All sequences side by side, and the queries of a step; its points are not looked at.
         budget_bytes: None has no limit.
         device: ``cpu``, ``cuda``, or None for what there is.
         compute_dtype: None takes the device's own.
         micro_batch_rows: What was asked for; None takes the largest that fits.
+        backend: ``reference``, ``native``, ``triton``, or ``auto`` for the one that is probably chosen.
 
     Raises:
-        ResourceError: The micro-batch does not fit the budget, or there is no such device.
+        ResourceError: The micro-batch does not fit the budget, or there is no such device or backend.
     """
-    if budget_bytes is None:
-        return MemoryFit(micro_batch_rows or most.rows, decoded_cache_bytes=0)
     device_type = resolve_device(device).type
     value_bytes = compute_dtype.itemsize if compute_dtype else None
+
+    def plan(workload: Workload) -> MemoryPlan:
+        return plan_memory(config, workload, device_type=device_type, value_bytes=value_bytes, backend=backend)
+
+    alone = replace(most, rows=micro_batch_rows or most.rows, points=1)
+    if budget_bytes is None:
+        unlimited = plan(replace(alone, points=max(point_counts(most.queries))))
+        return MemoryFit(alone.rows, unlimited.workload.points, 0, unlimited)
     if micro_batch_rows is None:
-        plan = choose_micro_batch(
-            config, most, budget_bytes=budget_bytes, device_type=device_type, value_bytes=value_bytes
-        )
+        alone = choose_micro_batch(
+            config, alone, budget_bytes=budget_bytes, device_type=device_type, value_bytes=value_bytes, backend=backend
+        ).workload
     else:
-        asked = replace(most, rows=micro_batch_rows)
-        plan = plan_memory(config, asked, device_type=device_type, value_bytes=value_bytes)
-        check_budget(plan, budget_bytes)
-    return MemoryFit(plan.workload.rows, spare_bytes(plan, budget_bytes))
+        check_budget(plan(alone), budget_bytes)
+    fitting = _most_points(plan, alone, budget_bytes)
+    return MemoryFit(alone.rows, fitting.workload.points, spare_bytes(fitting, budget_bytes), fitting)
 
 
-def side_by_side(examples: Sequence[Example], row_count: int) -> Workload:
-    """Return the shape of a pass that runs all sequences of ``row_count`` rows at once, each as long as the longest."""
+def point_counts(queries: int) -> tuple[int, ...]:
+    """Return how many points are worth running side by side, the most first: both signs of all queries, or of one."""
+    return tuple(sorted({2 * queries, 2, 1}, reverse=True)) if queries else (1,)
+
+
+def side_by_side(examples: Sequence[Example], row_count: int, *, queries: int = 0) -> Workload:
+    """Return the shape of a pass that runs all sequences of ``row_count`` rows at once, each as long as the longest.
+
+    Args:
+        examples: At least one.
+        row_count: Rows of a batch.
+        queries: Directions of a tuning step; 0 for an evaluation.
+    """
     sequences = max(1 if example.has_single_token_candidates else len(example.candidates) for example in examples)
     return Workload(
         rows=row_count * sequences,
         columns=max(example.token_count for example in examples),
         answers_per_row=max(len(candidate) for example in examples for candidate in example.candidates),
+        queries=queries,
     )
+
+
+def _most_points(plan: Callable[[Workload], MemoryPlan], alone: Workload, budget_bytes: int) -> MemoryPlan:
+    """Return the plan with the most points that fit; one does."""
+    plans = (plan(replace(alone, points=points)) for points in point_counts(alone.queries))
+    return next(found for found in plans if found.workload.points == 1 or found.total_bytes <= budget_bytes)

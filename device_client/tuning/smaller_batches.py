@@ -9,8 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Protocol, TypeVar
 
-import torch
-
+from device_client.model.out_of_memory import is_out_of_memory
 from shared.errors import ResourceError
 
 ResultT = TypeVar("ResultT")
@@ -53,7 +52,9 @@ def with_smaller_batches(
     while True:
         try:
             return measure()
-        except torch.OutOfMemoryError as error:
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
             if not batches.shrink():
                 raise ResourceError(
                     "out of memory with one sequence at a time",

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from numpy.typing import NDArray
 from shared.errors import BlobTruncated, InvalidTensorHeader, LimitExceeded, TensorOverlap
 
 MAX_HEADER_BYTES = 1024 * 1024
+_PULL_AGAIN = "zo-device pull"
 DTYPES: dict[str, np.dtype[np.generic]] = {
     "U8": np.dtype("u1"),
     "F16": np.dtype("<f2"),
@@ -67,11 +69,35 @@ def read_header(path: Path) -> dict[str, TensorSlot]:
     return slots
 
 
+def read_pieces(path: Path, slot: TensorSlot, piece_bytes: int = 4 << 20) -> Iterator[NDArray[np.generic]]:
+    """Yield one tensor's values in order, flat and ``piece_bytes`` at a time; the slot as for ``read_tensor``.
+
+    Raises:
+        BlobTruncated: The file has become shorter since.
+    """
+    dtype, left = DTYPES[slot.dtype], math.prod(slot.shape)
+    with path.open("rb") as file:
+        file.seek(slot.begin)
+        while left:
+            piece = np.fromfile(file, dtype=dtype, count=min(left, max(1, piece_bytes // dtype.itemsize)))
+            if not piece.size:
+                raise BlobTruncated(f"{path.name}: it ends {left * dtype.itemsize} bytes early", next_step=_PULL_AGAIN)
+            yield piece
+            left -= piece.size
+
+
 def read_tensor(path: Path, slot: TensorSlot) -> NDArray[np.generic]:
-    """Return one tensor as a fresh array; the slot must come from ``read_header`` of the same file."""
+    """Return one tensor as a fresh array; the slot must come from ``read_header`` of the same file.
+
+    Raises:
+        BlobTruncated: The file has become shorter since.
+    """
     with path.open("rb") as file:
         file.seek(slot.begin)
         data = np.fromfile(file, dtype=DTYPES[slot.dtype], count=math.prod(slot.shape))
+    if data.nbytes != slot.end - slot.begin:
+        missing = slot.end - slot.begin - data.nbytes
+        raise BlobTruncated(f"{path.name}: it ends {missing} bytes early", next_step=_PULL_AGAIN)
     return data.reshape(slot.shape)
 
 

@@ -128,6 +128,9 @@ class FakeCuda:
     def total_bytes(self, device: torch.device) -> int:
         return 16 << 30
 
+    def shares_main_memory(self, device: torch.device) -> bool:
+        return device.index == 0
+
     def peak_reserved_bytes(self, device: torch.device) -> int:
         return 3 << 30
 

@@ -48,11 +48,35 @@ def test_plan_returns_the_parts_and_their_sum(capsys: pytest.CaptureFixture[str]
 
 
 def test_plan_shrinks_the_micro_batch_to_the_budget(capsys: pytest.CaptureFixture[str]) -> None:
-    exit_code, plan = json_of(capsys, "plan", "tiny", "--device", "cpu", "--rows", "4096", "--memory-budget", "500MiB")
+    exit_code, plan = json_of(capsys, "plan", "tiny", "--device", "cpu", "--rows", "4096", "--memory-budget", "600MiB")
 
     assert exit_code == 0
     assert 1 < plan["micro_batch_rows"] < 4096
-    assert plan["total_bytes"] <= 500 * 2**20
+    assert plan["points_at_once"] == 1
+    assert plan["total_bytes"] <= 600 * 2**20
+
+
+def test_plan_counts_queries_and_their_points(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ("plan", "tiny", "--device", "cpu", "--length", "100", "--rows", "4", "--dtype", "bfloat16")
+    _, one = json_of(capsys, *words)
+    _, many = json_of(capsys, *words, "--queries", "4", "--answers", "3")
+    _, none = json_of(capsys, *words, "--queries", "0")
+
+    assert [plan["points_at_once"] for plan in (one, many, none)] == [2, 8, 1]
+    assert [plan["queries"] for plan in (one, many, none)] == [1, 4, 0]
+    assert (one["answers_per_row"], many["answers_per_row"]) == (1, 3)
+    assert many["parts"]["activations and logits"] == 4 * one["parts"]["activations and logits"]
+
+
+def test_plan_counts_the_backend_that_is_asked_for(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ("plan", "tiny", "--device", "cpu")
+    likeliest, native, reference = (
+        json_of(capsys, *words, "--backend", name)[1] for name in ("auto", "native", "reference")
+    )
+
+    assert [plan["backend"] for plan in (likeliest, native, reference)] == ["native", "native", "reference"]
+    assert likeliest == native
+    assert native["parts"]["workspace"] < reference["parts"]["workspace"]
 
 
 def test_plan_shows_every_part_to_people(capsys: pytest.CaptureFixture[str]) -> None:
@@ -63,11 +87,14 @@ def test_plan_shows_every_part_to_people(capsys: pytest.CaptureFixture[str]) -> 
         "codes",
         "workspace",
         "theta and z",
-        "activations",
-        "logits",
-        "framework",
+        "activations and logits",
+        "packed operands",
+        "allocator slack",
+        "libraries",
         "in all",
-        "Micro-batch: 16",
+        "2 × 16 × 128 tokens on cpu, native backend",
+        "Micro-batch: 16 of 16 sequences at a time within 8.0 GiB, at 2 of 2 points side by side.",
+        "Left for decoded weights: 7.",
     ):
         assert part in shown
 
@@ -171,7 +198,11 @@ def test_generate_refuses_options_out_of_range(capsys: pytest.CaptureFixture[str
         (("generate", "tiny", "x" * 200), 9),
         (("plan", "absent"), 4),
         (("plan", "tiny", "--rows", "0"), 2),
+        (("plan", "tiny", "--length", "0"), 2),
+        (("plan", "tiny", "--queries", "-1"), 2),
         (("plan", "tiny", "--memory-budget", "much"), 2),
+        (("plan", "tiny", "--backend", "abacus"), 2),
+        (("plan", "tiny", "--backend", "triton", "--device", "cpu"), 8),
         (("plan", "tiny", "--device", "abacus"), 8),
     ],
 )

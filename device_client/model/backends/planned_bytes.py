@@ -1,0 +1,62 @@
+"""What each backend will keep, from shapes alone, so that memory can be planned without torch.
+
+    reference    the largest weight, and one tile of rows; indices of 8 bytes
+    native       the largest weight; indices of 4 bytes, and where each row's begin
+    triton       as native
+
+Measuring a backend at load holds one random weight of the largest shape and less than what the model will: it happens
+before the model's own weights are there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from device_client.model.backends import reference_tiles
+from shared.errors import ResourceError
+
+BACKENDS_OF = {"cpu": ("native", "reference"), "cuda": ("triton", "reference")}
+"""Device type → backends, the likeliest fastest first: what ``auto`` is planned for."""
+
+_NARROW_INDEX_LIMIT = 1 << 31
+
+
+def likeliest_backend(name: str, device_type: str) -> str:
+    """Return the backend of that name, or for ``auto`` the one that is probably chosen.
+
+    Raises:
+        ResourceError: There is none of that name on the device.
+    """
+    known = BACKENDS_OF[device_type]
+    if name == "auto":
+        return known[0]
+    if name not in known:
+        raise ResourceError(
+            f"backend {name!r} on {device_type}",
+            needed=f"auto or one of {', '.join(known)}",
+            next_step="--backend auto",
+        )
+    return name
+
+
+def workspace_bytes(backend: str, shapes: Sequence[tuple[int, int]], device_type: str, value_bytes: int) -> int:
+    """Return the bytes of all its buffers.
+
+    Args:
+        backend: ``reference``, ``native`` or ``triton``.
+        shapes: (out_features, in_features) of every quantised weight.
+        device_type: ``cpu`` or ``cuda``.
+        value_bytes: Bytes of one value in the compute dtype.
+    """
+    if backend == "reference":
+        return reference_tiles.workspace_bytes(shapes, device_type, value_bytes)
+    return max(rows * columns for rows, columns in shapes) * value_bytes
+
+
+def index_bytes(backend: str, shape: tuple[int, int], sensitive_count: int) -> int:
+    """Return the bytes of the positions of one weight's sensitive values."""
+    rows, columns = shape
+    if backend == "reference":
+        return sensitive_count * 8
+    width = 8 if backend == "triton" and rows * columns > _NARROW_INDEX_LIMIT else 4
+    return sensitive_count * width + (rows + 1) * 4

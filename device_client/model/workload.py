@@ -1,0 +1,42 @@
+"""The shape of what a model is asked to compute. Knows nothing about bytes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Workload:
+    """The shape of one forward pass, and of the step that it belongs to.
+
+    Attributes:
+        rows: Sequences side by side, the micro-batch.
+        columns: Tokens of the longest sequence.
+        answers_per_row: Positions of each row whose logits are wanted.
+        cached_columns: Tokens of each row whose keys and values are kept in every block; 0 but for generation.
+        points: θ's that go through the network side by side; each runs all rows.
+        queries: Directions of a tuning step; 0 where nothing is tuned.
+    """
+
+    rows: int
+    columns: int
+    answers_per_row: int = 1
+    cached_columns: int = 0
+    points: int = 1
+    queries: int = 1
+
+    def __post_init__(self) -> None:
+        if min(self.rows, self.columns, self.answers_per_row, self.points) < 1:
+            raise ValueError(f"{self}: rows, columns, answers_per_row and points must be at least 1")
+        if min(self.cached_columns, self.queries) < 0:
+            raise ValueError(f"{self}: cached_columns and queries must not be negative")
+
+    @property
+    def tokens(self) -> int:
+        """Tokens that one point computes."""
+        return self.rows * self.columns
+
+    @property
+    def answers(self) -> int:
+        """Positions of one point whose logits are wanted."""
+        return self.rows * self.answers_per_row
