@@ -70,7 +70,7 @@ def run(arguments: argparse.Namespace, console: Console, settings: Settings) -> 
     budget = parse_bytes(arguments.memory_budget)
     fit = fit_to_memory(
         bundle.config, side_by_side(examples, min(ROWS_AT_ONCE, len(examples))), budget_bytes=budget,
-        device=arguments.device, micro_batch_rows=arguments.micro_batch,
+        device=arguments.device, micro_batch_rows=arguments.micro_batch, backend=arguments.backend,
     )  # fmt: skip
     model = load_model(
         bundle, device=arguments.device, memory_budget_bytes=budget,

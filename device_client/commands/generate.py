@@ -66,10 +66,11 @@ def run(arguments: argparse.Namespace, console: Console, settings: Settings) -> 
     }
 
 
-def plan_generation(config: BundleConfig, device_type: str) -> MemoryPlan:
+def plan_generation(config: BundleConfig, device_type: str, backend: str = "auto") -> MemoryPlan:
     """Return the predicted bytes of a text that fills the context, its keys and values included."""
     context = config.tokenizer.context_length
-    return plan_memory(config, Workload(rows=1, columns=context, cached_columns=context), device_type=device_type)
+    most = Workload(rows=1, columns=context, cached_columns=context)
+    return plan_memory(config, most, device_type=device_type, backend=backend)
 
 
 def _check_options(arguments: argparse.Namespace) -> None:
@@ -101,7 +102,7 @@ def _load(arguments: argparse.Namespace, console: Console, settings: Settings) -
     backend = backend_options(arguments, console, settings)
     model = load_model(bundle, device=str(device), memory_budget_bytes=budget, backend=backend)
     if model.fused_up_to_tokens == 0:  # each token would decode every weight again
-        model.keep_decoded(spare_bytes(plan_generation(bundle.config, device.type), budget))
+        model.keep_decoded(spare_bytes(plan_generation(bundle.config, device.type, model.backend_name), budget))
     if tuned is not None:
         model.write_theta(load_theta(tuned.path, sensitive_count=model.sensitive_count))
     return model

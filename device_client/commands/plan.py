@@ -6,7 +6,7 @@ import argparse
 from typing import TYPE_CHECKING, Any
 
 from device_client.console import Console
-from device_client.model.backends.planned_bytes import BACKENDS_OF
+from device_client.model.backends.names import BACKEND_NAMES
 from device_client.model.workload import Workload
 from device_client.settings import Settings
 from device_client.store import resolve_bundle
@@ -18,8 +18,6 @@ if TYPE_CHECKING:
 
 NAME = "plan"
 HELP = "predict the memory that tuning needs, before loading anything"
-
-_BACKENDS = ("auto", *sorted({name for names in BACKENDS_OF.values() for name in names}))
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -33,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", metavar="NAME", help="cpu or cuda (CUDA where there is one)")
     parser.add_argument("--dtype", choices=("float32", "float16", "bfloat16"), help="compute format (by device)")
     parser.add_argument(
-        "--backend", choices=_BACKENDS, default="auto", help="what decodes weights (auto: likely native or triton)"
+        "--backend", choices=BACKEND_NAMES, default="auto", help="what decodes weights (auto: likely native or triton)"
     )
 
 

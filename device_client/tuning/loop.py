@@ -239,7 +239,7 @@ class TuningLoop(Generic[BatchT]):
     def _note_shrink(self) -> None:
         self._journal.sync()  # a step measured before would come out with other bits if it had to be measured again
         self._shrunk()
-        self._run.append_metric({"kind": "micro-batch halved", "steps_done": self._steps_done})
+        self._run.append_metric({"kind": "fewer side by side", "steps_done": self._steps_done})
         self._observer.note("out of memory: running fewer sequences side by side")
 
     def _directions(self, step: int) -> list[Tensor]:

@@ -243,7 +243,9 @@ def _tune(
     model.keep_decoded(fit.decoded_cache_bytes)
     settings, data, run = planned.settings, planned.data, planned.directory
     indices = BatchIndices(len(data.training), settings.batch_size, settings.seed)
-    problem = ModelProblem(model, data.training, data.validation, planned.objective, indices, fit.micro_batch_rows)
+    problem = ModelProblem(
+        model, data.training, data.validation, planned.objective, indices, fit.micro_batch_rows, fit.points_at_once
+    )
     theta = model.initial_theta()
     draw = PerturbationStream(settings.seed, model.sensitive_count, settings.distribution, model.device)
     lost_share = check_fidelity(theta, draw(0, 0), settings.epsilon, model.compute_dtype)
@@ -272,6 +274,7 @@ def _tune(
         "seconds_per_step": seconds / live_steps if live_steps else None,
         "steps_in_this_process": live_steps,
         "peak_memory_bytes": model.memory.peak_bytes,
+        "planned_memory_bytes": fit.plan.total_bytes,
         "memory_budget_bytes": machine.memory_budget_bytes,
         "perturbation_lost_share": lost_share,
         "noise_floor": noise if math.isfinite(noise) else None,
@@ -358,11 +361,16 @@ def _memory_fit(planned: PlannedRun, machine: MachineSettings) -> MemoryFit:
     data = planned.data
     return fit_to_memory(
         planned.bundle.config,
-        side_by_side([*data.training, *data.validation, *data.test], planned.settings.batch_size),
+        side_by_side(
+            [*data.training, *data.validation, *data.test],
+            planned.settings.batch_size,
+            queries=planned.settings.queries,
+        ),
         budget_bytes=machine.memory_budget_bytes,
         device=machine.device,
         compute_dtype=machine.compute_dtype,
         micro_batch_rows=machine.micro_batch_rows,
+        backend=machine.backend.name,
     )
 
 

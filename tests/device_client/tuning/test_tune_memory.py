@@ -81,7 +81,10 @@ def test_a_run_goes_on_with_the_micro_batch_that_it_had_come_to(
     whole, _ = run_tight(plan, clock, is_at_step_two)
     shutil.move(whole.run, whole.run.with_name("whole"))
     stopped, first = run_tight(plan, clock, is_at_step_two, time_budget_seconds=6.0)
-    assert (stopped.result["stopped_by"], first.failures) == ("time budget", 2)  # 8 → 4 → 2 sequences
+    assert (stopped.result["stopped_by"], first.failures) == (
+        "time budget",
+        3,
+    )  # signs apart, then 8 → 4 → 2 rows
     again, second = run_tight(plan, clock, lambda: False)
     assert second.widest == 2
     for name in ("journal.bin", "machine.json", "last.safetensors", "best.safetensors", "result.json"):

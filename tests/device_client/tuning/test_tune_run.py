@@ -127,6 +127,28 @@ def test_micro_batched_equals_whole_batch_on_the_real_model(bundle: Bundle, rows
     assert losses == pytest.approx([losses[0]] * 3, abs=1e-5)
 
 
+def test_signs_side_by_side_and_apart_make_the_same_run_bit_for_bit(
+    bundle: Bundle, rows: Path, clock: Callable[[], float]
+) -> None:
+    """The budget of the second is just too small for both signs of the largest batch."""
+    settings = dataclasses.replace(SETTINGS, queries=2)
+    together = run(planned(bundle, rows, settings), clock, memory_budget_bytes=8 << 30)
+    kept = {name: (together.run / name).read_bytes() for name in ("journal.bin", "last.safetensors", "result.json")}
+    shutil.move(together.run, together.run.with_name("together"))
+    least = together.resources["planned_memory_bytes"] - 1
+
+    apart = run(planned(bundle, rows, settings), clock, memory_budget_bytes=least)
+
+    assert (together.resources["points_at_once"], apart.resources["points_at_once"]) == (4, 2)
+    assert {name: (apart.run / name).read_bytes() for name in kept} == kept
+
+
+def test_a_run_reports_its_noise_floor(bundle: Bundle, rows: Path, clock: Callable[[], float]) -> None:
+    """Losses of float32 models of size 1 have a spacing of 1e-7, and so has what rounding does to them."""
+    resources = run(planned(bundle, rows), clock).resources
+    assert 0 < resources["noise_floor"] < 1e-4
+
+
 def test_a_problem_shrinks_to_one_sequence_and_no_further(bundle: Bundle, rows: Path) -> None:
     from device_client.tuning.batches import BatchIndices
 

@@ -364,7 +364,7 @@ def test_out_of_memory_halves_the_micro_batch_and_measures_the_step_anew(tmp_pat
     assert len(observer.notes) == 2
     assert torch.equal(outcome.last, tune(tmp_path / "roomy").last)
     events = [json.loads(line) for line in (tmp_path / "tight" / "metrics.jsonl").read_text().splitlines()]
-    assert [e["steps_done"] for e in events if e["kind"] == "micro-batch halved"] == [1, 1]
+    assert [e["steps_done"] for e in events if e["kind"] == "fewer side by side"] == [1, 1]
 
 
 @pytest.mark.parametrize("first_failing", [1, 3, 5])
