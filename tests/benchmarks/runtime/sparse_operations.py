@@ -31,7 +31,7 @@ from device_client.model.backends.calibrate import random_weight
 from device_client.model.backends.choose import choose_backend
 
 FUSED_UP_TO_TOKENS = 256
-EFFORT = Effort(seconds=4.0, least_rounds=3, most_rounds=15)
+EFFORT = Effort(seconds=3.0, least_rounds=3, most_rounds=15)
 
 
 @dataclass(frozen=True, slots=True)
