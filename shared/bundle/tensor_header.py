@@ -70,18 +70,26 @@ def read_header(path: Path) -> dict[str, TensorSlot]:
 
 
 def read_pieces(path: Path, slot: TensorSlot, piece_bytes: int = 4 << 20) -> Iterator[NDArray[np.generic]]:
-    """Yield one tensor's values in order, flat and ``piece_bytes`` at a time; the slot as for ``read_tensor``.
+    """Yield one tensor's values in order, flat; each piece is valid until the next one is asked for.
+
+    Args:
+        path: A safetensors file.
+        slot: From ``read_header`` of the same file.
+        piece_bytes: At most so many at a time, but at least one value.
 
     Raises:
         BlobTruncated: The file has become shorter since.
     """
     dtype, left = DTYPES[slot.dtype], math.prod(slot.shape)
+    buffer = np.empty(min(left, max(1, piece_bytes // dtype.itemsize)), dtype)
     with path.open("rb") as file:
         file.seek(slot.begin)
         while left:
-            piece = np.fromfile(file, dtype=dtype, count=min(left, max(1, piece_bytes // dtype.itemsize)))
-            if not piece.size:
-                raise BlobTruncated(f"{path.name}: it ends {left * dtype.itemsize} bytes early", next_step=_PULL_AGAIN)
+            piece = buffer[:left]
+            missing = piece.nbytes - file.readinto(piece.data.cast("B"))
+            if missing:
+                early = missing + (left - piece.size) * dtype.itemsize
+                raise BlobTruncated(f"{path.name}: it ends {early} bytes early", next_step=_PULL_AGAIN)
             yield piece
             left -= piece.size
 

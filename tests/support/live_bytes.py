@@ -11,20 +11,25 @@ from torch.utils._pytree import tree_leaves
 
 
 class LiveBytes(TorchDispatchMode):
-    """Counts the bytes of the tensors that operations allocate, from their making to their end."""
+    """Counts the bytes of the tensors that operations allocate, from their making to their end; of meta tensors none."""
 
     def __init__(self) -> None:
         super().__init__()
         self.peak = 0
         self._sizes: dict[int, int] = {}
 
+    @property
+    def now(self) -> int:
+        """The bytes that are alive."""
+        return sum(self._sizes.values())
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         inputs = {leaf.untyped_storage()._cdata for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)}
         result = func(*args, **(kwargs or {}))
         for leaf in tree_leaves(result):
-            if isinstance(leaf, Tensor) and leaf.untyped_storage()._cdata not in inputs:
+            if isinstance(leaf, Tensor) and not leaf.is_meta and leaf.untyped_storage()._cdata not in inputs:
                 storage = leaf.untyped_storage()
                 self._sizes[storage._cdata] = storage.nbytes()
                 weakref.finalize(storage, self._sizes.pop, storage._cdata, None)
-        self.peak = max(self.peak, sum(self._sizes.values()))
+        self.peak = max(self.peak, self.now)
         return result

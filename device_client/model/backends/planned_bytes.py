@@ -13,10 +13,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from device_client.model.backends import reference_tiles
+from device_client.model.backends.names import CANDIDATES
 from shared.errors import ResourceError
-
-BACKENDS_OF = {"cpu": ("native", "reference"), "cuda": ("triton", "reference")}
-"""Device type → backends, the likeliest fastest first: what ``auto`` is planned for."""
 
 _NARROW_INDEX_LIMIT = 1 << 31
 
@@ -27,7 +25,7 @@ def likeliest_backend(name: str, device_type: str) -> str:
     Raises:
         ResourceError: There is none of that name on the device.
     """
-    known = BACKENDS_OF[device_type]
+    known = CANDIDATES[device_type]
     if name == "auto":
         return known[0]
     if name not in known:

@@ -78,5 +78,5 @@ def test_scores_beside_many_points_count_one_portion_of_log_softmax() -> None:
 
     moment = hungriest_moment(architecture, Workload(1, 1, answers_per_row=500, points=8), 2)
 
-    # 8 · 500 · 1000 float32 logits and 4 MiB; while the head computes, one point's 500 · 1000 in 16 bit and a state each.
+    # 8 · 500 · 1000 float32 logits and 4 MiB; in the head there are only 500 · 1000 values of 16 bit beside them.
     assert moment == [16_000_000, 4 << 20]
