@@ -1,17 +1,15 @@
-"""How fast the device's model runs, and how well its memory is predicted.
+"""How fast the device's model runs.
 
     PYTHONPATH=.:tests/support python tests/benchmarks/bench_device_model.py [threads]
 
 Compares, best of several runs each: the eager backend with the codec's reference decoder; a forward pass of a
 picollama-shaped bundle (hidden 320, MLP 832, 5 blocks, 4,096 words; 16 × 32 tokens, one answer position a row) with a
-plain float32 transformers model that computes the same logits; tokens per second of both; and the planned peak of main
-memory with the measured one, in a process of its own. Writes ``results/device_model.json``. About a minute on 2 cores.
+plain float32 transformers model that computes the same logits; and tokens per second of both. Writes
+``results/device_model.json``. About a minute on 2 cores.
 """
 
 from __future__ import annotations
 
-import json
-import subprocess
 import sys
 import tempfile
 import time
@@ -25,7 +23,6 @@ from random_bundle import Case, make_case, random_quantized
 from recording import write_result
 
 from device_client.model.loader import load_model
-from device_client.model.memory_plan import Workload, plan_memory
 from device_client.model.sparse_model import SparseModel
 from device_client.model.token_batch import TokenBatch
 from shared.quantization.codec import dequantize
@@ -35,7 +32,6 @@ PICOLLAMA = {
     "num_key_value_heads": 1, "head_dim": 64, "max_position_embeddings": 512,
 }  # fmt: skip
 ROWS, COLUMNS, NEW_TOKENS = 16, 32, 48
-PEAK_SHAPES = ((16, 32), (64, 256))
 REPEATS = 9
 
 
@@ -120,47 +116,8 @@ def step_figures(case: Case) -> dict[str, Any]:
     }
 
 
-def peak_figures(case: Case) -> dict[str, Any]:
-    """Compare the planned peak with that of a fresh process that loads the bundle and runs both signs."""
-    figures = {}
-    for rows, columns in PEAK_SHAPES:
-        planned = plan_memory(case.bundle.config, Workload(rows, columns), device_type="cpu")
-        words = ["--peak", str(case.bundle.layout.root), case.bundle.digest, str(rows), str(columns)]
-        done = subprocess.run([sys.executable, __file__, *words], check=True, capture_output=True, text=True)
-        measured = json.loads(done.stdout)
-        figures[f"{rows}x{columns}"] = {
-            "planned_bytes": planned.total_bytes,
-            "planned_parts": planned.parts,
-            "measured_bytes": measured["peak"],
-            "measured_before_loading_bytes": measured["before"],
-            "planned_over_measured": planned.total_bytes / measured["peak"],
-        }
-    return figures
-
-
-def measure_peak(root: str, digest: str, rows: str, columns: str) -> dict[str, int]:
-    """Run both signs of one step in this process; return the high-water marks before loading and after."""
-    import transformers
-
-    from device_client.model.memory_meter import MemoryMeter
-    from shared.bundle.layout import ImageLayout
-    from shared.bundle.read import read_bundle
-
-    transformers.LlamaForCausalLM  # noqa: B018  the framework's own share
-    before = MemoryMeter(torch.device("cpu")).peak_bytes
-    model = load_model(read_bundle(ImageLayout(Path(root)), digest), device="cpu")
-    batch, theta = batch_of(int(rows), int(columns)), model.initial_theta()
-    for sign in (1, -1):
-        model.write_theta(theta + sign * 1e-3)
-        torch.nn.functional.log_softmax(model.logits(batch), dim=-1)
-    return {"before": before, "peak": model.memory.peak_bytes}
-
-
 def main() -> None:
     """Measure everything and write the result."""
-    if sys.argv[1:2] == ["--peak"]:
-        print(json.dumps(measure_peak(*sys.argv[2:])))
-        return
     torch.set_num_threads(int(sys.argv[1]) if len(sys.argv) > 1 else torch.get_num_threads())
     with tempfile.TemporaryDirectory() as folder:
         case = make_case(Path(folder), "llama", vocabulary=4096, sensitive=200, **PICOLLAMA)
@@ -168,7 +125,6 @@ def main() -> None:
             "threads": torch.get_num_threads(),
             "dequantize": dequantize_figures(),
             "picollama_shaped": step_figures(case),
-            "peak_memory": peak_figures(case),
         }
     print(write_result("device_model", result).read_text())
 

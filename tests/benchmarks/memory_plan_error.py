@@ -116,7 +116,7 @@ def compare(case: Case, folder: Path, threads: int) -> dict[str, Any]:
         value_bytes=getattr(torch, case.dtype).itemsize, backend=case.backend,
     )  # fmt: skip
     words = ["--measure", json.dumps(asdict(case)), str(root), bundle.digest, str(folder / "kernels")]
-    environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
+    environment = os.environ | {"OMP_NUM_THREADS": str(threads), "PYTHONPATH": os.pathsep.join(sys.path)}
     done = subprocess.run([sys.executable, __file__, *words], check=True, stdout=subprocess.PIPE, env=environment)
     found: dict[str, int] = json.loads(done.stdout)
     return {
