@@ -112,9 +112,7 @@ class QuantizedSparseLinear(nn.Module):
 
     def effective_weight(self, point: int = 0) -> Tensor:
         """Return W(θ_point) (out_features, in_features) in the shared buffer: valid until another layer decodes."""
-        dense = self._runtime.backend.dequantize(self.packed)
-        self._runtime.backend.write_sparse(dense, self.packed, self._values(point))
-        return dense
+        return self._runtime.backend.dequantize(self.packed, self._values(point))  # Equation 26
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Return y (points · rows, …, out_features).
@@ -133,9 +131,10 @@ class QuantizedSparseLinear(nn.Module):
     def _at_each_point(self, stacked: Tensor) -> Tensor:
         points, tokens, _ = stacked.shape
         outputs = stacked.new_empty(points, tokens, self.out_features)
-        dense = self._runtime.backend.dequantize(self.packed)
+        dense = self.effective_weight()
         for point in range(points):
-            self._runtime.backend.write_sparse(dense, self.packed, self._values(point))  # Equation 26
+            if point > 0:
+                self._runtime.backend.write_sparse(dense, self.packed, self._values(point))
             _multiply(stacked[point], dense, self.bias, outputs[point])
         return outputs
 

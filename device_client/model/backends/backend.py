@@ -60,14 +60,18 @@ class LinearBackend(Protocol):
             indices: int64 (k,), flat positions of the sensitive values, ascending, on the compute device.
         """
 
-    def dequantize(self, weight: PackedWeight) -> Tensor:
-        """Return the dense part (out_features, in_features), contiguous, in the compute dtype.
+    def dequantize(self, weight: PackedWeight, values: Tensor | None = None) -> Tensor:
+        """Return W (out_features, in_features), contiguous, in the compute dtype.
 
         The caller may write to it, to the positions of the sensitive values only.
+
+        Args:
+            weight: The packed weight.
+            values: Compute dtype (k,), the sensitive values; None leaves what their codes stand for.
         """
 
     def write_sparse(self, dense: Tensor, weight: PackedWeight, values: Tensor) -> None:
-        """Overwrite the sensitive positions of a decoded weight with ``values``, compute dtype (k,)."""
+        """Overwrite the sensitive positions of a decoded weight with other ``values``, compute dtype (k,)."""
 
     def linear_small(self, inputs: Tensor, weight: PackedWeight, values: Tensor, bias: Tensor | None) -> Tensor:
         """Return x Wᵀ + b without decoding W as a whole; for one to a few tokens.

@@ -40,8 +40,14 @@ class DecodedCache:
         """Return the weight as the other backend keeps it."""
         return self._backend.pack(quantized, indices)
 
-    def dequantize(self, weight: PackedWeight) -> Tensor:
-        """Return the weight, decoded now or earlier."""
+    def dequantize(self, weight: PackedWeight, values: Tensor | None = None) -> Tensor:
+        """Return W, decoded now or earlier; without ``values`` its sensitive positions hold what was last there."""
+        dense = self._kept_or_decoded(weight)
+        if values is not None:
+            self.write_sparse(dense, weight, values)
+        return dense
+
+    def _kept_or_decoded(self, weight: PackedWeight) -> Tensor:
         if id(weight) in self._kept:
             return self._kept[id(weight)][1]
         dense = self._backend.dequantize(weight)

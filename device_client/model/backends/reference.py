@@ -66,9 +66,12 @@ class ReferenceBackend:
         """Return the weight with its indices as they are."""
         return PackedWeight(quantized, indices)
 
-    def dequantize(self, weight: PackedWeight) -> Tensor:
-        """Return the dense part in the workspace."""
-        return self._dequantize(weight.quantized)
+    def dequantize(self, weight: PackedWeight, values: Tensor | None = None) -> Tensor:
+        """Return W in the workspace."""
+        dense = self._dequantize(weight.quantized)
+        if values is not None:
+            self.write_sparse(dense, weight, values)
+        return dense
 
     def write_sparse(self, dense: Tensor, weight: PackedWeight, values: Tensor) -> None:
         """Overwrite the sensitive positions: 0.05 ms by ``index_copy_`` where ``scatter_`` takes 26 ms."""
@@ -77,9 +80,7 @@ class ReferenceBackend:
 
     def linear_small(self, inputs: Tensor, weight: PackedWeight, values: Tensor, bias: Tensor | None) -> Tensor:
         """Return x Wᵀ + b by decoding W: plain torch has no fused product from codes."""
-        dense = self.dequantize(weight)
-        self.write_sparse(dense, weight, values)
-        return functional.linear(inputs, dense, bias)
+        return functional.linear(inputs, self.dequantize(weight, values), bias)
 
     def _dequantize(self, tensor: QuantizedTensor) -> Tensor:
         rows, columns = tensor.shape

@@ -23,6 +23,7 @@ from runtime.stopwatch import seconds_of
 from torch import Tensor
 
 from device_client.model.backends.backend import LinearBackend, PackedWeight
+from device_client.model.linear import QuantizedSparseLinear
 from device_client.model.sparse_model import SparseModel
 from device_client.model.token_batch import TokenBatch
 from device_client.tuning.batches import BatchIndices
@@ -151,9 +152,9 @@ class _ClockedBackend:
     def pack(self, quantized: QuantizedTensor, indices: Tensor) -> PackedWeight:
         return self.backend.pack(quantized, indices)
 
-    def dequantize(self, weight: PackedWeight) -> Tensor:
+    def dequantize(self, weight: PackedWeight, values: Tensor | None = None) -> Tensor:
         with self.clock.on("dequantize"):
-            return self.backend.dequantize(weight)
+            return self.backend.dequantize(weight, values)
 
     def write_sparse(self, dense: Tensor, weight: PackedWeight, values: Tensor) -> None:
         with self.clock.on("write_sparse"):
@@ -174,14 +175,37 @@ def step_parts(model: SparseModel, batch: Batch, *, rounds: int) -> dict[str, fl
         found = [{"step": seconds_of(step, model.device)} | clock.read() for _ in range(rounds)]
     finally:
         model.runtime.backend = backend
-    medians = {name: statistics.median(seconds[name] for seconds in found) for name in found[0]}
+    medians = {name: statistics.median(one[name] for one in found) for name in found[0]}
     medians["draw_z"] = _drawing_seconds(model.sensitive_count)
-    beside = statistics.median(one["step"] - one["forwards"] + one["write_sparse"] for one in found)
+    medians["write_while_decoding"] = _writing_while_decoding_seconds(model, rounds) * (2 // batch.points)
+    beside = statistics.median(one["step"] - one["forwards"] + one.get("write_sparse", 0.0) for one in found)
+    beside += medians["write_while_decoding"]
     return {f"{name}_seconds": seconds for name, seconds in medians.items()} | {
         "beside_forwards_seconds": beside,
         "update_share": (beside + medians["draw_z"]) / medians["step"],
         "dequantize_share": medians["dequantize"] / medians["step"],
     }
+
+
+def _writing_while_decoding_seconds(model: SparseModel, rounds: int) -> float:
+    """Return what decoding all weights once takes longer where their sensitive values are written meanwhile."""
+    layers = [module for module in model.network.modules() if isinstance(module, QuantizedSparseLinear)]
+    backend = model.runtime.backend
+
+    def decode_all(with_values: bool) -> None:
+        for layer in layers:
+            if with_values:
+                layer.effective_weight()
+            else:
+                backend.dequantize(layer.packed)
+
+    decode_all(with_values=True)
+    longer = [
+        seconds_of(lambda: decode_all(with_values=True), model.device)
+        - seconds_of(lambda: decode_all(with_values=False), model.device)
+        for _ in range(rounds)
+    ]
+    return max(0.0, statistics.median(longer))
 
 
 def _drawing_seconds(count: int) -> float:

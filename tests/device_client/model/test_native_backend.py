@@ -103,8 +103,8 @@ def test_the_fused_product_equals_the_dense_one_with_replaced_values(
     outputs = backend.linear_small(inputs, backend.pack(tensor, indices), values, bias)
 
     assert outputs.dtype == dtype
-    # What a sum of both signs loses is measured against what was added up.
-    size = inputs.double().abs() @ exact.abs().T + 1
+    # What a sum of both signs loses is measured against what was added up, replaced weights included.
+    size = inputs.double().abs() @ (exact.abs() + dequantize(tensor).abs()).T + 1
     assert bool(((outputs.double() - expected).abs() <= LINEAR_TOLERANCE[dtype] * size).all())
 
 
@@ -143,9 +143,10 @@ def test_values_are_written_to_their_positions_and_nowhere_else(library: KernelL
     expected = dequantize(tensor, dtype=dtype)
     expected.view(-1)[indices] = values
 
-    dense = backend.dequantize(weight)
-    backend.write_sparse(dense, weight, values)
+    assert torch.equal(backend.dequantize(weight, values), expected)
 
+    dense = backend.dequantize(weight, torch.zeros_like(values))
+    backend.write_sparse(dense, weight, values)
     assert torch.equal(dense, expected)
 
 

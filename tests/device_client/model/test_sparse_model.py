@@ -190,9 +190,9 @@ def test_points_decode_each_weight_once(case_of: Callable) -> None:
         def __getattr__(self, name: str) -> Any:
             return getattr(self._backend, name)
 
-        def dequantize(self, weight: PackedWeight) -> Tensor:
+        def dequantize(self, weight: PackedWeight, values: Tensor | None = None) -> Tensor:
             decoded.append(id(weight))
-            return self._backend.dequantize(weight)
+            return self._backend.dequantize(weight, values)
 
     model.runtime.backend = Counting(model.runtime.backend)
     model.write_points([model.initial_theta()] * 4)

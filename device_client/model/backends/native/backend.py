@@ -46,11 +46,11 @@ class NativeBackend:
         rows, columns = quantized.shape
         return PackedWeight(quantized, indices.to(torch.int32), first_of_each_row(indices, rows, columns))
 
-    def dequantize(self, weight: PackedWeight) -> Tensor:
-        """Return the dense part in the workspace."""
+    def dequantize(self, weight: PackedWeight, values: Tensor | None = None) -> Tensor:
+        """Return W in the workspace."""
         rows, columns = weight.shape
         dense = self._workspace[: rows * columns].view(rows, columns)
-        self._library.dequantize(weight.quantized, dense)
+        self._library.dequantize(weight, values, dense)
         return dense
 
     def write_sparse(self, dense: Tensor, weight: PackedWeight, values: Tensor) -> None:

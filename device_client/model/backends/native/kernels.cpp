@@ -243,9 +243,29 @@ template <typename T> void decode_row(const Weight& weight, int64_t row, int32_t
     }
 }
 
-template <typename T> void decode_rows(const Weight& weight, int32_t format, T* out, int threads) {
+// Decodes all rows; where there are sensitive values, each row's are written while it is still in the cache.
+template <typename T>
+void decode_rows(const Weight& weight, const Sparse* sparse, int32_t format, T* out, int threads) {
 #pragma omp parallel for num_threads(threads) schedule(static)
-    for (int64_t row = 0; row < weight.rows; ++row) decode_row(weight, row, format, out + row * weight.columns);
+    for (int64_t row = 0; row < weight.rows; ++row) {
+        decode_row(weight, row, format, out + row * weight.columns);
+        if (!sparse) continue;
+        const T* values = static_cast<const T*>(sparse->values);
+        for (int32_t j = sparse->row_starts[row]; j < sparse->row_starts[row + 1]; ++j) {
+            out[sparse->indices[j]] = values[j];
+        }
+    }
+}
+
+// Positions lie far apart: each is fetched while those before it are written.
+template <typename T>
+void overwrite(const int32_t* indices, const T* values, int64_t count, T* out, int threads) {
+    constexpr int64_t AHEAD = 32;
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (int64_t j = 0; j < count; ++j) {
+        if (j + AHEAD < count) __builtin_prefetch(out + indices[j + AHEAD], 1);
+        out[indices[j]] = values[j];
+    }
 }
 
 // Inputs as float32 in the order in which codes lie in a vector register: 128 columns are 64 bytes of codes, 16 words of
@@ -431,25 +451,22 @@ void multiply(const Weight& weight, const Sparse& sparse, const Shuffled& x, con
 
 extern "C" {
 
-// Decodes a weight to (rows, columns) in `format`.
-void zo_dequantize(const Weight* weight, void* out, int32_t format, int32_t threads) {
+// Decodes a weight to (rows, columns) in `format`, with its sensitive values where `sparse` is not null.
+void zo_dequantize(const Weight* weight, const Sparse* sparse, void* out, int32_t format, int32_t threads) {
     if (format == FLOAT32) {
-        decode_rows(*weight, format, static_cast<float*>(out), threads);
+        decode_rows(*weight, sparse, format, static_cast<float*>(out), threads);
     } else {
-        decode_rows(*weight, format, static_cast<uint16_t*>(out), threads);
+        decode_rows(*weight, sparse, format, static_cast<uint16_t*>(out), threads);
     }
 }
 
 // Overwrites `count` positions of a decoded weight with the sensitive values.
-void zo_write_sparse(const int32_t* indices, const void* values, int64_t count, void* out, int32_t format) {
+void zo_write_sparse(const int32_t* indices, const void* values, int64_t count, void* out, int32_t format,
+                     int32_t threads) {
     if (format == FLOAT32) {
-        for (int64_t j = 0; j < count; ++j) {
-            static_cast<float*>(out)[indices[j]] = static_cast<const float*>(values)[j];
-        }
+        overwrite(indices, static_cast<const float*>(values), count, static_cast<float*>(out), threads);
     } else {
-        for (int64_t j = 0; j < count; ++j) {
-            static_cast<uint16_t*>(out)[indices[j]] = static_cast<const uint16_t*>(values)[j];
-        }
+        overwrite(indices, static_cast<const uint16_t*>(values), count, static_cast<uint16_t*>(out), threads);
     }
 }
 

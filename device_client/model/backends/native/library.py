@@ -44,29 +44,34 @@ class KernelLibrary:
         library = ctypes.CDLL(str(path))
         pointer, number, long = ctypes.c_void_p, ctypes.c_int32, ctypes.c_int64
         self._dequantize = library.zo_dequantize
-        self._dequantize.argtypes = (pointer, pointer, number, number)
+        self._dequantize.argtypes = (pointer, pointer, pointer, number, number)
         self._write_sparse = library.zo_write_sparse
-        self._write_sparse.argtypes = (pointer, pointer, long, pointer, number)
+        self._write_sparse.argtypes = (pointer, pointer, long, pointer, number, number)
         self._linear_small = library.zo_linear_small
         self._linear_small.argtypes = (pointer, pointer, pointer, pointer, pointer, long, number, number)
         for call in (self._dequantize, self._write_sparse, self._linear_small):
             call.restype = None
 
-    def dequantize(self, tensor: QuantizedTensor, out: Tensor) -> None:
-        """Decode to ``out`` (out_features, in_features), contiguous, in one of ``FORMATS``."""
-        weight = _describe(tensor)
-        self._dequantize(ctypes.byref(weight), out.data_ptr(), FORMATS[out.dtype], torch.get_num_threads())
+    def dequantize(self, packed: PackedWeight, values: Tensor | None, out: Tensor) -> None:
+        """Decode to ``out`` (out_features, in_features), contiguous; ``values``, of its format, are written over it."""
+        weight = _describe(packed.quantized)
+        sparse = None if values is None else ctypes.byref(_describe_sparse(packed, values))
+        threads = torch.get_num_threads()
+        self._dequantize(ctypes.byref(weight), sparse, out.data_ptr(), FORMATS[out.dtype], threads)
 
     def write_sparse(self, indices: Tensor, values: Tensor, out: Tensor) -> None:
         """Overwrite ``out`` at flat int32 ``indices``; values and out in the same one of ``FORMATS``."""
-        self._write_sparse(indices.data_ptr(), values.data_ptr(), indices.numel(), out.data_ptr(), FORMATS[out.dtype])
+        self._write_sparse(
+            indices.data_ptr(), values.data_ptr(), indices.numel(), out.data_ptr(), FORMATS[out.dtype],
+            torch.get_num_threads(),
+        )  # fmt: skip
 
     def linear_small(
         self, inputs: Tensor, packed: PackedWeight, values: Tensor, bias: Tensor | None, out: Tensor
     ) -> None:
         """Multiply: inputs (tokens, in_features) to out (tokens, out_features), all contiguous and of one format."""
         weight = _describe(packed.quantized)
-        sparse = _Sparse(_address(packed.row_starts), packed.indices.data_ptr(), values.data_ptr())
+        sparse = _describe_sparse(packed, values)
         self._linear_small(
             ctypes.byref(weight), ctypes.byref(sparse), inputs.data_ptr(), _address(bias), out.data_ptr(),
             inputs.shape[0], FORMATS[inputs.dtype], torch.get_num_threads(),
@@ -81,6 +86,10 @@ def _describe(tensor: QuantizedTensor) -> _Weight:
         tensor.codes.data_ptr(), _address(tensor.lut), _address(tensor.scale), _address(tensor.bias),
         rows, columns, tensor.codes.shape[1], lut_rows, tensor.group_size or 0, groups, tensor.bits,
     )  # fmt: skip
+
+
+def _describe_sparse(packed: PackedWeight, values: Tensor) -> _Sparse:
+    return _Sparse(_address(packed.row_starts), packed.indices.data_ptr(), values.data_ptr())
 
 
 def _address(tensor: Tensor | None) -> int | None:

@@ -64,8 +64,14 @@ class TritonBackend:
         narrow = indices.to(torch.int32) if rows * columns <= _INDEX_LIMIT else indices
         return PackedWeight(quantized, narrow, first_of_each_row(indices, rows, columns))
 
-    def dequantize(self, weight: PackedWeight) -> Tensor:
-        """Return the dense part in the workspace."""
+    def dequantize(self, weight: PackedWeight, values: Tensor | None = None) -> Tensor:
+        """Return W in the workspace."""
+        dense = self._decoded(weight)
+        if values is not None:
+            self.write_sparse(dense, weight, values)
+        return dense
+
+    def _decoded(self, weight: PackedWeight) -> Tensor:
         rows, columns = weight.shape
         dense = self._workspace[: rows * columns].view(rows, columns)
         tensor = weight.quantized
