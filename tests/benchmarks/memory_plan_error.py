@@ -3,9 +3,9 @@
     PYTHONPATH=.:tests/support:tests/benchmarks python tests/benchmarks/memory_plan_error.py
 
 Each process imports what ``zo-device tune`` imports, loads a bundle of random weights, makes a step or two and reads
-its high-water mark: all of it counts, the interpreter and its libraries too. Cases: picollama and two blocks in the shapes
-of Llama-2-7B · 16 × 32, 16 × 128 and 4 × 512 tokens · reference and native · float32 and bfloat16 · one and two points
-side by side. Of the 7B shapes half of the combinations of the last three, so that all of it takes less than 5 minutes
+its high-water mark: all of it counts, the interpreter and its libraries too. Cases: picollama and two blocks in the
+shapes of Llama-2-7B · 16 × 32, 16 × 128 and 4 × 512 tokens · reference and native · float32 and bfloat16 · one and two
+points side by side. Of the 7B shapes half of the combinations of the last three, so that all of it takes 5 minutes
 on 2 cores. Writes ``results/memory_plan_error.json`` and the headline ``plan.error_percent``: the worst of all.
 """
 
