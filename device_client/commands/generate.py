@@ -69,7 +69,7 @@ def run(arguments: argparse.Namespace, console: Console, settings: Settings) -> 
 def plan_generation(config: BundleConfig, device_type: str, backend: str = "auto") -> MemoryPlan:
     """Return the predicted bytes of a text that fills the context, its keys and values included."""
     context = config.tokenizer.context_length
-    most = Workload(rows=1, columns=context, cached_columns=context)
+    most = Workload(rows=1, columns=context, cached_columns=context, queries=0)
     return plan_memory(config, most, device_type=device_type, backend=backend)
 
 

@@ -73,6 +73,22 @@ class QuantizedTensor:
         """(out_features, in_features)."""
         return self.codes.shape[0], self.in_features
 
+    def rows(self, start: int, stop: int) -> QuantizedTensor:
+        """Return rows ``start`` to ``stop``, as views of the same parts."""
+
+        def cut(part: Tensor | None) -> Tensor | None:
+            return part if part is None or part.shape[0] == 1 else part[start:stop]
+
+        return QuantizedTensor(
+            self.codes[start:stop],
+            self.in_features,
+            self.bits,
+            lut=cut(self.lut),
+            scale=cut(self.scale),
+            bias=cut(self.bias),
+            group_size=self.group_size,
+        )
+
     @property
     def parts(self) -> dict[str, Tensor]:
         """The stored tensors by part name, in the order of the format."""

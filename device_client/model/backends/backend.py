@@ -22,23 +22,45 @@ from shared.quantization.codec import QuantizedTensor
 
 @dataclass(frozen=True, slots=True)
 class PackedWeight:
-    """One weight as a backend keeps it, on the compute device.
+    """One weight, or some rows of it, as a backend keeps it, on the compute device.
 
     Attributes:
         quantized: The dense part.
-        indices: int64 or int32 (k,), flat positions of the sensitive values, ascending; k may be 0.
-        row_starts: int32 (out_features + 1,): the values of row r are those from row_starts[r] to row_starts[r + 1];
-            None where the backend does not ask for it.
+        indices: int64 or int32 (k,), flat positions of the sensitive values of the whole weight, ascending; k may be 0.
+        row_starts: int32 (out_features + 1,): the values of row r are those from row_starts[r] to row_starts[r + 1].
+        first_row: Where the rows begin in the whole weight.
+        is_part: Whether these are not all rows of the weight.
     """
 
     quantized: QuantizedTensor
     indices: Tensor
-    row_starts: Tensor | None = None
+    row_starts: Tensor
+    first_row: int = 0
+    is_part: bool = False
 
     @property
     def shape(self) -> tuple[int, int]:
         """(out_features, in_features)."""
         return self.quantized.shape
+
+    def rows(self, start: int, stop: int) -> PackedWeight:
+        """Return rows ``start`` to ``stop`` over the same tensors; they go with the values of the whole weight."""
+        if (start, stop) == (0, self.shape[0]):
+            return self
+        return PackedWeight(
+            self.quantized.rows(start, stop),
+            self.indices,
+            self.row_starts[start : stop + 1],
+            self.first_row + start,
+            is_part=True,
+        )
+
+    def own(self, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the positions that lie in these rows, counted from their beginning, and their values."""
+        if not self.is_part:
+            return self.indices, values
+        begin, end = int(self.row_starts[0]), int(self.row_starts[-1])
+        return self.indices[begin:end] - self.first_row * self.shape[1], values[begin:end]
 
 
 class LinearBackend(Protocol):
@@ -67,7 +89,7 @@ class LinearBackend(Protocol):
 
         Args:
             weight: The packed weight.
-            values: Compute dtype (k,), the sensitive values; None leaves what their codes stand for.
+            values: Compute dtype (k,), the sensitive values of the whole weight; None leaves what codes stand for.
         """
 
     def write_sparse(self, dense: Tensor, weight: PackedWeight, values: Tensor) -> None:

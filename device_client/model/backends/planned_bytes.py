@@ -1,6 +1,6 @@
 """What each backend will keep, from shapes alone, so that memory can be planned without torch.
 
-    reference    the largest weight, and one tile of rows; indices of 8 bytes
+    reference    the largest weight, and one tile of rows; indices of 8 bytes, and where each row's begin
     native       the largest weight; indices of 4 bytes, and where each row's begin
     triton       as native
 
@@ -54,7 +54,5 @@ def workspace_bytes(backend: str, shapes: Sequence[tuple[int, int]], device_type
 def index_bytes(backend: str, shape: tuple[int, int], sensitive_count: int) -> int:
     """Return the bytes of the positions of one weight's sensitive values."""
     rows, columns = shape
-    if backend == "reference":
-        return sensitive_count * 8
-    width = 8 if backend == "triton" and rows * columns > _NARROW_INDEX_LIMIT else 4
-    return sensitive_count * width + (rows + 1) * 4
+    is_wide = backend == "reference" or (backend == "triton" and rows * columns > _NARROW_INDEX_LIMIT)
+    return sensitive_count * (8 if is_wide else 4) + (rows + 1) * 4

@@ -20,6 +20,6 @@ def reusable_buffer(count: int, dtype: torch.dtype, device: torch.device) -> Ten
     byte_count = count * dtype.itemsize
     if device.type != "cpu" or byte_count < _HUGE_PAGE_BYTES or not hasattr(mmap, "MADV_HUGEPAGE"):
         return torch.empty(count, dtype=dtype, device=device)
-    memory = mmap.mmap(-1, byte_count + _HUGE_PAGE_BYTES)
+    memory = mmap.mmap(-1, byte_count + _HUGE_PAGE_BYTES, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     memory.madvise(mmap.MADV_HUGEPAGE)
     return torch.frombuffer(memory, dtype=dtype, count=count)

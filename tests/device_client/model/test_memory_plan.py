@@ -43,7 +43,7 @@ def held_by(model: SparseModel, points: int) -> dict[str, int]:
     layers = [module for module in model.network.modules() if isinstance(module, QuantizedSparseLinear)]
     parts = [(name, tensor) for layer in layers for name, tensor in layer.packed.quantized.parts.items()]
     indices = [layer.packed.indices for layer in layers]
-    indices += [layer.packed.row_starts for layer in layers if layer.packed.row_starts is not None]
+    indices += [layer.packed.row_starts for layer in layers]
     values = torch.empty(points, model.sensitive_count, dtype=model.compute_dtype)
     return {
         "codes": bytes_of(*(tensor for name, tensor in parts if name == "codes")),
@@ -87,7 +87,7 @@ def test_parts_of_the_tiny_bundle_worked_by_hand(tiny_bundle: TinyBundle) -> Non
     assert parts["codes"] == weights // 2
     assert parts["codebooks and scales"] == table_rows * 16 * 2
     assert parts["unquantised parameters"] == (259 * 32 + 5 * 32) * 4
-    assert parts["sensitive indices and values"] == 14 * 8 * (8 + 2 + 4 * 4)
+    assert parts["sensitive indices and values"] == 14 * 8 * (8 + 2 + 4 * 4) + (table_rows + 14) * 4
     assert parts["workspace"] == 44 * 32 * (4 + 8 + 1)
     # The run's θ and the bundle's, two z of this step and of the next, four θ ± ε·z, one ε·z.
     assert parts["theta and z"] == 14 * 8 * 4 * (2 + 2 + 2 + 4 + 1)

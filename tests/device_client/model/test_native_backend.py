@@ -18,6 +18,7 @@ from device_client.model.backends.choose import BackendOptions
 from device_client.model.backends.native.backend import NativeBackend
 from device_client.model.backends.native.build import BuildFailed, built_library
 from device_client.model.backends.native.library import KernelLibrary
+from device_client.model.backends.reference import ReferenceBackend
 from device_client.model.loader import load_model
 from device_client.model.token_batch import TokenBatch
 from shared.quantization.codec import QuantizedTensor, dequantize
@@ -148,6 +149,30 @@ def test_values_are_written_to_their_positions_and_nowhere_else(library: KernelL
     dense = backend.dequantize(weight, torch.zeros_like(values))
     backend.write_sparse(dense, weight, values)
     assert torch.equal(dense, expected)
+
+
+@pytest.mark.parametrize("kind", ["native", "reference"])
+def test_some_rows_go_with_the_values_of_the_whole_weight(library: KernelLibrary, kind: str) -> None:
+    tensor = random_tensor(11, 40, 4, "uniform", 16, seed=6)
+    indices = torch.tensor([3, 39, 40, 123, 239, 240, 330, 439])
+    values, others = torch.arange(1.0, 9.0), -torch.arange(1.0, 9.0)
+    backend = {
+        "native": NativeBackend(library, [tensor.shape], torch.float32),
+        "reference": ReferenceBackend([tensor.shape], torch.float32, torch.device("cpu")),
+    }[kind]
+    inputs = torch.randn(2, 40, generator=torch.Generator().manual_seed(1))
+    whole = dequantize(tensor)
+
+    for start, stop in [(0, 3), (3, 8), (8, 9), (9, 11), (0, 11)]:
+        rows = backend.pack(tensor, indices).rows(start, stop)
+        whole.view(-1)[indices] = values
+        dense = backend.dequantize(rows, values)
+        assert torch.equal(dense, whole[start:stop])
+        torch.testing.assert_close(backend.linear_small(inputs, rows, values, None), inputs @ whole[start:stop].T)
+        dense = backend.dequantize(rows, values)
+        whole.view(-1)[indices] = others
+        backend.write_sparse(dense, rows, others)
+        assert torch.equal(dense, whole[start:stop])
 
 
 def test_the_number_of_threads_changes_no_bit(library: KernelLibrary) -> None:

@@ -18,7 +18,7 @@ CPU = torch.device("cpu")
 
 
 def packed(tensor: QuantizedTensor) -> PackedWeight:
-    return PackedWeight(tensor, torch.empty(0, dtype=torch.int64))
+    return PackedWeight(tensor, torch.empty(0, dtype=torch.int64), torch.zeros(tensor.shape[0] + 1, dtype=torch.int32))
 
 
 def random_tensor(rows: int, columns: int, bits: int, form: str, group_size: int, seed: int) -> QuantizedTensor:

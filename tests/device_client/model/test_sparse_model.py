@@ -9,15 +9,18 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from random_bundle import make_case
+from random_bundle import make_case, random_quantized
 from torch import Tensor, nn
 
+from device_client.model import linear
 from device_client.model.backends.backend import LinearBackend, PackedWeight
+from device_client.model.backends.reference import ReferenceBackend
 from device_client.model.linear import QuantizedSparseLinear
 from device_client.model.loader import load_model
 from device_client.model.sparse_model import SparseModel
 from device_client.model.token_batch import TokenBatch
 from shared.errors import DataError
+from shared.quantization.codec import dequantize
 
 # One float32 forward of two tiny blocks: the head multiplies gathered rows instead of all, in another summation order.
 FLOAT32_FORWARD = {"rtol": 1e-5, "atol": 1e-5}
@@ -364,3 +367,28 @@ def test_the_meter_reads_at_least_the_models_own_bytes(model: SparseModel) -> No
     assert reading.accelerator_peak_bytes is None
     assert reading.process_peak_bytes >= reading.process_bytes > 1 << 20
     assert model.memory.peak_bytes == model.memory.read().process_peak_bytes
+
+
+@pytest.mark.parametrize("tokens", [1, linear.TILED_UP_TO_TOKENS, linear.TILED_UP_TO_TOKENS + 1])
+@pytest.mark.parametrize("has_bias", [False, True])
+def test_tiles_of_rows_and_whole_weights_multiply_alike(tokens: int, has_bias: bool) -> None:
+    """Three tiles, the last one short; two points; some values in each tile."""
+    generator = torch.Generator().manual_seed(7)
+    out_features, in_features = 2 * linear.TILE_ROWS + 40, 48
+    tensor = random_quantized((out_features, in_features), "per_row", 4, generator)
+    indices = torch.randperm(out_features * in_features, generator=generator)[:200].sort().values
+    backend = ReferenceBackend([tensor.shape], torch.float32, torch.device("cpu"))
+    thetas = torch.randn(2, 200, generator=generator)
+    runtime = linear.LinearRuntime(backend, linear.SensitiveValues(torch.zeros(200)))
+    runtime.values.write(list(thetas))
+    bias = nn.Parameter(torch.randn(out_features, generator=generator), requires_grad=False) if has_bias else None
+    layer = QuantizedSparseLinear(backend.pack(tensor, indices), slice(0, 200), bias, runtime)
+    inputs = torch.randn(2, tokens, in_features, generator=generator)
+
+    outputs = layer(inputs)
+
+    for point in range(2):
+        weight = dequantize(tensor)
+        weight.view(-1)[indices] = thetas[point]
+        expected = nn.functional.linear(inputs[point], weight, bias)
+        torch.testing.assert_close(outputs[point], expected, rtol=1e-5, atol=1e-5)

@@ -55,7 +55,7 @@ class NativeBackend:
 
     def write_sparse(self, dense: Tensor, weight: PackedWeight, values: Tensor) -> None:
         """Overwrite the sensitive positions of a decoded weight."""
-        self._library.write_sparse(weight.indices, values, dense)
+        self._library.write_sparse(weight, values, dense)
 
     def linear_small(self, inputs: Tensor, weight: PackedWeight, values: Tensor, bias: Tensor | None) -> Tensor:
         """Return x Wᵀ + b from the codes, up to four tokens per reading of them."""

@@ -93,9 +93,10 @@ struct Weight {
 };
 
 struct Sparse {
-    const int32_t* row_starts;  // (rows + 1)
-    const int32_t* indices;     // flat positions, ascending
-    const void* values;         // in the compute format
+    const int32_t* row_starts;  // (rows + 1), of the rows that `Weight` describes
+    const int32_t* indices;     // flat positions in the whole weight, ascending
+    const void* values;         // in the compute format, as many as indices
+    int64_t first_row;          // of the rows that `Weight` describes
 };
 }
 
@@ -252,19 +253,21 @@ void decode_rows(const Weight& weight, const Sparse* sparse, int32_t format, T* 
         if (!sparse) continue;
         const T* values = static_cast<const T*>(sparse->values);
         for (int32_t j = sparse->row_starts[row]; j < sparse->row_starts[row + 1]; ++j) {
-            out[sparse->indices[j]] = values[j];
+            out[sparse->indices[j] - sparse->first_row * weight.columns] = values[j];
         }
     }
 }
 
 // Positions lie far apart: each is fetched while those before it are written.
-template <typename T>
-void overwrite(const int32_t* indices, const T* values, int64_t count, T* out, int threads) {
-    constexpr int64_t AHEAD = 32;
+template <typename T> void overwrite(const Weight& weight, const Sparse& sparse, T* out, int threads) {
+    constexpr int32_t AHEAD = 32;
+    const T* values = static_cast<const T*>(sparse.values);
+    const int32_t end = sparse.row_starts[weight.rows];
+    T* whole = out - sparse.first_row * weight.columns;
 #pragma omp parallel for num_threads(threads) schedule(static)
-    for (int64_t j = 0; j < count; ++j) {
-        if (j + AHEAD < count) __builtin_prefetch(out + indices[j + AHEAD], 1);
-        out[indices[j]] = values[j];
+    for (int32_t j = sparse.row_starts[0]; j < end; ++j) {
+        if (j + AHEAD < end) __builtin_prefetch(whole + sparse.indices[j + AHEAD], 1);
+        whole[sparse.indices[j]] = values[j];
     }
 }
 
@@ -418,7 +421,7 @@ float correction(const Weight& weight, const Sparse& sparse, int32_t format, int
                  const Shuffled& x, int64_t token) {
     float sum = 0;
     for (int32_t j = sparse.row_starts[row]; j < sparse.row_starts[row + 1]; ++j) {
-        const int64_t column = sparse.indices[j] - row * weight.columns;
+        const int64_t column = sparse.indices[j] - (sparse.first_row + row) * weight.columns;
         sum += x.at(token, column) * (load(sparse.values, format, j) - weight_at(weight, table, row, column));
     }
     return sum;
@@ -460,13 +463,12 @@ void zo_dequantize(const Weight* weight, const Sparse* sparse, void* out, int32_
     }
 }
 
-// Overwrites `count` positions of a decoded weight with the sensitive values.
-void zo_write_sparse(const int32_t* indices, const void* values, int64_t count, void* out, int32_t format,
-                     int32_t threads) {
+// Overwrites the sensitive positions of a decoded weight.
+void zo_write_sparse(const Weight* weight, const Sparse* sparse, void* out, int32_t format, int32_t threads) {
     if (format == FLOAT32) {
-        overwrite(indices, static_cast<const float*>(values), count, static_cast<float*>(out), threads);
+        overwrite(*weight, *sparse, static_cast<float*>(out), threads);
     } else {
-        overwrite(indices, static_cast<const uint16_t*>(values), count, static_cast<uint16_t*>(out), threads);
+        overwrite(*weight, *sparse, static_cast<uint16_t*>(out), threads);
     }
 }
 

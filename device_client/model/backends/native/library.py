@@ -27,7 +27,10 @@ class _Weight(ctypes.Structure):
 
 
 class _Sparse(ctypes.Structure):
-    _fields_ = tuple((name, ctypes.c_void_p) for name in ("row_starts", "indices", "values"))
+    _fields_ = (
+        *((name, ctypes.c_void_p) for name in ("row_starts", "indices", "values")),
+        ("first_row", ctypes.c_int64),
+    )
 
 
 class KernelLibrary:
@@ -46,7 +49,7 @@ class KernelLibrary:
         self._dequantize = library.zo_dequantize
         self._dequantize.argtypes = (pointer, pointer, pointer, number, number)
         self._write_sparse = library.zo_write_sparse
-        self._write_sparse.argtypes = (pointer, pointer, long, pointer, number, number)
+        self._write_sparse.argtypes = (pointer, pointer, pointer, number, number)
         self._linear_small = library.zo_linear_small
         self._linear_small.argtypes = (pointer, pointer, pointer, pointer, pointer, long, number, number)
         for call in (self._dequantize, self._write_sparse, self._linear_small):
@@ -59,12 +62,11 @@ class KernelLibrary:
         threads = torch.get_num_threads()
         self._dequantize(ctypes.byref(weight), sparse, out.data_ptr(), FORMATS[out.dtype], threads)
 
-    def write_sparse(self, indices: Tensor, values: Tensor, out: Tensor) -> None:
-        """Overwrite ``out`` at flat int32 ``indices``; values and out in the same one of ``FORMATS``."""
-        self._write_sparse(
-            indices.data_ptr(), values.data_ptr(), indices.numel(), out.data_ptr(), FORMATS[out.dtype],
-            torch.get_num_threads(),
-        )  # fmt: skip
+    def write_sparse(self, packed: PackedWeight, values: Tensor, out: Tensor) -> None:
+        """Overwrite the sensitive positions of ``out`` (out_features, in_features), of the format of ``values``."""
+        weight, sparse = _describe(packed.quantized), _describe_sparse(packed, values)
+        threads = torch.get_num_threads()
+        self._write_sparse(ctypes.byref(weight), ctypes.byref(sparse), out.data_ptr(), FORMATS[out.dtype], threads)
 
     def linear_small(
         self, inputs: Tensor, packed: PackedWeight, values: Tensor, bias: Tensor | None, out: Tensor
@@ -89,7 +91,7 @@ def _describe(tensor: QuantizedTensor) -> _Weight:
 
 
 def _describe_sparse(packed: PackedWeight, values: Tensor) -> _Sparse:
-    return _Sparse(_address(packed.row_starts), packed.indices.data_ptr(), values.data_ptr())
+    return _Sparse(packed.row_starts.data_ptr(), packed.indices.data_ptr(), values.data_ptr(), packed.first_row)
 
 
 def _address(tensor: Tensor | None) -> int | None:

@@ -92,11 +92,12 @@ class TritonBackend:
 
     def write_sparse(self, dense: Tensor, weight: PackedWeight, values: Tensor) -> None:
         """Overwrite the sensitive positions, in one launch."""
-        count = weight.indices.numel()
+        indices, own_values = weight.own(values)
+        count = indices.numel()
         if count:
             grid = (triton.cdiv(count, _SCATTER_BLOCK),)
             with self._on_device():
-                kernels.write_sparse[grid](dense, weight.indices, values, count, BLOCK=_SCATTER_BLOCK)
+                kernels.write_sparse[grid](dense, indices, own_values, count, BLOCK=_SCATTER_BLOCK)
 
     def linear_small(self, inputs: Tensor, weight: PackedWeight, values: Tensor, bias: Tensor | None) -> Tensor:
         """Return x Wᵀ + b from the codes, in launches of up to ``MOST_TOKENS`` tokens."""
