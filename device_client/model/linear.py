@@ -11,9 +11,10 @@ of one point are written over those of the point before:
 Each point's product is a library call of its own, of the same shape as if the point ran alone: the same bits.
 For one to a few tokens of a single point the backend's fused product may take over (Equation 24).
 
-On a CPU, where tokens are few, the weight goes in tiles of rows that stay in a core's cache, and as the left operand,
-which a library takes as it lies:  yᵀ[rows] = W[rows] xᵀ.  Two such products take less time than two with a weight that
-is read from memory in 16 or 32 bits. Which way is taken depends on shapes and device alone, so that bits do not.
+On a CPU, where tokens are few, the weight goes in tiles of rows that stay in the cache: written to memory and read back
+it would cost more than the decoding. For the fewest, tiles are the left operand, which a library takes as it lies,
+where a right one is packed first:  yᵀ[rows] = W[rows] xᵀ.  Which way is taken depends on shapes and device alone, so
+that bits do not depend on anything else.
 """
 
 from __future__ import annotations
@@ -29,7 +30,10 @@ from torch.nn import functional
 from device_client.model.backends.backend import LinearBackend, PackedWeight
 
 TILED_UP_TO_TOKENS = 256
-"""Per point, on a CPU. Above, packing a weight for the library is repaid; measured on 4096 × 4096 and 11008 × 4096."""
+"""Per point, on a CPU. Above, packing each tile's inputs again costs more than memory does."""
+
+TRANSPOSED_UP_TO_TOKENS = 64
+"""Above, packing the weight is repaid. Both measured on 4096 × 4096, 11008 × 4096 and 4096 × 11008."""
 
 TILE_ROWS = 2048
 _ALIGNMENT_BYTES = 64
@@ -140,8 +144,13 @@ class QuantizedSparseLinear(nn.Module):
         return outputs.view(*inputs.shape[:-1], self.out_features)
 
     def _at_each_point(self, stacked: Tensor) -> Tensor:
-        if stacked.device.type == "cpu" and stacked.shape[1] <= TILED_UP_TO_TOKENS:
-            return self._by_tiles(stacked)
+        tokens = stacked.shape[1]
+        if stacked.device.type != "cpu" or tokens > TILED_UP_TO_TOKENS:
+            return self._by_whole_weight(stacked)
+        outputs = self._by_tiles(stacked) if tokens > TRANSPOSED_UP_TO_TOKENS else self._by_tiles_transposed(stacked)
+        return outputs if self.bias is None else outputs.add_(self.bias)
+
+    def _by_whole_weight(self, stacked: Tensor) -> Tensor:
         points, tokens, _ = stacked.shape
         outputs = stacked.new_empty(points, tokens, self.out_features)
         for point, dense in self._at_points(self.packed, points):
@@ -150,14 +159,21 @@ class QuantizedSparseLinear(nn.Module):
 
     def _by_tiles(self, stacked: Tensor) -> Tensor:
         points, tokens, _ = stacked.shape
+        outputs = stacked.new_empty(points, tokens, self.out_features)
+        inputs = [_aligned(of_point) for of_point in stacked]
+        for tile in self._tiles:
+            for point, dense in self._at_points(tile, points):
+                outputs[point, :, _rows(tile)] = torch.mm(inputs[point], dense.T)
+        return outputs
+
+    def _by_tiles_transposed(self, stacked: Tensor) -> Tensor:
+        points, tokens, _ = stacked.shape
         transposed = stacked.new_empty(points, self.out_features, tokens)
         inputs = [_aligned(of_point).T for of_point in stacked]
         for tile in self._tiles:
-            rows = slice(tile.first_row, tile.first_row + tile.shape[0])
             for point, dense in self._at_points(tile, points):
-                _multiply_into(dense, inputs[point], transposed[point, rows])
-        outputs = transposed.transpose(1, 2).contiguous()
-        return outputs if self.bias is None else outputs.add_(self.bias)
+                _multiply_into(dense, inputs[point], transposed[point, _rows(tile)])
+        return transposed.transpose(1, 2).contiguous()
 
     def _at_points(self, weight: PackedWeight, points: int) -> Iterator[tuple[int, Tensor]]:
         """Yield each point with W, or some rows of it, at that point: decoded once, then overwritten (Equation 26)."""
@@ -203,6 +219,10 @@ class PointwiseActivation(nn.Module):
             else:
                 part.copy_(self.function(part))
         return inputs
+
+
+def _rows(tile: PackedWeight) -> slice:
+    return slice(tile.first_row, tile.first_row + tile.shape[0])
 
 
 def _multiply(inputs: Tensor, dense: Tensor, bias: Tensor | None, outputs: Tensor) -> None:

@@ -20,6 +20,9 @@ from device_client.tuning.evaluation import Evaluation, evaluate
 from device_client.tuning.smaller_batches import MicroBatch
 from shared.tasks.examples import Example
 
+PAIRED_UP_TO_TOKENS = {"cpu": 1024, "cuda": 4096}
+"""Device type → tokens of a micro-batch; above, decoding is 1 % of a pass, and more points' activations cost more."""
+
 
 class PointsModel(LogitsModel, Protocol):
     """A model whose sensitive values can be set, at several points side by side."""
@@ -80,11 +83,15 @@ class ModelProblem:
     def losses(self, thetas: Iterable[Tensor], batch: AnswerBatch) -> list[float]:
         """Return the mean loss of a batch at each θ, nats per answer."""
         found: list[float] = []
-        for points in _groups(thetas, self._points_at_once):
+        for points in _groups(thetas, self._points_worth_while(batch)):
             self._model.write_points(points)
             scores = answer_scores(self._model, batch)
             found += answer_losses(scores, batch, self._objective).mean(dim=1).tolist()
         return found
+
+    def _points_worth_while(self, batch: AnswerBatch) -> int:
+        tokens = max(rows * columns for rows, columns in (bucket.tokens.shape for bucket in batch.buckets))
+        return self._points_at_once if tokens <= PAIRED_UP_TO_TOKENS[self._model.device.type] else 1
 
     def validate(self, theta: Tensor) -> Evaluation:
         """Return what θ scores on the validation rows."""

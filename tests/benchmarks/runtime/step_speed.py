@@ -21,7 +21,7 @@ from torch import nn
 
 from device_client.model.sparse_model import SparseModel
 
-PART_ROUNDS = 5
+PART_ROUNDS = 3
 
 
 def step_figures(place: Workplace, limits: Limits) -> dict[str, Any]:

@@ -164,7 +164,7 @@ def test_kept_decoded_weights_change_no_bit(case_of: Callable, model: SparseMode
 
 
 @pytest.mark.parametrize("model_type", ["llama", "mistral", "qwen2", "qwen3", "opt"])
-@pytest.mark.parametrize("lengths", [(9, 4), (17, 17, 17), (1,)])
+@pytest.mark.parametrize("lengths", [(9, 4), (17, 17, 17), (1,), (50,) * 4, (60,) * 5])
 def test_points_side_by_side_give_the_bits_of_each_alone(
     case_of: Callable, model_type: str, lengths: tuple[int, ...]
 ) -> None:
@@ -369,7 +369,9 @@ def test_the_meter_reads_at_least_the_models_own_bytes(model: SparseModel) -> No
     assert model.memory.peak_bytes == model.memory.read().process_peak_bytes
 
 
-@pytest.mark.parametrize("tokens", [1, linear.TILED_UP_TO_TOKENS, linear.TILED_UP_TO_TOKENS + 1])
+@pytest.mark.parametrize(
+    "tokens", [1, linear.TRANSPOSED_UP_TO_TOKENS, linear.TILED_UP_TO_TOKENS, linear.TILED_UP_TO_TOKENS + 1]
+)
 @pytest.mark.parametrize("has_bias", [False, True])
 def test_tiles_of_rows_and_whole_weights_multiply_alike(tokens: int, has_bias: bool) -> None:
     """Three tiles, the last one short; two points; some values in each tile."""
