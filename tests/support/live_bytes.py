@@ -11,7 +11,7 @@ from torch.utils._pytree import tree_leaves
 
 
 class LiveBytes(TorchDispatchMode):
-    """Counts the bytes of the tensors that operations allocate, from their making to their end; of meta tensors none."""
+    """Counts the bytes of the tensors that operations allocate, from making to end; of meta tensors none."""
 
     def __init__(self) -> None:
         super().__init__()
