@@ -5,7 +5,7 @@
 Bit-exact with ``shared.quantization.codec.dequantize``, and several times faster: no large tensor is allocated per
 call (page faults would cost ten times the decoding), and rows go in tiles whose indices stay in the cache. At 4 bits
 two columns are looked up at once where rows are long: a byte of codes indexes a table of 256 pairs, made per row.
-``tests/benchmarks/bench_device_model.py`` measures it. Knows nothing about models or sensitive values.
+``tests/benchmarks/device_runtime.py`` measures it. Knows nothing about models or sensitive values.
 """
 
 from __future__ import annotations
