@@ -160,7 +160,7 @@ class QuantizedSparseLinear(nn.Module):
     def _by_tiles(self, stacked: Tensor) -> Tensor:
         points, tokens, _ = stacked.shape
         outputs = stacked.new_empty(points, tokens, self.out_features)
-        inputs = [_aligned(of_point) for of_point in stacked]
+        inputs = [aligned(of_point) for of_point in stacked]
         for tile in self._tiles:
             for point, dense in self._at_points(tile, points):
                 outputs[point, :, _rows(tile)] = torch.mm(inputs[point], dense.T)
@@ -169,7 +169,7 @@ class QuantizedSparseLinear(nn.Module):
     def _by_tiles_transposed(self, stacked: Tensor) -> Tensor:
         points, tokens, _ = stacked.shape
         transposed = stacked.new_empty(points, self.out_features, tokens)
-        inputs = [_aligned(of_point).T for of_point in stacked]
+        inputs = [aligned(of_point).T for of_point in stacked]
         for tile in self._tiles:
             for point, dense in self._at_points(tile, points):
                 _multiply_into(dense, inputs[point], transposed[point, _rows(tile)])
@@ -228,11 +228,11 @@ def _rows(tile: PackedWeight) -> slice:
 def _multiply(inputs: Tensor, dense: Tensor, bias: Tensor | None, outputs: Tensor) -> None:
     """Write x Wᵀ + b to ``outputs`` (tokens, out_features)."""
     if bias is None:
-        _multiply_into(_aligned(inputs), dense.T, outputs)
+        _multiply_into(aligned(inputs), dense.T, outputs)
     elif _is_aligned(outputs):
-        torch.addmm(bias, _aligned(inputs), dense.T, out=outputs)
+        torch.addmm(bias, aligned(inputs), dense.T, out=outputs)
     else:
-        outputs.copy_(torch.addmm(bias, _aligned(inputs), dense.T))
+        outputs.copy_(torch.addmm(bias, aligned(inputs), dense.T))
 
 
 def _multiply_into(left: Tensor, right: Tensor, outputs: Tensor) -> None:
@@ -243,7 +243,8 @@ def _multiply_into(left: Tensor, right: Tensor, outputs: Tensor) -> None:
         outputs.copy_(torch.mm(left, right))
 
 
-def _aligned(tensor: Tensor) -> Tensor:
+def aligned(tensor: Tensor) -> Tensor:
+    """Return the tensor, or a copy that begins as a fresh one does."""
     return tensor if _is_aligned(tensor) else tensor.clone()
 
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from device_client.model.backends.decoded_cache import DecodedCache
 from device_client.model.growing_decoding import Decoding, GrowingDecoding
-from device_client.model.linear import LinearRuntime
+from device_client.model.linear import LinearRuntime, aligned
 from device_client.model.memory_meter import MemoryMeter
 from device_client.model.sampling import choose_token
 from device_client.model.static_decoding import StaticDecoding, capacity_for, supports
@@ -120,7 +120,7 @@ class SparseModel:
         wanted = at_points[:, batch.logit_rows.to(self.device), batch.logit_columns.to(self.device)]
         logits = hidden.new_empty(*wanted.shape[:2], self._head.weight.shape[0], dtype=torch.float32)
         for at_point, states in zip(logits, wanted, strict=True):  # the head, too, sees the shapes of a point alone
-            at_point.copy_(self._head(states))
+            at_point.copy_(self._head(aligned(states)))
         return logits
 
     def generate(

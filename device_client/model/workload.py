@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+PAIRED_UP_TO_TOKENS = {"cpu": 1024, "cuda": 4096}
+"""Device type → tokens of one point's micro-batch up to which several points run side by side. Above, decoding is
+little of a pass, and more points' activations cost more."""
+
 
 @dataclass(frozen=True, slots=True)
 class Workload:

@@ -130,7 +130,7 @@ class TuningLoop(Generic[BatchT]):
         run: Its folder.
         observer: Is told how it goes.
         clock: Seconds that only grow.
-        shrunk: Is told when the micro-batch was halved, once the steps before it are on the disk.
+        shrunk: Is told when fewer run side by side, once the steps before it are on the disk.
     """
 
     def __init__(

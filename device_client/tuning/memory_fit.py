@@ -1,7 +1,7 @@
 """How much may run side by side within a memory budget, for a tuning run and for an evaluation alike.
 
     rows      the largest micro-batch that fits with one point
-    points    then the largest of 2q, 2 and 1 that fits with those rows
+    points    then the largest of 2q, 2 and 1 that fits with those rows, or with as many as may run side by side
 
 Rows come first and alone: they decide the last bits of a loss, which points do not. Predicted from shapes before
 anything is loaded; see ``model.memory_plan``. What the plan leaves of the budget may hold decoded weights.
@@ -10,6 +10,7 @@ Knows nothing about runs or files.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
@@ -17,7 +18,7 @@ import torch
 
 from device_client.model.loader import resolve_device
 from device_client.model.memory_plan import MemoryPlan, check_budget, choose_micro_batch, plan_memory, spare_bytes
-from device_client.model.workload import Workload
+from device_client.model.workload import PAIRED_UP_TO_TOKENS, Workload
 from shared.bundle.manifest import BundleConfig
 from shared.tasks.examples import Example
 
@@ -70,17 +71,18 @@ def fit_to_memory(
         return plan_memory(config, workload, device_type=device_type, value_bytes=value_bytes, backend=backend)
 
     alone = replace(most, rows=micro_batch_rows or most.rows, points=1)
+    most_tokens = PAIRED_UP_TO_TOKENS[device_type]
     if budget_bytes is None:
-        unlimited = plan(replace(alone, points=max(point_counts(most.queries))))
-        return MemoryFit(alone.rows, unlimited.workload.points, 0, unlimited)
+        points, unlimited = _most_points(plan, alone, most_tokens, sys.maxsize)
+        return MemoryFit(alone.rows, points, 0, unlimited)
     if micro_batch_rows is None:
         alone = choose_micro_batch(
             config, alone, budget_bytes=budget_bytes, device_type=device_type, value_bytes=value_bytes, backend=backend
         ).workload
     else:
         check_budget(plan(alone), budget_bytes)
-    fitting = _most_points(plan, alone, budget_bytes)
-    return MemoryFit(alone.rows, fitting.workload.points, spare_bytes(fitting, budget_bytes), fitting)
+    points, fitting = _most_points(plan, alone, most_tokens, budget_bytes)
+    return MemoryFit(alone.rows, points, spare_bytes(fitting, budget_bytes), fitting)
 
 
 def point_counts(queries: int) -> tuple[int, ...]:
@@ -105,7 +107,23 @@ def side_by_side(examples: Sequence[Example], row_count: int, *, queries: int = 
     )
 
 
-def _most_points(plan: Callable[[Workload], MemoryPlan], alone: Workload, budget_bytes: int) -> MemoryPlan:
-    """Return the plan with the most points that fit; one does."""
-    plans = (plan(replace(alone, points=points)) for points in point_counts(alone.queries))
-    return next(found for found in plans if found.workload.points == 1 or found.total_bytes <= budget_bytes)
+def _most_points(
+    plan: Callable[[Workload], MemoryPlan], alone: Workload, most_tokens: int, budget_bytes: int
+) -> tuple[int, MemoryPlan]:
+    """Return the most points that fit, and the plan of the hungriest pass: the longest rows alone, or points of others.
+
+    Args:
+        plan: Predicts.
+        alone: All rows at one point, which fit.
+        most_tokens: A pass of more tokens runs its points one after the other.
+        budget_bytes: What may be used.
+    """
+    one = plan(alone)
+    rows = min(alone.rows, most_tokens // alone.columns)
+    for points in point_counts(alone.queries):
+        if points == 1 or rows < 1:
+            continue
+        hungriest = max(one, plan(replace(alone, rows=rows, points=points)), key=lambda found: found.total_bytes)
+        if hungriest.total_bytes <= budget_bytes:
+            return points, hungriest
+    return 1, one

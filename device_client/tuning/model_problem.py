@@ -13,15 +13,13 @@ from typing import Protocol
 
 from torch import Tensor
 
+from device_client.model.workload import PAIRED_UP_TO_TOKENS
 from device_client.tasks.layout import AnswerBatch, lay_out
 from device_client.tasks.scoring import LogitsModel, Objective, answer_losses, answer_scores
 from device_client.tuning.batches import BatchIndices
 from device_client.tuning.evaluation import Evaluation, evaluate
 from device_client.tuning.smaller_batches import MicroBatch
 from shared.tasks.examples import Example
-
-PAIRED_UP_TO_TOKENS = {"cpu": 1024, "cuda": 4096}
-"""Device type → tokens of a micro-batch; above, decoding is 1 % of a pass, and more points' activations cost more."""
 
 
 class PointsModel(LogitsModel, Protocol):

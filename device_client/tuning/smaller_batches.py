@@ -44,7 +44,7 @@ def with_smaller_batches(
     Args:
         measure: Is called again as a whole after each time it ran out of memory.
         batches: What ``measure`` runs on.
-        shrunk: Is told of each halving before the measurement is repeated.
+        shrunk: Is told each time that fewer run side by side, before the measurement is repeated.
 
     Raises:
         ResourceError: A single sequence does not fit the memory.

@@ -253,12 +253,17 @@ def _tune(
         model.device.type, _name(model.compute_dtype), fit.micro_batch_rows, fit.micro_batch_rows
     )
     write_machine(run, on_record)
-    noise = with_smaller_batches(lambda: _noise_floor(problem, theta, draw, settings.epsilon), problem)
+
+    def remember_rows() -> None:
+        write_machine(run, replace(on_record, micro_batch_rows=problem.micro_batch_rows))
+
+    noise = with_smaller_batches(
+        lambda: _noise_floor(problem, theta, draw, settings.epsilon), problem, remember_rows
+    )  # fmt: skip
     begun_at, recorded = clock(), len(journal.records)
     loop = TuningLoop(
         problem, theta, draw, _schedule(settings, model.sensitive_count), _loop_settings(settings, machine),
-        journal, run, observer, clock,
-        shrunk=lambda: write_machine(run, replace(on_record, micro_batch_rows=problem.micro_batch_rows)),
+        journal, run, observer, clock, shrunk=remember_rows,
     )  # fmt: skip
     outcome = loop.run()
     seconds = clock() - begun_at

@@ -4,8 +4,9 @@
     few tokens        y = x dequantise(codes)ᵀ + x[c] (value − decoded[r, c])      SparseAddMM, Equation 24
 
 Every backend decodes to the same bits, and after that all multiply with the same library call; so what is tuned or
-measured with ``dequantize`` does not depend on the backend. ``linear_small`` adds in another order: the same numbers
-within a few units of the last place of float32, rounded once to the compute dtype.
+measured with ``dequantize`` does not depend on the backend. ``linear_small`` adds in another order, in float32, and
+rounds the sum alone to the compute dtype, where ``dequantize`` rounds each weight: nearer to the exact product, and not
+the same.
 Knows nothing about models.
 """
 
@@ -29,19 +30,24 @@ class PackedWeight:
         indices: int64 or int32 (k,), flat positions of the sensitive values of the whole weight, ascending; k may be 0.
         row_starts: int32 (out_features + 1,): the values of row r are those from row_starts[r] to row_starts[r + 1].
         first_row: Where the rows begin in the whole weight.
-        is_part: Whether these are not all rows of the weight.
+        part_of: The whole weight, where these are not all of its rows.
     """
 
     quantized: QuantizedTensor
     indices: Tensor
     row_starts: Tensor
     first_row: int = 0
-    is_part: bool = False
+    part_of: PackedWeight | None = None
 
     @property
     def shape(self) -> tuple[int, int]:
         """(out_features, in_features)."""
         return self.quantized.shape
+
+    @property
+    def whole(self) -> PackedWeight:
+        """The weight with all its rows."""
+        return self.part_of or self
 
     def rows(self, start: int, stop: int) -> PackedWeight:
         """Return rows ``start`` to ``stop`` over the same tensors; they go with the values of the whole weight."""
@@ -52,12 +58,12 @@ class PackedWeight:
             self.indices,
             self.row_starts[start : stop + 1],
             self.first_row + start,
-            is_part=True,
+            part_of=self.whole,
         )
 
     def own(self, values: Tensor) -> tuple[Tensor, Tensor]:
         """Return the positions that lie in these rows, counted from their beginning, and their values."""
-        if not self.is_part:
+        if self.part_of is None:
             return self.indices, values
         begin, end = int(self.row_starts[0]), int(self.row_starts[-1])
         return self.indices[begin:end] - self.first_row * self.shape[1], values[begin:end]
@@ -89,7 +95,8 @@ class LinearBackend(Protocol):
 
         Args:
             weight: The packed weight.
-            values: Compute dtype (k,), the sensitive values of the whole weight; None leaves what codes stand for.
+            values: Compute dtype (k,), the sensitive values of the whole weight; None leaves it open what stands at
+                their positions.
         """
 
     def write_sparse(self, dense: Tensor, weight: PackedWeight, values: Tensor) -> None:

@@ -1,7 +1,7 @@
 """How fast a backend decodes here, and up to how many tokens its fused product is faster than decoding.
 
     fused_up_to_tokens = the largest T of ``TOKEN_COUNTS`` such that for it and every smaller one
-                         time(linear_small, T) < time(dequantize) + time(x Wᵀ, T)
+                         time(layer, fused, T) < time(layer, decoding, T)
 
 Measured on one random weight of the model's largest shape; takes well under a second, and nothing that is computed
 depends on it but the speed, and the last bits of generated tokens' logits. Knows nothing about files.
@@ -16,11 +16,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from device_client.model.backends.backend import LinearBackend, PackedWeight
+from device_client.model.backends.backend import LinearBackend
+from device_client.model.linear import LinearRuntime, QuantizedSparseLinear, SensitiveValues
 from shared.bundle.manifest import QuantizedEntry
 from shared.quantization.codec import QuantizedTensor
 
 TOKEN_COUNTS = (1, 2, 4, 8, 16, 32)
+METHOD = 2
+"""Of measuring; another number makes what was kept invalid."""
+
 _REPEATS = 5
 
 
@@ -40,12 +44,14 @@ class Calibration:
 def calibrate(backend: LinearBackend, entry: QuantizedEntry, dtype: torch.dtype, device: torch.device) -> Calibration:
     """Measure a backend on a random weight in the form and shape of ``entry``."""
     weight = backend.pack(*random_weight(entry, device))
-    values = torch.zeros(weight.indices.numel(), dtype=dtype, device=device)
-    decoding = _median_seconds(lambda: backend.dequantize(weight), device)
+    count = weight.indices.numel()
+    runtime = LinearRuntime(backend, SensitiveValues(torch.zeros(count, dtype=dtype, device=device)))
+    layer = QuantizedSparseLinear(weight, slice(0, count), None, runtime)
+    decoding = _median_seconds(layer.effective_weight, device)
     fused_up_to = 0
     for tokens in TOKEN_COUNTS:
-        inputs = torch.ones(tokens, entry.shape[1], dtype=dtype, device=device)
-        if not _is_fused_faster(backend, weight, values, inputs, decoding):
+        inputs = torch.ones(1, tokens, entry.shape[1], dtype=dtype, device=device)
+        if not _is_fused_faster(layer, runtime, inputs):
             break
         fused_up_to = tokens
     return Calibration(decoding, fused_up_to)
@@ -65,13 +71,12 @@ def random_weight(entry: QuantizedEntry, device: torch.device) -> tuple[Quantize
     return quantized, indices.to(device, torch.int64)
 
 
-def _is_fused_faster(
-    backend: LinearBackend, weight: PackedWeight, values: Tensor, inputs: Tensor, decoding_seconds: float
-) -> bool:
-    dense = backend.dequantize(weight)
-    multiplying = _median_seconds(lambda: torch.mm(inputs, dense.T), inputs.device)
-    fused = _median_seconds(lambda: backend.linear_small(inputs, weight, values, None), inputs.device)
-    return fused < decoding_seconds + multiplying
+@torch.no_grad()
+def _is_fused_faster(layer: QuantizedSparseLinear, runtime: LinearRuntime, inputs: Tensor) -> bool:
+    decoded = _median_seconds(lambda: layer(inputs), inputs.device)
+    with runtime.fusing(inputs.shape[1]):
+        fused = _median_seconds(lambda: layer(inputs), inputs.device)
+    return fused < decoded
 
 
 def _median_seconds(action: Callable[[], object], device: torch.device) -> float:

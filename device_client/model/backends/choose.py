@@ -10,6 +10,7 @@ nothing. What is tuned does not depend on the choice: all backends decode to the
 from __future__ import annotations
 
 import json
+import subprocess
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,13 +19,14 @@ from typing import Any
 import torch
 
 from device_client.model.backends.backend import LinearBackend
-from device_client.model.backends.calibrate import Calibration, calibrate
+from device_client.model.backends.calibrate import METHOD, Calibration, calibrate
 from device_client.model.backends.names import CANDIDATES, BackendName
 from device_client.model.backends.native.cpu import cpu_description
 from device_client.model.backends.reference import ReferenceBackend
+from device_client.model.out_of_memory import is_out_of_memory
 from shared.bundle.manifest import QuantizedEntry
 from shared.durable_files import write_atomically
-from shared.errors import ResourceError
+from shared.errors import DiskError, ResourceError
 
 _CALIBRATIONS = "calibrations.json"
 
@@ -83,8 +85,12 @@ def choose_backend(
     if options.name == "reference":
         return ChosenBackend(making.make("reference"), 0)
     measured = making.calibrations(CANDIDATES[device.type] if options.name == "auto" else (options.name,))
-    fastest = min(measured, key=lambda name: measured[name].dequantize_seconds)
-    return ChosenBackend(making.make(fastest), measured[fastest].fused_up_to_tokens)
+    fastest = min(measured, key=lambda name: measured[name][1].dequantize_seconds)
+    backend, calibration = measured.pop(fastest)
+    measured.clear()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()  # the buffers of those that were not chosen must not stay
+    return ChosenBackend(backend, calibration.fused_up_to_tokens)
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,16 +100,17 @@ class _Making:
     dtype: torch.dtype
     device: torch.device
 
-    def calibrations(self, wanted: Sequence[BackendName]) -> dict[BackendName, Calibration]:
-        """Return what is known of each backend that works here.
+    def calibrations(self, wanted: Sequence[BackendName]) -> dict[BackendName, tuple[LinearBackend, Calibration]]:
+        """Return each backend that works here, and what is known of it.
 
         Raises:
             ResourceError: The backend that was named does not.
         """
-        found: dict[BackendName, Calibration] = {}
+        found: dict[BackendName, tuple[LinearBackend, Calibration]] = {}
         for name in wanted:
             try:
-                found[name] = self._calibration(name)
+                backend = self.make(name)
+                found[name] = (backend, self._calibration(backend))
             except BackendUnavailable as error:
                 if self.options.name != "auto":
                     raise self._refusal(name, error) from error
@@ -123,21 +130,35 @@ class _Making:
             return _triton(shapes, self.dtype, self.device)
         return ReferenceBackend(shapes, self.dtype, self.device)
 
-    def _calibration(self, name: BackendName) -> Calibration:
-        """Return what was measured here before, or measure now and keep it."""
+    def _calibration(self, backend: LinearBackend) -> Calibration:
+        """Return what was measured here before, or measure now and keep it.
+
+        Raises:
+            BackendUnavailable: It fails at its first use.
+        """
         largest = max(self.entries, key=lambda entry: entry.element_count)
-        key = _key(name, largest, self.dtype, self.device)
+        key = _key(backend.name, largest, self.dtype, self.device)
         kept = _read(self.options.folder)
         if key in kept:
             return Calibration(**kept[key])
-        found = calibrate(self.make(name), largest, self.dtype, self.device)
-        if self.device.type == "cuda":
-            torch.cuda.empty_cache()  # what was measured may not be what computes: its buffers must not stay
-        if self.options.folder is not None:
-            self.options.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            lines = json.dumps(kept | {key: asdict(found)}, indent=1)
-            write_atomically(self.options.folder / _CALIBRATIONS, lines.encode())
+        try:
+            found = calibrate(backend, largest, self.dtype, self.device)
+        except (RuntimeError, OSError, subprocess.SubprocessError) as error:
+            if is_out_of_memory(error):
+                raise
+            raise BackendUnavailable(f"its first use fails: {error}") from error
+        self._keep(kept | {key: asdict(found)})
         return found
+
+    def _keep(self, calibrations: dict[str, Any]) -> None:
+        folder = self.options.folder
+        if folder is None:
+            return
+        try:
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            write_atomically(folder / _CALIBRATIONS, json.dumps(calibrations, indent=1).encode())
+        except (OSError, DiskError) as error:
+            self.options.announce(f"what was measured of the backends cannot be kept: {error}")
 
     def _refusal(self, name: str, error: BackendUnavailable) -> ResourceError:
         return ResourceError(
@@ -161,6 +182,8 @@ def _native(
     try:
         return NativeBackend(KernelLibrary(built_library(options.folder, options.announce)), shapes, dtype)
     except (BuildFailed, OSError) as error:
+        if is_out_of_memory(error):
+            raise
         raise BackendUnavailable(str(error)) from error
 
 
@@ -179,8 +202,9 @@ def _key(name: str, entry: QuantizedEntry, dtype: torch.dtype, device: torch.dev
     """Return everything that a measurement depends on."""
     on_cuda = device.type == "cuda"
     machine = torch.cuda.get_device_name(device) if on_cuda else cpu_description("model name")
+    method = f"method {METHOD}"
     form = f"{entry.shape[0]}x{entry.shape[1]} {entry.bits} bits {entry.codebook} g{entry.group_size}"
-    return f"{name}, {form}, {dtype}, {machine}, {torch.get_num_threads()} threads, torch {torch.__version__}"
+    return f"{name}, {form}, {dtype}, {machine}, {torch.get_num_threads()} threads, torch {torch.__version__}, {method}"
 
 
 def _read(folder: Path | None) -> dict[str, Any]:
@@ -191,7 +215,7 @@ def _read(folder: Path | None) -> dict[str, Any]:
     try:
         found = json.loads(path.read_bytes())
         return {key: fields for key, fields in found.items() if _is_calibration(fields)}
-    except (ValueError, AttributeError):
+    except (OSError, ValueError, AttributeError):
         return {}
 
 

@@ -1,7 +1,8 @@
 """Keeps decoded weights while there is room.
 
 A weight that is kept costs no decoding any more: where memory is plentiful a small model runs as fast as an unquantised
-one, a large one gains in proportion to the part that is kept. What is computed does not change by a bit.
+one, a large one gains in proportion to the part that is kept. Whole weights are kept; some rows of one are a view.
+What is computed does not change by a bit.
 """
 
 from __future__ import annotations
@@ -41,21 +42,23 @@ class DecodedCache:
         return self._backend.pack(quantized, indices)
 
     def dequantize(self, weight: PackedWeight, values: Tensor | None = None) -> Tensor:
-        """Return W, decoded now or earlier; without ``values`` its sensitive positions hold what was last there."""
-        dense = self._kept_or_decoded(weight)
-        if values is not None:
-            self.write_sparse(dense, weight, values)
+        """Return W, decoded now or earlier."""
+        whole = None if values is None else self._whole(weight.whole, values)
+        if values is None or whole is None:
+            return self._backend.dequantize(weight, values)
+        dense = whole[weight.first_row : weight.first_row + weight.shape[0]]
+        self.write_sparse(dense, weight, values)
         return dense
 
-    def _kept_or_decoded(self, weight: PackedWeight) -> Tensor:
-        if id(weight) in self._kept:
-            return self._kept[id(weight)][1]
-        dense = self._backend.dequantize(weight)
-        size = dense.numel() * dense.element_size()
-        if size > self._room_bytes:
-            return dense
-        self._room_bytes -= size
-        self._kept[id(weight)] = (weight, dense.clone())  # holding the weight keeps its id from being used again
+    def _whole(self, weight: PackedWeight, values: Tensor) -> Tensor | None:
+        """Return a whole weight's dense part where it is kept or, from now on, can be."""
+        if id(weight) not in self._kept:
+            size = weight.shape[0] * weight.shape[1] * values.element_size()
+            if size > self._room_bytes:
+                return None
+            self._room_bytes -= size
+            # Holding the weight keeps its id from being used again.
+            self._kept[id(weight)] = (weight, self._backend.dequantize(weight).clone())
         return self._kept[id(weight)][1]
 
     def write_sparse(self, dense: Tensor, weight: PackedWeight, values: Tensor) -> None:

@@ -8,6 +8,7 @@ fast. Knows nothing about what lies in them.
 from __future__ import annotations
 
 import mmap
+from contextlib import suppress
 
 import torch
 from torch import Tensor
@@ -21,5 +22,6 @@ def reusable_buffer(count: int, dtype: torch.dtype, device: torch.device) -> Ten
     if device.type != "cpu" or byte_count < _HUGE_PAGE_BYTES or not hasattr(mmap, "MADV_HUGEPAGE"):
         return torch.empty(count, dtype=dtype, device=device)
     memory = mmap.mmap(-1, byte_count + _HUGE_PAGE_BYTES, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    memory.madvise(mmap.MADV_HUGEPAGE)
+    with suppress(OSError):  # a kernel without huge pages refuses the wish; small ones serve as well
+        memory.madvise(mmap.MADV_HUGEPAGE)
     return torch.frombuffer(memory, dtype=dtype, count=count)

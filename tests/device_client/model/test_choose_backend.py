@@ -132,3 +132,26 @@ def test_a_library_that_cannot_be_loaded_counts_as_unavailable(
 
     assert choose(entries, "auto", tmp_path, told).backend.name == "reference"
     assert len(told) == 1
+
+
+def test_kernels_that_are_gone_are_noticed_although_their_speed_is_kept(
+    entries: list[QuantizedEntry], folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    choose(entries, "auto", folder, [])
+    for library in folder.glob("*.so"):
+        library.unlink()
+    monkeypatch.setenv("PATH", "")
+    told: list[str] = []
+
+    assert choose(entries, "auto", folder, told).backend.name == "reference"
+    assert "no C++ compiler" in told[0]
+    with pytest.raises(ResourceError, match=r"no C\+\+ compiler"):
+        choose(entries, "native", folder, [])
+
+
+def test_what_cannot_be_kept_is_said_and_measured_again(entries: list[QuantizedEntry], folder: Path) -> None:
+    (folder / "calibrations.json").mkdir()
+    told: list[str] = []
+
+    assert choose(entries, "auto", folder, told).backend.name in ("native", "reference")
+    assert "cannot be kept" in told[0]

@@ -176,20 +176,33 @@ def test_some_rows_go_with_the_values_of_the_whole_weight(library: KernelLibrary
 
 
 def test_the_number_of_threads_changes_no_bit(library: KernelLibrary) -> None:
+    """More values than each of the threads fetches ahead of its writing, and rows that no number of them divides."""
     tensor = random_tensor(37, 300, 4, "per_row", 1, seed=4)
+    generator = torch.Generator().manual_seed(1)
+    indices = (torch.rand(37 * 300, generator=generator) < 0.1).nonzero().flatten()
+    assert len(indices) > 32 * 5
+    values, others = torch.randn(2, len(indices), generator=generator)
     backend = NativeBackend(library, [tensor.shape], torch.float32)
-    weight, inputs = without_values(backend, tensor), torch.randn(3, 300, generator=torch.Generator().manual_seed(1))
+    weight, inputs = backend.pack(tensor, indices), torch.randn(3, 300, generator=generator)
+
+    def results() -> list[Tensor]:
+        product = backend.linear_small(inputs, weight, values, None)
+        decoded = backend.dequantize(weight, values).clone()
+        rewritten = decoded.clone()
+        backend.write_sparse(rewritten, weight, others)
+        return [product, decoded, rewritten]
+
+    found = {}
     threads = torch.get_num_threads()
-    found = []
     try:
         for count in (1, 2, 5):
             torch.set_num_threads(count)
-            found.append(backend.linear_small(inputs, weight, torch.empty(0), None))
+            found[count] = results()
     finally:
         torch.set_num_threads(threads)
 
-    assert torch.equal(found[0], found[1])
-    assert torch.equal(found[0], found[2])
+    assert all(map(torch.equal, found[1], found[2]))
+    assert all(map(torch.equal, found[1], found[5]))
 
 
 def test_all_weights_share_one_buffer(library: KernelLibrary) -> None:

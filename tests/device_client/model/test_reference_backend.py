@@ -15,6 +15,7 @@ from shared.quantization.codec import QuantizedTensor, dequantize
 from shared.quantization.packing import pack_codes
 
 CPU = torch.device("cpu")
+NO_VALUES = torch.empty(0)
 
 
 def packed(tensor: QuantizedTensor) -> PackedWeight:
@@ -104,8 +105,8 @@ def test_a_cache_keeps_what_fits_and_decodes_the_rest_each_time() -> None:
     packed_bytes = reference.workspace_bytes
     cache = DecodedCache(reference, (8 * 30 + 3 * 7 + 2 * 20) * 4)
 
-    first = [cache.dequantize(weight).clone() for weight in weights]
-    second = [cache.dequantize(weight) for weight in weights]
+    first = [cache.dequantize(weight, NO_VALUES).clone() for weight in weights]
+    second = [cache.dequantize(weight, NO_VALUES) for weight in weights]
 
     for tensor, once, twice in zip(
         tensors[:2] + tensors[3:], first[:2] + first[3:], second[:2] + second[3:], strict=True
@@ -113,5 +114,5 @@ def test_a_cache_keeps_what_fits_and_decodes_the_rest_each_time() -> None:
         assert torch.equal(once, dequantize(tensor))
         assert torch.equal(twice, once)
     assert second[2].data_ptr() == reference.dequantize(weights[2]).data_ptr()
-    assert second[0].data_ptr() == cache.dequantize(weights[0]).data_ptr()
+    assert second[0].data_ptr() == cache.dequantize(weights[0], NO_VALUES).data_ptr()
     assert cache.workspace_bytes == packed_bytes + (8 * 30 + 3 * 7 + 2 * 20) * 4

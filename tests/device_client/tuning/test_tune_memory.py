@@ -95,6 +95,27 @@ def test_a_run_goes_on_with_the_micro_batch_that_it_had_come_to(
     }  # fmt: skip
 
 
+def test_memory_that_the_noise_floor_lacked_stays_on_record(
+    bundle: Bundle, rows: Path, clock: Callable[[], float]
+) -> None:
+    plan = planned(bundle, rows)
+
+    def has_no_step() -> bool:
+        return len(read_journal(plan.directory.journal)[1]) == 0
+
+    whole, _ = run_tight(plan, clock, has_no_step)
+    shutil.move(whole.run, whole.run.with_name("whole"))
+    stopped, _ = run_tight(plan, clock, has_no_step, time_budget_seconds=6.0)
+    assert stopped.result["stopped_by"] == "time budget"
+    assert json.loads((stopped.run / "machine.json").read_text())["micro_batch_rows"] == 2
+
+    again, second = run_tight(plan, clock, lambda: False)
+
+    assert second.widest == 2
+    for name in ("journal.bin", "last.safetensors", "result.json"):
+        assert (again.run / name).read_bytes() == (whole.run.with_name("whole") / name).read_bytes()
+
+
 def test_memory_that_a_report_lacked_does_not_change_the_steps_after_it(
     bundle: Bundle, rows: Path, clock: Callable[[], float]
 ) -> None:

@@ -101,6 +101,8 @@ class TritonBackend:
 
     def linear_small(self, inputs: Tensor, weight: PackedWeight, values: Tensor, bias: Tensor | None) -> Tensor:
         """Return x Wᵀ + b from the codes, in launches of up to ``MOST_TOKENS`` tokens."""
+        if weight.part_of is not None:
+            raise ValueError("the fused product takes whole weights only")
         return self._multiply(inputs, weight, values if weight.indices.numel() else None, bias)
 
     def linear_dense_part(self, inputs: Tensor, weight: PackedWeight, bias: Tensor | None) -> Tensor:
