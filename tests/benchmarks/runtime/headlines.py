@@ -39,8 +39,9 @@ def _step(found: Mapping[str, Any], scale: Scale, prefix: str) -> Figures:
     for one in own.values():
         suffix = _suffix(one, scale)
         figures[f"{prefix}.step_over_two_forwards.{suffix}"] = (one["step_over_two_forwards"]["median"], "ratio")
-        figures[f"{prefix}.pairing_gain.{suffix}"] = (one["pairing_gain"]["median"], "ratio")
-        figures[f"{prefix}.paired_equals_single.{suffix}"] = (one["paired_losses_equal_single_ones"], "bool")
+        if "pairing_gain" in one:
+            figures[f"{prefix}.pairing_gain.{suffix}"] = (one["pairing_gain"]["median"], "ratio")
+            figures[f"{prefix}.paired_equals_single.{suffix}"] = (one["paired_losses_equal_single_ones"], "bool")
     for one in found.get("torch.float32", {}).values():
         key = f"{prefix}.float32_step_over_two_forwards.{_suffix(one, scale)}"
         figures[key] = (one["step_over_two_forwards"]["median"], "ratio")
@@ -85,7 +86,7 @@ def _memory(found: Mapping[str, Any], scale: Scale, prefix: str) -> Figures:
     figures: Figures = {}
     for batch in dict.fromkeys(f"{batch.rows}x{batch.columns}" for trainer, batch in scale.peaks if trainer == "zo"):
         peaks = {trainer: run["peak_gib"] for trainer, run in found[batch].items() if "peak_gib" in run}
-        for peer in peaks.keys() - {"zo", "zo_2_at_once"}:
+        for peer in peaks.keys() - {"zo"}:
             figures[f"{prefix}.peak_over_{peer}.{batch}"] = (peaks["zo"] / peaks[peer], "ratio")
         if scale.plan == "cuda":
             figures[f"{prefix}.peak_gib.{batch}"] = (peaks["zo"], "GiB")

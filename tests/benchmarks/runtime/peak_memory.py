@@ -45,8 +45,7 @@ def peak_figures(place: Workplace, program: list[str]) -> dict[str, Any]:
     found: dict[str, Any] = {"blocks": scale.peak_blocks}
     for trainer, batch in scale.peaks:
         runs = found.setdefault(f"{batch.rows}x{batch.columns}", {})
-        name = f"{trainer}_{batch.points}_at_once" if trainer in runs else trainer
-        runs[name] = _in_child(program, trainer, batch)
+        runs[trainer] = _in_child(program, trainer, batch)
     return found
 
 

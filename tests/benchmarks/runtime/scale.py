@@ -31,7 +31,7 @@ class Batch:
     Attributes:
         rows: Sequences.
         columns: Tokens of each.
-        points: θ's side by side in what the headline is taken from; the other way is measured beside it.
+        points: θ's side by side in what the headline is taken from; where 2 may be, the other way stands beside.
         effort: How often its step is measured.
     """
 
@@ -49,8 +49,6 @@ class Batch:
 @dataclass(frozen=True, slots=True)
 class Scale:
     """Everything that is measured, in numbers.
-
-    Of several peaks of ``zo`` on one batch the first is the headline.
 
     Attributes:
         plan: Whose keys and batches these are.
@@ -139,7 +137,6 @@ CUDA = Scale(
         ("lora", Batch(16, 32)),
         ("qlora", Batch(16, 32)),
         ("zo", Batch(16, 512, points=1)),
-        ("zo", Batch(16, 512, points=2)),
         ("mezo", Batch(16, 512)),
         ("lora_checkpointed", Batch(16, 512)),
         ("qlora_checkpointed", Batch(16, 512)),
@@ -147,7 +144,7 @@ CUDA = Scale(
     peak_blocks=32,
     effort=_QUICK,
 )
-"""Llama-2-7B as a whole. At 16 × 512 tokens pairing would gain 1 % and cost the activations of 8,192 tokens."""
+"""Llama-2-7B as a whole. 16 × 512 tokens are not paired: it would gain 1 % and cost the activations of 8,192."""
 
 
 def scale_for(name: ShapesName, plan: Plan) -> Scale:

@@ -2,11 +2,14 @@
 
 two forwards    2 · 2 · weights · tokens FLOPs, 2 bytes per weight read twice
 a step          the same FLOPs, half a byte per weight read once where both signs are paired
+
+Pairing is measured up to the number of tokens at which the product does it; above, both ways are the same one.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -14,9 +17,9 @@ from peers.bare_forward import two_bare_forwards
 from peers.labelled_batch import random_batch
 from runtime.limits import Limits
 from runtime.scale import Batch
-from runtime.stopwatch import Action, alternate, as_json, ratio
+from runtime.stopwatch import Action, Timing, alternate, as_json, ratio
 from runtime.workplace import Workplace
-from runtime.zo_step import ZoStep, step_parts
+from runtime.zo_step import ZoStep, is_paired, step_parts
 from torch import nn
 
 from device_client.model.sparse_model import SparseModel
@@ -56,31 +59,35 @@ def _batch_figures(
     packed: SparseModel, plain: nn.Module, batch: Batch, others: dict[str, Action], limits: Limits
 ) -> dict[str, Any]:
     tokens = random_batch(batch.rows, batch.columns, _vocabulary(packed), device=packed.device, seed=0).tokens
-    paired, single = ZoStep(packed, batch, points=2), ZoStep(packed, batch, points=1)
-    is_same = paired() == single()
-    actions: dict[str, Action] = {
-        "paired": paired,
-        "single": single,
-        "two_forwards": lambda: two_bare_forwards(plain, tokens),
-        **others,
-    }
+    own = {"single": ZoStep(packed, batch, points=1)}
+    if is_paired(batch, packed.device):
+        own["paired"] = ZoStep(packed, batch, points=2)
+    is_same = len({step() for step in own.values()}) == 1
+    actions: dict[str, Action] = {**own, "two_forwards": lambda: two_bare_forwards(plain, tokens), **others}
     timings = alternate(actions, packed.device, batch.effort)
     chosen = timings["paired" if batch.points == 2 else "single"]
     least = _least_seconds(packed, batch, limits)
-    return {
+    figures = {
         "rows": batch.rows,
         "columns": batch.columns,
         "points_at_once": batch.points,
         "times": as_json(timings),
         "step_over_two_forwards": ratio(chosen, timings["two_forwards"]),
-        "paired_over_two_forwards": ratio(timings["paired"], timings["two_forwards"]),
         "single_over_two_forwards": ratio(timings["single"], timings["two_forwards"]),
-        "pairing_gain": ratio(timings["single"], timings["paired"]),
-        "paired_losses_equal_single_ones": is_same,
         "limit_ms": 1e3 * least,
         "step_over_limit": chosen.median / least,
         "parts": step_parts(packed, batch, rounds=min(PART_ROUNDS, batch.effort.most_rounds)),
-    } | {name: ratio(timings[name], timings["two_forwards"]) for name in others}
+    }
+    figures |= {name: ratio(timings[name], timings["two_forwards"]) for name in others}
+    return figures | (_pairing(timings, is_same) if "paired" in own else {})
+
+
+def _pairing(timings: Mapping[str, Timing], is_same: bool) -> dict[str, Any]:
+    return {
+        "paired_over_two_forwards": ratio(timings["paired"], timings["two_forwards"]),
+        "pairing_gain": ratio(timings["single"], timings["paired"]),
+        "paired_losses_equal_single_ones": is_same,
+    }
 
 
 def _least_seconds(packed: SparseModel, batch: Batch, limits: Limits) -> float:

@@ -27,7 +27,7 @@ from device_client.model.linear import QuantizedSparseLinear
 from device_client.model.sparse_model import SparseModel
 from device_client.model.token_batch import TokenBatch
 from device_client.tuning.batches import BatchIndices
-from device_client.tuning.model_problem import ModelProblem, PointsModel
+from device_client.tuning.model_problem import PAIRED_UP_TO_TOKENS, ModelProblem, PointsModel
 from device_client.tuning.perturbations import PerturbationStream
 from device_client.tuning.spsa import descend, estimate
 from shared.perturbation import perturbation
@@ -46,7 +46,8 @@ class ZoStep:
     Args:
         model: What is tuned.
         batch: Rows of each step.
-        points: θ's side by side: 2 pairs both signs over one decoding, 1 runs them one after the other.
+        points: θ's side by side: 2 pairs both signs over one decoding where the product does so (``is_paired``), 1 runs
+            them one after the other.
         seen: What the loop sees of the model; the model itself where nothing is said.
     """
 
@@ -72,6 +73,11 @@ class ZoStep:
         self._theta = descend(self._theta, directions, [found.projected_gradient], LEARNING_RATE)
         self._step += 1
         return found.loss_plus, found.loss_minus
+
+
+def is_paired(batch: Batch, device: torch.device) -> bool:
+    """Return whether the product runs both signs of such a batch side by side where it may."""
+    return batch.tokens <= PAIRED_UP_TO_TOKENS[device.type]
 
 
 def random_examples(batch: Batch, vocabulary: int) -> list[Example]:
