@@ -26,8 +26,9 @@ from device_client.model.backends.backend import LinearBackend, PackedWeight
 from device_client.model.linear import QuantizedSparseLinear
 from device_client.model.sparse_model import SparseModel
 from device_client.model.token_batch import TokenBatch
+from device_client.model.workload import PAIRED_UP_TO_TOKENS
 from device_client.tuning.batches import BatchIndices
-from device_client.tuning.model_problem import PAIRED_UP_TO_TOKENS, ModelProblem, PointsModel
+from device_client.tuning.model_problem import ModelProblem, PointsModel
 from device_client.tuning.perturbations import PerturbationStream
 from device_client.tuning.spsa import descend, estimate
 from shared.perturbation import perturbation
