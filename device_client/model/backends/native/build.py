@@ -3,7 +3,7 @@
 A plain C interface needs no header of torch or Python: compiling takes about two seconds, where an extension of torch
 takes half a minute and a build tool besides. The library is named after what it depends on (source, flags, the CPU's
 features), so a changed source is compiled anew and a home folder shared by several machines does no harm.
-It multiplies with as many threads as torch, in torch's own OpenMP runtime. Costs one file of about 60 KB.
+It multiplies with as many threads as torch; compiled by GCC, in torch's own OpenMP runtime. One file of about 60 KB.
 """
 
 from __future__ import annotations
