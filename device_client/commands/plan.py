@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from device_client.console import Console
 from device_client.model.backends.names import BACKEND_NAMES
-from device_client.model.workload import Workload
+from device_client.model.workload import PAIRED_UP_TO_TOKENS, Workload
 from device_client.settings import Settings
 from device_client.store import resolve_bundle
 from shared.byte_sizes import format_bytes, parse_bytes
@@ -79,11 +79,13 @@ def run(arguments: argparse.Namespace, console: Console, settings: Settings) -> 
 def _show(console: Console, fit: MemoryFit, most: Workload, device_type: str, budget: int) -> None:
     rows = [(part, format_bytes(count), f"{count:,}") for part, count in fit.plan.parts.items()]
     rows.append(("in all", format_bytes(fit.plan.total_bytes), f"{fit.plan.total_bytes:,}"))
-    shape = f"{fit.points_at_once} × {fit.micro_batch_rows} × {most.columns} tokens"
+    widest = fit.plan.workload
+    shape = f"{widest.points} × {widest.rows} × {widest.columns} tokens"
     console.table(f"{shape} on {device_type}, {fit.plan.backend} backend", ("part", "size", "bytes"), rows)
     console.say(
-        f"Micro-batch: {fit.micro_batch_rows} of {most.rows} sequences at a time within {format_bytes(budget)}, "
-        f"at {fit.points_at_once} of {max(1, 2 * most.queries)} points side by side."
+        f"Micro-batch: {fit.micro_batch_rows} of {most.rows} sequences at a time within {format_bytes(budget)}; "
+        f"{fit.points_at_once} of {max(1, 2 * most.queries)} points side by side"
+        + (f" in passes of up to {PAIRED_UP_TO_TOKENS[device_type]:,} tokens." if fit.points_at_once > 1 else ".")
     )
     console.say(f"Left for decoded weights: {format_bytes(fit.decoded_cache_bytes)}.")
 

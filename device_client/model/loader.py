@@ -23,11 +23,12 @@ from device_client.model.linear import (
     SensitiveValues,
     compute_dtype_of,
 )
-from device_client.model.memory_plan import Workload, check_budget, plan_memory
+from device_client.model.memory_plan import check_budget, plan_memory
 from device_client.model.out_of_memory import refusing_to_load
 from device_client.model.sparse_model import SparseModel
 from device_client.model.tensor_reading import drop_cached_pages, read_to
 from device_client.model.tokenizer import BundleTokenizer
+from device_client.model.workload import Workload
 from shared.architecture import family_of, safe_config
 from shared.bundle.manifest import BundleConfig, QuantizedEntry
 from shared.bundle.read import Bundle, SensitiveTensors
