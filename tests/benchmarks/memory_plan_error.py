@@ -6,7 +6,7 @@ Each process imports what ``zo-device tune`` imports, loads a bundle of random w
 its high-water mark: all of it counts, the interpreter and its libraries too. Cases: picollama and two blocks in the
 shapes of Llama-2-7B · 16 × 16, 16 × 32, 4 × 128, 16 × 128 and 4 × 512 tokens · reference and native · float32 and
 bfloat16 · one point, and two side by side where a pass is small enough for the product to run two. Of the 7B shapes
-every backend and dtype with one or the other, so that all of it takes 7 minutes on 2 cores. Writes
+every backend and dtype with one or the other, so that all of it takes 9 minutes on 2 cores. Writes
 ``results/memory_plan_error.json`` and the headline ``plan.error_percent``: the worst of all.
 """
 
