@@ -61,7 +61,8 @@ def test_a_7b_model_is_planned_for_accelerators_that_are_not_here(
 
 def test_the_plan_is_a_table_for_people(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = build_checkpoint(tmp_path / "tiny")
-    assert main(["plan", str(folder), "--sequences", "16", "--max-host-bytes", "1GiB"]) == 0
+    # A plan counts what this process holds already, which grows with the tests before this one.
+    assert main(["plan", str(folder), "--sequences", "16", "--max-host-bytes", "8GiB"]) == 0
     text = capsys.readouterr().out
     assert "16 sequences of 64 tokens" in text  # the context of the tiny model
     assert "one pass over all blocks" in text
