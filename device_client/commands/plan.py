@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING, Any
 
+from device_client.commands.machine_arguments import add_machine_arguments
 from device_client.console import Console
-from device_client.model.backends.names import BACKEND_NAMES
 from device_client.model.workload import PAIRED_UP_TO_TOKENS, Workload
 from device_client.settings import Settings
 from device_client.store import resolve_bundle
@@ -23,16 +23,12 @@ HELP = "predict the memory that tuning needs, before loading anything"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of ``plan``."""
     parser.add_argument("ref", nargs="?", metavar="REF", help="the bundle; may be left out where there is only one")
-    parser.add_argument("--memory-budget", default="8GiB", metavar="SIZE", help="what may be used (8GiB)")
     parser.add_argument("--length", type=int, metavar="L", help="tokens of the longest row (the bundle's context)")
     parser.add_argument("--rows", type=int, default=16, metavar="B", help="sequences of a batch (16)")
     parser.add_argument("--answers", type=int, default=1, metavar="A", help="scored tokens of each sequence (1)")
     parser.add_argument("--queries", type=int, default=1, metavar="Q", help="directions of a step; 0 to evaluate (1)")
-    parser.add_argument("--device", metavar="NAME", help="cpu or cuda (CUDA where there is one)")
     parser.add_argument("--dtype", choices=("float32", "float16", "bfloat16"), help="compute format (by device)")
-    parser.add_argument(
-        "--backend", choices=BACKEND_NAMES, default="auto", help="what decodes weights (auto: likely native or triton)"
-    )
+    add_machine_arguments(parser)
 
 
 def run(arguments: argparse.Namespace, console: Console, settings: Settings) -> dict[str, Any]:
