@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from device_client.commands.machine_arguments import add_machine_arguments, backend_options
 from device_client.console import Console, printable
-from device_client.model.memory_plan import MemoryPlan, Workload, plan_memory, spare_bytes
+from device_client.model.memory_plan import MemoryPlan, plan_memory, spare_bytes
+from device_client.model.workload import Workload
 from device_client.settings import Settings
 from device_client.store import resolve_bundle
 from shared.bundle.manifest import BundleConfig

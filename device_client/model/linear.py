@@ -163,7 +163,7 @@ class QuantizedSparseLinear(nn.Module):
         inputs = [aligned(of_point) for of_point in stacked]
         for tile in self._tiles:
             for point, dense in self._at_points(tile, points):
-                outputs[point, :, _rows(tile)] = torch.mm(inputs[point], dense.T)
+                outputs[point, :, tile.place] = torch.mm(inputs[point], dense.T)
         return outputs
 
     def _by_tiles_transposed(self, stacked: Tensor) -> Tensor:
@@ -172,7 +172,7 @@ class QuantizedSparseLinear(nn.Module):
         inputs = [aligned(of_point).T for of_point in stacked]
         for tile in self._tiles:
             for point, dense in self._at_points(tile, points):
-                _multiply_into(dense, inputs[point], transposed[point, _rows(tile)])
+                _multiply_into(dense, inputs[point], transposed[point, tile.place])
         return transposed.transpose(1, 2).contiguous()
 
     def _at_points(self, weight: PackedWeight, points: int) -> Iterator[tuple[int, Tensor]]:
@@ -219,10 +219,6 @@ class PointwiseActivation(nn.Module):
             else:
                 part.copy_(self.function(part))
         return inputs
-
-
-def _rows(tile: PackedWeight) -> slice:
-    return slice(tile.first_row, tile.first_row + tile.shape[0])
 
 
 def _multiply(inputs: Tensor, dense: Tensor, bias: Tensor | None, outputs: Tensor) -> None:

@@ -18,7 +18,7 @@ from math import prod
 from device_client.model.backends.planned_bytes import index_bytes, likeliest_backend, workspace_bytes
 from device_client.model.pass_memory import hungriest_moment, key_value_bytes
 from device_client.model.process_overhead import libraries_bytes, product_bytes, slack_bytes
-from device_client.model.workload import Workload as Workload  # what plans are made for
+from device_client.model.workload import Workload
 from shared.bundle.manifest import BundleConfig
 from shared.byte_sizes import format_bytes
 from shared.errors import ResourceError

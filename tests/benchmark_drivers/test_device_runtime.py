@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from typing import Any
 import device_runtime
 import pytest
 import torch
+from imported_packages import imported_of
 from runtime.checks import WrongResult, check_figures
 from runtime.headlines import headlines
 from runtime.peak_memory import TRAINERS, child_program, measure_trainer
@@ -120,9 +120,4 @@ def test_nothing_is_timed_where_a_backend_computes_something_else(folder: Path) 
 
 def test_it_needs_only_what_a_gpu_machine_has() -> None:
     unwanted = "datasets fastapi sqlalchemy accelerate ray sklearn uvicorn pydantic_settings matplotlib cloud_service"
-    program = (
-        f"import sys; sys.argv = ['x']; sys.path[:0] = [{str(BENCHMARK.parent)!r}]; import device_runtime; "
-        f"print(sorted(set({unwanted!r}.split()) & set(sys.modules)))"
-    )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[]"
+    assert imported_of(BENCHMARK, unwanted) == []

@@ -105,7 +105,7 @@ def make_case(
     masks: dict[str, np.ndarray] = {}
     entries, dense = [], []
     for name, parameter in reference.named_parameters():
-        title = _title_of(name, family.decoder_blocks)
+        title = title_of(name, family.decoder_blocks)
         tensors = files.setdefault(title, {})
         if title == TRUNK_TITLE or parameter.dim() != 2:
             values = (torch.randn(parameter.shape, generator=generator) * 0.1 + float(parameter.dim() == 1)).half()
@@ -135,7 +135,8 @@ def make_case(
     return Case(read_bundle(layout, manifest.digest), reference)
 
 
-def _title_of(name: str, decoder_blocks: str) -> str:
+def title_of(name: str, decoder_blocks: str) -> str:
+    """Return the file in which a parameter lies."""
     prefix = decoder_blocks + "."
     return block_title(int(name.removeprefix(prefix).split(".")[0])) if name.startswith(prefix) else TRUNK_TITLE
 
@@ -173,20 +174,25 @@ def _config(fields: dict[str, Any], entries: list[QuantizedEntry], dense: list[D
         tokenizer=TokenizerSettings(
             prepend_bos=True, bos_token_id=256, eos_token_ids=[257], pad_token_id=258, context_length=64
         ),
-        mask=MaskProvenance(
-            source="random",
-            scope="per_tensor",
-            sparsity=0.01,
-            sensitive_count=count,
-            calibration_text="none",
-            calibration_sequences=0,
-            calibration_tokens_per_sequence=0,
-            calibration_seed=0,
-            calibration_digest="sha256:" + "0" * 64,
-        ),
+        mask=random_mask(sparsity=0.01, sensitive_count=count, seed=0),
         quantizer=Quantizer(method="random", bits=bits),
         tensors=entries,
         dense_parameters=dense,
         parameter_counts=ParameterCounts(total=0, quantized=0, sensitive=count, dense=0),
         memory=MemoryEstimates(weights_bytes=0, workspace_bytes=0),
+    )
+
+
+def random_mask(*, sparsity: float, sensitive_count: int, seed: int) -> MaskProvenance:
+    """Return what is said of positions that were drawn."""
+    return MaskProvenance(
+        source="random",
+        scope="per_tensor",
+        sparsity=sparsity,
+        sensitive_count=sensitive_count,
+        calibration_text="none",
+        calibration_sequences=0,
+        calibration_tokens_per_sequence=0,
+        calibration_seed=seed,
+        calibration_digest="sha256:" + "0" * 64,
     )

@@ -49,6 +49,11 @@ class PackedWeight:
         """The weight with all its rows."""
         return self.part_of or self
 
+    @property
+    def place(self) -> slice:
+        """Which rows of the whole weight these are."""
+        return slice(self.first_row, self.first_row + self.shape[0])
+
     def rows(self, start: int, stop: int) -> PackedWeight:
         """Return rows ``start`` to ``stop`` over the same tensors; they go with the values of the whole weight."""
         if (start, stop) == (0, self.shape[0]):

@@ -46,7 +46,7 @@ class DecodedCache:
         whole = None if values is None else self._whole(weight.whole, values)
         if values is None or whole is None:
             return self._backend.dequantize(weight, values)
-        dense = whole[weight.first_row : weight.first_row + weight.shape[0]]
+        dense = whole[weight.place]
         self.write_sparse(dense, weight, values)
         return dense
 

@@ -15,8 +15,7 @@ from collections.abc import Sequence
 from device_client.model.backends import reference_tiles
 from device_client.model.backends.names import CANDIDATES
 from shared.errors import ResourceError
-
-_NARROW_INDEX_LIMIT = 1 << 31
+from shared.sensitivity_mask import INDEX_LIMIT
 
 
 def likeliest_backend(name: str, device_type: str) -> str:
@@ -54,5 +53,5 @@ def workspace_bytes(backend: str, shapes: Sequence[tuple[int, int]], device_type
 def index_bytes(backend: str, shape: tuple[int, int], sensitive_count: int) -> int:
     """Return the bytes of the positions of one weight's sensitive values."""
     rows, columns = shape
-    is_wide = backend == "reference" or (backend == "triton" and rows * columns > _NARROW_INDEX_LIMIT)
+    is_wide = backend == "reference" or (backend == "triton" and rows * columns > INDEX_LIMIT)
     return sensitive_count * (8 if is_wide else 4) + (rows + 1) * 4

@@ -19,6 +19,7 @@ import numpy as np
 import torch
 import transformers
 from numpy.typing import NDArray
+from random_bundle import random_mask, title_of
 from random_network import SEVEN_BILLION, random_network
 from tiny_bundle import byte_tokenizer_json
 from torch import nn
@@ -33,14 +34,12 @@ from shared.bundle.manifest import (
     BundleConfig,
     DenseEntry,
     Descriptor,
-    MaskProvenance,
     MemoryEstimates,
     ParameterCounts,
     QuantizedEntry,
     Quantizer,
     SourceModel,
     TokenizerSettings,
-    block_title,
 )
 from shared.bundle.read import Bundle, read_bundle
 from shared.bundle.write import add_document, add_manifest, add_tensors, remove_unfinished
@@ -115,11 +114,8 @@ def _parameters_by_file(config: Mapping[str, Any]) -> dict[str, dict[str, Shape]
     with torch.device("meta"):
         network: nn.Module = model_class(model_class.config_class(**config))
     files: dict[str, dict[str, Shape]] = {}
-    prefix = family.decoder_blocks + "."
     for name, parameter in network.named_parameters():
-        is_in_block = name.startswith(prefix)
-        title = block_title(int(name.removeprefix(prefix).split(".")[0])) if is_in_block else TRUNK_TITLE
-        files.setdefault(title, {})[name] = tuple(parameter.shape)
+        files.setdefault(title_of(name, family.decoder_blocks), {})[name] = tuple(parameter.shape)
     return files
 
 
@@ -211,17 +207,7 @@ def _bundle_config(config: Mapping[str, Any], parts: _Parts, layers: Iterable[De
         source=SourceModel(id="tests/random-shapes"),
         architecture=safe_config(dict(config)),
         tokenizer=TokenizerSettings(prepend_bos=True, bos_token_id=256, eos_token_ids=[257], context_length=context),
-        mask=MaskProvenance(
-            source="random",
-            scope="per_tensor",
-            sparsity=parts.sparsity,
-            sensitive_count=sensitive,
-            calibration_text="none",
-            calibration_sequences=0,
-            calibration_tokens_per_sequence=0,
-            calibration_seed=parts.seed,
-            calibration_digest="sha256:" + "0" * 64,
-        ),
+        mask=random_mask(sparsity=parts.sparsity, sensitive_count=sensitive, seed=parts.seed),
         quantizer=Quantizer(method="lut" if parts.form == "lut" else "uniform", bits=BITS, group_size=parts.group_size),
         tensors=parts.quantized,
         dense_parameters=parts.dense,

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import importlib.util
 import math
-import subprocess
-import sys
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 import torch
+from imported_packages import imported_of
 from random_network import TINY
 
 BENCHMARK = Path(__file__).resolve().parents[2] / "benchmarks" / "prepare_7b_gpu.py"
@@ -40,9 +39,4 @@ def test_every_figure_of_the_benchmark_is_measured(benchmark: ModuleType) -> Non
 
 def test_it_needs_only_what_a_gpu_machine_has() -> None:
     unwanted = "datasets fastapi sqlalchemy accelerate ray sklearn uvicorn pydantic_settings"
-    program = (
-        f"import sys; sys.argv = ['x']; sys.path[:0] = [{str(BENCHMARK.parent)!r}]; import prepare_7b_gpu; "
-        f"print(sorted(set({unwanted!r}.split()) & set(sys.modules)))"
-    )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[]"
+    assert imported_of(BENCHMARK, unwanted) == []

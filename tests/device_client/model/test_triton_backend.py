@@ -163,13 +163,11 @@ def test_products_are_those_of_float64_within_the_error_of_float32(
         assert_product(product, inputs, tensor, indices, values)
 
 
-@pytest.mark.parametrize("tokens", [1, 2, MOST_TOKENS, MOST_TOKENS + 3])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
-def test_any_number_of_tokens_is_multiplied(tokens: int, dtype: torch.dtype) -> None:
-    shape = (6, 1100)  # two rounds of the loop over a row
+def assert_multiplies(shape: tuple[int, int], count: int, tokens: int, dtype: torch.dtype) -> None:
+    """The product with ``count`` sensitive values is that of float64, and the same bits each time."""
     tensor = moved(random_quantized(shape, "per_row", 4, torch.Generator().manual_seed(1)))
-    indices = random_indices(shape, 9, seed=2)
-    inputs, values = normal(tokens, 1100, seed=3).to(DEVICE, dtype), normal(9, seed=4).to(DEVICE, dtype)
+    indices = random_indices(shape, count, seed=2)
+    inputs, values = normal(tokens, shape[1], seed=3).to(DEVICE, dtype), normal(count, seed=4).to(DEVICE, dtype)
     backend = TritonBackend([shape], dtype, DEVICE)
     weight = backend.pack(tensor, indices.to(DEVICE))
 
@@ -177,6 +175,12 @@ def test_any_number_of_tokens_is_multiplied(tokens: int, dtype: torch.dtype) -> 
 
     assert_product(product, inputs, tensor, indices, values)
     assert torch.equal(product, backend.linear_small(inputs, weight, values, None))
+
+
+@pytest.mark.parametrize("tokens", [1, 2, MOST_TOKENS, MOST_TOKENS + 3])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_any_number_of_tokens_is_multiplied(tokens: int, dtype: torch.dtype) -> None:
+    assert_multiplies((6, 1100), 9, tokens, dtype)  # two rounds of the loop over a row
 
 
 def test_rows_without_values_and_rows_with_many_are_corrected_alike() -> None:
@@ -292,14 +296,4 @@ def test_on_a_gpu_a_large_weight_equals_the_reference_backend_bit_for_bit(form: 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
 @pytest.mark.parametrize("tokens", [1, 3, 8])
 def test_on_a_gpu_a_large_product_is_that_of_float64(tokens: int, dtype: torch.dtype) -> None:
-    shape = (4096, 11008)
-    tensor = moved(random_quantized(shape, "per_row", 4, torch.Generator().manual_seed(1)))
-    indices = random_indices(shape, 45_088, seed=2)
-    inputs, values = normal(tokens, 11008, seed=3).to(DEVICE, dtype), normal(45_088, seed=4).to(DEVICE, dtype)
-    backend = TritonBackend([shape], dtype, DEVICE)
-    weight = backend.pack(tensor, indices.to(DEVICE))
-
-    product = backend.linear_small(inputs, weight, values, None)
-
-    assert_product(product, inputs, tensor, indices, values)
-    assert torch.equal(product, backend.linear_small(inputs, weight, values, None))
+    assert_multiplies((4096, 11008), 45_088, tokens, dtype)

@@ -20,6 +20,7 @@ from device_client.model.backends.backend import PackedWeight, first_of_each_row
 from device_client.model.backends.triton import kernels
 from device_client.model.backends.workspace import reusable_buffer
 from shared.quantization.codec import QuantizedTensor
+from shared.sensitivity_mask import INDEX_LIMIT
 
 MOST_TOKENS = 8
 """Tokens of one launch of ``linear_small``; for each count up to this a kernel is compiled on its first use."""
@@ -30,7 +31,6 @@ _DEQUANTIZE_ROWS = 4
 _SPARSE_AT_ONCE = 32
 _SCATTER_BLOCK = 512
 _WARPS = 4
-_INDEX_LIMIT = 1 << 31
 _WORDS = {2: torch.int32, 4: torch.int64}
 """One integer as wide as two values."""
 
@@ -61,7 +61,7 @@ class TritonBackend:
     def pack(self, quantized: QuantizedTensor, indices: Tensor) -> PackedWeight:
         """Return the weight with its indices in int32 where they fit, and the start of each row among them."""
         rows, columns = quantized.shape
-        narrow = indices.to(torch.int32) if rows * columns <= _INDEX_LIMIT else indices
+        narrow = indices.to(torch.int32) if rows * columns <= INDEX_LIMIT else indices
         return PackedWeight(quantized, narrow, first_of_each_row(indices, rows, columns))
 
     def dequantize(self, weight: PackedWeight, values: Tensor | None = None) -> Tensor:
