@@ -22,7 +22,7 @@ def add_machine_arguments(parser: argparse.ArgumentParser | _ArgumentGroup) -> N
     parser.add_argument(
         "--backend", choices=BACKEND_NAMES, default="auto",
         help="what decodes the weights: native (compiled for this CPU once), triton (CUDA) or reference (plain torch); "
-        "results do not depend on it (default: the fastest that works here)",
+        "results depend on it in bfloat16 only (default: the fastest that works here)",
     )  # fmt: skip
 
 

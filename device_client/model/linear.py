@@ -13,8 +13,8 @@ For one to a few tokens of a single point the backend's fused product may take o
 
 On a CPU, where tokens are few, the weight goes in tiles of rows that stay in the cache: written to memory and read back
 it would cost more than the decoding. For the fewest, tiles are the left operand, which a library takes as it lies,
-where a right one is packed first:  yᵀ[rows] = W[rows] xᵀ.  Which way is taken depends on shapes and device alone, so
-that bits do not depend on anything else.
+where a right one is packed first:  yᵀ[rows] = W[rows] xᵀ.  A weight that brings a product of its own goes that way.
+Which way is taken depends on shapes, weight and device alone, so that bits do not depend on anything else.
 """
 
 from __future__ import annotations
@@ -110,7 +110,7 @@ class QuantizedSparseLinear(nn.Module):
 
     Args:
         weight: The packed weight.
-        where: The layer's part of the flat vector of values.
+        where: The layer's part of the flat vector of values; kept.
         bias: Compute dtype (out_features,), or None.
         runtime: Shared by all layers of a model.
     """
@@ -120,7 +120,7 @@ class QuantizedSparseLinear(nn.Module):
         self.out_features, self.in_features = weight.shape
         self.packed = weight
         self.bias = bias
-        self._where = where
+        self.where = where
         self._runtime = runtime
         borders = [*range(0, self.out_features, TILE_ROWS), self.out_features]
         self._tiles = [weight.rows(start, stop) for start, stop in pairwise(borders)]
@@ -144,7 +144,10 @@ class QuantizedSparseLinear(nn.Module):
         return outputs.view(*inputs.shape[:-1], self.out_features)
 
     def _at_each_point(self, stacked: Tensor) -> Tensor:
-        tokens = stacked.shape[1]
+        points, tokens, _ = stacked.shape
+        if self.packed.at_points is not None:
+            values = [self._values(point) for point in range(points)]
+            return self.packed.at_points(stacked, self.packed, values, self.bias)
         if stacked.device.type != "cpu" or tokens > TILED_UP_TO_TOKENS:
             return self._by_whole_weight(stacked)
         outputs = self._by_tiles(stacked) if tokens > TRANSPOSED_UP_TO_TOKENS else self._by_tiles_transposed(stacked)
@@ -184,7 +187,7 @@ class QuantizedSparseLinear(nn.Module):
             yield point, dense
 
     def _values(self, point: int) -> Tensor:
-        return self._runtime.values.of(self._where, point)
+        return self._runtime.values.of(self.where, point)
 
     def extra_repr(self) -> str:
         """Name shape, bits and number of sensitive values."""

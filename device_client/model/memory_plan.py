@@ -15,7 +15,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from math import prod
 
-from device_client.model.backends.planned_bytes import index_bytes, likeliest_backend, workspace_bytes
+from device_client.model.backends.planned_bytes import likeliest_backend, position_bytes, workspace_bytes
 from device_client.model.pass_memory import hungriest_moment, key_value_bytes
 from device_client.model.process_overhead import libraries_bytes, product_bytes, slack_bytes
 from device_client.model.workload import Workload
@@ -70,12 +70,15 @@ def weight_parts(
         points: θ's side by side.
     """
     stored = [(part, prod(shape)) for entry in config.tensors for part, (_, shape) in entry.part_shapes.items()]
-    indices = sum(index_bytes(backend, entry.shape, entry.sensitive_count) for entry in config.tensors)
+    positions = sum(
+        position_bytes(backend, entry.shape, entry.sensitive_count, value_bytes) for entry in config.tensors
+    )
     return {
         "codes": sum(count for part, count in stored if part == "codes"),
         "codebooks and scales": sum(count * _STORED_VALUE_BYTES for part, count in stored if part != "codes"),
         "unquantised parameters": sum(prod(entry.shape) for entry in config.dense_parameters) * value_bytes,
-        "sensitive indices and values": indices + config.sensitive_count * (_STORED_VALUE_BYTES + points * value_bytes),
+        "sensitive indices and values": positions
+        + config.sensitive_count * (_STORED_VALUE_BYTES + points * value_bytes),
     }
 
 

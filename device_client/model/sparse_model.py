@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from device_client.model.backends.decoded_cache import DecodedCache
+from device_client.model.backends.names import BackendName
 from device_client.model.growing_decoding import Decoding, GrowingDecoding
 from device_client.model.linear import LinearRuntime, aligned
 from device_client.model.memory_meter import MemoryMeter
@@ -73,7 +74,7 @@ class SparseModel:
         return self.runtime.values.count
 
     @property
-    def backend_name(self) -> str:
+    def backend_name(self) -> BackendName:
         """What decodes and multiplies."""
         return self.runtime.backend.name
 

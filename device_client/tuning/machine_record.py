@@ -1,9 +1,11 @@
 """What of the machine decides a run's bits: machine.json in its folder.
 
-    {"device_type": "cpu", "compute_dtype": "float32", "begun_with_rows": 16, "micro_batch_rows": 8}
+    {"device_type": "cpu", "compute_dtype": "float32", "begun_with_rows": 16, "micro_batch_rows": 8,
+     "backend": "native"}
 
 Another micro-batch pads and sums in another shape, and another format or device rounds otherwise: each gives losses
-with other last bits. So a run goes on with the machine it was begun with, and with the micro-batch it had come to.
+with other last bits. So a run goes on with the machine it was begun with, and with the micro-batch it had come to. In
+bfloat16 another backend does so too (some CPUs multiply from the codes); in other formats all give the same bits.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
+from device_client.model.backends.names import BACKEND_NAMES, BackendName
 from device_client.tuning.run_directory import RunDirectory
 from shared.errors import Conflict, IntegrityError
 
@@ -27,20 +30,33 @@ class MachineRecord:
         compute_dtype: One of ``COMPUTE_DTYPES``.
         begun_with_rows: Sequences side by side when the run began.
         micro_batch_rows: Sequences side by side now; fewer where memory ran out.
+        backend: What decoded and multiplied.
     """
 
     device_type: str
     compute_dtype: str
     begun_with_rows: int
     micro_batch_rows: int
+    backend: BackendName
+
+    @property
+    def pinned_backend(self) -> BackendName | None:
+        """The backend that the run must go on with, or None where all compute the same bits: in all but bfloat16."""
+        return self.backend if self.compute_dtype == "bfloat16" else None
 
     def check(
-        self, run: RunDirectory, *, device_type: str | None, compute_dtype: str | None, micro_batch_rows: int | None
+        self,
+        run: RunDirectory,
+        *,
+        device_type: str | None,
+        compute_dtype: str | None,
+        micro_batch_rows: int | None,
+        backend: BackendName,
     ) -> None:
-        """Refuse to go on with what is asked for where the run was begun otherwise; None asks for nothing.
+        """Refuse to go on with what is asked for where the run was begun otherwise; None or auto asks for nothing.
 
         Raises:
-            Conflict: Another device, format or micro-batch is asked for.
+            Conflict: Another device, format, micro-batch or, where it matters, backend is asked for.
         """
         again = f"--device {self.device_type} --dtype {self.compute_dtype}"
         if device_type not in (None, self.device_type):
@@ -50,6 +66,8 @@ class MachineRecord:
         if micro_batch_rows not in (None, self.begun_with_rows, self.micro_batch_rows):
             again = f"--micro-batch {self.begun_with_rows}"
             raise _other_machine(run, f"--micro-batch {micro_batch_rows}", again)
+        if self.pinned_backend is not None and backend not in ("auto", self.pinned_backend):
+            raise _other_machine(run, f"--backend {backend}", f"--backend {self.pinned_backend}")
 
 
 def _other_machine(run: RunDirectory, asked: str, again: str) -> Conflict:
@@ -69,6 +87,7 @@ def read_machine(run: RunDirectory) -> MachineRecord | None:
     found = run.read_json(MACHINE)
     if found is None:
         return None
+    found = {"backend": "reference"} | found  # before backends were on record, all multiplied as that one does
     if not _is_record(found):
         raise IntegrityError(
             f"{run.path / MACHINE} does not say what machine the run was begun on",
@@ -94,4 +113,5 @@ def _is_record(found: dict[str, Any]) -> bool:
         and type(found["micro_batch_rows"]) is int
         and type(found["begun_with_rows"]) is int
         and 1 <= found["micro_batch_rows"] <= found["begun_with_rows"]
+        and found["backend"] in BACKEND_NAMES
     )

@@ -8,8 +8,8 @@
 The limits, before any number (one Llama-2-7B block: 202 million weights in seven linear layers, 0.1 % sensitive):
 
     forward of T tokens          405·10⁶·T FLOPs; reads 405 MB in 16 bit, 103 MB packed (codes, codebooks, values)
-    two forwards                 twice that; a step can cost no less, and with both signs paired reads 103 MB once
-    decoding into a buffer       writes 405 MB, into one buffer of at most 90 MB that stays near
+    two forwards                 twice that; a step has the same FLOPs, and with both signs paired reads 103 MB once
+    decoding into a buffer       writes 405 MB, into one buffer of at most 90 MB; into tiles in the cache nothing at all
     one token                    16 bit reads 405 MB, packed 103 MB: 3.9 × at most where memory is the limit
     update of a step             0.2 million values of 202: z, θ ± εz, two casts and writings: 0.1 % of a weight pass
     MeZO                         four passes over all weights: 0.8·10⁹ normal values drawn, 2.4 GB moved per block

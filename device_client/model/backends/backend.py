@@ -4,21 +4,37 @@
     few tokens        y = x dequantise(codes)ᵀ + x[c] (value − decoded[r, c])      SparseAddMM, Equation 24
 
 Every backend decodes to the same bits, and after that all multiply with the same library call; so what is tuned or
-measured with ``dequantize`` does not depend on the backend. ``linear_small`` adds in another order, in float32, and
-rounds the sum alone to the compute dtype, where ``dequantize`` rounds each weight: nearer to the exact product, and not
-the same.
+measured with ``dequantize`` does not depend on the backend. Only in bfloat16 may a backend bring a product of its own
+for a weight (``PackedWeight.at_points``), which sums in another order. So does ``linear_small``, in float32; where it
+rounds the sum alone to the compute dtype, and not each weight, it is nearer to the exact product.
 Knows nothing about models.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from device_client.model.backends.names import BackendName
 from shared.quantization.codec import QuantizedTensor
+
+
+class PointsProduct(Protocol):
+    """Multiplies at several points without decoding a weight as a whole; a point's bits depend on that point alone."""
+
+    def __call__(self, stacked: Tensor, weight: PackedWeight, values: Sequence[Tensor], bias: Tensor | None) -> Tensor:
+        """Return x_p W(θ_p)ᵀ + b of every point, compute dtype (points, tokens, out_features).
+
+        Args:
+            stacked: Compute dtype (points, tokens, in_features).
+            weight: The packed weight.
+            values: Compute dtype (k,) each, the sensitive values at every point.
+            bias: Compute dtype (out_features,), or None.
+        """
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +47,9 @@ class PackedWeight:
         row_starts: int32 (out_features + 1,): the values of row r are those from row_starts[r] to row_starts[r + 1].
         first_row: Where the rows begin in the whole weight.
         part_of: The whole weight, where these are not all of its rows.
+        replaced: Compute dtype (k,), what the codes at their positions stand for; None where a backend looks it up.
+        in_panels: Whether the codes lie otherwise than row by row; see ``native/kernels/panels.h``.
+        at_points: The backend's product at several points, for any number of tokens, where it has one for this weight.
     """
 
     quantized: QuantizedTensor
@@ -38,6 +57,9 @@ class PackedWeight:
     row_starts: Tensor
     first_row: int = 0
     part_of: PackedWeight | None = None
+    replaced: Tensor | None = None
+    in_panels: bool = False
+    at_points: PointsProduct | None = None
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -64,6 +86,9 @@ class PackedWeight:
             self.row_starts[start : stop + 1],
             self.first_row + start,
             part_of=self.whole,
+            replaced=self.replaced,
+            in_panels=self.in_panels,
+            at_points=self.at_points,
         )
 
     def own(self, values: Tensor) -> tuple[Tensor, Tensor]:
@@ -78,7 +103,7 @@ class LinearBackend(Protocol):
     """Computes with packed weights; what ``dequantize`` returns is valid until its next call."""
 
     @property
-    def name(self) -> str:
+    def name(self) -> BackendName:
         """What it is called in options, records and results."""
 
     @property

@@ -4,7 +4,8 @@
     CUDA    triton, reference
 
 Every candidate is measured once (``calibrate``) and the outcome is kept in a file, so that the next load measures
-nothing. What is tuned does not depend on the choice: all backends decode to the same bits.
+nothing. What is tuned does not depend on the choice but in bfloat16: all backends decode to the same bits, and only
+there may one multiply in its own way.
 """
 
 from __future__ import annotations
@@ -39,11 +40,13 @@ class BackendOptions:
         name: ``auto`` takes the fastest; another name takes that one or fails.
         folder: Compiled kernels and calibrations; needed by ``auto`` and ``native``.
         announce: Is told of a compilation, and why a backend cannot be used.
+        otherwise: What to do where the backend that is named does not work here.
     """
 
     name: BackendName = "reference"
     folder: Path | None = None
     announce: Callable[[str], None] = lambda _: None
+    otherwise: str = "--backend auto"
 
 
 REFERENCE = BackendOptions()
@@ -164,7 +167,7 @@ class _Making:
         return ResourceError(
             f"backend {name!r} cannot be used: {error}",
             needed=f"one that works on {self.device.type}: {', '.join(CANDIDATES[self.device.type])}",
-            next_step="--backend auto",
+            next_step=self.options.otherwise,
         )
 
 

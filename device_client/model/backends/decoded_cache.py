@@ -10,6 +10,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from device_client.model.backends.backend import LinearBackend, PackedWeight
+from device_client.model.backends.names import BackendName
 from shared.quantization.codec import QuantizedTensor
 
 
@@ -27,7 +28,7 @@ class DecodedCache:
         self._kept: dict[int, tuple[PackedWeight, Tensor]] = {}
 
     @property
-    def name(self) -> str:
+    def name(self) -> BackendName:
         """The other backend's."""
         return self._backend.name
 

@@ -1,8 +1,8 @@
 """What each backend will keep, from shapes alone, so that memory can be planned without torch.
 
     reference    the largest weight, and one tile of rows; indices of 8 bytes, and where each row's begin
-    native       the largest weight; indices of 4 bytes, and where each row's begin
-    triton       as native
+    native       the largest weight; indices of 4 bytes, where each row's begin, and what the values replace
+    triton       the largest weight; indices of 4 bytes, and where each row's begin
 
 Measuring a backend at load holds one random weight of the largest shape and less than what the model will: it happens
 before the model's own weights are there.
@@ -50,8 +50,9 @@ def workspace_bytes(backend: str, shapes: Sequence[tuple[int, int]], device_type
     return max(rows * columns for rows, columns in shapes) * value_bytes
 
 
-def index_bytes(backend: str, shape: tuple[int, int], sensitive_count: int) -> int:
-    """Return the bytes of the positions of one weight's sensitive values."""
+def position_bytes(backend: str, shape: tuple[int, int], sensitive_count: int, value_bytes: int) -> int:
+    """Return the bytes of where one weight's sensitive values stand, and of what they replace."""
     rows, columns = shape
     is_wide = backend == "reference" or (backend == "triton" and rows * columns > INDEX_LIMIT)
-    return sensitive_count * (8 if is_wide else 4) + (rows + 1) * 4
+    replaced = value_bytes if backend == "native" else 0
+    return sensitive_count * ((8 if is_wide else 4) + replaced) + (rows + 1) * 4

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from device_client.model.backends.backend import PackedWeight, first_of_each_row
+from device_client.model.backends.names import BackendName
 from device_client.model.backends.reference_tiles import (
     PAIR_TABLE_VALUES,
     float_tile_values,
@@ -58,7 +59,7 @@ class ReferenceBackend:
         return sum(buffer.numel() * buffer.element_size() for buffer in buffers)
 
     @property
-    def name(self) -> str:
+    def name(self) -> BackendName:
         """``reference``."""
         return "reference"
 

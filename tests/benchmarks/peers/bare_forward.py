@@ -1,8 +1,9 @@
 """The limits a step and a decoder are held against: two bare forward passes, and transformers' own ``generate``.
 
 A bare forward pass is the decoder of a plain 16-bit model without gradients, and the head at the wanted positions:
-no loss, no perturbation, no decoding of weights, nothing read back to the host. No zeroth-order step can cost less
-than two of them. Knows nothing about timing a step: the caller does that.
+no loss, no perturbation, no decoding of weights, nothing read back to the host. A zeroth-order step that multiplies as
+the library does cannot cost less than two of them; one that reads 4-bit codes once for both signs can.
+Knows nothing about timing a step: the caller does that.
 """
 
 from __future__ import annotations

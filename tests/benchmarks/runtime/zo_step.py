@@ -14,7 +14,7 @@ import statistics
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -23,6 +23,7 @@ from runtime.stopwatch import seconds_of
 from torch import Tensor
 
 from device_client.model.backends.backend import LinearBackend, PackedWeight
+from device_client.model.backends.native.library import PASS_TOKENS
 from device_client.model.linear import QuantizedSparseLinear
 from device_client.model.sparse_model import SparseModel
 from device_client.model.token_batch import TokenBatch
@@ -184,9 +185,10 @@ def step_parts(model: SparseModel, batch: Batch, *, rounds: int) -> dict[str, fl
         model.runtime.backend = backend
     medians = {name: statistics.median(one[name] for one in found) for name in found[0]}
     medians["draw_z"] = _drawing_seconds(model.sensitive_count)
-    medians["write_while_decoding"] = _writing_while_decoding_seconds(model, rounds) * (2 // batch.points)
+    medians["write_while_decoding"] = _writing_seconds(model, batch, rounds) * _passes(model, batch)
     beside = statistics.median(one["step"] - one["forwards"] + one.get("write_sparse", 0.0) for one in found)
     beside += medians["write_while_decoding"]
+    medians.setdefault("dequantize", 0.0)
     return {f"{name}_seconds": seconds for name, seconds in medians.items()} | {
         "beside_forwards_seconds": beside,
         "update_share": (beside + medians["draw_z"]) / medians["step"],
@@ -194,25 +196,46 @@ def step_parts(model: SparseModel, batch: Batch, *, rounds: int) -> dict[str, fl
     }
 
 
-def _writing_while_decoding_seconds(model: SparseModel, rounds: int) -> float:
-    """Return what decoding all weights once takes longer where their sensitive values are written meanwhile."""
-    layers = [module for module in model.network.modules() if isinstance(module, QuantizedSparseLinear)]
-    backend = model.runtime.backend
+def _passes(model: SparseModel, batch: Batch) -> int:
+    """Return how often a step decodes each weight."""
+    in_products = next(iter(_layers(model))).packed.at_points is not None
+    return 2 // batch.points * (-(-batch.points * batch.tokens // PASS_TOKENS) if in_products else 1)
 
-    def decode_all(with_values: bool) -> None:
-        for layer in layers:
-            if with_values:
-                layer.effective_weight()
-            else:
-                backend.dequantize(layer.packed)
 
-    decode_all(with_values=True)
+def _layers(model: SparseModel) -> list[QuantizedSparseLinear]:
+    return [module for module in model.network.modules() if isinstance(module, QuantizedSparseLinear)]
+
+
+def _writing_seconds(model: SparseModel, batch: Batch, rounds: int) -> float:
+    """Return what a pass takes longer where sensitive values are written while weights are decoded."""
+    with_values = [(layer.packed, model.runtime.values.of(layer.where, 0)) for layer in _layers(model)]
+    without = [(_without_values(packed), values[:0]) for packed, values in with_values]
+
+    def decode_all(weights: list[tuple[PackedWeight, Tensor]]) -> None:
+        for weight, values in weights:
+            _decode(model.runtime.backend, weight, values, batch.points)
+
+    decode_all(with_values)
     longer = [
-        seconds_of(lambda: decode_all(with_values=True), model.device)
-        - seconds_of(lambda: decode_all(with_values=False), model.device)
+        seconds_of(lambda: decode_all(with_values), model.device)
+        - seconds_of(lambda: decode_all(without), model.device)
         for _ in range(rounds)
     ]
     return max(0.0, statistics.median(longer))
+
+
+def _decode(backend: LinearBackend, weight: PackedWeight, values: Tensor, points: int) -> None:
+    """Decode a weight; where that happens inside a product only, the product of one token, which costs little more."""
+    if weight.at_points is None:
+        backend.dequantize(weight, values)
+    else:
+        token = torch.ones(points, 1, weight.shape[1], dtype=values.dtype, device=values.device)
+        weight.at_points(token, weight, [values] * points, None)
+
+
+def _without_values(weight: PackedWeight) -> PackedWeight:
+    none = {name: getattr(weight, name)[:0] for name in ("indices", "replaced") if getattr(weight, name) is not None}
+    return replace(weight, row_starts=torch.zeros_like(weight.row_starts), **none)
 
 
 def _drawing_seconds(count: int) -> float:

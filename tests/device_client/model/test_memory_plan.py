@@ -44,6 +44,7 @@ def held_by(model: SparseModel, points: int) -> dict[str, int]:
     parts = [(name, tensor) for layer in layers for name, tensor in layer.packed.quantized.parts.items()]
     indices = [layer.packed.indices for layer in layers]
     indices += [layer.packed.row_starts for layer in layers]
+    indices += [layer.packed.replaced for layer in layers if layer.packed.replaced is not None]
     values = torch.empty(points, model.sensitive_count, dtype=model.compute_dtype)
     return {
         "codes": bytes_of(*(tensor for name, tensor in parts if name == "codes")),
@@ -101,7 +102,7 @@ def test_a_compiled_backend_keeps_one_buffer_and_narrow_indices(config: BundleCo
     triton = plan_memory(config, Workload(1, 1), device_type="cuda").parts
 
     rows = 2 * (2 * 32 + 2 * 16 + 2 * 44 + 32) + 14  # where the values of each row begin, and where they end
-    assert native["sensitive indices and values"] == 14 * 8 * (4 + 2 + 4) + rows * 4
+    assert native["sensitive indices and values"] == 14 * 8 * (4 + 4 + 2 + 4) + rows * 4
     assert triton["sensitive indices and values"] == 14 * 8 * (4 + 2 + 2) + rows * 4
     assert (native["workspace"], triton["workspace"]) == (44 * 32 * 4, 44 * 32 * 2)
 

@@ -13,6 +13,7 @@ import torch
 from tiny_run import SETTINGS, Silent, planned, run
 from torch import Tensor
 
+from device_client.model.backends.choose import BackendOptions
 from device_client.model.loader import load_model
 from device_client.model.sparse_model import SparseModel
 from device_client.model.token_batch import TokenBatch
@@ -91,7 +92,8 @@ def test_a_run_goes_on_with_the_micro_batch_that_it_had_come_to(
         assert (again.run / name).read_bytes() == (whole.run.with_name("whole") / name).read_bytes()
     machine = json.loads((again.run / "machine.json").read_text())
     assert machine == {
-        "device_type": "cpu", "compute_dtype": "float32", "begun_with_rows": 8, "micro_batch_rows": 2
+        "device_type": "cpu", "compute_dtype": "float32", "begun_with_rows": 8, "micro_batch_rows": 2,
+        "backend": "reference",
     }  # fmt: skip
 
 
@@ -162,6 +164,48 @@ def test_a_run_goes_on_in_the_format_it_was_begun_in(bundle: Bundle, rows: Path,
     assert (again.resources["compute_dtype"], again.result["steps_done"]) == ("bfloat16", 12)
 
 
+def test_a_bfloat16_run_goes_on_with_the_backend_it_was_begun_with(
+    bundle: Bundle, rows: Path, clock: Callable[[], float], tmp_path: Path
+) -> None:
+    """Elsewhere all backends give the same bits; there, one may multiply in its own way."""
+    plan = planned(bundle, rows, dataclasses.replace(SETTINGS, epsilon=0.1))
+    run(plan, clock, time_budget_seconds=6.0, compute_dtype=torch.bfloat16)
+
+    with pytest.raises(Conflict, match="with --backend native the last bits") as caught:
+        run(plan, clock, backend=BackendOptions("native", tmp_path))
+    assert "go on with --backend reference" in str(caught.value)
+    assert run(plan, clock, backend=BackendOptions("auto", tmp_path)).resources["backend"] == "reference"
+
+
+def test_a_pinned_backend_that_no_longer_works_is_named_with_a_way_on(
+    bundle: Bundle, rows: Path, clock: Callable[[], float], tmp_path: Path
+) -> None:
+    plan = planned(bundle, rows, dataclasses.replace(SETTINGS, epsilon=0.1))
+    stopped = run(plan, clock, time_budget_seconds=6.0, compute_dtype=torch.bfloat16)
+    path = stopped.run / "machine.json"
+    path.write_text(path.read_text().replace('"reference"', '"native"'))
+
+    with pytest.raises(ResourceError, match="'native' cannot be used") as caught:
+        run(plan, clock, backend=BackendOptions("auto", None))
+    assert "begin another run with --output" in caught.value.next_step
+
+
+def test_a_float32_run_goes_on_with_any_backend(
+    bundle: Bundle, rows: Path, clock: Callable[[], float], kernels: Path
+) -> None:
+    run(planned(bundle, rows), clock, time_budget_seconds=6.0)
+    again = run(planned(bundle, rows), clock, backend=BackendOptions("native", kernels))
+    assert (again.resources["backend"], again.result["steps_done"]) == ("native", 12)
+
+
+def test_a_run_begun_before_backends_were_on_record_goes_on(
+    bundle: Bundle, rows: Path, clock: Callable[[], float]
+) -> None:
+    path = run(planned(bundle, rows), clock, time_budget_seconds=6.0).run / "machine.json"
+    path.write_text(json.dumps({key: of for key, of in json.loads(path.read_text()).items() if key != "backend"}))
+    assert run(planned(bundle, rows), clock).result["steps_done"] == 12
+
+
 def test_a_budget_that_the_runs_micro_batch_no_longer_fits_is_refused(
     bundle: Bundle, rows: Path, clock: Callable[[], float]
 ) -> None:
@@ -174,7 +218,8 @@ def test_a_budget_that_the_runs_micro_batch_no_longer_fits_is_refused(
 @pytest.mark.parametrize(
     "content",
     ["{}", '{"device_type": "cpu", "compute_dtype": "eval", "begun_with_rows": 8, "micro_batch_rows": 8}',
-     '{"device_type": "cpu", "compute_dtype": "float32", "begun_with_rows": 8, "micro_batch_rows": 0}'],
+     '{"device_type": "cpu", "compute_dtype": "float32", "begun_with_rows": 8, "micro_batch_rows": 0}',
+     '{"device_type": "cpu", "compute_dtype": "float32", "begun_with_rows": 8, "micro_batch_rows": 8, "backend": "x"}'],
 )  # fmt: skip
 def test_a_damaged_machine_record_is_named(
     bundle: Bundle, rows: Path, clock: Callable[[], float], content: str

@@ -1,21 +1,26 @@
 """The native backend: C++ kernels, compiled once for this CPU.
 
 Decoding a 4096 × 4096 weight takes about 1 ms on two cores with AVX-512, the fused product of one token half of that:
-it reads the codes and nothing else. Other CPUs take the portable path of the same source.
+it reads the codes and nothing else. Other CPUs take the portable path of the same source. A CPU with a matrix unit
+(AMX) multiplies in bfloat16 from the codes for any number of tokens: the weight is never written to memory at all.
 ``tests/benchmarks/device_runtime.py`` measures both. Knows nothing about models.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from device_client.model.backends.backend import PackedWeight, first_of_each_row
-from device_client.model.backends.native.library import KernelLibrary
+from device_client.model.backends.names import BackendName
+from device_client.model.backends.native.library import PASS_TOKENS, KernelLibrary
 from device_client.model.backends.workspace import reusable_buffer
 from shared.quantization.codec import QuantizedTensor
+
+PANEL_ROWS, PANEL_ROW_BYTES = 16, 64
 
 
 class NativeBackend:
@@ -32,7 +37,7 @@ class NativeBackend:
         self._workspace = reusable_buffer(max(rows * columns for rows, columns in shapes), dtype, torch.device("cpu"))
 
     @property
-    def name(self) -> str:
+    def name(self) -> BackendName:
         """``native``."""
         return "native"
 
@@ -42,9 +47,16 @@ class NativeBackend:
         return self._workspace.numel() * self._workspace.element_size()
 
     def pack(self, quantized: QuantizedTensor, indices: Tensor) -> PackedWeight:
-        """Return the weight with int32 indices and the first value of each row."""
-        rows, columns = quantized.shape
-        return PackedWeight(quantized, indices.to(torch.int32), first_of_each_row(indices, rows, columns))
+        """Return the weight with int32 indices and what the values replace; its codes in panels where they can be."""
+        in_panels = self._workspace.dtype == torch.bfloat16 and self._library.fits_panels(quantized)
+        weight = PackedWeight(
+            _with_panels(quantized) if in_panels else quantized,
+            indices.to(torch.int32),
+            first_of_each_row(indices, *quantized.shape),
+            in_panels=in_panels,
+            at_points=self._linear_at_points if in_panels else None,
+        )
+        return replace(weight, replaced=self.dequantize(weight).view(-1)[indices])
 
     def dequantize(self, weight: PackedWeight, values: Tensor | None = None) -> Tensor:
         """Return W in the workspace."""
@@ -62,3 +74,23 @@ class NativeBackend:
         outputs = inputs.new_empty(inputs.shape[0], weight.shape[0])
         self._library.linear_small(inputs.contiguous(), weight, values, bias, outputs)
         return outputs
+
+    def _linear_at_points(
+        self, stacked: Tensor, weight: PackedWeight, values: Sequence[Tensor], bias: Tensor | None
+    ) -> Tensor:
+        """Return x_p W(θ_p)ᵀ + b of every point, made on the CPU's matrix unit."""
+        points, tokens, columns = stacked.shape
+        outputs = stacked.new_empty(points, tokens, weight.shape[0])
+        needed = PASS_TOKENS * columns
+        scratch = self._workspace if self._workspace.numel() >= needed else self._workspace.new_empty(needed)
+        self._library.linear_at_points(stacked.contiguous(), weight, values, bias, outputs, scratch)
+        return outputs
+
+
+def _with_panels(quantized: QuantizedTensor) -> QuantizedTensor:
+    """Return the same weight with its codes in panels of 16 rows, block by block of 128 columns (``panels.h``)."""
+    rows, row_bytes = quantized.codes.shape
+    panels = quantized.codes.view(rows // PANEL_ROWS, PANEL_ROWS, row_bytes // PANEL_ROW_BYTES, PANEL_ROW_BYTES)
+    codes = reusable_buffer(rows * row_bytes, torch.uint8, quantized.codes.device)
+    codes.view(len(panels), -1, PANEL_ROWS, PANEL_ROW_BYTES).copy_(panels.transpose(1, 2))
+    return replace(quantized, codes=codes.view(rows, row_bytes))

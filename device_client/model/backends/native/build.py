@@ -1,9 +1,9 @@
-"""Compile kernels.cpp for this machine, once.
+"""Compile the kernels for this machine, once.
 
 A plain C interface needs no header of torch or Python: compiling takes about two seconds, where an extension of torch
 takes half a minute and a build tool besides. The library is named after what it depends on (source, flags, the CPU's
 features), so a changed source is compiled anew and a home folder shared by several machines does no harm.
-It multiplies with as many threads as torch; compiled by GCC, in torch's own OpenMP runtime. One file of about 60 KB.
+It multiplies with as many threads as torch; compiled by GCC, in torch's own OpenMP runtime. One file of about 150 KB.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ from pathlib import Path
 
 from device_client.model.backends.native.cpu import cpu_description
 
-SOURCE = Path(__file__).with_name("kernels.cpp")
+SOURCES = Path(__file__).with_name("kernels")
+_MAIN = SOURCES / "kernels.cpp"
 COMPILERS = ("c++", "g++", "clang++")
 _FLAGS = ("-std=c++17", "-O3", "-ffp-contract=off", "-fno-math-errno", "-fopenmp", "-shared", "-fPIC", "-w")
 _TIMEOUT_SECONDS = 120
@@ -66,7 +67,8 @@ def _tuning_flag() -> str:
 
 
 def _digest(flags: list[str]) -> str:
-    parts = (SOURCE.read_bytes(), repr(flags).encode(), cpu_description("flags", "features").encode())
+    sources = [path.read_bytes() for path in sorted(SOURCES.glob("*.*"))]
+    parts = (*sources, repr(flags).encode(), cpu_description("flags", "features").encode())
     return hashlib.sha256(b"\0".join(parts)).hexdigest()[:16]
 
 
@@ -76,7 +78,7 @@ def _compile(command: list[str], library: Path) -> None:
         library.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=library.parent) as scratch:
             made = Path(scratch) / library.name
-            _run([*command, str(SOURCE), "-o", str(made)])
+            _run([*command, str(_MAIN), "-o", str(made)])
             made.rename(library)
     except OSError as error:
         raise BuildFailed(f"{library.parent} cannot be written: {error.strerror}") from error

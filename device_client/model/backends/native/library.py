@@ -1,4 +1,4 @@
-"""The C interface of kernels.cpp, and nothing else: structures, formats, calls.
+"""The C interface of the compiled kernels, and nothing else: structures, formats, calls.
 
 Pointers are taken from tensors that the caller keeps alive during a call; a call returns when its work is done.
 """
@@ -6,6 +6,7 @@ Pointers are taken from tensors that the caller keeps alive during a call; a cal
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -15,7 +16,12 @@ from device_client.model.backends.backend import PackedWeight
 from shared.quantization.codec import QuantizedTensor
 
 FORMATS = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
-"""Compute dtype → its number in kernels.cpp."""
+"""Compute dtype → its number in numbers.h."""
+
+PASS_TOKENS = 512
+"""Tokens whose inputs are packed at once; as in linear_tiles.h."""
+
+_NONE = torch.empty(0)
 
 
 class _Weight(ctypes.Structure):
@@ -23,12 +29,13 @@ class _Weight(ctypes.Structure):
         *((name, ctypes.c_void_p) for name in ("codes", "lut", "scale", "bias")),
         *((name, ctypes.c_int64) for name in ("rows", "columns", "row_bytes", "lut_rows", "group_size", "groups")),
         ("bits", ctypes.c_int32),
+        ("in_panels", ctypes.c_int32),
     )
 
 
 class _Sparse(ctypes.Structure):
     _fields_ = (
-        *((name, ctypes.c_void_p) for name in ("row_starts", "indices", "values")),
+        *((name, ctypes.c_void_p) for name in ("row_starts", "indices", "values", "replaced")),
         ("first_row", ctypes.c_int64),
     )
 
@@ -52,19 +59,28 @@ class KernelLibrary:
         self._write_sparse.argtypes = (pointer, pointer, pointer, number, number)
         self._linear_small = library.zo_linear_small
         self._linear_small.argtypes = (pointer, pointer, pointer, pointer, pointer, long, number, number)
-        for call in (self._dequantize, self._write_sparse, self._linear_small):
+        self._linear_at_points = library.zo_linear_at_points
+        self._linear_at_points.argtypes = (*[pointer] * 6, long, long, pointer, number)
+        for call in (self._dequantize, self._write_sparse, self._linear_small, self._linear_at_points):
             call.restype = None
+        self._fits_panels = library.zo_fits_panels
+        self._fits_panels.argtypes = (pointer,)
+        self._fits_panels.restype = number
+
+    def fits_panels(self, quantized: QuantizedTensor) -> bool:
+        """Return whether bfloat16 products with this weight can be made on the CPU's matrix unit."""
+        return bool(self._fits_panels(ctypes.byref(_describe(PackedWeight(quantized, _NONE, _NONE)))))
 
     def dequantize(self, packed: PackedWeight, values: Tensor | None, out: Tensor) -> None:
         """Decode to ``out`` (out_features, in_features), contiguous; ``values``, of its format, are written over it."""
-        weight = _describe(packed.quantized)
+        weight = _describe(packed)
         sparse = None if values is None else ctypes.byref(_describe_sparse(packed, values))
         threads = torch.get_num_threads()
         self._dequantize(ctypes.byref(weight), sparse, out.data_ptr(), FORMATS[out.dtype], threads)
 
     def write_sparse(self, packed: PackedWeight, values: Tensor, out: Tensor) -> None:
         """Overwrite the sensitive positions of ``out`` (out_features, in_features), of the format of ``values``."""
-        weight, sparse = _describe(packed.quantized), _describe_sparse(packed, values)
+        weight, sparse = _describe(packed), _describe_sparse(packed, values)
         threads = torch.get_num_threads()
         self._write_sparse(ctypes.byref(weight), ctypes.byref(sparse), out.data_ptr(), FORMATS[out.dtype], threads)
 
@@ -72,26 +88,52 @@ class KernelLibrary:
         self, inputs: Tensor, packed: PackedWeight, values: Tensor, bias: Tensor | None, out: Tensor
     ) -> None:
         """Multiply: inputs (tokens, in_features) to out (tokens, out_features), all contiguous and of one format."""
-        weight = _describe(packed.quantized)
+        weight = _describe(packed)
         sparse = _describe_sparse(packed, values)
         self._linear_small(
             ctypes.byref(weight), ctypes.byref(sparse), inputs.data_ptr(), _address(bias), out.data_ptr(),
             inputs.shape[0], FORMATS[inputs.dtype], torch.get_num_threads(),
         )  # fmt: skip
 
+    def linear_at_points(
+        self, inputs: Tensor, packed: PackedWeight, values: Sequence[Tensor], bias: Tensor | None, out: Tensor,
+        scratch: Tensor,
+    ) -> None:  # fmt: skip
+        """Multiply on the matrix unit, with a weight whose codes lie in panels; all bfloat16 and contiguous.
 
-def _describe(tensor: QuantizedTensor) -> _Weight:
+        Args:
+            inputs: (points, tokens, in_features).
+            packed: The weight.
+            values: (k,) each, of every point.
+            bias: (out_features,), or None.
+            out: (points, tokens, out_features).
+            scratch: At least ``PASS_TOKENS`` · in_features values.
+        """
+        weight, sparse = _describe(packed), _describe_sparse(packed, values[0])
+        addresses = (ctypes.c_void_p * len(values))(*(each.data_ptr() for each in values))
+        self._linear_at_points(
+            ctypes.byref(weight), ctypes.byref(sparse), inputs.data_ptr(), addresses, _address(bias), out.data_ptr(),
+            inputs.shape[0], inputs.shape[1], scratch.data_ptr(), torch.get_num_threads(),
+        )  # fmt: skip
+
+
+def _describe(packed: PackedWeight) -> _Weight:
+    tensor = packed.quantized
     rows, columns = tensor.shape
     groups = 0 if tensor.group_size is None else -(-columns // tensor.group_size)
     lut_rows = 0 if tensor.lut is None else tensor.lut.shape[0]
     return _Weight(
         tensor.codes.data_ptr(), _address(tensor.lut), _address(tensor.scale), _address(tensor.bias),
         rows, columns, tensor.codes.shape[1], lut_rows, tensor.group_size or 0, groups, tensor.bits,
+        int(packed.in_panels),
     )  # fmt: skip
 
 
 def _describe_sparse(packed: PackedWeight, values: Tensor) -> _Sparse:
-    return _Sparse(packed.row_starts.data_ptr(), packed.indices.data_ptr(), values.data_ptr(), packed.first_row)
+    return _Sparse(
+        packed.row_starts.data_ptr(), packed.indices.data_ptr(), values.data_ptr(), _address(packed.replaced),
+        packed.first_row,
+    )  # fmt: skip
 
 
 def _address(tensor: Tensor | None) -> int | None:

@@ -17,6 +17,7 @@ import triton
 from torch import Tensor
 
 from device_client.model.backends.backend import PackedWeight, first_of_each_row
+from device_client.model.backends.names import BackendName
 from device_client.model.backends.triton import kernels
 from device_client.model.backends.workspace import reusable_buffer
 from shared.quantization.codec import QuantizedTensor
@@ -49,7 +50,7 @@ class TritonBackend:
         self._device = device
 
     @property
-    def name(self) -> str:
+    def name(self) -> BackendName:
         """``triton``."""
         return "triton"
 

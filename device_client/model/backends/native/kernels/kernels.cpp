@@ -1,0 +1,65 @@
+// Kernels of the native CPU backend, behind a plain C interface.
+//
+// Every row, or panel of rows, is the work of one thread, so results do not depend on the number of threads.
+
+#include "dequantize.h"
+#include "linear_small.h"
+#include "linear_tiles.h"
+
+extern "C" {
+
+// Whether products with this weight can be made on the CPU's matrix unit, in bfloat16, where its codes lie in panels.
+int32_t zo_fits_panels(const Weight* weight) {
+#ifdef HAS_TILES
+    static const bool may_use = may_use_tiles();
+    return may_use && fits_panels(*weight);
+#else
+    (void)weight;
+    return 0;
+#endif
+}
+
+// Decodes a weight to (rows, columns) in `format`, with its sensitive values where `sparse` is not null.
+void zo_dequantize(const Weight* weight, const Sparse* sparse, void* out, int32_t format, int32_t threads) {
+#ifdef HAS_TILES
+    if (weight->in_panels) return decode_panels(*weight, sparse, static_cast<uint16_t*>(out), threads);
+#endif
+    if (format == FLOAT32) {
+        decode_rows(*weight, sparse, format, static_cast<float*>(out), threads);
+    } else {
+        decode_rows(*weight, sparse, format, static_cast<uint16_t*>(out), threads);
+    }
+}
+
+// Overwrites the sensitive positions of a decoded weight.
+void zo_write_sparse(const Weight* weight, const Sparse* sparse, void* out, int32_t format, int32_t threads) {
+    if (format == FLOAT32) {
+        overwrite(*weight, *sparse, static_cast<float*>(out), threads);
+    } else {
+        overwrite(*weight, *sparse, static_cast<uint16_t*>(out), threads);
+    }
+}
+
+// inputs (tokens, columns), bias (rows) or null, out (tokens, rows), all in `format`.
+void zo_linear_small(const Weight* weight, const Sparse* sparse, const void* inputs, const void* bias, void* out,
+                     int64_t tokens, int32_t format, int32_t threads) {
+#ifdef HAS_TILES
+    if (weight->in_panels) {
+        linear_few_tokens(*weight, *sparse, static_cast<const uint16_t*>(inputs), bias, static_cast<uint16_t*>(out),
+                          tokens, threads);
+        return;
+    }
+#endif
+    linear_small(*weight, *sparse, inputs, bias, out, tokens, format, threads);
+}
+
+// Of a weight in panels, all in bfloat16: inputs (points, tokens, columns), the sensitive values of each point, bias
+// (rows) or null, out (points, tokens, rows); `packed` has room for 512 tokens of inputs.
+void zo_linear_at_points(const Weight* weight, const Sparse* sparse, const void* inputs, const void* const* values,
+                         const void* bias, void* out, int64_t points, int64_t tokens, void* packed, int32_t threads) {
+#ifdef HAS_TILES
+    linear_at_points(*weight, *sparse, static_cast<const uint16_t*>(inputs), values, bias, static_cast<uint16_t*>(out),
+                     points, tokens, static_cast<uint16_t*>(packed), threads);
+#endif
+}
+}

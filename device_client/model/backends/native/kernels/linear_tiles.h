@@ -1,0 +1,419 @@
+// Products on the matrix unit, from codes in panels: W exists only in tiles that stay in the cache.
+//
+//     a few tokens   y[t, r] = sum_c x[t, c] * w[r, c]  +  sum_j x[t, col_j] * (value_j - w[r, col_j])      Equation 24
+//     points         w[r, col_j] = value_j of the point;  y[t, r] = sum_c x[t, c] * w[r, c]                 Equation 26
+#pragma once
+
+#include <omp.h>
+
+#include <cstdlib>
+#include <vector>
+
+#include "linear_small.h"
+#include "panels.h"
+
+#ifdef HAS_TILES
+namespace {
+
+// An array that begins at a line of the cache, kept for the thread's next call.
+template <typename T> class KeptArray {
+    T* values = nullptr;
+    size_t held = 0;
+
+  public:
+    ~KeptArray() { free(values); }
+    T* of(int64_t count) {
+        const size_t bytes = (size_t(count) * sizeof(T) + 63) / 64 * 64;
+        if (bytes > held) {
+            free(values);
+            values = static_cast<T*>(aligned_alloc(64, bytes));
+            held = bytes;
+        }
+        return values;
+    }
+};
+
+// Lanes of 16 bits at any even distances from a base, as float32: `at` counts values of 16 bits.
+inline __m512 gather_bfloat16(const void* base, __m512i at, __mmask16 lanes) {
+    const __m512i pairs = _mm512_mask_i32gather_epi32(_mm512_setzero_si512(), lanes, _mm512_srli_epi32(at, 1), base, 4);
+    const __m512i odd = _mm512_slli_epi32(_mm512_and_si512(at, _mm512_set1_epi32(1)), 4);
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_srlv_epi32(pairs, odd), 16));
+}
+
+inline __m512 load_bfloat16(const void* values, int64_t first, __mmask16 lanes) {
+    const __m256i narrow = _mm256_maskz_loadu_epi16(lanes, static_cast<const uint16_t*>(values) + first);
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(narrow), 16));
+}
+
+constexpr int64_t FEW_TOKENS = 4;
+
+// Packs 128 columns of a few tokens to one tile [pair of words 16][code][token][2].
+inline void pack_few_inputs(const uint16_t* inputs, int64_t columns, int64_t tokens, uint16_t* tile) {
+    for (int64_t token = 0; token < tokens; ++token) {
+        __m512i by_code[CODES];
+        sort_by_code(inputs + token * columns, by_code);
+        for (int64_t code = 0; code < CODES; ++code) {
+            const __m512i next = _mm512_set1_epi32(int32_t(CODES * tokens));
+            const __m512i pair = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+            int32_t* first = reinterpret_cast<int32_t*>(tile) + code * tokens + token;
+            _mm512_i32scatter_epi32(first, _mm512_mullo_epi32(pair, next), by_code[code], 4);
+        }
+    }
+}
+
+// One thread's panels, multiplied with up to 4 tokens. All four tiles of a block's weights are multiplied with the one
+// tile of its inputs, and of the sums for all four codes those of the tile's own are taken. The sensitive values of a
+// panel are added while the next one is multiplied, so that reading codes never waits for them.
+class FewTokensWorker {
+    const Weight& weight;
+    const Sparse& sparse;
+    const uint16_t *inputs, *packed;  // packed: [block][pair of words 16][code][token][2]
+    const void* bias;
+    uint16_t* out;
+    const int64_t tokens, blocks, width;  // width: sums of a row, for each code and token
+    const TileShapes shapes;
+    PanelTables tables;
+    alignas(64) uint16_t tiles[2][BLOCK_VALUES];
+    alignas(64) float sums[CODES][PANEL_ROWS * CODES * FEW_TOKENS];
+
+    // Rows [row, end) of the panel before.
+    int64_t row = 0, end = 0;
+    float products[PANEL_ROWS][FEW_TOKENS];
+
+  public:
+    FewTokensWorker(const Weight& weight, const Sparse& sparse, const uint16_t* inputs, const uint16_t* packed,
+                    const void* bias, uint16_t* out, int64_t tokens)
+        : weight(weight), sparse(sparse), inputs(inputs), packed(packed), bias(bias), out(out), tokens(tokens),
+          blocks(weight.columns / PANEL_COLUMNS), width(CODES * tokens), shapes(width) {}
+
+    void run(int64_t first_panel, int64_t last_panel) {
+        for (int64_t panel = first_panel; panel < last_panel; ++panel) {
+            multiply(panel * PANEL_ROWS);
+            collect(panel * PANEL_ROWS);
+        }
+        finish_rows(end);
+    }
+
+  private:
+    void multiply(int64_t first_row) {
+        const int64_t stride = 4 * width, tile_values = 2 * 16 * width, rows_left = end - row;
+        _tile_zero(0);
+        _tile_zero(1);
+        _tile_zero(2);
+        _tile_zero(3);
+        tables.read(weight, first_row, 0);
+        decode_block(codes_in_panel(weight, first_row, 0), tables, tiles[0]);
+        for (int64_t block = 0; block < blocks; ++block) {  // decodes the next one while it multiplies
+            const uint16_t* w = tiles[block % 2];
+            const int64_t next = block + 1 < blocks ? block + 1 : block;
+            const uint8_t* codes = codes_in_panel(weight, first_row, next * PANEL_COLUMNS);
+            uint16_t* decoded = tiles[(block + 1) % 2];
+            if (PanelTables::change_at(weight, next)) tables.read(weight, first_row, next);
+            finish_writes();
+            _tile_loadd(6, packed + block * tile_values, stride);
+            _tile_loadd(4, w, 64);
+            _tile_dpbf16ps(0, 4, 6);
+            decode_block<0, 4>(codes, tables, decoded);
+            _tile_loadd(5, w + TILE, 64);
+            _tile_dpbf16ps(1, 5, 6);
+            decode_block<4, 4>(codes, tables, decoded);
+            _tile_loadd(4, w + 2 * TILE, 64);
+            _tile_dpbf16ps(2, 4, 6);
+            decode_block<8, 4>(codes, tables, decoded);
+            _tile_loadd(5, w + 3 * TILE, 64);
+            _tile_dpbf16ps(3, 5, 6);
+            decode_block<12, 4>(codes, tables, decoded);
+            finish_rows(end - rows_left * (blocks - 1 - block) / blocks);
+        }
+        _tile_stored(0, sums[0], stride);
+        _tile_stored(1, sums[1], stride);
+        _tile_stored(2, sums[2], stride);
+        _tile_stored(3, sums[3], stride);
+    }
+
+    void collect(int64_t first_row) {
+        row = first_row, end = first_row + PANEL_ROWS;
+        for (int64_t r = 0; r < PANEL_ROWS; ++r) {
+            for (int64_t token = 0; token < tokens; ++token) {
+                const int64_t at = r * width + token;
+                products[r][token] = (sums[0][at] + sums[1][at + tokens]) +
+                                     (sums[2][at + 2 * tokens] + sums[3][at + 3 * tokens]);
+            }
+        }
+    }
+
+    void finish_rows(int64_t last) {
+        for (; row < last; ++row) finish_row(products[row % PANEL_ROWS]);
+    }
+
+    // Adds what the sensitive values of the row change, and its bias.
+    void finish_row(float* sum) {
+        const __m512i origin = _mm512_set1_epi32(int32_t((sparse.first_row + row) * weight.columns));
+        const int32_t stop = sparse.row_starts[row + 1];
+        for (int32_t j = sparse.row_starts[row]; j < stop; j += 16) {
+            const __mmask16 held = stop - j < 16 ? __mmask16((1u << (stop - j)) - 1) : __mmask16(0xffff);
+            const __m512i columns = _mm512_sub_epi32(_mm512_maskz_loadu_epi32(held, sparse.indices + j), origin);
+            const __m512 change =
+                _mm512_sub_ps(load_bfloat16(sparse.values, j, held), load_bfloat16(sparse.replaced, j, held));
+            for (int64_t token = 0; token < tokens; ++token) {
+                const __m512 x = gather_bfloat16(inputs + token * weight.columns, columns, held);
+                sum[token] += _mm512_reduce_add_ps(_mm512_mul_ps(x, change));
+            }
+        }
+        for (int64_t token = 0; token < tokens; ++token) {
+            const float added = bias ? load(bias, BFLOAT16, row) : 0.0f;
+            out[token * weight.rows + row] = float_to_bfloat16(sum[token] + added);
+        }
+    }
+};
+
+// inputs (tokens, columns) of up to 4 tokens; every panel is the work of one thread.
+void multiply_few_tokens(const Weight& weight, const Sparse& sparse, const uint16_t* inputs, const void* bias,
+                         uint16_t* out, int64_t tokens, int threads) {
+    const int64_t blocks = weight.columns / PANEL_COLUMNS, panels = weight.rows / PANEL_ROWS;
+    const int64_t tile_values = 2 * 16 * CODES * tokens;
+    static thread_local KeptArray<uint16_t> kept;
+    uint16_t* packed = kept.of(blocks * tile_values);
+    for (int64_t block = 0; block < blocks; ++block) {
+        pack_few_inputs(inputs + block * PANEL_COLUMNS, weight.columns, tokens, packed + block * tile_values);
+    }
+#pragma omp parallel num_threads(threads)
+    {
+        const int64_t of = omp_get_num_threads(), thread = omp_get_thread_num();
+        FewTokensWorker worker(weight, sparse, inputs, packed, bias, out, tokens);
+        worker.run(panels * thread / of, panels * (thread + 1) / of);
+    }
+}
+
+void linear_few_tokens(const Weight& weight, const Sparse& sparse, const uint16_t* inputs, const void* bias,
+                       uint16_t* out, int64_t tokens, int threads) {
+    for (int64_t first = 0; first < tokens; first += FEW_TOKENS) {
+        const int64_t held = tokens - first < FEW_TOKENS ? tokens - first : FEW_TOKENS;
+        const uint16_t* from = inputs + first * weight.columns;
+        multiply_few_tokens(weight, sparse, from, bias, out + first * weight.rows, held, threads);
+    }
+}
+
+constexpr int64_t GROUP_PANELS = 16;   // whose sums are made at once: 256 rows
+constexpr int64_t SLICE_BLOCKS = 2;    // of them, decoded at once: 256 columns, 128 KiB
+constexpr int64_t PASS_TILES = 32;     // of 16 tokens: their sums are 512 KiB
+constexpr int64_t SLICE_STEPS = SLICE_BLOCKS * CODES;
+
+// Adds PANELS × TOKEN_TILES tiles of sums, over `steps` tiles of each panel's weights and each token tile's inputs.
+template <int PANELS, int TOKEN_TILES>
+void add_products(const uint16_t* weights, int64_t next_panel, const uint16_t* inputs, int64_t next_tokens, float* sums,
+                  int64_t next_sums, int64_t steps, bool is_first) {
+    constexpr int64_t SUMS = 256;
+    finish_writes();
+    if (is_first) {
+        _tile_zero(0);
+        _tile_zero(1);
+        _tile_zero(2);
+        _tile_zero(3);
+    } else {
+        _tile_loadd(0, sums, 64);
+        if (PANELS == 2) _tile_loadd(1, sums + SUMS, 64);
+        if (TOKEN_TILES == 2) _tile_loadd(2, sums + next_sums, 64);
+        if (PANELS == 2 && TOKEN_TILES == 2) _tile_loadd(3, sums + next_sums + SUMS, 64);
+    }
+    for (int64_t step = 0; step < steps; ++step, weights += TILE, inputs += TILE) {
+        _tile_loadd(4, weights, 64);
+        _tile_loadd(6, inputs, 64);
+        _tile_dpbf16ps(0, 4, 6);
+        if (TOKEN_TILES == 2) {
+            _tile_loadd(7, inputs + next_tokens, 64);
+            _tile_dpbf16ps(2, 4, 7);
+        }
+        if (PANELS == 2) {
+            _tile_loadd(5, weights + next_panel, 64);
+            _tile_dpbf16ps(1, 5, 6);
+            if (TOKEN_TILES == 2) _tile_dpbf16ps(3, 5, 7);
+        }
+    }
+    _tile_stored(0, sums, 64);
+    if (PANELS == 2) _tile_stored(1, sums + SUMS, 64);
+    if (TOKEN_TILES == 2) _tile_stored(2, sums + next_sums, 64);
+    if (PANELS == 2 && TOKEN_TILES == 2) _tile_stored(3, sums + next_sums + SUMS, 64);
+}
+
+// The sensitive values of a group of panels, sorted by the slice of columns that they belong to.
+class SortedValues {
+    std::vector<int32_t> starts;  // (slices + 1)
+    std::vector<int32_t> places;  // in the slice's tiles
+    std::vector<int32_t> values;  // which value
+
+  public:
+    void sort(const Weight& weight, const Sparse& sparse, int64_t first_row, int64_t rows) {
+        constexpr int64_t WIDTH = SLICE_BLOCKS * PANEL_COLUMNS;
+        const int32_t begin = sparse.row_starts[first_row], end = sparse.row_starts[first_row + rows];
+        starts.assign(size_t((weight.columns + WIDTH - 1) / WIDTH + 2), 0);
+        places.resize(size_t(end - begin)), values.resize(size_t(end - begin));
+        const int64_t origin = (sparse.first_row + first_row) * weight.columns;
+        for (int32_t j = begin; j < end; ++j) ++starts[size_t((sparse.indices[j] - origin) % weight.columns / WIDTH + 2)];
+        for (size_t slice = 2; slice < starts.size(); ++slice) starts[slice] += starts[slice - 1];
+        for (int64_t r = 0; r < rows; ++r) {
+            for (int32_t j = sparse.row_starts[first_row + r]; j < sparse.row_starts[first_row + r + 1]; ++j) {
+                const int64_t column = sparse.indices[j] - origin - r * weight.columns;
+                const size_t at = size_t(starts[size_t(column / WIDTH + 1)]++);
+                const int64_t block = r / PANEL_ROWS * SLICE_BLOCKS + column % WIDTH / PANEL_COLUMNS;
+                const int64_t word = column % PANEL_COLUMNS / CODES;
+                places[at] = int32_t((block * CODES + column % CODES) * TILE + r % PANEL_ROWS * WORDS + word);
+                values[at] = j;
+            }
+        }
+    }
+
+    void write(int64_t slice, const uint16_t* of_point, uint16_t* tiles) const {
+        for (int32_t i = starts[size_t(slice)]; i < starts[size_t(slice + 1)]; ++i) {
+            tiles[places[size_t(i)]] = of_point[values[size_t(i)]];
+        }
+    }
+};
+
+// What is multiplied at several points: up to PASS_TILES tiles of tokens in all.
+struct Pass {
+    const uint16_t* inputs;        // of the first point's first token
+    int64_t points, tokens;        // tokens of each point
+    int64_t next_point;            // tokens from a point's first one to that of the next
+    const void* const* values;     // of each point
+    uint16_t* out;                 // likewise
+
+    int64_t tiles_of_a_point() const { return (tokens + TILE_TOKENS - 1) / TILE_TOKENS; }
+    int64_t tiles() const { return points * tiles_of_a_point(); }
+};
+
+// The group's sums to bfloat16 outputs.
+void write_outputs(const Weight& weight, const Pass& pass, const float* sums, int64_t panels, int64_t first_row,
+                   const void* bias) {
+    for (int64_t tile = 0; tile < pass.tiles(); ++tile) {
+        const int64_t point = tile / pass.tiles_of_a_point(), first = tile % pass.tiles_of_a_point() * TILE_TOKENS;
+        const int64_t held = pass.tokens - first < TILE_TOKENS ? pass.tokens - first : TILE_TOKENS;
+        for (int64_t panel = 0; panel < panels; ++panel) {
+            const int64_t row = first_row + panel * PANEL_ROWS;
+            uint16_t* to = pass.out + (point * pass.next_point + first) * weight.rows + row;
+            __m512i by_token[16];
+            for (int i = 0; i < 16; ++i) by_token[i] = _mm512_load_si512(sums + (tile * GROUP_PANELS + panel) * 256 + 16 * i);
+            transpose_16(by_token);
+            __m512 added = _mm512_setzero_ps();
+            if (bias) {
+                const auto* narrow = reinterpret_cast<const __m256i*>(static_cast<const uint16_t*>(bias) + row);
+                added = _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256(narrow)), 16));
+            }
+            for (int64_t token = 0; token < held; ++token) {
+                const __m512 sum = _mm512_castsi512_ps(by_token[token]);
+                store_16(to + token * weight.rows, bias ? _mm512_add_ps(sum, added) : sum, BFLOAT16);
+            }
+        }
+    }
+}
+
+// One thread's panels [begin, end) of a pass.
+class PanelWorker {
+    const Weight& weight;
+    const Sparse& sparse;
+    const void* bias;
+    uint16_t* tiles;  // (GROUP_PANELS, SLICE_BLOCKS, CODES, 16, 32)
+    float* sums;      // (PASS_TILES, GROUP_PANELS, 16 rows, 16 tokens)
+    std::vector<PanelTables> tables{GROUP_PANELS};
+    SortedValues sorted;
+    TileShapes shapes;
+
+  public:
+    PanelWorker(const Weight& weight, const Sparse& sparse, const void* bias)
+        : weight(weight), sparse(sparse), bias(bias) {
+        static thread_local KeptArray<uint16_t> kept_tiles;
+        static thread_local KeptArray<float> kept_sums;
+        tiles = kept_tiles.of(GROUP_PANELS * SLICE_BLOCKS * BLOCK_VALUES);
+        sums = kept_sums.of(PASS_TILES * GROUP_PANELS * 256);
+    }
+
+    void run(const Pass& pass, const uint16_t* packed, int64_t begin, int64_t end) {
+        for (int64_t panel = begin; panel < end; panel += GROUP_PANELS) {
+            const int64_t count = end - panel < GROUP_PANELS ? end - panel : GROUP_PANELS;
+            group(pass, packed, panel * PANEL_ROWS, count);
+            write_outputs(weight, pass, sums, count, panel * PANEL_ROWS, bias);
+        }
+    }
+
+  private:
+    void group(const Pass& pass, const uint16_t* packed, int64_t first_row, int64_t panels) {
+        const int64_t blocks = weight.columns / PANEL_COLUMNS;
+        sorted.sort(weight, sparse, first_row, panels * PANEL_ROWS);
+        for (int64_t block = 0, slice = 0; block < blocks; block += SLICE_BLOCKS, ++slice) {
+            const int64_t count = blocks - block < SLICE_BLOCKS ? blocks - block : SLICE_BLOCKS;
+            decode(first_row, panels, block, count);
+            for (int64_t point = 0; point < pass.points; ++point) {
+                sorted.write(slice, static_cast<const uint16_t*>(pass.values[point]), tiles);
+                multiply(pass, packed + block * BLOCK_VALUES, point, panels, count * CODES, block == 0);
+            }
+        }
+    }
+
+    void decode(int64_t first_row, int64_t panels, int64_t first_block, int64_t count) {
+        for (int64_t panel = 0; panel < panels; ++panel) {
+            const int64_t row = first_row + panel * PANEL_ROWS;
+            for (int64_t i = 0; i < count; ++i) {
+                const int64_t block = first_block + i;
+                if (block == 0 || PanelTables::change_at(weight, block)) tables[size_t(panel)].read(weight, row, block);
+                decode_block(codes_in_panel(weight, row, block * PANEL_COLUMNS), tables[size_t(panel)],
+                             tiles + (panel * SLICE_BLOCKS + i) * BLOCK_VALUES);
+            }
+        }
+    }
+
+    void multiply(const Pass& pass, const uint16_t* packed, int64_t point, int64_t panels, int64_t steps, bool is_first) {
+        constexpr int64_t NEXT_PANEL = SLICE_BLOCKS * BLOCK_VALUES, NEXT_SUMS = GROUP_PANELS * 256;
+        const int64_t next_tokens = weight.columns * TILE_TOKENS, end = (point + 1) * pass.tiles_of_a_point();
+        for (int64_t tile = point * pass.tiles_of_a_point(); tile < end; tile += 2) {
+            for (int64_t panel = 0; panel < panels; panel += 2) {
+                const uint16_t* w = tiles + panel * NEXT_PANEL;
+                const uint16_t* x = packed + tile * next_tokens;
+                float* to = sums + tile * NEXT_SUMS + panel * 256;
+                const bool two_panels = panel + 1 < panels, two_tiles = tile + 1 < end;
+                const auto add = two_panels ? (two_tiles ? add_products<2, 2> : add_products<2, 1>)
+                                            : (two_tiles ? add_products<1, 2> : add_products<1, 1>);
+                add(w, NEXT_PANEL, x, next_tokens, to, NEXT_SUMS, steps, is_first);
+            }
+        }
+    }
+};
+
+// inputs (points, tokens, columns), values of each point, out (points, tokens, rows); `packed` holds
+// PASS_TILES · 16 tokens.
+void linear_at_points(const Weight& weight, const Sparse& sparse, const uint16_t* inputs, const void* const* values,
+                      const void* bias, uint16_t* out, int64_t points, int64_t tokens, uint16_t* packed, int threads) {
+    constexpr int64_t MOST_TOKENS = PASS_TILES * TILE_TOKENS;
+    const int64_t tiles_of_a_point = (tokens + TILE_TOKENS - 1) / TILE_TOKENS;
+    const int64_t points_at_once = tiles_of_a_point < PASS_TILES ? PASS_TILES / tiles_of_a_point : 1;
+    std::vector<Pass> passes;
+    for (int64_t point = 0; point < points; point += points_at_once) {
+        for (int64_t token = 0; token < tokens; token += MOST_TOKENS) {
+            passes.push_back({inputs + (point * tokens + token) * weight.columns,
+                              points - point < points_at_once ? points - point : points_at_once,
+                              tokens - token < MOST_TOKENS ? tokens - token : MOST_TOKENS, tokens, values + point,
+                              out + (point * tokens + token) * weight.rows});
+        }
+    }
+    const int64_t blocks = weight.columns / PANEL_COLUMNS, panels = weight.rows / PANEL_ROWS;
+#pragma omp parallel num_threads(threads)
+    {
+        PanelWorker worker(weight, sparse, bias);
+        const int64_t of = omp_get_num_threads(), thread = omp_get_thread_num();
+        for (const Pass& pass : passes) {
+#pragma omp for schedule(static)
+            for (int64_t i = 0; i < pass.tiles() * blocks; ++i) {
+                const int64_t tile = i / blocks, block = i % blocks;
+                const int64_t point = tile / pass.tiles_of_a_point();
+                const int64_t first = tile % pass.tiles_of_a_point() * TILE_TOKENS;
+                const int64_t held = pass.tokens - first < TILE_TOKENS ? pass.tokens - first : TILE_TOKENS;
+                const uint16_t* from = pass.inputs + (point * pass.next_point + first) * weight.columns;
+                pack_inputs(from + block * PANEL_COLUMNS, weight.columns, held, TILE_TOKENS, packed + i * BLOCK_VALUES);
+            }
+            worker.run(pass, packed, panels * thread / of, panels * (thread + 1) / of);
+#pragma omp barrier
+        }
+    }
+}
+
+}  // namespace
+#endif

@@ -1,0 +1,299 @@
+"""Products on the CPU's matrix unit: the codec's numbers, and bits that depend on a point's own inputs alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from device_client.model.backends.backend import PackedWeight, first_of_each_row
+from device_client.model.backends.choose import BackendOptions
+from device_client.model.backends.native.backend import NativeBackend
+from device_client.model.backends.native.build import built_library
+from device_client.model.backends.native.library import PASS_TOKENS, KernelLibrary
+from device_client.model.linear import QuantizedSparseLinear
+from device_client.model.loader import load_model
+from device_client.model.token_batch import TokenBatch
+from shared.quantization.codec import QuantizedTensor, dequantize
+from shared.quantization.packing import pack_codes
+
+# One rounding of the sum to bfloat16, and sums of up to 640 products in float32, relative to what is added up.
+TOLERANCE = 2**-8
+FORMS = ["per_row", "shared", "uniform", "scaled"]
+
+
+@pytest.fixture(scope="module")
+def library(kernels: Path) -> KernelLibrary:
+    found = KernelLibrary(built_library(kernels, lambda _: None))
+    if not found.fits_panels(random_tensor(1, 1, "per_row", seed=0)):
+        pytest.skip("needs a CPU with a matrix unit for bfloat16 (AMX)")
+    return found
+
+
+def random_tensor(
+    panels: int, blocks: int, form: str, *, seed: int, bits: int = 4, group_size: int = 128
+) -> QuantizedTensor:
+    generator = torch.Generator().manual_seed(seed)
+    rows, columns = 16 * panels, 128 * blocks
+    grouped = (rows, -(-columns // group_size))
+
+    def halves(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator).half()
+
+    codes = pack_codes(torch.randint(0, 1 << bits, (rows, columns), generator=generator), bits)
+    if form == "per_row":
+        return QuantizedTensor(codes, columns, bits, lut=halves(rows, 1 << bits))
+    lut = None if form == "uniform" else halves(1 if form == "shared" else rows, 1 << bits)
+    bias = None if form == "shared" else halves(*grouped)
+    return QuantizedTensor(codes, columns, bits, lut=lut, scale=halves(*grouped), bias=bias, group_size=group_size)
+
+
+class Layer:
+    """A random weight in panels, at several points.
+
+    Args:
+        library: The kernels.
+        tensor: The dense part.
+        seed: Of positions, values and bias.
+        density: Of sensitive values.
+        points: How many θ.
+    """
+
+    def __init__(
+        self, library: KernelLibrary, tensor: QuantizedTensor, *, seed: int, density: float = 0.05, points: int = 2
+    ) -> None:
+        generator = torch.Generator().manual_seed(seed + 1)
+        rows, columns = tensor.shape
+        self.tensor = tensor
+        self.indices = (torch.rand(rows * columns, generator=generator) < density).nonzero().flatten()
+        self.values = [torch.randn(len(self.indices), generator=generator).bfloat16() for _ in range(points)]
+        self.bias = torch.randn(rows, generator=generator).bfloat16() if seed % 2 else None
+        self.backend = NativeBackend(library, [tensor.shape], torch.bfloat16)
+        self.weight = self.backend.pack(tensor, self.indices)
+
+    def dense(self, point: int) -> Tensor:
+        """Return W at a point, bfloat16."""
+        weight = dequantize(self.tensor, dtype=torch.bfloat16)
+        weight.view(-1)[self.indices] = self.values[point]
+        return weight
+
+    def at_points(self, stacked: Tensor) -> Tensor:
+        assert self.weight.at_points is not None
+        return self.weight.at_points(stacked, self.weight, self.values, self.bias)
+
+    def inputs(self, points: int, tokens: int) -> Tensor:
+        generator = torch.Generator().manual_seed(tokens)
+        return torch.randn(points, tokens, self.tensor.shape[1], generator=generator).bfloat16()
+
+    def assert_is_product(self, outputs: Tensor, inputs: Tensor, point: int, *, also: Tensor | None = None) -> None:
+        """Compare with the sum in float64; ``also`` is added up too where values are replaced within the sum."""
+        weight = self.dense(point).double()
+        expected = inputs.double() @ weight.T + (0 if self.bias is None else self.bias.double())
+        size = inputs.double().abs() @ (weight.abs() if also is None else weight.abs() + also.double().abs()).T + 4
+        assert bool(((outputs.double() - expected).abs() <= TOLERANCE * size).all())
+
+
+@st.composite
+def tensors(draw: st.DrawFn) -> QuantizedTensor:
+    panels, blocks = draw(st.integers(1, 5) | st.integers(15, 37)), draw(st.integers(1, 5))
+    form, group_size = draw(st.sampled_from(FORMS)), draw(st.sampled_from([128, 256, 1024]))
+    return random_tensor(panels, blocks, form, seed=draw(st.integers(0, 2**16)), group_size=group_size)
+
+
+densities, seeds = st.sampled_from([0.0, 0.001, 0.3]), st.integers(0, 1)
+
+
+@settings(max_examples=60, deadline=None)
+@given(tensors(), densities, seeds)
+def test_panels_decode_bit_exactly_and_take_values(
+    library: KernelLibrary, tensor: QuantizedTensor, density: float, seed: int
+) -> None:
+    layer = Layer(library, tensor, seed=seed, density=density)
+
+    assert torch.equal(layer.backend.dequantize(layer.weight), dequantize(tensor, dtype=torch.bfloat16))
+    dense = layer.backend.dequantize(layer.weight, layer.values[0])
+    assert torch.equal(dense, layer.dense(0))
+    layer.backend.write_sparse(dense, layer.weight, layer.values[1])
+    assert torch.equal(dense, layer.dense(1))
+
+
+@settings(max_examples=60, deadline=None)
+@given(tensors(), densities, seeds, st.integers(1, 70), st.integers(1, 5))
+def test_the_product_at_every_point_is_that_of_the_decoded_weight(
+    library: KernelLibrary, tensor: QuantizedTensor, density: float, seed: int,
+    tokens: int, points: int,
+) -> None:  # fmt: skip
+    layer = Layer(library, tensor, seed=seed, density=density, points=points)
+    inputs = layer.inputs(points, tokens)
+
+    outputs = layer.at_points(inputs)
+
+    for point in range(points):
+        layer.assert_is_product(outputs[point], inputs[point], point)
+
+
+@settings(max_examples=60, deadline=None)
+@given(tensors(), densities, seeds, st.integers(1, 11))
+def test_the_fused_product_of_a_few_tokens_is_that_of_the_decoded_weight(
+    library: KernelLibrary, tensor: QuantizedTensor, density: float, seed: int,
+    tokens: int,
+) -> None:  # fmt: skip
+    layer = Layer(library, tensor, seed=seed, density=density)
+    inputs = layer.inputs(1, tokens)[0]
+
+    outputs = layer.backend.linear_small(inputs, layer.weight, layer.values[0], layer.bias)
+
+    layer.assert_is_product(outputs, inputs, 0, also=dequantize(tensor))
+
+
+@pytest.mark.parametrize("tokens", [1, 15, 16, 17, 48, PASS_TOKENS // 2, PASS_TOKENS - 1, PASS_TOKENS + 33])
+def test_a_point_has_the_bits_that_it_has_alone_whatever_the_threads(library: KernelLibrary, tokens: int) -> None:
+    """Up to three points fit one pass, or not even one does; panels are shared out unevenly."""
+    layer = Layer(library, random_tensor(35, 3, "per_row", seed=5), seed=5, points=3)
+    inputs = layer.inputs(3, tokens)
+    with torch_threads(1):
+        together = layer.at_points(inputs)
+
+    for threads in (1, 2, 5):
+        with torch_threads(threads):
+            assert torch.equal(layer.at_points(inputs), together)
+            for point in range(3):
+                alone = layer.weight.at_points(  # type: ignore[misc]
+                    inputs[point : point + 1], layer.weight, [layer.values[point]], layer.bias
+                )
+                assert torch.equal(alone[0], together[point])
+
+
+def test_a_tokens_outputs_do_not_depend_on_the_tokens_beside_it(library: KernelLibrary) -> None:
+    layer = Layer(library, random_tensor(20, 5, "uniform", seed=3), seed=3, points=1)
+    inputs = layer.inputs(1, PASS_TOKENS + 40)
+
+    outputs = layer.at_points(inputs)
+
+    for first, last in [(0, 1), (3, 40), (PASS_TOKENS - 1, PASS_TOKENS + 2)]:
+        assert torch.equal(layer.at_points(inputs[:, first:last]), outputs[:, first:last])
+
+
+@pytest.mark.parametrize("tokens", [1, 4])
+def test_the_number_of_threads_changes_no_bit_of_the_fused_product(library: KernelLibrary, tokens: int) -> None:
+    layer = Layer(library, random_tensor(35, 3, "per_row", seed=8), seed=8)
+    inputs = layer.inputs(1, tokens)[0]
+
+    def product(threads: int) -> Tensor:
+        with torch_threads(threads):
+            return layer.backend.linear_small(inputs, layer.weight, layer.values[0], layer.bias)
+
+    assert torch.equal(product(1), product(2))
+    assert torch.equal(product(1), product(5))
+
+
+def test_some_rows_go_with_the_values_of_the_whole_weight(library: KernelLibrary) -> None:
+    layer = Layer(library, random_tensor(6, 2, "per_row", seed=2), seed=2)
+    inputs = layer.inputs(2, 3)
+    whole, fused = layer.at_points(inputs), layer.backend.linear_small(inputs[0], layer.weight, layer.values[0], None)
+
+    for start, stop in [(0, 16), (16, 80), (80, 96)]:
+        rows = layer.weight.rows(start, stop)
+        assert rows.at_points is not None
+        assert torch.equal(layer.backend.dequantize(rows, layer.values[1]), layer.dense(1)[start:stop])
+        assert torch.equal(rows.at_points(inputs, rows, layer.values, None), whole[..., start:stop])
+        assert torch.equal(layer.backend.linear_small(inputs[0], rows, layer.values[0], None), fused[:, start:stop])
+
+
+def test_torchs_own_products_stay_what_they_are(library: KernelLibrary) -> None:
+    """Its library uses the same registers on the same threads, and may think that their shapes are as it left them."""
+    layer = Layer(library, random_tensor(16, 4, "per_row", seed=1), seed=1)
+    inputs, weight = layer.inputs(2, 70), layer.dense(0)
+    before = torch.nn.functional.linear(inputs[0], weight)
+    ours = layer.at_points(inputs)
+
+    for _ in range(3):
+        assert torch.equal(layer.at_points(inputs), ours)
+        assert torch.equal(torch.nn.functional.linear(inputs[0], weight), before)
+        layer.backend.linear_small(inputs[0, :1], layer.weight, layer.values[0], None)
+        assert torch.equal(torch.nn.functional.linear(inputs[0], weight), before)
+
+
+@pytest.mark.parametrize(
+    ("tensor", "dtype"),
+    [
+        (random_tensor(2, 2, "per_row", seed=0), torch.float32),
+        (random_tensor(2, 2, "per_row", seed=0), torch.float16),
+        (random_tensor(2, 2, "per_row", seed=0).rows(0, 15), torch.bfloat16),
+        (random_tensor(2, 2, "per_row", seed=0, bits=3), torch.bfloat16),
+        (random_tensor(2, 2, "uniform", seed=0, group_size=64), torch.bfloat16),
+        (QuantizedTensor(pack_codes(torch.ones(16, 130, dtype=torch.int64), 4), 130, 4, lut=torch.ones(16, 16).half()),
+         torch.bfloat16),
+    ],
+    ids=["float32", "float16", "15 rows", "3 bits", "groups of 64", "130 columns"],
+)  # fmt: skip
+def test_what_does_not_fit_panels_is_left_as_it_is(
+    library: KernelLibrary, tensor: QuantizedTensor, dtype: torch.dtype
+) -> None:
+    weight = NativeBackend(library, [tensor.shape], dtype).pack(tensor, torch.tensor([3]))
+
+    assert (weight.in_panels, weight.at_points) == (False, None)
+    assert weight.quantized is tensor
+
+
+def test_a_small_weight_that_leaves_no_room_for_packed_inputs_gets_it_elsewhere(library: KernelLibrary) -> None:
+    layer = Layer(library, random_tensor(1, 2, "per_row", seed=4), seed=4)
+    assert layer.backend.workspace_bytes < PASS_TOKENS * 256 * 2
+    inputs = layer.inputs(2, PASS_TOKENS)
+
+    layer.assert_is_product(layer.at_points(inputs)[1], inputs[1], 1)
+
+
+@pytest.mark.parametrize("model_type", ["llama", "opt"])
+def test_a_models_points_have_the_bits_that_each_has_alone(
+    case_of: Callable, kernels: Path, library: KernelLibrary, model_type: str
+) -> None:
+    wide = {"hidden_size": 128, ("ffn_dim" if model_type == "opt" else "intermediate_size"): 256}
+    if model_type == "opt":
+        wide["word_embed_proj_dim"] = 128
+    bundle = case_of(model_type, sensitive=300, **wide).bundle
+    options = {"device": "cpu", "compute_dtype": torch.bfloat16}
+    model = load_model(bundle, backend=BackendOptions("native", kernels), **options)
+    layers = [module for module in model.network.modules() if isinstance(module, QuantizedSparseLinear)]
+    assert any(layer.packed.in_panels for layer in layers)
+    ids = torch.randint(0, 256, (3, 11), generator=torch.Generator().manual_seed(2))
+    batch = TokenBatch(ids, torch.ones_like(ids), torch.tensor([0, 1, 2]), torch.tensor([10, 3, 7]))
+    thetas = [model.initial_theta() + 0.1, model.initial_theta() - 0.1]
+    model.write_points(thetas)
+
+    together = model.logits(batch)
+
+    reference = load_model(bundle, backend=BackendOptions("reference"), **options)
+    for theta, found in zip(thetas, together, strict=True):
+        model.write_points([theta])
+        assert torch.equal(model.logits(batch)[0], found)
+        reference.write_points([theta])
+        torch.testing.assert_close(found, reference.logits(batch)[0], rtol=0.05, atol=0.1)
+
+
+def test_packing_says_what_the_values_replace(library: KernelLibrary) -> None:
+    tensor = random_tensor(2, 2, "shared", seed=9)
+    indices = torch.tensor([0, 127, 128, 4000, 8191])
+
+    weight = NativeBackend(library, [tensor.shape], torch.bfloat16).pack(tensor, indices)
+
+    assert isinstance(weight, PackedWeight)
+    assert weight.replaced is not None
+    assert torch.equal(weight.replaced, dequantize(tensor, dtype=torch.bfloat16).view(-1)[indices])
+    assert torch.equal(weight.row_starts, first_of_each_row(indices, *tensor.shape))
+
+
+@contextmanager
+def torch_threads(count: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
