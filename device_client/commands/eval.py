@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING, Any
 
-from device_client.commands.machine_arguments import add_machine_arguments, backend_options
+from device_client.commands.machine_arguments import add_machine_arguments, backend_options, compute_dtype
 from device_client.commands.task_arguments import add_row_arguments, data_options, positive
 from device_client.console import Console
 from device_client.settings import Settings
@@ -71,9 +71,10 @@ def run(arguments: argparse.Namespace, console: Console, settings: Settings) -> 
     fit = fit_to_memory(
         bundle.config, side_by_side(examples, min(ROWS_AT_ONCE, len(examples))), budget_bytes=budget,
         device=arguments.device, micro_batch_rows=arguments.micro_batch, backend=arguments.backend,
+        compute_dtype=compute_dtype(arguments),
     )  # fmt: skip
     model = load_model(
-        bundle, device=arguments.device, memory_budget_bytes=budget,
+        bundle, device=arguments.device, compute_dtype=compute_dtype(arguments), memory_budget_bytes=budget,
         backend=backend_options(arguments, console, settings),
     )  # fmt: skip
     model.keep_decoded(fit.decoded_cache_bytes)

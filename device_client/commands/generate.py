@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from device_client.commands.machine_arguments import add_machine_arguments, backend_options
+from device_client.commands.machine_arguments import add_machine_arguments, backend_options, compute_dtype
 from device_client.console import Console, printable
 from device_client.model.memory_plan import MemoryPlan, plan_memory, spare_bytes
 from device_client.model.workload import Workload
@@ -58,6 +58,7 @@ def run(arguments: argparse.Namespace, console: Console, settings: Settings) -> 
     return {
         "text": model.tokenizer.decode(ids),
         "backend": model.backend_name,
+        "compute_dtype": str(model.compute_dtype).removeprefix("torch."),
         "prompt_tokens": len(prompt_ids),
         "new_tokens": len(ids),
         "seconds": seconds,
@@ -67,11 +68,13 @@ def run(arguments: argparse.Namespace, console: Console, settings: Settings) -> 
     }
 
 
-def plan_generation(config: BundleConfig, device_type: str, backend: str = "auto") -> MemoryPlan:
+def plan_generation(
+    config: BundleConfig, device_type: str, value_bytes: int | None = None, backend: str = "auto"
+) -> MemoryPlan:
     """Return the predicted bytes of a text that fills the context, its keys and values included."""
     context = config.tokenizer.context_length
     most = Workload(rows=1, columns=context, cached_columns=context, queries=0)
-    return plan_memory(config, most, device_type=device_type, backend=backend)
+    return plan_memory(config, most, device_type=device_type, value_bytes=value_bytes, backend=backend)
 
 
 def _check_options(arguments: argparse.Namespace) -> None:
@@ -101,9 +104,11 @@ def _load(arguments: argparse.Namespace, console: Console, settings: Settings) -
     device = resolve_device(arguments.device)
     console.say(f"Loading {arguments.ref} …")
     backend = backend_options(arguments, console, settings)
-    model = load_model(bundle, device=str(device), memory_budget_bytes=budget, backend=backend)
+    dtype = compute_dtype(arguments)
+    model = load_model(bundle, device=str(device), compute_dtype=dtype, memory_budget_bytes=budget, backend=backend)
     if model.fused_up_to_tokens == 0:  # each token would decode every weight again
-        model.keep_decoded(spare_bytes(plan_generation(bundle.config, device.type, model.backend_name), budget))
+        plan = plan_generation(bundle.config, device.type, model.compute_dtype.itemsize, model.backend_name)
+        model.keep_decoded(spare_bytes(plan, budget))
     if tuned is not None:
         model.write_theta(load_theta(tuned.path, sensitive_count=model.sensitive_count))
     return model

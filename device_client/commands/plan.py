@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING, Any
 
-from device_client.commands.machine_arguments import add_machine_arguments
+from device_client.commands.machine_arguments import add_machine_arguments, compute_dtype
 from device_client.console import Console
 from device_client.model.workload import PAIRED_UP_TO_TOKENS, Workload
 from device_client.settings import Settings
@@ -27,7 +27,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--rows", type=int, default=16, metavar="B", help="sequences of a batch (16)")
     parser.add_argument("--answers", type=int, default=1, metavar="A", help="scored tokens of each sequence (1)")
     parser.add_argument("--queries", type=int, default=1, metavar="Q", help="directions of a step; 0 to evaluate (1)")
-    parser.add_argument("--dtype", choices=("float32", "float16", "bfloat16"), help="compute format (by device)")
     add_machine_arguments(parser)
 
 
@@ -42,8 +41,6 @@ def run(arguments: argparse.Namespace, console: Console, settings: Settings) -> 
     most = _workload(arguments)
     bundle = resolve_bundle(settings, arguments.ref)
 
-    import torch
-
     from device_client.model.loader import resolve_device
     from device_client.tuning.memory_fit import fit_to_memory
 
@@ -52,7 +49,7 @@ def run(arguments: argparse.Namespace, console: Console, settings: Settings) -> 
     device_type = resolve_device(arguments.device).type
     fit = fit_to_memory(
         bundle.config, most, budget_bytes=budget, device=arguments.device, backend=arguments.backend,
-        compute_dtype=getattr(torch, arguments.dtype) if arguments.dtype else None,
+        compute_dtype=compute_dtype(arguments),
     )  # fmt: skip
     _show(console, fit, most, device_type, budget)
     return {

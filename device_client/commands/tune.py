@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from device_client.commands.machine_arguments import add_machine_arguments, backend_options
+from device_client.commands.machine_arguments import add_machine_arguments, backend_options, compute_dtype
 from device_client.commands.task_arguments import (
     add_row_arguments,
     add_split_arguments,
@@ -66,7 +66,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     machine.add_argument("--time-budget", type=seconds, metavar="10m", help="stop after so long; run again to go on")
     machine.add_argument("--micro-batch", type=positive, metavar="N", help="sequences at once (default: by the budget)")
     add_machine_arguments(machine)
-    machine.add_argument("--dtype", choices=("float32", "float16", "bfloat16"), help="default: by device")
     machine.add_argument("--output", type=Path, metavar="DIR", help="run folder (default: named in the runs folder)")
 
 
@@ -134,13 +133,11 @@ def tune_settings(arguments: argparse.Namespace) -> TuneSettings:
 
 def machine_settings(arguments: argparse.Namespace, backend: BackendOptions) -> MachineSettings:
     """Return what the machine allows."""
-    import torch
-
     from device_client.tuning.tune_run import MachineSettings
 
     return MachineSettings(
         device=arguments.device,
-        compute_dtype=getattr(torch, arguments.dtype) if arguments.dtype else None,
+        compute_dtype=compute_dtype(arguments),
         memory_budget_bytes=parse_bytes(arguments.memory_budget),
         micro_batch_rows=arguments.micro_batch,
         time_budget_seconds=arguments.time_budget,

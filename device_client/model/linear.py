@@ -8,13 +8,14 @@ of one point are written over those of the point before:
 
     y_p = x_p W(θ_p)ᵀ + b          for p = 1 … points, over one dequantise(codes)
 
-Each point's product is a library call of its own, of the same shape as if the point ran alone: the same bits.
+Each point's product is a library call of its own, of the same shape as if the point ran alone: the same bits. Or a
+weight brings a product of its own (``PackedWeight.at_points``), whose bits depend on the point alone by construction.
 For one to a few tokens of a single point the backend's fused product may take over (Equation 24).
 
 On a CPU, where tokens are few, the weight goes in tiles of rows that stay in the cache: written to memory and read back
 it would cost more than the decoding. For the fewest, tiles are the left operand, which a library takes as it lies,
-where a right one is packed first:  yᵀ[rows] = W[rows] xᵀ.  A weight that brings a product of its own goes that way.
-Which way is taken depends on shapes, weight and device alone, so that bits do not depend on anything else.
+where a right one is packed first:  yᵀ[rows] = W[rows] xᵀ.  Which way is taken depends on shapes, weight and device
+alone, so that bits do not depend on anything else.
 """
 
 from __future__ import annotations

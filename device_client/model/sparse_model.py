@@ -16,9 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from device_client.model.backends.decoded_cache import DecodedCache
-from device_client.model.backends.names import BackendName
+from device_client.model.backends.names import BackendName, Products
 from device_client.model.growing_decoding import Decoding, GrowingDecoding
-from device_client.model.linear import LinearRuntime, aligned
+from device_client.model.linear import LinearRuntime, QuantizedSparseLinear, aligned
 from device_client.model.memory_meter import MemoryMeter
 from device_client.model.sampling import choose_token
 from device_client.model.static_decoding import StaticDecoding, capacity_for, supports
@@ -77,6 +77,12 @@ class SparseModel:
     def backend_name(self) -> BackendName:
         """What decodes and multiplies."""
         return self.runtime.backend.name
+
+    @property
+    def products(self) -> Products:
+        """What makes the products of many tokens."""
+        layers = [module for module in self.network.modules() if isinstance(module, QuantizedSparseLinear)]
+        return "matrix unit" if any(layer.packed.in_panels for layer in layers) else "library"
 
     def initial_theta(self) -> Tensor:
         """Return the bundle's own sensitive values, float32 (k,), a fresh copy."""

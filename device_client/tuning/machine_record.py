@@ -1,11 +1,11 @@
 """What of the machine decides a run's bits: machine.json in its folder.
 
     {"device_type": "cpu", "compute_dtype": "float32", "begun_with_rows": 16, "micro_batch_rows": 8,
-     "backend": "native"}
+     "products": "library"}
 
 Another micro-batch pads and sums in another shape, and another format or device rounds otherwise: each gives losses
-with other last bits. So a run goes on with the machine it was begun with, and with the micro-batch it had come to. In
-bfloat16 another backend does so too (some CPUs multiply from the codes); in other formats all give the same bits.
+with other last bits. So a run goes on with the machine it was begun with, and with the micro-batch it had come to. So
+does what multiplies in bfloat16: the library, or the CPU's matrix unit. The backend is free, for all decode alike.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-from device_client.model.backends.names import BACKEND_NAMES, BackendName
+from device_client.model.backends.names import PRODUCTS, Products
 from device_client.tuning.run_directory import RunDirectory
 from shared.errors import Conflict, IntegrityError
 
@@ -30,19 +30,14 @@ class MachineRecord:
         compute_dtype: One of ``COMPUTE_DTYPES``.
         begun_with_rows: Sequences side by side when the run began.
         micro_batch_rows: Sequences side by side now; fewer where memory ran out.
-        backend: What decoded and multiplied.
+        products: What multiplies.
     """
 
     device_type: str
     compute_dtype: str
     begun_with_rows: int
     micro_batch_rows: int
-    backend: BackendName
-
-    @property
-    def pinned_backend(self) -> BackendName | None:
-        """The backend that the run must go on with, or None where all compute the same bits: in all but bfloat16."""
-        return self.backend if self.compute_dtype == "bfloat16" else None
+    products: Products
 
     def check(
         self,
@@ -51,12 +46,11 @@ class MachineRecord:
         device_type: str | None,
         compute_dtype: str | None,
         micro_batch_rows: int | None,
-        backend: BackendName,
     ) -> None:
-        """Refuse to go on with what is asked for where the run was begun otherwise; None or auto asks for nothing.
+        """Refuse to go on with what is asked for where the run was begun otherwise; None asks for nothing.
 
         Raises:
-            Conflict: Another device, format, micro-batch or, where it matters, backend is asked for.
+            Conflict: Another device, format or micro-batch is asked for.
         """
         again = f"--device {self.device_type} --dtype {self.compute_dtype}"
         if device_type not in (None, self.device_type):
@@ -66,8 +60,20 @@ class MachineRecord:
         if micro_batch_rows not in (None, self.begun_with_rows, self.micro_batch_rows):
             again = f"--micro-batch {self.begun_with_rows}"
             raise _other_machine(run, f"--micro-batch {micro_batch_rows}", again)
-        if self.pinned_backend is not None and backend not in ("auto", self.pinned_backend):
-            raise _other_machine(run, f"--backend {backend}", f"--backend {self.pinned_backend}")
+
+    def check_products(self, run: RunDirectory, products: Products) -> None:
+        """Refuse to go on where something else multiplies than when the run was begun.
+
+        Raises:
+            Conflict: It does.
+        """
+        if products != self.products:
+            raise Conflict(
+                f"the run in {run.path} was begun with products by the {self.products}; here the {products} makes "
+                "them, and the last bits of its losses would change",
+                needed="a CPU with a matrix unit for bfloat16 (AMX), and the native backend: see zo-device doctor",
+                next_step="go on with --backend native on the machine it was begun on, or begin another with --output",
+            )
 
 
 def _other_machine(run: RunDirectory, asked: str, again: str) -> Conflict:
@@ -87,7 +93,7 @@ def read_machine(run: RunDirectory) -> MachineRecord | None:
     found = run.read_json(MACHINE)
     if found is None:
         return None
-    found = {"backend": "reference"} | found  # before backends were on record, all multiplied as that one does
+    found = {"products": "library"} | found  # there was nothing else before it was on record
     if not _is_record(found):
         raise IntegrityError(
             f"{run.path / MACHINE} does not say what machine the run was begun on",
@@ -113,5 +119,5 @@ def _is_record(found: dict[str, Any]) -> bool:
         and type(found["micro_batch_rows"]) is int
         and type(found["begun_with_rows"]) is int
         and 1 <= found["micro_batch_rows"] <= found["begun_with_rows"]
-        and found["backend"] in BACKEND_NAMES
+        and found["products"] in PRODUCTS
     )

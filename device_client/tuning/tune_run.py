@@ -96,7 +96,7 @@ class MachineSettings:
         memory_budget_bytes: None has no limit.
         micro_batch_rows: Sequences side by side; None derives them from the budget.
         time_budget_seconds: Stop after so long; the same command goes on.
-        backend: What decodes and multiplies; changes no bit of a run but in bfloat16.
+        backend: What decodes and multiplies; in bfloat16 it may decide what makes products, see ``machine_record``.
     """
 
     device: str | None = None
@@ -250,8 +250,9 @@ def _tune(
     draw = PerturbationStream(settings.seed, model.sensitive_count, settings.distribution, model.device)
     lost_share = check_fidelity(theta, draw(0, 0), settings.epsilon, model.compute_dtype)
     on_record = read_machine(run) or MachineRecord(
-        model.device.type, _name(model.compute_dtype), fit.micro_batch_rows, fit.micro_batch_rows, model.backend_name
+        model.device.type, _name(model.compute_dtype), fit.micro_batch_rows, fit.micro_batch_rows, model.products
     )
+    on_record.check_products(run, model.products)
     write_machine(run, on_record)
 
     def remember_rows() -> None:
@@ -333,7 +334,7 @@ def _as_begun(planned: PlannedRun, machine: MachineSettings, begun_on: MachineRe
     """Return the machine that a run goes on with.
 
     Raises:
-        Conflict: Another device, format, micro-batch or backend is asked for, or the device is not there any more.
+        Conflict: Another device, format or micro-batch is asked for, or the device is not there any more.
         ResourceError: The micro-batch that the run has come to does not fit the budget.
     """
     # A CPU is always there; CUDA may have gone since.
@@ -343,14 +344,10 @@ def _as_begun(planned: PlannedRun, machine: MachineSettings, begun_on: MachineRe
         device_type=resolve_device(device).type,
         compute_dtype=_name(machine.compute_dtype) if machine.compute_dtype else None,
         micro_batch_rows=machine.micro_batch_rows,
-        backend=machine.backend.name,
     )
     dtype: torch.dtype = getattr(torch, begun_on.compute_dtype)
     rows = begun_on.micro_batch_rows
-    backend = machine.backend
-    if begun_on.pinned_backend is not None:
-        otherwise = "make it work again (see zo-device doctor), or begin another run with --output"
-        backend = replace(backend, name=begun_on.pinned_backend, otherwise=otherwise)
+    backend = replace(machine.backend, matrix_unit=begun_on.products == "matrix unit")
     as_begun = replace(machine, device=device, compute_dtype=dtype, micro_batch_rows=rows, backend=backend)
     try:
         _memory_fit(planned, as_begun)

@@ -1,10 +1,13 @@
-"""The CPU kernels, compiled once for all tests of a run."""
+"""The CPU kernels, compiled once for all tests of a run, and random bundles, made once per family, form and options."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+from random_bundle import Case, make_case
 
 from device_client.model.backends.native.build import built_library
 
@@ -15,3 +18,17 @@ def kernels(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("kernels")
     built_library(folder, lambda _: None)
     return folder
+
+
+@pytest.fixture(scope="session")
+def case_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Case]:
+    """Make (or return again) the case of a family and storage form."""
+    made: dict[tuple[Any, ...], Case] = {}
+
+    def get(model_type: str = "llama", form: str = "per_row", **options: Any) -> Case:
+        key = (model_type, form, *sorted(options.items()))
+        if key not in made:
+            made[key] = make_case(tmp_path_factory.mktemp(f"{model_type}-{form}"), model_type, form, **options)
+        return made[key]
+
+    return get

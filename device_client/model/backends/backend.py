@@ -22,6 +22,9 @@ from torch import Tensor
 from device_client.model.backends.names import BackendName
 from shared.quantization.codec import QuantizedTensor
 
+PANEL_ROWS = 16
+"""Rows of a panel, where codes lie in panels."""
+
 
 class PointsProduct(Protocol):
     """Multiplies at several points without decoding a weight as a whole; a point's bits depend on that point alone."""
@@ -42,7 +45,7 @@ class PackedWeight:
     """One weight, or some rows of it, as a backend keeps it, on the compute device.
 
     Attributes:
-        quantized: The dense part.
+        quantized: The dense part; in panels, its codes lie in an order that the codec does not know.
         indices: int64 or int32 (k,), flat positions of the sensitive values of the whole weight, ascending; k may be 0.
         row_starts: int32 (out_features + 1,): the values of row r are those from row_starts[r] to row_starts[r + 1].
         first_row: Where the rows begin in the whole weight.
@@ -77,9 +80,15 @@ class PackedWeight:
         return slice(self.first_row, self.first_row + self.shape[0])
 
     def rows(self, start: int, stop: int) -> PackedWeight:
-        """Return rows ``start`` to ``stop`` over the same tensors; they go with the values of the whole weight."""
+        """Return rows ``start`` to ``stop`` over the same tensors; they go with the values of the whole weight.
+
+        Raises:
+            ValueError: The codes lie in panels, and the rows are not whole ones.
+        """
         if (start, stop) == (0, self.shape[0]):
             return self
+        if self.in_panels and (start % PANEL_ROWS or stop % PANEL_ROWS):
+            raise ValueError(f"rows {start} to {stop} are not whole panels of {PANEL_ROWS}")
         return PackedWeight(
             self.quantized.rows(start, stop),
             self.indices,
@@ -100,7 +109,7 @@ class PackedWeight:
 
 
 class LinearBackend(Protocol):
-    """Computes with packed weights; what ``dequantize`` returns is valid until its next call."""
+    """Computes with packed weights; what ``dequantize`` returns is valid until the next weight is used."""
 
     @property
     def name(self) -> BackendName:

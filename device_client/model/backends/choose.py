@@ -40,13 +40,13 @@ class BackendOptions:
         name: ``auto`` takes the fastest; another name takes that one or fails.
         folder: Compiled kernels and calibrations; needed by ``auto`` and ``native``.
         announce: Is told of a compilation, and why a backend cannot be used.
-        otherwise: What to do where the backend that is named does not work here.
+        matrix_unit: Whether a CPU's matrix unit may multiply in bfloat16; it sums in another order than the library.
     """
 
     name: BackendName = "reference"
     folder: Path | None = None
     announce: Callable[[str], None] = lambda _: None
-    otherwise: str = "--backend auto"
+    matrix_unit: bool = True
 
 
 REFERENCE = BackendOptions()
@@ -167,7 +167,7 @@ class _Making:
         return ResourceError(
             f"backend {name!r} cannot be used: {error}",
             needed=f"one that works on {self.device.type}: {', '.join(CANDIDATES[self.device.type])}",
-            next_step=self.options.otherwise,
+            next_step="--backend auto",
         )
 
 
@@ -183,7 +183,8 @@ def _native(
     if options.folder is None:
         raise BackendUnavailable("there is no folder for the compiled kernels")
     try:
-        return NativeBackend(KernelLibrary(built_library(options.folder, options.announce)), shapes, dtype)
+        library = KernelLibrary(built_library(options.folder, options.announce))
+        return NativeBackend(library, shapes, dtype, matrix_unit=options.matrix_unit)
     except (BuildFailed, OSError) as error:
         if is_out_of_memory(error):
             raise

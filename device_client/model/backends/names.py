@@ -8,3 +8,7 @@ BackendName = Literal["auto", "reference", "native", "triton"]
 BACKEND_NAMES: tuple[BackendName, ...] = ("auto", "reference", "native", "triton")
 CANDIDATES: dict[str, tuple[BackendName, ...]] = {"cpu": ("native", "reference"), "cuda": ("triton", "reference")}
 """Device type → backends, the likeliest fastest first."""
+
+Products = Literal["library", "matrix unit"]
+"""What makes the products of many tokens: each sums in another order."""
+PRODUCTS: tuple[Products, ...] = ("library", "matrix unit")

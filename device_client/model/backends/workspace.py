@@ -21,7 +21,7 @@ def reusable_buffer(count: int, dtype: torch.dtype, device: torch.device) -> Ten
     byte_count = count * dtype.itemsize
     if device.type != "cpu" or byte_count < _HUGE_PAGE_BYTES or not hasattr(mmap, "MADV_HUGEPAGE"):
         return torch.empty(count, dtype=dtype, device=device)
-    memory = mmap.mmap(-1, byte_count + _HUGE_PAGE_BYTES, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    memory = mmap.mmap(-1, byte_count, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)  # its ends get small pages
     with suppress(OSError):  # a kernel without huge pages refuses the wish; small ones serve as well
         memory.madvise(mmap.MADV_HUGEPAGE)
     return torch.frombuffer(memory, dtype=dtype, count=count)

@@ -22,6 +22,7 @@ from device_client.model.backends.reference import ReferenceBackend
 from shared.bundle.manifest import QuantizedEntry
 
 TOKENS = (1, 3, 8)
+POINTS_TOKENS = 40
 ROUNDINGS = 4
 
 
@@ -68,8 +69,10 @@ def _check(place: Workplace, entry: QuantizedEntry, tolerance: float) -> float:
     errors = [
         _rounding_units(backend, weight, values, _inputs(entry, tokens, generator, dtype), right) for tokens in TOKENS
     ]
+    if weight.at_points is not None:
+        errors.append(_points_rounding_units(weight, values, _inputs(entry, POINTS_TOKENS, generator, dtype), right))
     if not max(errors) <= tolerance:
-        raise WrongResult(f"{backend.name}'s fused product of {entry.shape} is off by {max(errors):.1f} roundings")
+        raise WrongResult(f"{backend.name}'s own product of {entry.shape} is off by {max(errors):.1f} roundings")
     return max(errors)
 
 
@@ -80,6 +83,17 @@ def _inputs(entry: QuantizedEntry, tokens: int, generator: torch.Generator, dtyp
 def _rounding_units(
     backend: LinearBackend, weight: PackedWeight, values: Tensor, inputs: Tensor, dense: Tensor
 ) -> float:
+    return _units(backend.linear_small(inputs, weight, values, None), inputs, dense)
+
+
+def _points_rounding_units(weight: PackedWeight, values: Tensor, inputs: Tensor, dense: Tensor) -> float:
+    """Return the error at the second of two points: the first one's values must be gone."""
+    assert weight.at_points is not None
+    outputs = weight.at_points(torch.stack([inputs, inputs]), weight, [torch.zeros_like(values), values], None)
+    return _units(outputs[1], inputs, dense)
+
+
+def _units(outputs: Tensor, inputs: Tensor, dense: Tensor) -> float:
     exact = inputs.double() @ dense.double().T
-    error = (backend.linear_small(inputs, weight, values, None).double() - exact).abs().max()
+    error = (outputs.double() - exact).abs().max()
     return float(error / exact.abs().max() / (torch.finfo(inputs.dtype).eps / 2))

@@ -66,15 +66,13 @@ class ColdLayer:
         scale, device = place.scale, place.device
         entry = layer_entry(scale.layer_shape)
         backend = choose_backend(place.options(), [entry], scale.dtype, device).backend
-        weight = backend.pack(*random_weight(entry, device))
-        plain = backend.dequantize(weight).clone()
-        copies = copies_of(weight, scale)
-        without = backend.pack(weight.quantized, weight.indices[:0].to(torch.int64))
+        quantized, indices = random_weight(entry, device)
+        plain = backend.dequantize(backend.pack(quantized, indices)).clone()
         return cls(
             backend,
-            copies,
-            [replace(without, quantized=copy.quantized) for copy in copies],
-            torch.ones(weight.indices.numel(), dtype=scale.dtype, device=device),
+            copies_of(backend, quantized, indices, scale),
+            copies_of(backend, quantized, indices[:0], scale),
+            torch.ones(indices.numel(), dtype=scale.dtype, device=device),
             [plain.clone() for _ in range(_count(plain.nbytes, scale))],
             _int4pack_copies(plain, scale) if device.type == "cpu" else [],
         )
@@ -96,11 +94,10 @@ def layer_entry(shape: tuple[int, int], sparsity: float = 0.001) -> QuantizedEnt
     )
 
 
-def copies_of(weight: PackedWeight, scale: Scale) -> list[PackedWeight]:
-    """Return so many copies of a packed weight that no cache holds them."""
-    quantized = weight.quantized
+def copies_of(backend: LinearBackend, quantized: QuantizedTensor, indices: Tensor, scale: Scale) -> list[PackedWeight]:
+    """Return so many packed copies of a weight that no cache holds them."""
     copies = _count(sum(part.nbytes for part in quantized.parts.values()), scale)
-    return [replace(weight, quantized=_copy_of(quantized), indices=weight.indices.clone()) for _ in range(copies)]
+    return [backend.pack(_copy_of(quantized), indices.clone()) for _ in range(copies)]
 
 
 def _copy_of(quantized: QuantizedTensor) -> QuantizedTensor:

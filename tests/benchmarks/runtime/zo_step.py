@@ -198,8 +198,8 @@ def step_parts(model: SparseModel, batch: Batch, *, rounds: int) -> dict[str, fl
 
 def _passes(model: SparseModel, batch: Batch) -> int:
     """Return how often a step decodes each weight."""
-    in_products = next(iter(_layers(model))).packed.at_points is not None
-    return 2 // batch.points * (-(-batch.points * batch.tokens // PASS_TOKENS) if in_products else 1)
+    in_products = any(layer.packed.at_points is not None for layer in _layers(model))
+    return 2 // batch.points * (-(-batch.tokens // PASS_TOKENS) if in_products else 1)
 
 
 def _layers(model: SparseModel) -> list[QuantizedSparseLinear]:

@@ -121,6 +121,19 @@ def test_generate_continues_greedily(capsys: pytest.CaptureFixture[str], stored:
     assert (result["prompt_tokens"], result["new_tokens"], result["seed"]) == (6, len(expected), None)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_generate_computes_in_the_format_that_is_asked_for(
+    capsys: pytest.CaptureFixture[str], stored: TinyBundle, dtype: str
+) -> None:
+    words = ("generate", "tiny", "Once", "--max-new-tokens", "8", "--device", "cpu", "--dtype", dtype)
+    exit_code, found = json_of(capsys, *words)
+
+    model = load_model(read_bundle(stored.layout, stored.digest), device="cpu", compute_dtype=getattr(torch, dtype))
+    prompt = model.tokenizer.bos_ids + model.tokenizer.encode("Once")
+    assert (exit_code, found["compute_dtype"]) == (0, dtype)
+    assert found["text"] == model.tokenizer.decode(list(model.generate(prompt, max_new_tokens=8)))
+
+
 def test_generate_streams_the_text_to_stdout(capsys: pytest.CaptureFixture[str]) -> None:
     words = ("generate", "tiny", "Hello", "--max-new-tokens", "6", "--device", "cpu")
     _, result = json_of(capsys, *words)

@@ -14,6 +14,7 @@ from tiny_run import SETTINGS, Silent, planned, run
 from torch import Tensor
 
 from device_client.model.backends.choose import BackendOptions
+from device_client.model.backends.native.cpu import cpu_description
 from device_client.model.loader import load_model
 from device_client.model.sparse_model import SparseModel
 from device_client.model.token_batch import TokenBatch
@@ -93,7 +94,7 @@ def test_a_run_goes_on_with_the_micro_batch_that_it_had_come_to(
     machine = json.loads((again.run / "machine.json").read_text())
     assert machine == {
         "device_type": "cpu", "compute_dtype": "float32", "begun_with_rows": 8, "micro_batch_rows": 2,
-        "backend": "reference",
+        "products": "library",
     }  # fmt: skip
 
 
@@ -164,30 +165,43 @@ def test_a_run_goes_on_in_the_format_it_was_begun_in(bundle: Bundle, rows: Path,
     assert (again.resources["compute_dtype"], again.result["steps_done"]) == ("bfloat16", 12)
 
 
-def test_a_bfloat16_run_goes_on_with_the_backend_it_was_begun_with(
-    bundle: Bundle, rows: Path, clock: Callable[[], float], tmp_path: Path
+@pytest.fixture
+def wide_bundle(case_of: Callable) -> Bundle:
+    """A model whose weights fit panels."""
+    found: Bundle = case_of("llama", hidden_size=128, intermediate_size=256, sensitive=300).bundle
+    return found
+
+
+def test_a_run_begun_with_the_librarys_products_goes_on_with_them(
+    wide_bundle: Bundle, rows: Path, clock: Callable[[], float], kernels: Path
 ) -> None:
-    """Elsewhere all backends give the same bits; there, one may multiply in its own way."""
-    plan = planned(bundle, rows, dataclasses.replace(SETTINGS, epsilon=0.1))
+    """The backend may change: without the matrix unit all backends give the same bits."""
+    plan = planned(wide_bundle, rows, dataclasses.replace(SETTINGS, epsilon=0.1))
+    whole = run(plan, clock, compute_dtype=torch.bfloat16)
+    shutil.move(whole.run, whole.run.with_name("whole"))
     run(plan, clock, time_budget_seconds=6.0, compute_dtype=torch.bfloat16)
 
-    with pytest.raises(Conflict, match="with --backend native the last bits") as caught:
-        run(plan, clock, backend=BackendOptions("native", tmp_path))
-    assert "go on with --backend reference" in str(caught.value)
-    assert run(plan, clock, backend=BackendOptions("auto", tmp_path)).resources["backend"] == "reference"
+    again = run(plan, clock, backend=BackendOptions("native", kernels))
+
+    assert again.resources["backend"] == "native"
+    for name in ("journal.bin", "machine.json", "last.safetensors"):
+        assert (again.run / name).read_bytes() == (whole.run.with_name("whole") / name).read_bytes()
 
 
-def test_a_pinned_backend_that_no_longer_works_is_named_with_a_way_on(
-    bundle: Bundle, rows: Path, clock: Callable[[], float], tmp_path: Path
+@pytest.mark.skipif("amx_bf16" not in cpu_description("flags"), reason="needs a CPU with a matrix unit (AMX)")
+def test_a_run_begun_on_the_matrix_unit_goes_on_there_only(
+    wide_bundle: Bundle, rows: Path, clock: Callable[[], float], kernels: Path
 ) -> None:
-    plan = planned(bundle, rows, dataclasses.replace(SETTINGS, epsilon=0.1))
-    stopped = run(plan, clock, time_budget_seconds=6.0, compute_dtype=torch.bfloat16)
-    path = stopped.run / "machine.json"
-    path.write_text(path.read_text().replace('"reference"', '"native"'))
+    plan = planned(wide_bundle, rows, dataclasses.replace(SETTINGS, epsilon=0.1))
+    native = BackendOptions("native", kernels)
+    stopped = run(plan, clock, time_budget_seconds=6.0, compute_dtype=torch.bfloat16, backend=native)
+    assert json.loads((stopped.run / "machine.json").read_text())["products"] == "matrix unit"
 
-    with pytest.raises(ResourceError, match="'native' cannot be used") as caught:
-        run(plan, clock, backend=BackendOptions("auto", None))
-    assert "begin another run with --output" in caught.value.next_step
+    with pytest.raises(Conflict, match="begun with products by the matrix unit; here the library") as caught:
+        run(plan, clock, backend=BackendOptions("reference"))
+
+    assert "go on with --backend native" in caught.value.next_step
+    assert run(plan, clock, backend=native).result["steps_done"] == 12
 
 
 def test_a_float32_run_goes_on_with_any_backend(
@@ -198,11 +212,11 @@ def test_a_float32_run_goes_on_with_any_backend(
     assert (again.resources["backend"], again.result["steps_done"]) == ("native", 12)
 
 
-def test_a_run_begun_before_backends_were_on_record_goes_on(
+def test_a_run_begun_before_products_were_on_record_goes_on(
     bundle: Bundle, rows: Path, clock: Callable[[], float]
 ) -> None:
     path = run(planned(bundle, rows), clock, time_budget_seconds=6.0).run / "machine.json"
-    path.write_text(json.dumps({key: of for key, of in json.loads(path.read_text()).items() if key != "backend"}))
+    path.write_text(json.dumps({key: of for key, of in json.loads(path.read_text()).items() if key != "products"}))
     assert run(planned(bundle, rows), clock).result["steps_done"] == 12
 
 
@@ -219,7 +233,7 @@ def test_a_budget_that_the_runs_micro_batch_no_longer_fits_is_refused(
     "content",
     ["{}", '{"device_type": "cpu", "compute_dtype": "eval", "begun_with_rows": 8, "micro_batch_rows": 8}',
      '{"device_type": "cpu", "compute_dtype": "float32", "begun_with_rows": 8, "micro_batch_rows": 0}',
-     '{"device_type": "cpu", "compute_dtype": "float32", "begun_with_rows": 8, "micro_batch_rows": 8, "backend": "x"}'],
+     '{"device_type": "cpu", "compute_dtype": "float32", "begun_with_rows": 8, "micro_batch_rows": 8, "products": ""}'],
 )  # fmt: skip
 def test_a_damaged_machine_record_is_named(
     bundle: Bundle, rows: Path, clock: Callable[[], float], content: str

@@ -14,13 +14,13 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from device_client.model.backends.backend import PackedWeight, first_of_each_row
+from device_client.model.backends.backend import PANEL_ROWS, PackedWeight, first_of_each_row
 from device_client.model.backends.names import BackendName
 from device_client.model.backends.native.library import PASS_TOKENS, KernelLibrary
 from device_client.model.backends.workspace import reusable_buffer
 from shared.quantization.codec import QuantizedTensor
 
-PANEL_ROWS, PANEL_ROW_BYTES = 16, 64
+PANEL_ROW_BYTES = 64
 
 
 class NativeBackend:
@@ -30,10 +30,19 @@ class NativeBackend:
         library: The compiled kernels.
         shapes: (out_features, in_features) of every weight that it will decode.
         dtype: Compute dtype: float32, float16 or bfloat16.
+        matrix_unit: Whether it may multiply in bfloat16 itself, on the CPU's matrix unit.
     """
 
-    def __init__(self, library: KernelLibrary, shapes: Iterable[tuple[int, int]], dtype: torch.dtype) -> None:
+    def __init__(
+        self,
+        library: KernelLibrary,
+        shapes: Iterable[tuple[int, int]],
+        dtype: torch.dtype,
+        *,
+        matrix_unit: bool = True,
+    ) -> None:
         self._library = library
+        self._matrix_unit = matrix_unit and dtype == torch.bfloat16
         self._workspace = reusable_buffer(max(rows * columns for rows, columns in shapes), dtype, torch.device("cpu"))
 
     @property
@@ -48,7 +57,7 @@ class NativeBackend:
 
     def pack(self, quantized: QuantizedTensor, indices: Tensor) -> PackedWeight:
         """Return the weight with int32 indices and what the values replace; its codes in panels where they can be."""
-        in_panels = self._workspace.dtype == torch.bfloat16 and self._library.fits_panels(quantized)
+        in_panels = self._matrix_unit and self._library.fits_panels(quantized)
         weight = PackedWeight(
             _with_panels(quantized) if in_panels else quantized,
             indices.to(torch.int32),
@@ -71,6 +80,8 @@ class NativeBackend:
 
     def linear_small(self, inputs: Tensor, weight: PackedWeight, values: Tensor, bias: Tensor | None) -> Tensor:
         """Return x Wᵀ + b from the codes, up to four tokens per reading of them."""
+        if weight.in_panels:
+            _check_format(inputs)
         outputs = inputs.new_empty(inputs.shape[0], weight.shape[0])
         self._library.linear_small(inputs.contiguous(), weight, values, bias, outputs)
         return outputs
@@ -79,12 +90,18 @@ class NativeBackend:
         self, stacked: Tensor, weight: PackedWeight, values: Sequence[Tensor], bias: Tensor | None
     ) -> Tensor:
         """Return x_p W(θ_p)ᵀ + b of every point, made on the CPU's matrix unit."""
+        _check_format(stacked)
         points, tokens, columns = stacked.shape
         outputs = stacked.new_empty(points, tokens, weight.shape[0])
         needed = PASS_TOKENS * columns
         scratch = self._workspace if self._workspace.numel() >= needed else self._workspace.new_empty(needed)
         self._library.linear_at_points(stacked.contiguous(), weight, values, bias, outputs, scratch)
         return outputs
+
+
+def _check_format(inputs: Tensor) -> None:
+    if inputs.dtype != torch.bfloat16:
+        raise TypeError(f"inputs are {inputs.dtype}; a weight in panels is multiplied in bfloat16")
 
 
 def _with_panels(quantized: QuantizedTensor) -> QuantizedTensor:

@@ -23,11 +23,10 @@ void look_up_pairs(const uint8_t* row, const T (*pairs)[2], int64_t begin, int64
 
 #ifdef HAS_AVX512
 int64_t look_up_wide(const uint8_t* row, const uint16_t* table, int64_t columns, uint16_t* out) {
-    const __m256i half = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(table));
-    const __m512i twice = _mm512_inserti64x4(_mm512_castsi256_si512(half), half, 1);
+    const __m512i values = twice(table);
     int64_t column = 0;
     for (; column + 32 <= columns; column += 32) {
-        _mm512_storeu_si512(out + column, look_up_32(row + (column >> 1), twice));
+        _mm512_storeu_si512(out + column, look_up_32(row + (column >> 1), values));
     }
     return column;
 }

@@ -141,7 +141,7 @@ struct PortableDot {
     }
 };
 
-// What the sensitive values of one row change in the product with one token.
+// What the sensitive values of one row change in the product with one token; what they replace is rounded to the format.
 float correction(const Weight& weight, const Sparse& sparse, int32_t format, int64_t row, const void* inputs,
                  int64_t token) {
     float sum = 0;

@@ -4,15 +4,15 @@
 //     points         w[r, col_j] = value_j of the point;  y[t, r] = sum_c x[t, c] * w[r, c]                 Equation 26
 #pragma once
 
-#include <omp.h>
-
-#include <cstdlib>
-#include <vector>
-
-#include "linear_small.h"
 #include "panels.h"
 
 #ifdef HAS_TILES
+#include <omp.h>
+
+#include <cstdlib>
+#include <new>
+#include <vector>
+
 namespace {
 
 // An array that begins at a line of the cache, kept for the thread's next call.
@@ -26,14 +26,16 @@ template <typename T> class KeptArray {
         const size_t bytes = (size_t(count) * sizeof(T) + 63) / 64 * 64;
         if (bytes > held) {
             free(values);
+            held = 0;
             values = static_cast<T*>(aligned_alloc(64, bytes));
+            if (!values) throw std::bad_alloc();
             held = bytes;
         }
         return values;
     }
 };
 
-// Lanes of 16 bits at any even distances from a base, as float32: `at` counts values of 16 bits.
+// The bfloat16 values at `at` of a base, as float32; reads the aligned pair that each belongs to.
 inline __m512 gather_bfloat16(const void* base, __m512i at, __mmask16 lanes) {
     const __m512i pairs = _mm512_mask_i32gather_epi32(_mm512_setzero_si512(), lanes, _mm512_srli_epi32(at, 1), base, 4);
     const __m512i odd = _mm512_slli_epi32(_mm512_and_si512(at, _mm512_set1_epi32(1)), 4);
@@ -110,17 +112,17 @@ class FewTokensWorker {
             uint16_t* decoded = tiles[(block + 1) % 2];
             if (PanelTables::change_at(weight, next)) tables.read(weight, first_row, next);
             finish_writes();
-            _tile_loadd(6, packed + block * tile_values, stride);
+            _tile_loadd(6, (packed + block * tile_values), stride);
             _tile_loadd(4, w, 64);
             _tile_dpbf16ps(0, 4, 6);
             decode_block<0, 4>(codes, tables, decoded);
-            _tile_loadd(5, w + TILE, 64);
+            _tile_loadd(5, (w + TILE), 64);
             _tile_dpbf16ps(1, 5, 6);
             decode_block<4, 4>(codes, tables, decoded);
-            _tile_loadd(4, w + 2 * TILE, 64);
+            _tile_loadd(4, (w + 2 * TILE), 64);
             _tile_dpbf16ps(2, 4, 6);
             decode_block<8, 4>(codes, tables, decoded);
-            _tile_loadd(5, w + 3 * TILE, 64);
+            _tile_loadd(5, (w + 3 * TILE), 64);
             _tile_dpbf16ps(3, 5, 6);
             decode_block<12, 4>(codes, tables, decoded);
             finish_rows(end - rows_left * (blocks - 1 - block) / blocks);
@@ -196,7 +198,7 @@ void linear_few_tokens(const Weight& weight, const Sparse& sparse, const uint16_
 
 constexpr int64_t GROUP_PANELS = 16;   // whose sums are made at once: 256 rows
 constexpr int64_t SLICE_BLOCKS = 2;    // of them, decoded at once: 256 columns, 128 KiB
-constexpr int64_t PASS_TILES = 32;     // of 16 tokens: their sums are 512 KiB
+constexpr int64_t PASS_TILES = 32;     // of 16 tokens: their sums are 512 KiB; library.py knows the number of tokens
 constexpr int64_t SLICE_STEPS = SLICE_BLOCKS * CODES;
 
 // Adds PANELS × TOKEN_TILES tiles of sums, over `steps` tiles of each panel's weights and each token tile's inputs.
@@ -212,55 +214,59 @@ void add_products(const uint16_t* weights, int64_t next_panel, const uint16_t* i
         _tile_zero(3);
     } else {
         _tile_loadd(0, sums, 64);
-        if (PANELS == 2) _tile_loadd(1, sums + SUMS, 64);
-        if (TOKEN_TILES == 2) _tile_loadd(2, sums + next_sums, 64);
-        if (PANELS == 2 && TOKEN_TILES == 2) _tile_loadd(3, sums + next_sums + SUMS, 64);
+        if (PANELS == 2) _tile_loadd(1, (sums + SUMS), 64);
+        if (TOKEN_TILES == 2) _tile_loadd(2, (sums + next_sums), 64);
+        if (PANELS == 2 && TOKEN_TILES == 2) _tile_loadd(3, (sums + next_sums + SUMS), 64);
     }
     for (int64_t step = 0; step < steps; ++step, weights += TILE, inputs += TILE) {
         _tile_loadd(4, weights, 64);
         _tile_loadd(6, inputs, 64);
         _tile_dpbf16ps(0, 4, 6);
         if (TOKEN_TILES == 2) {
-            _tile_loadd(7, inputs + next_tokens, 64);
+            _tile_loadd(7, (inputs + next_tokens), 64);
             _tile_dpbf16ps(2, 4, 7);
         }
         if (PANELS == 2) {
-            _tile_loadd(5, weights + next_panel, 64);
+            _tile_loadd(5, (weights + next_panel), 64);
             _tile_dpbf16ps(1, 5, 6);
             if (TOKEN_TILES == 2) _tile_dpbf16ps(3, 5, 7);
         }
     }
     _tile_stored(0, sums, 64);
-    if (PANELS == 2) _tile_stored(1, sums + SUMS, 64);
-    if (TOKEN_TILES == 2) _tile_stored(2, sums + next_sums, 64);
-    if (PANELS == 2 && TOKEN_TILES == 2) _tile_stored(3, sums + next_sums + SUMS, 64);
+    if (PANELS == 2) _tile_stored(1, (sums + SUMS), 64);
+    if (TOKEN_TILES == 2) _tile_stored(2, (sums + next_sums), 64);
+    if (PANELS == 2 && TOKEN_TILES == 2) _tile_stored(3, (sums + next_sums + SUMS), 64);
 }
 
 // The sensitive values of a group of panels, sorted by the slice of columns that they belong to.
 class SortedValues {
-    std::vector<int32_t> starts;  // (slices + 1)
+    static constexpr int64_t WIDTH = SLICE_BLOCKS * PANEL_COLUMNS;
+    std::vector<int32_t> starts;  // (slices + 2): where each slice's values begin; the last is for sorting only
     std::vector<int32_t> places;  // in the slice's tiles
     std::vector<int32_t> values;  // which value
 
   public:
-    void sort(const Weight& weight, const Sparse& sparse, int64_t first_row, int64_t rows) {
-        constexpr int64_t WIDTH = SLICE_BLOCKS * PANEL_COLUMNS;
-        const int32_t begin = sparse.row_starts[first_row], end = sparse.row_starts[first_row + rows];
-        starts.assign(size_t((weight.columns + WIDTH - 1) / WIDTH + 2), 0);
-        places.resize(size_t(end - begin)), values.resize(size_t(end - begin));
-        const int64_t origin = (sparse.first_row + first_row) * weight.columns;
-        for (int32_t j = begin; j < end; ++j) ++starts[size_t((sparse.indices[j] - origin) % weight.columns / WIDTH + 2)];
-        for (size_t slice = 2; slice < starts.size(); ++slice) starts[slice] += starts[slice - 1];
-        for (int64_t r = 0; r < rows; ++r) {
-            for (int32_t j = sparse.row_starts[first_row + r]; j < sparse.row_starts[first_row + r + 1]; ++j) {
-                const int64_t column = sparse.indices[j] - origin - r * weight.columns;
-                const size_t at = size_t(starts[size_t(column / WIDTH + 1)]++);
-                const int64_t block = r / PANEL_ROWS * SLICE_BLOCKS + column % WIDTH / PANEL_COLUMNS;
-                const int64_t word = column % PANEL_COLUMNS / CODES;
-                places[at] = int32_t((block * CODES + column % CODES) * TILE + r % PANEL_ROWS * WORDS + word);
-                values[at] = j;
+    SortedValues(const Weight& weight, const Sparse& sparse, int64_t first_row, int64_t rows)
+        : starts(size_t((weight.columns + WIDTH - 1) / WIDTH + 2)),
+          places(size_t(sparse.row_starts[first_row + rows] - sparse.row_starts[first_row])),
+          values(places.size()) {
+        const auto each = [&](auto take) {
+            for (int64_t r = 0; r < rows; ++r) {
+                const int64_t row = first_row + r, origin = (sparse.first_row + row) * weight.columns;
+                for (int32_t j = sparse.row_starts[row]; j < sparse.row_starts[row + 1]; ++j) {
+                    take(r, sparse.indices[j] - origin, j);
+                }
             }
-        }
+        };
+        each([&](int64_t, int64_t column, int32_t) { ++starts[size_t(column / WIDTH + 2)]; });
+        for (size_t slice = 2; slice < starts.size(); ++slice) starts[slice] += starts[slice - 1];
+        each([&](int64_t r, int64_t column, int32_t j) {
+            const size_t at = size_t(starts[size_t(column / WIDTH + 1)]++);
+            const int64_t block = r / PANEL_ROWS * SLICE_BLOCKS + column % WIDTH / PANEL_COLUMNS;
+            const int64_t word = column % PANEL_COLUMNS / CODES;
+            places[at] = int32_t((block * CODES + column % CODES) * TILE + r % PANEL_ROWS * WORDS + word);
+            values[at] = j;
+        });
     }
 
     void write(int64_t slice, const uint16_t* of_point, uint16_t* tiles) const {
@@ -295,10 +301,7 @@ void write_outputs(const Weight& weight, const Pass& pass, const float* sums, in
             for (int i = 0; i < 16; ++i) by_token[i] = _mm512_load_si512(sums + (tile * GROUP_PANELS + panel) * 256 + 16 * i);
             transpose_16(by_token);
             __m512 added = _mm512_setzero_ps();
-            if (bias) {
-                const auto* narrow = reinterpret_cast<const __m256i*>(static_cast<const uint16_t*>(bias) + row);
-                added = _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256(narrow)), 16));
-            }
+            if (bias) added = load_bfloat16(bias, row, 0xffff);
             for (int64_t token = 0; token < held; ++token) {
                 const __m512 sum = _mm512_castsi512_ps(by_token[token]);
                 store_16(to + token * weight.rows, bias ? _mm512_add_ps(sum, added) : sum, BFLOAT16);
@@ -315,7 +318,7 @@ class PanelWorker {
     uint16_t* tiles;  // (GROUP_PANELS, SLICE_BLOCKS, CODES, 16, 32)
     float* sums;      // (PASS_TILES, GROUP_PANELS, 16 rows, 16 tokens)
     std::vector<PanelTables> tables{GROUP_PANELS};
-    SortedValues sorted;
+    std::vector<SortedValues> sorted;  // of each group, found in the first pass
     TileShapes shapes;
 
   public:
@@ -330,20 +333,21 @@ class PanelWorker {
     void run(const Pass& pass, const uint16_t* packed, int64_t begin, int64_t end) {
         for (int64_t panel = begin; panel < end; panel += GROUP_PANELS) {
             const int64_t count = end - panel < GROUP_PANELS ? end - panel : GROUP_PANELS;
-            group(pass, packed, panel * PANEL_ROWS, count);
+            const size_t number = size_t((panel - begin) / GROUP_PANELS);
+            if (sorted.size() == number) sorted.emplace_back(weight, sparse, panel * PANEL_ROWS, count * PANEL_ROWS);
+            group(pass, packed, panel * PANEL_ROWS, count, sorted[number]);
             write_outputs(weight, pass, sums, count, panel * PANEL_ROWS, bias);
         }
     }
 
   private:
-    void group(const Pass& pass, const uint16_t* packed, int64_t first_row, int64_t panels) {
+    void group(const Pass& pass, const uint16_t* packed, int64_t first_row, int64_t panels, const SortedValues& values) {
         const int64_t blocks = weight.columns / PANEL_COLUMNS;
-        sorted.sort(weight, sparse, first_row, panels * PANEL_ROWS);
         for (int64_t block = 0, slice = 0; block < blocks; block += SLICE_BLOCKS, ++slice) {
             const int64_t count = blocks - block < SLICE_BLOCKS ? blocks - block : SLICE_BLOCKS;
             decode(first_row, panels, block, count);
             for (int64_t point = 0; point < pass.points; ++point) {
-                sorted.write(slice, static_cast<const uint16_t*>(pass.values[point]), tiles);
+                values.write(slice, static_cast<const uint16_t*>(pass.values[point]), tiles);
                 multiply(pass, packed + block * BLOCK_VALUES, point, panels, count * CODES, block == 0);
             }
         }
@@ -383,6 +387,7 @@ class PanelWorker {
 void linear_at_points(const Weight& weight, const Sparse& sparse, const uint16_t* inputs, const void* const* values,
                       const void* bias, uint16_t* out, int64_t points, int64_t tokens, uint16_t* packed, int threads) {
     constexpr int64_t MOST_TOKENS = PASS_TILES * TILE_TOKENS;
+    if (tokens == 0) return;
     const int64_t tiles_of_a_point = (tokens + TILE_TOKENS - 1) / TILE_TOKENS;
     const int64_t points_at_once = tiles_of_a_point < PASS_TILES ? PASS_TILES / tiles_of_a_point : 1;
     std::vector<Pass> passes;
@@ -407,7 +412,7 @@ void linear_at_points(const Weight& weight, const Sparse& sparse, const uint16_t
                 const int64_t first = tile % pass.tiles_of_a_point() * TILE_TOKENS;
                 const int64_t held = pass.tokens - first < TILE_TOKENS ? pass.tokens - first : TILE_TOKENS;
                 const uint16_t* from = pass.inputs + (point * pass.next_point + first) * weight.columns;
-                pack_inputs(from + block * PANEL_COLUMNS, weight.columns, held, TILE_TOKENS, packed + i * BLOCK_VALUES);
+                pack_inputs(from + block * PANEL_COLUMNS, weight.columns, held, packed + i * BLOCK_VALUES);
             }
             worker.run(pass, packed, panels * thread / of, panels * (thread + 1) / of);
 #pragma omp barrier

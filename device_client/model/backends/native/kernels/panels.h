@@ -36,7 +36,8 @@ bool fits_panels(const Weight& weight) {
            (!weight.groups || weight.group_size % PANEL_COLUMNS == 0);
 }
 
-// Makes the compiler finish what it writes: it does not know that loading a tile reads memory.
+// Makes the compiler finish what it writes: it does not know that loading a tile reads memory. (Nor do the macros of
+// older ones put their arguments in parentheses: sums that are passed to them need their own.)
 inline void finish_writes() { asm volatile("" ::: "memory"); }
 
 // The shapes of the eight tile registers of this thread, for as long as it lives.
@@ -163,19 +164,18 @@ inline void transpose_16(__m512i* rows) {
     }
 }
 
-// Packs 128 columns of up to 16 tokens to 4 tiles of inputs, each [16][width][2]; `width` ≥ `tokens` are kept.
-inline void pack_inputs(const uint16_t* inputs, int64_t columns, int64_t tokens, int64_t width, uint16_t* tiles) {
+// Packs 128 columns of up to 16 tokens to 4 tiles of inputs.
+inline void pack_inputs(const uint16_t* inputs, int64_t columns, int64_t tokens, uint16_t* tiles) {
     __m512i by_code[CODES][TILE_TOKENS];
     for (int64_t token = 0; token < TILE_TOKENS; ++token) {
         __m512i one[CODES] = {};
         if (token < tokens) sort_by_code(inputs + token * columns, one);
         for (int64_t code = 0; code < CODES; ++code) by_code[code][token] = one[code];
     }
-    const __mmask16 kept = __mmask16((1u << width) - 1);
     for (int64_t code = 0; code < CODES; ++code) {
         transpose_16(by_code[code]);
         for (int64_t pair = 0; pair < 16; ++pair) {
-            _mm512_mask_storeu_epi32(tiles + (code * 16 + pair) * width * 2, kept, by_code[code][pair]);
+            _mm512_store_si512(tiles + (code * 16 + pair) * 2 * TILE_TOKENS, by_code[code][pair]);
         }
     }
 }
