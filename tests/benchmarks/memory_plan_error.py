@@ -25,23 +25,27 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
-from peers.seven_b_shapes import seven_b_config, shaped_bundle
-from recording import record_headlines, write_result
 
-from device_client.model.backends.choose import BackendOptions
-from device_client.model.backends.names import BackendName
-from device_client.model.loader import load_model
-from device_client.model.memory_plan import plan_memory
-from device_client.model.sparse_model import SparseModel
-from device_client.model.workload import PAIRED_UP_TO_TOKENS, Workload
-from device_client.tuning.batches import BatchIndices
-from device_client.tuning.divergence import DivergenceWatch
-from device_client.tuning.model_problem import ModelProblem
-from device_client.tuning.perturbations import PerturbationStream
-from device_client.tuning.spsa import descend, estimate
-from shared.bundle.layout import ImageLayout
-from shared.bundle.read import read_bundle
-from shared.tasks.examples import Example
+HERE = Path(__file__).resolve().parent
+sys.path[:0] = [str(HERE), str(HERE.parent / "support")]
+
+from peers.seven_b_shapes import seven_b_config, shaped_bundle  # noqa: E402
+from recording import record_headlines, write_result  # noqa: E402
+
+from device_client.model.backends.choose import BackendOptions  # noqa: E402
+from device_client.model.backends.names import BackendName  # noqa: E402
+from device_client.model.loader import load_model  # noqa: E402
+from device_client.model.memory_plan import plan_memory  # noqa: E402
+from device_client.model.sparse_model import SparseModel  # noqa: E402
+from device_client.model.workload import PAIRED_UP_TO_TOKENS, Workload  # noqa: E402
+from device_client.tuning.batches import BatchIndices  # noqa: E402
+from device_client.tuning.divergence import DivergenceWatch  # noqa: E402
+from device_client.tuning.model_problem import ModelProblem  # noqa: E402
+from device_client.tuning.perturbations import PerturbationStream  # noqa: E402
+from device_client.tuning.spsa import descend, estimate  # noqa: E402
+from shared.bundle.layout import ImageLayout  # noqa: E402
+from shared.bundle.read import read_bundle  # noqa: E402
+from shared.tasks.examples import Example  # noqa: E402
 
 PICOLLAMA = {
     "model_type": "llama", "hidden_size": 320, "intermediate_size": 832, "num_hidden_layers": 5,
