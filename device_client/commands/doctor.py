@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from device_client.console import Console
+from device_client.model.backends.native.cpu import has_matrix_unit
 from device_client.settings import Settings
 from device_client.store import DISTRIBUTION
 from shared.byte_sizes import format_bytes
@@ -50,6 +51,7 @@ def run(arguments: argparse.Namespace, console: Console, settings: Settings) -> 
         ("machine", f"{platform.machine()}, {os.cpu_count()} cores, {platform.system()} {platform.release()}"),
         *(("device", f"{device['name']}, {format_bytes(device['memory_bytes'])}") for device in devices),
         *((f"backend {name}", reason or "ready") for name, reason in backends.items()),
+        ("matrix unit", "AMX: --dtype bfloat16 is fastest on this CPU" if has_matrix_unit() else "none for bfloat16"),
         ("home", str(settings.home)),
         ("free disk", format_bytes(free_bytes(settings.home))),
     ]
@@ -64,6 +66,7 @@ def run(arguments: argparse.Namespace, console: Console, settings: Settings) -> 
         "versions": versions,
         "devices": devices,
         "backends": backends,
+        "has_matrix_unit": has_matrix_unit(),
         "home": str(settings.home),
         "free_disk_bytes": free_bytes(settings.home),
         "remarks": remarks,

@@ -27,6 +27,20 @@ def test_the_cpu_kernels_are_ready_where_there_is_a_compiler(command, home: Path
     assert command("doctor").result["backends"]["native"] is None
 
 
+@pytest.mark.parametrize(
+    ("flags", "has_unit"), [("fpu sse avx512_bf16 amx_bf16 amx_tile", True), ("fpu sse avx512_bf16", False)]
+)
+def test_a_matrix_unit_is_named(
+    command, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, flags: str, has_unit: bool
+) -> None:
+    home.mkdir(mode=0o700)
+    (tmp_path / "cpuinfo").write_text(f"processor\t: 0\nflags\t\t: {flags}\nprocessor\t: 1\n")
+    monkeypatch.setattr("device_client.model.backends.native.cpu.CPUINFO", tmp_path / "cpuinfo")
+    outcome = command("doctor")
+    assert outcome.result["has_matrix_unit"] is has_unit
+    assert ("--dtype bfloat16" in outcome.told) is has_unit
+
+
 def test_a_missing_compiler_is_named_with_what_it_costs(
     command, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -16,7 +16,7 @@ from device_client.model.backends.backend import PackedWeight, first_of_each_row
 from device_client.model.backends.choose import BackendOptions
 from device_client.model.backends.native.backend import NativeBackend
 from device_client.model.backends.native.build import built_library
-from device_client.model.backends.native.cpu import cpu_description
+from device_client.model.backends.native.cpu import has_matrix_unit
 from device_client.model.backends.native.library import PASS_TOKENS, KernelLibrary
 from device_client.model.linear import QuantizedSparseLinear
 from device_client.model.loader import load_model
@@ -35,7 +35,7 @@ FORMS = ["per_row", "shared", "uniform", "scaled"]
 
 @pytest.fixture(scope="module")
 def library(kernels: Path) -> KernelLibrary:
-    if "amx_bf16" not in cpu_description("flags"):
+    if not has_matrix_unit():
         pytest.skip("needs a CPU with a matrix unit for bfloat16 (AMX)")
     return KernelLibrary(built_library(kernels, lambda _: None))
 

@@ -14,7 +14,7 @@ from tiny_run import SETTINGS, Silent, planned, run
 from torch import Tensor
 
 from device_client.model.backends.choose import BackendOptions
-from device_client.model.backends.native.cpu import cpu_description
+from device_client.model.backends.native.cpu import has_matrix_unit
 from device_client.model.loader import load_model
 from device_client.model.sparse_model import SparseModel
 from device_client.model.token_batch import TokenBatch
@@ -188,7 +188,7 @@ def test_a_run_begun_with_the_librarys_products_goes_on_with_them(
         assert (again.run / name).read_bytes() == (whole.run.with_name("whole") / name).read_bytes()
 
 
-@pytest.mark.skipif("amx_bf16" not in cpu_description("flags"), reason="needs a CPU with a matrix unit (AMX)")
+@pytest.mark.skipif(not has_matrix_unit(), reason="needs a CPU with a matrix unit (AMX)")
 def test_a_run_begun_on_the_matrix_unit_goes_on_there_only(
     wide_bundle: Bundle, rows: Path, clock: Callable[[], float], kernels: Path
 ) -> None:

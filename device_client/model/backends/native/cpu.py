@@ -13,3 +13,8 @@ def cpu_description(*fields: str) -> str:
     lines = CPUINFO.read_text().splitlines() if CPUINFO.exists() else []
     named = (line.partition(":")[2].strip() for line in lines if line.lower().startswith(fields))
     return next(named, platform.processor() or platform.machine())
+
+
+def has_matrix_unit() -> bool:
+    """Return whether the system names a unit for products of bfloat16 matrices (AMX)."""
+    return "amx_bf16" in cpu_description("flags").split()
