@@ -96,6 +96,8 @@ def run(arguments: argparse.Namespace, console: Console, settings: Settings) -> 
         "bundle": bundle.digest,
         "run": str(tuned.path) if tuned else None,
         "truncated_rows": sum(example.truncated_tokens > 0 for example in examples),
+        "backend": model.backend_name,
+        "compute_dtype": str(model.compute_dtype).removeprefix("torch."),
         "micro_batch_rows": micro_batch.rows,
         "peak_memory_bytes": model.memory.peak_bytes,
     }

@@ -6,8 +6,6 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from shared.errors import InvalidRequest
-
 if TYPE_CHECKING:
     from device_client.tasks.task_data import DataOptions
 
@@ -79,10 +77,10 @@ def positive(text: str) -> int:
     """Return a whole number ≥ 1.
 
     Raises:
-        InvalidRequest: It is none.
+        argparse.ArgumentTypeError: It is none; the parser adds the name of the option.
     """
     if not text.isdecimal() or int(text) < 1:
-        raise InvalidRequest(f"{text!r}", needed="a whole number from 1 on")
+        raise argparse.ArgumentTypeError(f"{text!r}; needed: a whole number from 1 on")
     return int(text)
 
 
@@ -90,14 +88,14 @@ def share(text: str) -> float:
     """Return a number between 0 and 1.
 
     Raises:
-        InvalidRequest: It is none.
+        argparse.ArgumentTypeError: It is none; the parser adds the name of the option.
     """
     try:
         value = float(text)
     except ValueError:
         value = 0.0
     if not 0 < value < 1:
-        raise InvalidRequest(f"--validation-share {text}", needed="a number between 0 and 1, such as 0.2")
+        raise argparse.ArgumentTypeError(f"{text!r}; needed: a number between 0 and 1, such as 0.2")
     return value
 
 
@@ -105,14 +103,14 @@ def positive_number(text: str) -> float:
     """Return a finite number > 0.
 
     Raises:
-        InvalidRequest: It is none.
+        argparse.ArgumentTypeError: It is none; the parser adds the name of the option.
     """
     try:
         value = float(text)
     except ValueError:
         value = 0.0
     if not 0 < value < float("inf"):
-        raise InvalidRequest(f"{text!r}", needed="a number above 0")
+        raise argparse.ArgumentTypeError(f"{text!r}; needed: a number above 0")
     return value
 
 
@@ -120,7 +118,7 @@ def seconds(text: str) -> float:
     """Return the seconds that ``90``, ``90s``, ``10m`` or ``2h`` name.
 
     Raises:
-        InvalidRequest: It is no duration.
+        argparse.ArgumentTypeError: It is no duration; the parser adds the name of the option.
     """
     units = {"s": 1, "m": 60, "h": 3600}
     scale = units.get(text[-1:].lower())
@@ -129,5 +127,5 @@ def seconds(text: str) -> float:
     except ValueError:
         value = 0.0
     if not 0 < value < float("inf"):
-        raise InvalidRequest(f"duration {text!r}", needed="a number with s, m or h, such as 10m")
+        raise argparse.ArgumentTypeError(f"{text!r}; needed: a number with s, m or h, such as 10m")
     return value

@@ -4,8 +4,9 @@
     CUDA    triton, reference
 
 Every candidate is measured once (``calibrate``) and the outcome is kept in a file, so that the next load measures
-nothing. What is tuned does not depend on the choice but in bfloat16: all backends decode to the same bits, and only
-there may one multiply in its own way.
+nothing. In bfloat16 on a CPU with a matrix unit native is taken whatever was measured: it decodes within its products,
+and a run that began so must not depend on a measurement. Else what is tuned does not depend on the choice: all backends
+decode to the same bits.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ import torch
 from device_client.model.backends.backend import LinearBackend
 from device_client.model.backends.calibrate import METHOD, Calibration, calibrate
 from device_client.model.backends.names import CANDIDATES, BackendName
-from device_client.model.backends.native.cpu import cpu_description
+from device_client.model.backends.native.cpu import cpu_description, has_matrix_unit
 from device_client.model.backends.reference import ReferenceBackend
 from device_client.model.out_of_memory import is_out_of_memory
 from shared.bundle.manifest import QuantizedEntry
@@ -88,7 +89,10 @@ def choose_backend(
     if options.name == "reference":
         return ChosenBackend(making.make("reference"), 0)
     measured = making.calibrations(CANDIDATES[device.type] if options.name == "auto" else (options.name,))
-    fastest = min(measured, key=lambda name: measured[name][1].dequantize_seconds)
+    on_matrix_unit = options.matrix_unit and dtype == torch.bfloat16 and device.type == "cpu" and has_matrix_unit()
+    fastest = min(
+        measured, key=lambda name: (not (on_matrix_unit and name == "native"), measured[name][1].dequantize_seconds)
+    )
     backend, calibration = measured.pop(fastest)
     measured.clear()
     if device.type == "cuda":

@@ -86,6 +86,30 @@ def test_the_faster_decoder_computes_with_its_own_crossover(
 
 
 @pytest.mark.parametrize(
+    ("has_unit", "may_use_it", "expected"),
+    [(True, True, "native"), (True, False, "reference"), (False, True, "reference")],
+)
+def test_a_matrix_unit_decides_in_bfloat16_whatever_was_measured(
+    entries: list[QuantizedEntry],
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    has_unit: bool,
+    may_use_it: bool,
+    expected: str,
+) -> None:
+    monkeypatch.setattr("device_client.model.backends.choose.has_matrix_unit", lambda: has_unit)
+    options = BackendOptions("auto", folder, matrix_unit=may_use_it)
+    choose_backend(options, entries, torch.bfloat16, CPU)
+    slow_native = {
+        key: fields | {"dequantize_seconds": 9.0 if key.startswith("native") else 1.0}
+        for key, fields in kept(folder).items()
+    }
+    (folder / "calibrations.json").write_text(json.dumps(slow_native))
+
+    assert choose_backend(options, entries, torch.bfloat16, CPU).backend.name == expected
+
+
+@pytest.mark.parametrize(
     "content", [b"", b"[]", b"{", b'"text"', b'{"native": {"dequantize_seconds": "fast"}}', b"\xff"]
 )
 def test_a_damaged_record_is_measured_anew(entries: list[QuantizedEntry], folder: Path, content: bytes) -> None:

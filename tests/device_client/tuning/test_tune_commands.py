@@ -120,7 +120,7 @@ def test_data_check_warns_where_all_training_rows_have_the_same_answer(
         ("good", ("--steps", "0"), 2, "from 1 on"),
         ("good", ("--validation-share", "1"), 2, "between 0 and 1"),
         ("good", ("--epsilon", "nan"), 2, "above 0"),
-        ("good", ("--time-budget", "soon"), 2, "duration"),
+        ("good", ("--time-budget", "soon"), 2, "--time-budget"),
         ("good", ("--task", "RTE"), 2, "exactly one"),
         ("good", ("--device", "cuda:99"), 8, "CUDA"),
     ],
