@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from itertools import combinations, pairwise
 from pathlib import Path
 
@@ -15,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from real_rows import Rows, heavy_tailed_rows, real_rows
 from torch import Tensor
+from torch_threads import torch_threads
 
 from cloud_service.pipeline.quantizers.lut import nearest_codes, quantize_lut, row_codebooks
 from shared.quantization.codec import dequantize
@@ -40,16 +39,6 @@ def excess(rows: Rows, size: int) -> float:
 def sampled(rows: Rows, seed: int = 0) -> Rows:
     chosen = torch.randperm(len(rows[0]), generator=torch.Generator().manual_seed(seed))[:SAMPLED_ROWS]
     return rows[0][chosen], rows[1][chosen]
-
-
-@contextmanager
-def threads(count: int) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def test_the_exact_reference_equals_trying_every_partition() -> None:
@@ -139,7 +128,7 @@ def test_a_row_does_not_depend_on_the_number_of_threads(rows: int, columns: int)
     weight, importance = heavy_tailed_rows(rows, columns, seed=7)
     quantized = []
     for count in (1, 2, 3):
-        with threads(count):
+        with torch_threads(count):
             quantized.append(quantize_lut(weight, importance, 4))
     for other in quantized[1:]:
         assert torch.equal(other.codes, quantized[0].codes)

@@ -12,6 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch_threads import torch_threads
 
 from device_client.model.backends.backend import PackedWeight
 from device_client.model.backends.choose import BackendOptions
@@ -193,13 +194,9 @@ def test_the_number_of_threads_changes_no_bit(library: KernelLibrary) -> None:
         return [product, decoded, rewritten]
 
     found = {}
-    threads = torch.get_num_threads()
-    try:
-        for count in (1, 2, 5):
-            torch.set_num_threads(count)
+    for count in (1, 2, 5):
+        with torch_threads(count):
             found[count] = results()
-    finally:
-        torch.set_num_threads(threads)
 
     assert all(map(torch.equal, found[1], found[2]))
     assert all(map(torch.equal, found[1], found[5]))

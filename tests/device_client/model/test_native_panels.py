@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -11,6 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch_threads import torch_threads
 
 from device_client.model.backends.backend import PackedWeight, first_of_each_row
 from device_client.model.backends.choose import BackendOptions
@@ -317,13 +317,3 @@ def test_packing_says_what_the_values_replace(library: KernelLibrary) -> None:
     assert weight.replaced is not None
     assert torch.equal(weight.replaced, dequantize(tensor, dtype=torch.bfloat16).view(-1)[indices])
     assert torch.equal(weight.row_starts, first_of_each_row(indices, *tensor.shape))
-
-
-@contextmanager
-def torch_threads(count: int) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
