@@ -19,7 +19,7 @@ FORMATS = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
 """Compute dtype → its number in numbers.h."""
 
 PASS_TOKENS = 512
-"""Tokens whose inputs are packed at once; as in linear_tiles.h."""
+"""Tokens whose inputs are packed at once; as in at_points.h."""
 
 _NONE = torch.empty(0)
 

@@ -2,9 +2,10 @@
 //
 // Every row, or panel of rows, is the work of one thread, so results do not depend on the number of threads.
 
+#include "at_points.h"
 #include "dequantize.h"
+#include "few_tokens.h"
 #include "linear_small.h"
-#include "linear_tiles.h"
 
 extern "C" {
 

@@ -141,7 +141,7 @@ struct PortableDot {
     }
 };
 
-// What the sensitive values of one row change in the product with one token; what they replace is rounded to the format.
+// What the sensitive values of one row change in the product with one token; what they replace is rounded to `format`.
 float correction(const Weight& weight, const Sparse& sparse, int32_t format, int64_t row, const void* inputs,
                  int64_t token) {
     float sum = 0;
@@ -181,8 +181,12 @@ void multiply_all(const Weight& weight, const Sparse& sparse, const void* inputs
                   int64_t tokens, int32_t format, int threads) {
     const Shuffled x(inputs, format, tokens, weight.columns);
     int64_t first = 0;
-    for (; first + 4 <= tokens; first += 4) multiply<Dot, 4>(weight, sparse, x, inputs, bias, out, format, first, threads);
-    for (; first + 2 <= tokens; first += 2) multiply<Dot, 2>(weight, sparse, x, inputs, bias, out, format, first, threads);
+    for (; first + 4 <= tokens; first += 4) {
+        multiply<Dot, 4>(weight, sparse, x, inputs, bias, out, format, first, threads);
+    }
+    for (; first + 2 <= tokens; first += 2) {
+        multiply<Dot, 2>(weight, sparse, x, inputs, bias, out, format, first, threads);
+    }
     for (; first < tokens; ++first) multiply<Dot, 1>(weight, sparse, x, inputs, bias, out, format, first, threads);
 }
 

@@ -74,7 +74,8 @@ struct PanelTables {
             uint16_t narrow[16];
             read_table(weight, first_row + r, table);
             __m512 values = _mm512_loadu_ps(table);
-            const int64_t group = weight.groups ? (first_row + r) * weight.groups + block * PANEL_COLUMNS / weight.group_size : 0;
+            const int64_t in_row = weight.groups ? block * PANEL_COLUMNS / weight.group_size : 0;
+            const int64_t group = (first_row + r) * weight.groups + in_row;
             if (weight.scale) values = _mm512_mul_ps(values, _mm512_set1_ps(half_to_float(weight.scale[group])));
             if (weight.bias) values = _mm512_add_ps(values, _mm512_set1_ps(half_to_float(weight.bias[group])));
             store_16(narrow, values, BFLOAT16);
@@ -113,11 +114,18 @@ void decode_panels(const Weight& weight, const Sparse* sparse, uint16_t* out, in
             for (int64_t r = 0; r < PANEL_ROWS; ++r) {
                 const uint8_t* codes = codes_in_panel(weight, first + r, column);
                 uint16_t* to = out + (first + r) * weight.columns + column;
-                for (int i = 0; i < 4; ++i) _mm512_storeu_si512(to + 32 * i, look_up_32(codes + 16 * i, tables.rows[r]));
+                for (int i = 0; i < 4; ++i) {
+                    _mm512_storeu_si512(to + 32 * i, look_up_32(codes + 16 * i, tables.rows[r]));
+                }
             }
         }
         for (int64_t r = 0; sparse && r < PANEL_ROWS; ++r) write_row(weight, *sparse, first + r, out);
     }
+}
+
+inline __m512 load_bfloat16(const void* values, int64_t first, __mmask16 lanes) {
+    const __m256i narrow = _mm256_maskz_loadu_epi16(lanes, static_cast<const uint16_t*>(values) + first);
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(narrow), 16));
 }
 
 // 128 columns of one token, [word][code], to [code][word].
