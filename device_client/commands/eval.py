@@ -46,6 +46,7 @@ def run(arguments: argparse.Namespace, console: Console, settings: Settings) -> 
         DataError: A row is unusable.
         ResourceError: The micro-batch does not fit the budget, or not one sequence fits the memory.
     """
+    from device_client.model.linear import dtype_name
     from device_client.model.loader import load_model
     from device_client.model.tokenizer import BundleTokenizer
     from device_client.store import resolve_bundle
@@ -97,7 +98,7 @@ def run(arguments: argparse.Namespace, console: Console, settings: Settings) -> 
         "run": str(tuned.path) if tuned else None,
         "truncated_rows": sum(example.truncated_tokens > 0 for example in examples),
         "backend": model.backend_name,
-        "compute_dtype": str(model.compute_dtype).removeprefix("torch."),
+        "compute_dtype": dtype_name(model.compute_dtype),
         "micro_batch_rows": micro_batch.rows,
         "peak_memory_bytes": model.memory.peak_bytes,
     }

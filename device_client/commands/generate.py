@@ -41,6 +41,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace, console: Console, settings: Settings) -> dict[str, Any]:
     """Stream the continuation (to stdout; with ``--json`` to nowhere) and return text and figures."""
+    from device_client.model.linear import dtype_name
+
     _check_options(arguments)
     seed = secrets.randbits(32) if arguments.seed is None else arguments.seed
     model = _load(arguments, console, settings)
@@ -58,7 +60,7 @@ def run(arguments: argparse.Namespace, console: Console, settings: Settings) -> 
     return {
         "text": model.tokenizer.decode(ids),
         "backend": model.backend_name,
-        "compute_dtype": str(model.compute_dtype).removeprefix("torch."),
+        "compute_dtype": dtype_name(model.compute_dtype),
         "prompt_tokens": len(prompt_ids),
         "new_tokens": len(ids),
         "seconds": seconds,

@@ -259,3 +259,8 @@ def compute_dtype_of(device: torch.device) -> torch.dtype:
     Never bfloat16: at ε = 1e-4 it loses 33–80 % of a perturbation to rounding.
     """
     return torch.float16 if device.type == "cuda" else torch.float32
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """Return what options, records and results call a compute dtype, such as ``bfloat16``."""
+    return str(dtype).removeprefix("torch.")

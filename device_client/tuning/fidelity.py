@@ -21,6 +21,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
+from device_client.model.linear import dtype_name
 from device_client.tuning.spsa import Losses, estimate
 from shared.errors import InvalidRequest
 
@@ -51,9 +52,8 @@ def check_fidelity(theta: Tensor, z: Tensor, epsilon: float, compute_dtype: torc
     enough = epsilon
     while lost_share(theta, z, enough, compute_dtype) > MAX_LOST_SHARE:
         enough *= 2
-    dtype = str(compute_dtype).removeprefix("torch.")
     raise InvalidRequest(
-        f"rounding to {dtype} loses {share:.0%} of a perturbation of ε = {epsilon:g}",
+        f"rounding to {dtype_name(compute_dtype)} loses {share:.0%} of a perturbation of ε = {epsilon:g}",
         needed=f"at most {MAX_LOST_SHARE:.0%}",
         next_step=f"--epsilon {enough:g}",
         param="epsilon",

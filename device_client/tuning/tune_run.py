@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from device_client.model.backends.choose import REFERENCE, BackendOptions
+from device_client.model.linear import dtype_name
 from device_client.model.loader import load_model, resolve_device
 from device_client.model.sparse_model import SparseModel
 from device_client.model.tokenizer import BundleTokenizer
@@ -250,7 +251,7 @@ def _tune(
     draw = PerturbationStream(settings.seed, model.sensitive_count, settings.distribution, model.device)
     lost_share = check_fidelity(theta, draw(0, 0), settings.epsilon, model.compute_dtype)
     on_record = read_machine(run) or MachineRecord(
-        model.device.type, _name(model.compute_dtype), fit.micro_batch_rows, fit.micro_batch_rows, model.products
+        model.device.type, dtype_name(model.compute_dtype), fit.micro_batch_rows, fit.micro_batch_rows, model.products
     )
     on_record.check_products(run, model.products)
     write_machine(run, on_record)
@@ -272,7 +273,7 @@ def _tune(
     live_steps = outcome.steps_done - recorded
     resources = {
         "device": str(model.device),
-        "compute_dtype": _name(model.compute_dtype),
+        "compute_dtype": dtype_name(model.compute_dtype),
         "backend": model.backend_name,
         "micro_batch_rows": problem.micro_batch_rows,
         "points_at_once": problem.points_at_once,
@@ -342,7 +343,7 @@ def _as_begun(planned: PlannedRun, machine: MachineSettings, begun_on: MachineRe
     begun_on.check(
         planned.directory,
         device_type=resolve_device(device).type,
-        compute_dtype=_name(machine.compute_dtype) if machine.compute_dtype else None,
+        compute_dtype=dtype_name(machine.compute_dtype) if machine.compute_dtype else None,
         micro_batch_rows=machine.micro_batch_rows,
     )
     dtype: torch.dtype = getattr(torch, begun_on.compute_dtype)
@@ -358,10 +359,6 @@ def _as_begun(planned: PlannedRun, machine: MachineSettings, begun_on: MachineRe
             next_step="raise --memory-budget, or begin another run with --output",
         ) from error
     return as_begun
-
-
-def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
 
 
 def _memory_fit(planned: PlannedRun, machine: MachineSettings) -> MemoryFit:
