@@ -3,7 +3,7 @@
     peak = weights + workspace + θ vectors + hungriest moment of a pass + keys and values        counted
          + libraries + packed operands + allocator slack                                         measured once
 
-    θ vectors = k · 4 · (2 + q + P + 1)      two θ, z of q queries, P of θ ± ε·z, one ε·z; on a CPU the next q z too
+    θ vectors = k · 4 · (2 + q + q or 1)     two θ, z of q queries; on a CPU the next q z, on CUDA one θ ± ε·z
 
 Two θ: the run's and the bundle's, kept for the divergence watch. Loading never needs more: see ``loader``.
 ``tests/benchmarks/memory_plan_error.py`` compares with what processes use. Imports neither torch nor transformers.
@@ -163,8 +163,7 @@ def check_budget(plan: MemoryPlan, budget_bytes: int) -> None:
 
 
 def _theta_vectors(workload: Workload, device_type: str) -> int:
-    """Return how many vectors of k float32 are alive in a pass; without queries one θ and what is written of it."""
+    """Return how many vectors of k float32 are alive in a pass."""
     if workload.queries == 0:
-        return 1 + workload.points
-    drawn = 2 * workload.queries if device_type == "cpu" else workload.queries
-    return 2 + drawn + workload.points + 1
+        return 1
+    return 2 + workload.queries + (workload.queries if device_type == "cpu" else 1)

@@ -20,6 +20,7 @@ from device_client.model.backends.names import BackendName, Products
 from device_client.model.growing_decoding import Decoding, GrowingDecoding
 from device_client.model.linear import LinearRuntime, QuantizedSparseLinear, aligned
 from device_client.model.memory_meter import MemoryMeter
+from device_client.model.points import Point
 from device_client.model.sampling import choose_token
 from device_client.model.static_decoding import StaticDecoding, capacity_for, supports
 from device_client.model.token_batch import TokenBatch
@@ -101,7 +102,7 @@ class SparseModel:
         """
         self.write_points([theta])
 
-    def write_points(self, thetas: Sequence[Tensor]) -> None:
+    def write_points(self, thetas: Sequence[Point]) -> None:
         """Evaluate at every θ of ``thetas`` from now on, side by side; each is rounded once to the compute dtype.
 
         Args:

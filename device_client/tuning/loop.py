@@ -21,13 +21,14 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Generic, Literal, Protocol, TypeVar
 
 import numpy as np
 from torch import Tensor
 
+from device_client.model.points import Point
 from device_client.tuning.divergence import DivergenceWatch
 from device_client.tuning.evaluation import Evaluation
 from device_client.tuning.journal import Journal, StepFlags, StepRecord
@@ -48,7 +49,7 @@ class Problem(Protocol[BatchT]):
     def batch(self, step: int) -> BatchT:
         """Return the rows of a step, a function of the step alone."""
 
-    def losses(self, thetas: Iterable[Tensor], batch: BatchT) -> list[float]:
+    def losses(self, thetas: Sequence[Point], batch: BatchT) -> list[float]:
         """Return the mean loss of a batch at each θ, nats per answer."""
 
     def validate(self, theta: Tensor) -> Evaluation:

@@ -7,12 +7,12 @@ them; their losses are the same bits either way. The loss of a batch is the mean
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from itertools import islice
+from collections.abc import Sequence
 from typing import Protocol
 
 from torch import Tensor
 
+from device_client.model.points import Point
 from device_client.model.workload import PAIRED_UP_TO_TOKENS
 from device_client.tasks.layout import AnswerBatch, lay_out
 from device_client.tasks.scoring import LogitsModel, Objective, answer_losses, answer_scores
@@ -25,7 +25,7 @@ from shared.tasks.examples import Example
 class PointsModel(LogitsModel, Protocol):
     """A model whose sensitive values can be set, at several points side by side."""
 
-    def write_points(self, thetas: Sequence[Tensor]) -> None:
+    def write_points(self, thetas: Sequence[Point]) -> None:
         """Evaluate at every θ of ``thetas``, float32 (k,), from now on."""
 
 
@@ -78,11 +78,12 @@ class ModelProblem:
             device=self._model.device,
         )
 
-    def losses(self, thetas: Iterable[Tensor], batch: AnswerBatch) -> list[float]:
+    def losses(self, thetas: Sequence[Point], batch: AnswerBatch) -> list[float]:
         """Return the mean loss of a batch at each θ, nats per answer."""
         found: list[float] = []
-        for points in _groups(thetas, self._points_worth_while(batch)):
-            self._model.write_points(points)
+        at_once = self._points_worth_while(batch)
+        for begin in range(0, len(thetas), at_once):
+            self._model.write_points(thetas[begin : begin + at_once])
             scores = answer_scores(self._model, batch)
             found += answer_losses(scores, batch, self._objective).mean(dim=1).tolist()
         return found
@@ -106,10 +107,3 @@ class ModelProblem:
             self._points_at_once = 1
             return True
         return self._micro_batch.shrink()
-
-
-def _groups(thetas: Iterable[Tensor], size: int) -> Iterator[list[Tensor]]:
-    """Yield consecutive θ's, ``size`` at a time, the last group shorter; none is asked for before its group."""
-    remaining = iter(thetas)
-    while group := list(islice(remaining, size)):
-        yield group

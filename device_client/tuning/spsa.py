@@ -13,12 +13,15 @@ References: arXiv 2406.02913 Definitions 1 and 4; Malladi et al. 2023 (MeZO), Al
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
 import numpy as np
+import torch
 from torch import Tensor
+
+from device_client.model.points import Point
 
 BatchT = TypeVar("BatchT")
 ContravariantBatch = TypeVar("ContravariantBatch", contravariant=True)
@@ -29,8 +32,8 @@ Perturbations = Callable[[int, int], Tensor]
 class Losses(Protocol[ContravariantBatch]):
     """The mean loss of a batch at several θ; the same θ and batch give the same bits, whatever the others are."""
 
-    def __call__(self, thetas: Iterable[Tensor], batch: ContravariantBatch) -> list[float]:
-        """Return L at each θ, nats per answer; may be infinite or NaN. Takes each θ when it is needed."""
+    def __call__(self, thetas: Sequence[Point], batch: ContravariantBatch) -> list[float]:
+        """Return L at each θ, nats per answer; may be infinite or NaN."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,12 +76,38 @@ def estimate(
     return [Estimate(plus, minus, epsilon) for plus, minus in zip(found[::2], found[1::2], strict=True)]
 
 
-def perturbed(theta: Tensor, directions: Sequence[Tensor], epsilon: float) -> Iterator[Tensor]:
-    """Yield θ + ε·z and θ − ε·z of each direction, float32 (k,), each made when it is asked for."""
-    for z in directions:
-        step = z * epsilon
-        yield theta + step
-        yield theta - step
+@dataclass(frozen=True, slots=True)
+class PerturbedPoint:
+    """θ + s·z, computed where it is taken.
+
+    Attributes:
+        theta: float32 (k,).
+        z: float32 (k,).
+        signed_epsilon: s, which is ε or −ε.
+    """
+
+    theta: Tensor
+    z: Tensor
+    signed_epsilon: float
+
+    @property
+    def shape(self) -> torch.Size:
+        """(k,)."""
+        return self.theta.shape
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """float32."""
+        return self.theta.dtype
+
+    def __getitem__(self, where: slice) -> Tensor:
+        """Return some of its values, float32; all of them for ``[:]``."""
+        return (self.z[where] * self.signed_epsilon).add_(self.theta[where])
+
+
+def perturbed(theta: Tensor, directions: Sequence[Tensor], epsilon: float) -> list[PerturbedPoint]:
+    """Return θ + ε·z and θ − ε·z of each direction in turn."""
+    return [PerturbedPoint(theta, z, signed) for z in directions for signed in (epsilon, -epsilon)]
 
 
 def descend(theta: Tensor, directions: Sequence[Tensor], gradients: Sequence[float], lr: float) -> Tensor:
@@ -96,5 +125,6 @@ def descend(theta: Tensor, directions: Sequence[Tensor], gradients: Sequence[flo
         return theta
     for z, gradient in zip(directions, gradients, strict=True):
         factor = np.float32(lr) * np.float32(gradient) / np.float32(len(gradients))
-        theta = theta - z * float(factor)  # Definition 4
+        step = z * float(factor)
+        theta = torch.sub(theta, step, out=step)  # Definition 4
     return theta

@@ -33,7 +33,7 @@ from device_client.tuning.loop import LoopSettings, Observer, Outcome, TuningLoo
 from device_client.tuning.machine_record import MachineRecord, read_machine, write_machine
 from device_client.tuning.memory_fit import MemoryFit, fit_to_memory, side_by_side
 from device_client.tuning.model_problem import ModelProblem
-from device_client.tuning.perturbations import PerturbationStream
+from device_client.tuning.perturbations import PerturbationStream, drawing_of
 from device_client.tuning.run_directory import CONFIG, RunDirectory
 from device_client.tuning.schedules import Decay, StepSizeSchedule
 from device_client.tuning.smaller_batches import with_smaller_batches
@@ -248,7 +248,8 @@ def _tune(
         model, data.training, data.validation, planned.objective, indices, fit.micro_batch_rows, fit.points_at_once
     )
     theta = model.initial_theta()
-    draw = PerturbationStream(settings.seed, model.sensitive_count, settings.distribution, model.device)
+    drawing = drawing_of(settings.distribution, machine.backend)
+    draw = PerturbationStream(settings.seed, model.sensitive_count, drawing, model.device)
     lost_share = check_fidelity(theta, draw(0, 0), settings.epsilon, model.compute_dtype)
     on_record = read_machine(run) or MachineRecord(
         model.device.type, dtype_name(model.compute_dtype), fit.micro_batch_rows, fit.micro_batch_rows, model.products

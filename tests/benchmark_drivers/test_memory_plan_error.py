@@ -12,7 +12,9 @@ from memory_plan_error import Case, all_cases, compare, make_steps
 from peers.seven_b_shapes import shaped_bundle
 from random_network import TINY
 
+from device_client.model.backends.choose import REFERENCE
 from device_client.model.loader import load_model
+from device_client.tuning.perturbations import drawing_of
 
 TINY_WORDS = TINY | {"vocab_size": 300}
 
@@ -37,7 +39,7 @@ def test_two_points_are_measured_only_where_the_product_runs_them_side_by_side()
 def test_steps_move_through_every_point_of_the_case(tmp_path: Path, points: int) -> None:
     model = load_model(shaped_bundle(tmp_path, TINY_WORDS), device="cpu")
 
-    make_steps(model, Case("tiny", 2, 8, "reference", "float32", points))
+    make_steps(model, Case("tiny", 2, 8, "reference", "float32", points), drawing_of("gaussian", REFERENCE))
 
     assert model.runtime.values.points == points
     assert not torch.equal(model.runtime.values.of(slice(None), 0), model.initial_theta())

@@ -41,7 +41,7 @@ from device_client.model.workload import PAIRED_UP_TO_TOKENS, Workload  # noqa: 
 from device_client.tuning.batches import BatchIndices  # noqa: E402
 from device_client.tuning.divergence import DivergenceWatch  # noqa: E402
 from device_client.tuning.model_problem import ModelProblem  # noqa: E402
-from device_client.tuning.perturbations import PerturbationStream  # noqa: E402
+from device_client.tuning.perturbations import Drawing, PerturbationStream, drawing_of  # noqa: E402
 from device_client.tuning.spsa import descend, estimate  # noqa: E402
 from shared.bundle.layout import ImageLayout  # noqa: E402
 from shared.bundle.read import read_bundle  # noqa: E402
@@ -86,12 +86,11 @@ def measured(case: Case, root: str, digest: str, kernels: str) -> dict[str, int]
     """Make the steps in this process; return what it used."""
     import device_client.tuning.tune_run  # noqa: F401  what the command imports
 
-    model = load_model(
-        read_bundle(ImageLayout(Path(root)), digest), device="cpu", compute_dtype=getattr(torch, case.dtype),
-        backend=BackendOptions(case.backend, Path(kernels)),
-    )  # fmt: skip
+    backend = BackendOptions(case.backend, Path(kernels))
+    bundle = read_bundle(ImageLayout(Path(root)), digest)
+    model = load_model(bundle, device="cpu", compute_dtype=getattr(torch, case.dtype), backend=backend)
     loaded = model.memory.read()
-    make_steps(model, case)
+    make_steps(model, case, drawing_of("gaussian", backend))
     return {
         "loaded_bytes": loaded.process_bytes,
         "loading_peak_bytes": loaded.process_peak_bytes,
@@ -99,13 +98,13 @@ def measured(case: Case, root: str, digest: str, kernels: str) -> dict[str, int]
     }
 
 
-def make_steps(model: SparseModel, case: Case) -> None:
+def make_steps(model: SparseModel, case: Case, drawing: Drawing) -> None:
     """Tune on made-up rows of the case's length, one candidate token each of two."""
     prompt = tuple(3 + position % 200 for position in range(case.columns - 1))
     examples = [Example((first, *prompt), ((5,), (6,)), 0, "made up") for first in range(case.rows)]
     indices = BatchIndices(case.rows, case.rows, 0)
     problem = ModelProblem(model, examples, examples, "candidates", indices, case.rows, case.points)
-    draw = PerturbationStream(0, model.sensitive_count, "gaussian", model.device)
+    draw = PerturbationStream(0, model.sensitive_count, drawing, model.device)
     start = theta = model.initial_theta()
     steps = STEPS.get(case.model, 1)
     for step in range(steps):

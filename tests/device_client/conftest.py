@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,10 @@ import pytest
 from random_bundle import Case, make_case
 
 from device_client.model.backends.native.build import built_library
+from device_client.model.backends.native.library import KernelLibrary
+
+TUNINGS = [None, "-mno-avx512f"] if platform.machine() == "x86_64" else [None]
+"""This machine's own, and what a CPU without AVX-512 would compile."""
 
 
 @pytest.fixture(scope="session")
@@ -18,6 +23,12 @@ def kernels(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("kernels")
     built_library(folder, lambda _: None)
     return folder
+
+
+@pytest.fixture(scope="session", params=TUNINGS, ids=lambda tuning: tuning or "native")
+def library(kernels: Path, request: pytest.FixtureRequest) -> KernelLibrary:
+    """The kernels themselves, for each kind of CPU that this one can be taken for."""
+    return KernelLibrary(built_library(kernels, lambda _: None, tuning=request.param))
 
 
 @pytest.fixture(scope="session")

@@ -9,10 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from shared.normal_quantile import normal_values
 from shared.perturbation import perturbation, random_generator
 
 GOLDEN = {
-    "gaussian": "c8054af52e237599f34f84960390d300e09e9446025fa68111f0b451c3170133",
+    "gaussian": "90d5ea05c71d8cc529fcc7f4ac9976ebab7c303a226fb7d80dde126ab9622170",
     "rademacher": "0c407d37689ceff45e50babd0920ae0caf4e3ba73de80f021a9de8bfee8229eb",
 }
 positions = st.integers(0, 2**64 - 1)
@@ -56,8 +57,17 @@ def test_gaussian_tails_are_gaussian():
     assert abs(float((np.abs(z) > 3).mean()) - 0.0026998) < 2.6e-4  # five standard errors
 
 
-def test_a_prefix_does_not_depend_on_the_length():
-    assert perturbation(9, 9, 9, 100, "rademacher")[:70].tolist() == perturbation(9, 9, 9, 70, "rademacher").tolist()
+@pytest.mark.parametrize("distribution", ["gaussian", "rademacher"])
+@pytest.mark.parametrize("count", [1, 70, 71])
+def test_a_prefix_does_not_depend_on_the_length(distribution, count):
+    longer = perturbation(9, 9, 9, 100, distribution)
+    assert longer[:count].tolist() == perturbation(9, 9, 9, count, distribution).tolist()
+
+
+def test_a_gaussian_word_makes_two_values_its_lower_half_first():
+    words = np.random.Philox(key=[1234, 0], counter=[0, 0, 3, 7]).random_raw(2)
+    halves = np.array([half for word in words for half in (word & 0xFFFFFFFF, word >> np.uint64(32))], np.uint32)
+    assert perturbation(1234, 7, 3, 4).tolist() == normal_values(halves).tolist()
 
 
 @pytest.mark.parametrize("distribution", ["gaussian", "rademacher"])

@@ -23,7 +23,9 @@ import torch
 from device_client.model.backends.backend import LinearBackend
 from device_client.model.backends.calibrate import METHOD, Calibration, calibrate
 from device_client.model.backends.names import CANDIDATES, BackendName
+from device_client.model.backends.native.build import BuildFailed
 from device_client.model.backends.native.cpu import cpu_description, has_matrix_unit
+from device_client.model.backends.native.loading import load_kernels
 from device_client.model.backends.reference import ReferenceBackend
 from device_client.model.out_of_memory import is_out_of_memory
 from shared.bundle.manifest import QuantizedEntry
@@ -179,20 +181,14 @@ def _native(
     shapes: list[tuple[int, int]], options: BackendOptions, dtype: torch.dtype, device: torch.device
 ) -> LinearBackend:
     from device_client.model.backends.native.backend import NativeBackend
-    from device_client.model.backends.native.build import BuildFailed, built_library
-    from device_client.model.backends.native.library import KernelLibrary
 
     if device.type != "cpu":
         raise BackendUnavailable(f"it is for a CPU, not for {device.type}")
-    if options.folder is None:
-        raise BackendUnavailable("there is no folder for the compiled kernels")
     try:
-        library = KernelLibrary(built_library(options.folder, options.announce))
-        return NativeBackend(library, shapes, dtype, matrix_unit=options.matrix_unit)
-    except (BuildFailed, OSError) as error:
-        if is_out_of_memory(error):
-            raise
+        library = load_kernels(options.folder, options.announce)
+    except BuildFailed as error:
         raise BackendUnavailable(str(error)) from error
+    return NativeBackend(library, shapes, dtype, matrix_unit=options.matrix_unit)
 
 
 def _triton(shapes: list[tuple[int, int]], dtype: torch.dtype, device: torch.device) -> LinearBackend:

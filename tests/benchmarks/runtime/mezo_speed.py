@@ -17,6 +17,7 @@ from runtime.zo_step import EPSILON, LEARNING_RATE, ZoStep
 from torch import nn
 
 from device_client.model.sparse_model import SparseModel
+from device_client.tuning.perturbations import Drawing
 
 
 def mezo_figures(place: Workplace) -> dict[str, Any]:
@@ -24,7 +25,8 @@ def mezo_figures(place: Workplace) -> dict[str, Any]:
     scale = place.scale
     packed, plain = place.packed(scale.mezo_blocks), place.plain(scale.mezo_blocks)
     found: dict[str, Any] = {
-        f"{batch.rows}x{batch.columns}": _batch_figures(packed, plain, batch) for batch in scale.mezo_steps
+        f"{batch.rows}x{batch.columns}": _batch_figures(packed, plain, batch, place.drawing())
+        for batch in scale.mezo_steps
     }
     found["blocks"] = scale.mezo_blocks
     found["weights"] = sum(parameter.numel() for parameter in plain.parameters())
@@ -33,8 +35,8 @@ def mezo_figures(place: Workplace) -> dict[str, Any]:
     return found
 
 
-def _batch_figures(packed: SparseModel, plain: nn.Module, batch: Batch) -> dict[str, Any]:
-    own = ZoStep(packed, batch, points=batch.points)
+def _batch_figures(packed: SparseModel, plain: nn.Module, batch: Batch, drawing: Drawing) -> dict[str, Any]:
+    own = ZoStep(packed, batch, points=batch.points, drawing=drawing)
     given = random_batch(
         batch.rows, batch.columns, int(packed.config.architecture["vocab_size"]), device=packed.device, seed=0
     )

@@ -74,7 +74,7 @@ def _trainers(place: Workplace, batch: Batch) -> Mapping[Trainer, Callable[[], C
     given = random_batch(batch.rows, batch.columns, place.scale.vocabulary, device=place.device, seed=0)
 
     def zo() -> Callable[[], object]:
-        return ZoStep(place.packed(blocks), batch, points=batch.points)
+        return ZoStep(place.packed(blocks), batch, points=batch.points, drawing=place.drawing())
 
     def mezo() -> Callable[[], object]:
         network = place.plain(blocks)

@@ -60,9 +60,11 @@ def _training(models: _Models, batch: Batch, blocks: int, place: Workplace) -> d
         "all_16_bit.mezo": lambda: mezo_step(models.plain, given, epsilon=EPSILON, lr=LEARNING_RATE, seed=0)
     }
     for name, model in models.packed.items():
-        actions[f"{name}.sparse_add"] = ZoStep(model, batch, points=2)
+        actions[f"{name}.sparse_add"] = ZoStep(model, batch, points=2, drawing=place.drawing())
         if batch.tokens <= FUSED_UP_TO_TOKENS and SPARSITIES[name] <= FUSED_UP_TO_SPARSITY:
-            actions[f"{name}.sparse_addmm"] = _fusing(model, batch.tokens, ZoStep(model, batch, points=1))
+            actions[f"{name}.sparse_addmm"] = _fusing(
+                model, batch.tokens, ZoStep(model, batch, points=1, drawing=place.drawing())
+            )
     return _lowest(alternate(actions, place.device, batch.effort), blocks) | {"blocks": blocks, "rows": batch.rows}
 
 

@@ -23,6 +23,7 @@ from runtime.zo_step import ZoStep, is_paired, step_parts
 from torch import nn
 
 from device_client.model.sparse_model import SparseModel
+from device_client.tuning.perturbations import Drawing
 
 PART_ROUNDS = 3
 
@@ -40,14 +41,14 @@ def step_figures(place: Workplace, limits: Limits) -> dict[str, Any]:
 def _figures(
     place: Workplace, blocks: int, dtype: torch.dtype, batches: tuple[Batch, ...], limits: Limits
 ) -> dict[str, Any]:
-    packed, plain = place.packed(blocks, dtype=dtype), place.plain(blocks, dtype)
+    packed, plain, drawing = place.packed(blocks, dtype=dtype), place.plain(blocks, dtype), place.drawing()
     reference = place.packed(blocks, dtype=dtype, backend="reference") if dtype == torch.float32 else None
     figures = {}
     for batch in batches:
         others: dict[str, Action] = {}
         if reference is not None and batch is batches[-1]:
-            others["step_with_reference_backend"] = ZoStep(reference, batch, points=batch.points)
-        figures[f"{batch.rows}x{batch.columns}"] = _batch_figures(packed, plain, batch, others, limits) | {
+            others["step_with_reference_backend"] = ZoStep(reference, batch, points=batch.points, drawing=drawing)
+        figures[f"{batch.rows}x{batch.columns}"] = _batch_figures(packed, plain, batch, drawing, others, limits) | {
             "blocks": blocks
         }
     del packed, plain, reference
@@ -56,12 +57,12 @@ def _figures(
 
 
 def _batch_figures(
-    packed: SparseModel, plain: nn.Module, batch: Batch, others: dict[str, Action], limits: Limits
+    packed: SparseModel, plain: nn.Module, batch: Batch, drawing: Drawing, others: dict[str, Action], limits: Limits
 ) -> dict[str, Any]:
     tokens = random_batch(batch.rows, batch.columns, _vocabulary(packed), device=packed.device, seed=0).tokens
-    own = {"single": ZoStep(packed, batch, points=1)}
+    own = {"single": ZoStep(packed, batch, points=1, drawing=drawing)}
     if is_paired(batch, packed.device):
-        own["paired"] = ZoStep(packed, batch, points=2)
+        own["paired"] = ZoStep(packed, batch, points=2, drawing=drawing)
     is_same = len({step() for step in own.values()}) == 1
     actions: dict[str, Action] = {**own, "two_forwards": lambda: two_bare_forwards(plain, tokens), **others}
     timings = alternate(actions, packed.device, batch.effort)
@@ -76,7 +77,7 @@ def _batch_figures(
         "single_over_two_forwards": ratio(timings["single"], timings["two_forwards"]),
         "limit_ms": 1e3 * least,
         "step_over_limit": chosen.median / least,
-        "parts": step_parts(packed, batch, rounds=min(PART_ROUNDS, batch.effort.most_rounds)),
+        "parts": step_parts(packed, batch, drawing=drawing, rounds=min(PART_ROUNDS, batch.effort.most_rounds)),
     }
     figures |= {name: ratio(timings[name], timings["two_forwards"]) for name in others}
     return figures | (_pairing(timings, is_same) if "paired" in own else {})

@@ -20,6 +20,7 @@ from device_client.model.backends.choose import BackendOptions
 from device_client.model.backends.names import BackendName
 from device_client.model.loader import load_model
 from device_client.model.sparse_model import SparseModel
+from device_client.tuning.perturbations import Drawing, drawing_of
 from shared.bundle.read import Bundle
 
 
@@ -65,6 +66,10 @@ class Workplace:
             memory_budget_bytes=self.memory_budget_bytes,
             backend=self.options(backend),
         )
+
+    def drawing(self) -> Drawing:
+        """Return what draws z, as the product does with the workplace's backend."""
+        return drawing_of("gaussian", self.options())
 
     def plain(self, blocks: int, dtype: torch.dtype | None = None) -> nn.Module:
         """Return a plain model of the same shapes."""

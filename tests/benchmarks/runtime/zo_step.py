@@ -25,14 +25,14 @@ from torch import Tensor
 from device_client.model.backends.backend import LinearBackend, PackedWeight
 from device_client.model.backends.native.library import PASS_TOKENS
 from device_client.model.linear import QuantizedSparseLinear
+from device_client.model.points import Point
 from device_client.model.sparse_model import SparseModel
 from device_client.model.token_batch import TokenBatch
 from device_client.model.workload import PAIRED_UP_TO_TOKENS
 from device_client.tuning.batches import BatchIndices
 from device_client.tuning.model_problem import ModelProblem, PointsModel
-from device_client.tuning.perturbations import PerturbationStream
+from device_client.tuning.perturbations import Drawing, PerturbationStream
 from device_client.tuning.spsa import descend, estimate
-from shared.perturbation import perturbation
 from shared.quantization.codec import QuantizedTensor
 from shared.tasks.examples import Example
 
@@ -50,14 +50,17 @@ class ZoStep:
         batch: Rows of each step.
         points: θ's side by side: 2 pairs both signs over one decoding where the product does so (``is_paired``), 1 runs
             them one after the other.
+        drawing: What draws z.
         seen: What the loop sees of the model; the model itself where nothing is said.
     """
 
-    def __init__(self, model: SparseModel, batch: Batch, *, points: int, seen: PointsModel | None = None) -> None:
+    def __init__(
+        self, model: SparseModel, batch: Batch, *, points: int, drawing: Drawing, seen: PointsModel | None = None
+    ) -> None:
         examples = random_examples(batch, int(model.config.architecture["vocab_size"]))
         indices = BatchIndices(len(examples), batch.rows, seed=0)
         self._problem = ModelProblem(seen or model, examples, examples, "candidates", indices, batch.rows, points)
-        self._draw = PerturbationStream(0, model.sensitive_count, "gaussian", model.device)
+        self._draw = PerturbationStream(0, model.sensitive_count, drawing, model.device)
         self._theta = model.initial_theta()
         self._step = 0
 
@@ -136,7 +139,7 @@ class _ClockedModel:
     def device(self) -> torch.device:
         return self.model.device
 
-    def write_points(self, thetas: Sequence[Tensor]) -> None:
+    def write_points(self, thetas: Sequence[Point]) -> None:
         self.model.write_points(thetas)
 
     def logits(self, batch: TokenBatch) -> Tensor:
@@ -172,10 +175,10 @@ class _ClockedBackend:
         return self.backend.linear_small(inputs, weight, values, bias)
 
 
-def step_parts(model: SparseModel, batch: Batch, *, rounds: int) -> dict[str, float]:
+def step_parts(model: SparseModel, batch: Batch, *, drawing: Drawing, rounds: int) -> dict[str, float]:
     """Return the median seconds of a step's parts, and the shares that matter."""
     clock, backend = Clock(model.device), model.runtime.backend
-    step = ZoStep(model, batch, points=batch.points, seen=_ClockedModel(model, clock))
+    step = ZoStep(model, batch, points=batch.points, drawing=drawing, seen=_ClockedModel(model, clock))
     step()
     clock.read()
     model.runtime.backend = _ClockedBackend(backend, clock)
@@ -184,7 +187,7 @@ def step_parts(model: SparseModel, batch: Batch, *, rounds: int) -> dict[str, fl
     finally:
         model.runtime.backend = backend
     medians = {name: statistics.median(one[name] for one in found) for name in found[0]}
-    medians["draw_z"] = _drawing_seconds(model.sensitive_count)
+    medians["draw_z"] = _drawing_seconds(drawing, model.sensitive_count, rounds)
     medians["write_while_decoding"] = _writing_seconds(model, batch, rounds) * _passes(model, batch)
     beside = statistics.median(one["step"] - one["forwards"] + one.get("write_sparse", 0.0) for one in found)
     beside += medians["write_while_decoding"]
@@ -238,7 +241,6 @@ def _without_values(weight: PackedWeight) -> PackedWeight:
     return replace(weight, row_starts=torch.zeros_like(weight.row_starts), **none)
 
 
-def _drawing_seconds(count: int) -> float:
-    begin = time.perf_counter()
-    perturbation(0, 0, 0, count, "gaussian")
-    return time.perf_counter() - begin
+def _drawing_seconds(drawing: Drawing, count: int, rounds: int) -> float:
+    host = torch.device("cpu")
+    return statistics.median(seconds_of(lambda: drawing(0, 0, 0, torch.empty(count)), host) for _ in range(rounds))

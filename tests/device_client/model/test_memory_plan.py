@@ -90,8 +90,8 @@ def test_parts_of_the_tiny_bundle_worked_by_hand(tiny_bundle: TinyBundle) -> Non
     assert parts["unquantised parameters"] == (259 * 32 + 5 * 32) * 4
     assert parts["sensitive indices and values"] == 14 * 8 * (8 + 2 + 4 * 4) + (table_rows + 14) * 4
     assert parts["workspace"] == 44 * 32 * (4 + 8 + 1)
-    # The run's θ and the bundle's, two z of this step and of the next, four θ ± ε·z, one ε·z.
-    assert parts["theta and z"] == 14 * 8 * 4 * (2 + 2 + 2 + 4 + 1)
+    # The run's θ and the bundle's, two z of this step and of the next.
+    assert parts["theta and z"] == 14 * 8 * 4 * (2 + 2 + 2)
     assert parts["activations and logits"] == 4 * rows * columns * (4 * 32 + 4 * 32 + 2 * 16) * 4
     assert parts["allocator slack"] == parts["activations and logits"] // 2
     assert parts["packed operands"] == 44 * 32 * 4
@@ -112,9 +112,9 @@ def test_on_cuda_perturbations_drawn_ahead_lie_on_the_host(config: BundleConfig)
         parts = plan_memory(config, Workload(1, 1, **shape), device_type=device_type).parts
         return parts["theta and z"] // (14 * 8 * 4)
 
-    assert (vectors("cpu"), vectors("cuda")) == (2 + 2 + 1 + 1, 2 + 1 + 1 + 1)
-    assert (vectors("cpu", queries=3, points=6), vectors("cuda", queries=3, points=6)) == (15, 12)
-    assert vectors("cpu", queries=0) == vectors("cuda", queries=0) == 2
+    assert (vectors("cpu"), vectors("cuda")) == (2 + 1 + 1, 2 + 1 + 1)
+    assert (vectors("cpu", queries=3, points=6), vectors("cuda", queries=3, points=6)) == (2 + 3 + 3, 2 + 3 + 1)
+    assert vectors("cpu", queries=0) == vectors("cuda", queries=0) == 1
 
 
 @pytest.mark.parametrize(("backend", "device_type"), [("triton", "cpu"), ("native", "cuda"), ("abacus", "cpu")])

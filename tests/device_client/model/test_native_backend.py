@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import platform
 from collections.abc import Callable
 from pathlib import Path
 
@@ -25,18 +24,9 @@ from device_client.model.token_batch import TokenBatch
 from shared.quantization.codec import QuantizedTensor, dequantize
 from shared.quantization.packing import pack_codes
 
-IS_X86 = platform.machine() == "x86_64"
-TUNINGS = [None, "-mno-avx512f"] if IS_X86 else [None]
-"""This machine's own, and what a CPU without AVX-512 would compile."""
-
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 # A sum of up to 300 products in float32, and one rounding to the format: relative to the largest output.
 LINEAR_TOLERANCE = {torch.float32: 2e-6, torch.float16: 1e-3, torch.bfloat16: 8e-3}
-
-
-@pytest.fixture(scope="module", params=TUNINGS, ids=lambda tuning: tuning or "native")
-def library(kernels: Path, request: pytest.FixtureRequest) -> KernelLibrary:
-    return KernelLibrary(built_library(kernels, lambda _: None, tuning=request.param))
 
 
 def random_tensor(rows: int, columns: int, bits: int, form: str, group_size: int, seed: int) -> QuantizedTensor:

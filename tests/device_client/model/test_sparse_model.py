@@ -13,7 +13,7 @@ from random_bundle import make_case
 from torch import Tensor, nn
 
 from device_client.model.backends.backend import LinearBackend, PackedWeight
-from device_client.model.linear import QuantizedSparseLinear
+from device_client.model.linear import QuantizedSparseLinear, SensitiveValues
 from device_client.model.loader import load_model
 from device_client.model.sparse_model import SparseModel
 from device_client.model.token_batch import TokenBatch
@@ -383,3 +383,14 @@ def test_the_meter_reads_at_least_the_models_own_bytes(model: SparseModel) -> No
     assert reading.accelerator_peak_bytes is None
     assert reading.process_peak_bytes >= reading.process_bytes > 1 << 20
     assert model.memory.peak_bytes == model.memory.read().process_peak_bytes
+
+
+def test_values_of_any_number_are_written_part_by_part(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("device_client.model.linear._VALUES_IN_CACHE", 4)
+    thetas = [torch.randn(11), torch.randn(11)]
+    values = SensitiveValues(torch.zeros(11, dtype=torch.bfloat16))
+
+    values.write(thetas)
+
+    for point, theta in enumerate(thetas):
+        assert torch.equal(values.of(slice(None), point), theta.bfloat16())

@@ -10,14 +10,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from device_client.tuning.perturbations import PerturbationStream
-from device_client.tuning.spsa import Estimate, descend, estimate
+from device_client.model.points import Point
+from device_client.tuning.spsa import Estimate, descend, estimate, perturbed
 from shared.perturbation import perturbation
 
 
-def cosine_losses(thetas: Iterable[Tensor], batch: float) -> list[float]:
+def cosine_losses(thetas: Iterable[Point], batch: float) -> list[float]:
     """A smooth function whose derivative autograd knows as well."""
-    return [float(smooth(theta.double(), batch)) for theta in thetas]
+    return [float(smooth(theta[:].double(), batch)) for theta in thetas]
 
 
 def smooth(theta: Tensor, batch: float) -> Tensor:
@@ -49,7 +49,7 @@ def test_swapping_the_signs_flips_g() -> None:
 def test_g_of_a_line_is_its_slope_along_z() -> None:
     """L = 3θ₀ − 2θ₁ and z = (1, 2): g = 3·1 − 2·2 = −1."""
     [found] = estimate(
-        lambda thetas, _: [float(3 * t[0] - 2 * t[1]) for t in thetas],
+        lambda thetas, _: [float(3 * t[:][0] - 2 * t[:][1]) for t in thetas],
         torch.zeros(2), [torch.tensor([1.0, 2.0])], 0.125, None,
     )  # fmt: skip
     assert found.projected_gradient == -1.0
@@ -64,8 +64,8 @@ def test_a_loss_that_is_not_finite_gives_no_g(losses: tuple[float, float]) -> No
 def test_both_signs_of_every_query_start_from_the_same_theta() -> None:
     seen: list[list[float]] = []
 
-    def remember(thetas: Iterable[Tensor], _batch: None) -> list[float]:
-        seen.extend(theta.tolist() for theta in thetas)
+    def remember(thetas: Iterable[Point], _batch: None) -> list[float]:
+        seen.extend(theta[:].tolist() for theta in thetas)
         return [0.0] * len(seen)
 
     theta = torch.tensor([1.0, 2.0])
@@ -75,7 +75,8 @@ def test_both_signs_of_every_query_start_from_the_same_theta() -> None:
 
 
 def test_each_query_gets_the_losses_of_its_own_signs() -> None:
-    found = estimate(lambda thetas, _: [float(t[0]) for t in thetas], torch.zeros(1), [Tensor([1]), Tensor([3])], 1, 0)
+    directions = [torch.tensor([1.0]), torch.tensor([3.0])]
+    found = estimate(lambda thetas, _: [float(theta[:]) for theta in thetas], torch.zeros(1), directions, 1, 0)
     assert [(query.loss_plus, query.loss_minus) for query in found] == [(1, -1), (3, -3)]
 
 
@@ -111,7 +112,11 @@ def test_a_thousand_steps_at_lr_zero_leave_theta_bit_identical() -> None:
     assert torch.equal(theta, before)
 
 
-def test_drawing_ahead_changes_no_perturbation() -> None:
-    stream = PerturbationStream(5, 100, "gaussian", torch.device("cpu"))
-    for step, query in [(0, 0), (0, 1), (1, 0), (1, 1), (7, 0), (2, 0), (2, 0)]:
-        assert np.array_equal(stream(step, query).numpy(), perturbation(5, step, query, 100))
+def test_a_perturbed_point_is_the_same_whole_and_in_parts() -> None:
+    theta, z = torch.randn(9), torch.randn(9)
+    plus, minus = perturbed(theta, [z], 1e-3)
+
+    assert torch.equal(plus[:], theta + z * 1e-3)
+    assert torch.equal(minus[:], theta - z * 1e-3)
+    assert torch.equal(torch.cat([minus[0:4], minus[4:8], minus[8:12]]), minus[:])
+    assert (plus.shape, plus.dtype) == (theta.shape, torch.float32)

@@ -14,10 +14,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from device_client.model.backends.choose import REFERENCE
+from device_client.model.points import Point
 from device_client.tuning.evaluation import Evaluation
 from device_client.tuning.journal import Journal, JournalHeader, StepFlags, StepRecord, open_journal, read_journal
 from device_client.tuning.loop import BEST, LAST, LoopSettings, Outcome, TuningLoop
-from device_client.tuning.perturbations import PerturbationStream
+from device_client.tuning.perturbations import PerturbationStream, drawing_of
 from device_client.tuning.run_directory import RunDirectory, load_theta
 from device_client.tuning.schedules import StepSizeSchedule
 from shared.errors import Diverged, IntegrityError, ResourceError
@@ -42,8 +44,8 @@ class Bowl:
     def batch(self, step: int) -> float:
         return 0.1 * (-1) ** step
 
-    def losses(self, thetas: Iterable[Tensor], batch: float) -> list[float]:
-        return [self.loss(theta, batch) for theta in thetas]
+    def losses(self, thetas: Iterable[Point], batch: float) -> list[float]:
+        return [self.loss(theta[:], batch) for theta in thetas]
 
     def loss(self, theta: Tensor, batch: float) -> float:
         self.loss_calls += 1
@@ -91,7 +93,7 @@ def tune(
 ) -> Outcome:
     run = RunDirectory(folder)
     run.create()
-    stream = PerturbationStream(HEADER.seed, COUNT, "gaussian", torch.device("cpu"))
+    stream = PerturbationStream(HEADER.seed, COUNT, drawing_of("gaussian", REFERENCE), torch.device("cpu"))
     schedule = StepSizeSchedule(settings.steps, lr, step_length=0.1, sensitive_count=COUNT, decay="linear")
     header = replace(HEADER, queries=settings.queries)
     with open_journal(run.journal, header) as journal:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from device_client.model.backends.backend import PackedWeight
+from shared.normal_quantile import COEFFICIENTS
 from shared.quantization.codec import QuantizedTensor
 
 FORMATS = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
@@ -61,7 +62,11 @@ class KernelLibrary:
         self._linear_small.argtypes = (pointer, pointer, pointer, pointer, pointer, long, number, number)
         self._linear_at_points = library.zo_linear_at_points
         self._linear_at_points.argtypes = (*[pointer] * 6, long, long, pointer, number)
-        for call in (self._dequantize, self._write_sparse, self._linear_small, self._linear_at_points):
+        self._draw_normal = library.zo_draw_normal
+        self._draw_normal.argtypes = (*[ctypes.c_uint64] * 3, pointer, pointer, long)
+        for call in (
+            self._dequantize, self._write_sparse, self._linear_small, self._linear_at_points, self._draw_normal,
+        ):  # fmt: skip
             call.restype = None
         self._fits_panels = library.zo_fits_panels
         self._fits_panels.argtypes = (pointer,)
@@ -70,6 +75,10 @@ class KernelLibrary:
     def fits_panels(self, quantized: QuantizedTensor) -> bool:
         """Return whether bfloat16 products with this weight can be made on the CPU's matrix unit."""
         return bool(self._fits_panels(ctypes.byref(_describe(PackedWeight(quantized, _NONE, _NONE)))))
+
+    def draw_normal(self, seed: int, step: int, query: int, out: Tensor) -> None:
+        """Draw ``perturbation(seed, step, query, k)`` to ``out``, float32 (k,), contiguous, on the host."""
+        self._draw_normal(seed, step, query, COEFFICIENTS.ctypes.data, out.data_ptr(), out.numel())
 
     def dequantize(self, packed: PackedWeight, values: Tensor | None, out: Tensor) -> None:
         """Decode to ``out`` (out_features, in_features), contiguous; ``values``, of its format, are written over it."""

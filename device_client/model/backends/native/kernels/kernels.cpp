@@ -6,8 +6,15 @@
 #include "dequantize.h"
 #include "few_tokens.h"
 #include "linear_small.h"
+#include "normal.h"
 
 extern "C" {
+
+// The Gaussian perturbation at (seed, step, query): out (count), float32; coefficients (32, 6) of normal_quantile.py.
+void zo_draw_normal(uint64_t seed, uint64_t step, uint64_t query, const float* coefficients, float* out,
+                    int64_t count) {
+    draw_normal(Philox(seed, step, query), Quantile(coefficients), out, count);
+}
 
 // Whether products with this weight can be made on the CPU's matrix unit, in bfloat16, where its codes lie in panels.
 int32_t zo_fits_panels(const Weight* weight) {
