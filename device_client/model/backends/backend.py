@@ -20,10 +20,8 @@ import torch
 from torch import Tensor
 
 from device_client.model.backends.names import BackendName
+from device_client.model.backends.panel_layout import PANEL_ROWS
 from shared.quantization.codec import QuantizedTensor
-
-PANEL_ROWS = 16
-"""Rows of a panel, where codes lie in panels."""
 
 
 class PointsProduct(Protocol):
@@ -52,7 +50,8 @@ class PackedWeight:
         part_of: The whole weight, where these are not all of its rows.
         replaced: Compute dtype (k,), what the codes at their positions stand for; None where a backend looks it up.
         in_panels: Whether the codes lie otherwise than row by row; see ``native/kernels/panels.h``.
-        at_points: The backend's product at several points, for any number of tokens, where it has one for this weight.
+        at_points: The backend's product at several points, for any number of tokens, where it has one for this weight;
+            some rows have none.
     """
 
     quantized: QuantizedTensor
@@ -97,7 +96,6 @@ class PackedWeight:
             part_of=self.whole,
             replaced=self.replaced,
             in_panels=self.in_panels,
-            at_points=self.at_points,
         )
 
     def own(self, values: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,7 +1,8 @@
 """What each backend will keep, from shapes alone, so that memory can be planned without torch.
 
     reference    the largest weight, and one tile of rows; indices of 8 bytes, and where each row's begin
-    native       the largest weight; indices of 4 bytes, where each row's begin, and what the values replace
+    native       the largest weight; indices of 4 bytes, where each row's begin, and what the values replace; in 16 bits
+                 also where the values go in tiles, which only a CPU with a matrix unit keeps
     triton       the largest weight; indices of 4 bytes, and where each row's begin
 
 Measuring a backend at load holds one random weight of the largest shape and less than what the model will: it happens
@@ -14,6 +15,7 @@ from collections.abc import Sequence
 
 from device_client.model.backends import reference_tiles
 from device_client.model.backends.names import CANDIDATES
+from device_client.model.backends.panel_layout import fits_panels, placement_lists
 from shared.errors import ResourceError
 from shared.sensitivity_mask import INDEX_LIMIT
 
@@ -55,4 +57,10 @@ def position_bytes(backend: str, shape: tuple[int, int], sensitive_count: int, v
     rows, columns = shape
     is_wide = backend == "reference" or (backend == "triton" and rows * columns > INDEX_LIMIT)
     replaced = value_bytes if backend == "native" else 0
-    return sensitive_count * ((8 if is_wide else 4) + replaced) + (rows + 1) * 4
+    placed = _placement_bytes(shape, sensitive_count) if backend == "native" and value_bytes == 2 else 0
+    return sensitive_count * ((8 if is_wide else 4) + replaced) + (rows + 1) * 4 + placed
+
+
+def _placement_bytes(shape: tuple[int, int], sensitive_count: int) -> int:
+    """Return the bytes of where values go in tiles: where each list begins, and two numbers for each value."""
+    return (placement_lists(shape) + 1 + 2 * sensitive_count) * 4 if fits_panels(shape) else 0

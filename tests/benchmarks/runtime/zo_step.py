@@ -23,7 +23,8 @@ from runtime.stopwatch import seconds_of
 from torch import Tensor
 
 from device_client.model.backends.backend import LinearBackend, PackedWeight
-from device_client.model.backends.native.library import PASS_TOKENS
+from device_client.model.backends.native.panels import PanelProduct
+from device_client.model.backends.panel_layout import PASS_TOKENS
 from device_client.model.linear import QuantizedSparseLinear
 from device_client.model.points import Point
 from device_client.model.sparse_model import SparseModel
@@ -238,7 +239,11 @@ def _decode(backend: LinearBackend, weight: PackedWeight, values: Tensor, points
 
 def _without_values(weight: PackedWeight) -> PackedWeight:
     none = {name: getattr(weight, name)[:0] for name in ("indices", "replaced") if getattr(weight, name) is not None}
-    return replace(weight, row_starts=torch.zeros_like(weight.row_starts), **none)
+    empty = replace(weight, row_starts=torch.zeros_like(weight.row_starts), **none)
+    product = weight.at_points
+    if not isinstance(product, PanelProduct):
+        return empty
+    return replace(empty, at_points=replace(product, placement=product.library.placement(empty)))
 
 
 def _drawing_seconds(drawing: Drawing, count: int, rounds: int) -> float:

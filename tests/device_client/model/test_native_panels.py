@@ -17,7 +17,8 @@ from device_client.model.backends.choose import BackendOptions
 from device_client.model.backends.native.backend import NativeBackend
 from device_client.model.backends.native.build import built_library
 from device_client.model.backends.native.cpu import has_matrix_unit
-from device_client.model.backends.native.library import PASS_TOKENS, KernelLibrary
+from device_client.model.backends.native.library import KernelLibrary
+from device_client.model.backends.panel_layout import PASS_TOKENS
 from device_client.model.linear import QuantizedSparseLinear
 from device_client.model.loader import load_model
 from device_client.model.token_batch import TokenBatch
@@ -200,13 +201,12 @@ def test_the_number_of_threads_changes_no_bit_of_the_fused_product(library: Kern
 def test_some_rows_go_with_the_values_of_the_whole_weight(library: KernelLibrary) -> None:
     layer = Layer(library, random_tensor(6, 2, "per_row", seed=2), seed=2)
     inputs = layer.inputs(2, 3)
-    whole, fused = layer.at_points(inputs), layer.backend.linear_small(inputs[0], layer.weight, layer.values[0], None)
+    fused = layer.backend.linear_small(inputs[0], layer.weight, layer.values[0], None)
 
     for start, stop in [(0, 16), (16, 80), (80, 96)]:
         rows = layer.weight.rows(start, stop)
-        assert rows.at_points is not None
+        assert (rows.in_panels, rows.at_points) == (True, None)
         assert torch.equal(layer.backend.dequantize(rows, layer.values[1]), layer.dense(1)[start:stop])
-        assert torch.equal(rows.at_points(inputs, rows, layer.values, None), whole[..., start:stop])
         assert torch.equal(layer.backend.linear_small(inputs[0], rows, layer.values[0], None), fused[:, start:stop])
 
 

@@ -8,19 +8,18 @@ it reads the codes and nothing else. Other CPUs take the portable path of the sa
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from device_client.model.backends.backend import PANEL_ROWS, PackedWeight, first_of_each_row
+from device_client.model.backends.backend import PackedWeight, first_of_each_row
 from device_client.model.backends.names import BackendName
-from device_client.model.backends.native.library import PASS_TOKENS, KernelLibrary
+from device_client.model.backends.native.library import KernelLibrary
+from device_client.model.backends.native.panels import PanelProduct, check_format, with_panels
 from device_client.model.backends.workspace import reusable_buffer
 from shared.quantization.codec import QuantizedTensor
-
-PANEL_ROW_BYTES = 64
 
 
 class NativeBackend:
@@ -59,13 +58,16 @@ class NativeBackend:
         """Return the weight with int32 indices and what the values replace; its codes in panels where they can be."""
         in_panels = self._matrix_unit and self._library.fits_panels(quantized)
         weight = PackedWeight(
-            _with_panels(quantized) if in_panels else quantized,
+            with_panels(quantized) if in_panels else quantized,
             indices.to(torch.int32),
             first_of_each_row(indices, *quantized.shape),
             in_panels=in_panels,
-            at_points=self._linear_at_points if in_panels else None,
         )
-        return replace(weight, replaced=self.dequantize(weight).view(-1)[indices])
+        weight = replace(weight, replaced=self.dequantize(weight).view(-1)[indices])
+        if not in_panels:
+            return weight
+        product = PanelProduct(self._library, self._library.placement(weight), self._workspace)
+        return replace(weight, at_points=product)
 
     def dequantize(self, weight: PackedWeight, values: Tensor | None = None) -> Tensor:
         """Return W in the workspace."""
@@ -81,33 +83,7 @@ class NativeBackend:
     def linear_small(self, inputs: Tensor, weight: PackedWeight, values: Tensor, bias: Tensor | None) -> Tensor:
         """Return x Wᵀ + b from the codes, up to four tokens per reading of them."""
         if weight.in_panels:
-            _check_format(inputs)
+            check_format(inputs)
         outputs = inputs.new_empty(inputs.shape[0], weight.shape[0])
         self._library.linear_small(inputs.contiguous(), weight, values, bias, outputs)
         return outputs
-
-    def _linear_at_points(
-        self, stacked: Tensor, weight: PackedWeight, values: Sequence[Tensor], bias: Tensor | None
-    ) -> Tensor:
-        """Return x_p W(θ_p)ᵀ + b of every point, made on the CPU's matrix unit."""
-        _check_format(stacked)
-        points, tokens, columns = stacked.shape
-        outputs = stacked.new_empty(points, tokens, weight.shape[0])
-        needed = PASS_TOKENS * columns
-        scratch = self._workspace if self._workspace.numel() >= needed else self._workspace.new_empty(needed)
-        self._library.linear_at_points(stacked.contiguous(), weight, values, bias, outputs, scratch)
-        return outputs
-
-
-def _check_format(inputs: Tensor) -> None:
-    if inputs.dtype != torch.bfloat16:
-        raise TypeError(f"inputs are {inputs.dtype}; a weight in panels is multiplied in bfloat16")
-
-
-def _with_panels(quantized: QuantizedTensor) -> QuantizedTensor:
-    """Return the same weight with its codes in panels of 16 rows, block by block of 128 columns (``panels.h``)."""
-    rows, row_bytes = quantized.codes.shape
-    panels = quantized.codes.view(rows // PANEL_ROWS, PANEL_ROWS, row_bytes // PANEL_ROW_BYTES, PANEL_ROW_BYTES)
-    codes = reusable_buffer(rows * row_bytes, torch.uint8, quantized.codes.device)
-    codes.view(len(panels), -1, PANEL_ROWS, PANEL_ROW_BYTES).copy_(panels.transpose(1, 2))
-    return replace(quantized, codes=codes.view(rows, row_bytes))

@@ -7,20 +7,19 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from device_client.model.backends.backend import PackedWeight
+from device_client.model.backends.panel_layout import placement_lists
 from shared.normal_quantile import COEFFICIENTS
 from shared.quantization.codec import QuantizedTensor
 
 FORMATS = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
 """Compute dtype → its number in numbers.h."""
-
-PASS_TOKENS = 512
-"""Tokens whose inputs are packed at once; as in at_points.h."""
 
 _NONE = torch.empty(0)
 
@@ -39,6 +38,25 @@ class _Sparse(ctypes.Structure):
         *((name, ctypes.c_void_p) for name in ("row_starts", "indices", "values", "replaced")),
         ("first_row", ctypes.c_int64),
     )
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """Where the sensitive values of a weight in panels go in tiles: lists by slice of columns and panel (at_points.h).
+
+    Attributes:
+        starts: int32 (slices · panels + 1,): where each list begins.
+        order: int32 (k,), which value.
+        places: int32 (k,), where it goes.
+    """
+
+    starts: Tensor
+    order: Tensor
+    places: Tensor
+
+
+class _Placement(ctypes.Structure):
+    _fields_ = tuple((name, ctypes.c_void_p) for name in ("starts", "order", "places"))
 
 
 class KernelLibrary:
@@ -62,10 +80,13 @@ class KernelLibrary:
         self._linear_small.argtypes = (pointer, pointer, pointer, pointer, pointer, long, number, number)
         self._linear_at_points = library.zo_linear_at_points
         self._linear_at_points.argtypes = (*[pointer] * 6, long, long, pointer, number)
+        self._sort_values = library.zo_sort_values
+        self._sort_values.argtypes = (pointer,) * 5
         self._draw_normal = library.zo_draw_normal
         self._draw_normal.argtypes = (*[ctypes.c_uint64] * 3, pointer, pointer, long)
         for call in (
-            self._dequantize, self._write_sparse, self._linear_small, self._linear_at_points, self._draw_normal,
+            self._dequantize, self._write_sparse, self._linear_small, self._linear_at_points, self._sort_values,
+            self._draw_normal,
         ):  # fmt: skip
             call.restype = None
         self._fits_panels = library.zo_fits_panels
@@ -104,24 +125,37 @@ class KernelLibrary:
             inputs.shape[0], FORMATS[inputs.dtype], torch.get_num_threads(),
         )  # fmt: skip
 
+    def placement(self, packed: PackedWeight) -> Placement:
+        """Return where the sensitive values of a weight in panels go in tiles."""
+        lists, count = placement_lists(packed.shape), packed.indices.numel()
+        found = Placement(*(torch.empty(size, dtype=torch.int32) for size in (lists + 1, count, count)))
+        weight, sparse = _describe(packed), _describe_sparse(packed, packed.indices)
+        self._sort_values(
+            ctypes.byref(weight), ctypes.byref(sparse), found.starts.data_ptr(), found.order.data_ptr(),
+            found.places.data_ptr(),
+        )  # fmt: skip
+        return found
+
     def linear_at_points(
-        self, inputs: Tensor, packed: PackedWeight, values: Sequence[Tensor], bias: Tensor | None, out: Tensor,
-        scratch: Tensor,
+        self, inputs: Tensor, packed: PackedWeight, placement: Placement, values: Sequence[Tensor],
+        bias: Tensor | None, out: Tensor, scratch: Tensor,
     ) -> None:  # fmt: skip
         """Multiply on the matrix unit, with a weight whose codes lie in panels; all bfloat16 and contiguous.
 
         Args:
             inputs: (points, tokens, in_features).
             packed: The weight.
+            placement: Of its sensitive values.
             values: (k,) each, of every point.
             bias: (out_features,), or None.
             out: (points, tokens, out_features).
             scratch: At least ``PASS_TOKENS`` · in_features values.
         """
-        weight, sparse = _describe(packed), _describe_sparse(packed, values[0])
+        weight = _describe(packed)
+        where = _Placement(placement.starts.data_ptr(), placement.order.data_ptr(), placement.places.data_ptr())
         addresses = (ctypes.c_void_p * len(values))(*(each.data_ptr() for each in values))
         self._linear_at_points(
-            ctypes.byref(weight), ctypes.byref(sparse), inputs.data_ptr(), addresses, _address(bias), out.data_ptr(),
+            ctypes.byref(weight), ctypes.byref(where), inputs.data_ptr(), addresses, _address(bias), out.data_ptr(),
             inputs.shape[0], inputs.shape[1], scratch.data_ptr(), torch.get_num_threads(),
         )  # fmt: skip
 

@@ -9,14 +9,15 @@
 #ifdef HAS_TILES
 #include <omp.h>
 
+#include <algorithm>
 #include <vector>
 
 namespace {
 
 constexpr int64_t GROUP_PANELS = 16;   // whose sums are made at once: 256 rows
 constexpr int64_t SLICE_BLOCKS = 2;    // of them, decoded at once: 256 columns, 128 KiB
-constexpr int64_t PASS_TILES = 32;     // of 16 tokens: their sums are 512 KiB; library.py knows the number of tokens
-constexpr int64_t SLICE_STEPS = SLICE_BLOCKS * CODES;
+constexpr int64_t PASS_TILES = 32;     // of 16 tokens: their sums are 512 KiB; panel_layout.py knows the number of tokens
+constexpr int64_t SLICE_VALUES = SLICE_BLOCKS * BLOCK_VALUES;  // of a panel
 
 // Adds PANELS × TOKEN_TILES tiles of sums, over `steps` tiles of each panel's weights and each token tile's inputs.
 template <int PANELS, int TOKEN_TILES>
@@ -55,43 +56,31 @@ void add_products(const uint16_t* weights, int64_t next_panel, const uint16_t* i
     if (PANELS == 2 && TOKEN_TILES == 2) _tile_stored(3, (sums + next_sums + SUMS), 64);
 }
 
-// The sensitive values of a group of panels, sorted by the slice of columns that they belong to.
-class SortedValues {
-    static constexpr int64_t WIDTH = SLICE_BLOCKS * PANEL_COLUMNS;
-    std::vector<int32_t> starts;  // (slices + 2): where each slice's values begin; the last is for sorting only
-    std::vector<int32_t> places;  // in the slice's tiles
-    std::vector<int32_t> values;  // which value
-
-  public:
-    SortedValues(const Weight& weight, const Sparse& sparse, int64_t first_row, int64_t rows)
-        : starts(size_t((weight.columns + WIDTH - 1) / WIDTH + 2)),
-          places(size_t(sparse.row_starts[first_row + rows] - sparse.row_starts[first_row])),
-          values(places.size()) {
-        const auto each = [&](auto take) {
-            for (int64_t r = 0; r < rows; ++r) {
-                const int64_t row = first_row + r, origin = (sparse.first_row + row) * weight.columns;
-                for (int32_t j = sparse.row_starts[row]; j < sparse.row_starts[row + 1]; ++j) {
-                    take(r, sparse.indices[j] - origin, j);
-                }
+// Puts every sensitive value into the list of its slice and panel, and finds its place in that slice's tiles.
+void sort_values(const Weight& weight, const Sparse& sparse, int32_t* starts, int32_t* order, int32_t* places) {
+    constexpr int64_t WIDTH = SLICE_BLOCKS * PANEL_COLUMNS;
+    const int64_t panels = weight.rows / PANEL_ROWS, lists = (weight.columns + WIDTH - 1) / WIDTH * panels;
+    const auto each = [&](auto take) {
+        for (int64_t row = 0; row < weight.rows; ++row) {
+            const int64_t origin = (sparse.first_row + row) * weight.columns;
+            for (int32_t j = sparse.row_starts[row]; j < sparse.row_starts[row + 1]; ++j) {
+                const int64_t column = sparse.indices[j] - origin;
+                take(row, column, column / WIDTH * panels + row / PANEL_ROWS, j);
             }
-        };
-        each([&](int64_t, int64_t column, int32_t) { ++starts[size_t(column / WIDTH + 2)]; });
-        for (size_t slice = 2; slice < starts.size(); ++slice) starts[slice] += starts[slice - 1];
-        each([&](int64_t r, int64_t column, int32_t j) {
-            const size_t at = size_t(starts[size_t(column / WIDTH + 1)]++);
-            const int64_t block = r / PANEL_ROWS * SLICE_BLOCKS + column % WIDTH / PANEL_COLUMNS;
-            const int64_t word = column % PANEL_COLUMNS / CODES;
-            places[at] = int32_t((block * CODES + column % CODES) * TILE + r % PANEL_ROWS * WORDS + word);
-            values[at] = j;
-        });
-    }
-
-    void write(int64_t slice, const uint16_t* of_point, uint16_t* tiles) const {
-        for (int32_t i = starts[size_t(slice)]; i < starts[size_t(slice + 1)]; ++i) {
-            tiles[places[size_t(i)]] = of_point[values[size_t(i)]];
         }
-    }
-};
+    };
+    std::vector<int32_t> next(size_t(lists) + 1);
+    each([&](int64_t, int64_t, int64_t list, int32_t) { ++next[size_t(list) + 1]; });
+    for (size_t list = 1; list < next.size(); ++list) next[list] += next[list - 1];
+    std::copy(next.begin(), next.end(), starts);
+    each([&](int64_t row, int64_t column, int64_t list, int32_t j) {
+        const int32_t at = next[size_t(list)]++;
+        const int64_t in_block = column % PANEL_COLUMNS, block = column % WIDTH / PANEL_COLUMNS;
+        order[at] = j;
+        places[at] = int32_t(row / PANEL_ROWS * SLICE_VALUES + (block * CODES + in_block % CODES) * TILE +
+                             row % PANEL_ROWS * WORDS + in_block / CODES);
+    });
+}
 
 // What is multiplied at several points: up to PASS_TILES tiles of tokens in all.
 struct Pass {
@@ -131,42 +120,38 @@ void write_outputs(const Weight& weight, const Pass& pass, const float* sums, in
 // One thread's panels [begin, end) of a pass.
 class PanelWorker {
     const Weight& weight;
-    const Sparse& sparse;
+    const Placement& placement;
     const void* bias;
     uint16_t* tiles;  // (GROUP_PANELS, SLICE_BLOCKS, CODES, 16, 32)
     float* sums;      // (PASS_TILES, GROUP_PANELS, 16 rows, 16 tokens)
     std::vector<PanelTables> tables{GROUP_PANELS};
-    std::vector<SortedValues> sorted;  // of each group, found in the first pass
     TileShapes shapes;
 
   public:
-    PanelWorker(const Weight& weight, const Sparse& sparse, const void* bias)
-        : weight(weight), sparse(sparse), bias(bias) {
+    PanelWorker(const Weight& weight, const Placement& placement, const void* bias)
+        : weight(weight), placement(placement), bias(bias) {
         static thread_local KeptArray<uint16_t> kept_tiles;
         static thread_local KeptArray<float> kept_sums;
-        tiles = kept_tiles.of(GROUP_PANELS * SLICE_BLOCKS * BLOCK_VALUES);
+        tiles = kept_tiles.of(GROUP_PANELS * SLICE_VALUES);
         sums = kept_sums.of(PASS_TILES * GROUP_PANELS * 256);
     }
 
     void run(const Pass& pass, const uint16_t* packed, int64_t begin, int64_t end) {
         for (int64_t panel = begin; panel < end; panel += GROUP_PANELS) {
             const int64_t count = end - panel < GROUP_PANELS ? end - panel : GROUP_PANELS;
-            const size_t number = size_t((panel - begin) / GROUP_PANELS);
-            if (sorted.size() == number) sorted.emplace_back(weight, sparse, panel * PANEL_ROWS, count * PANEL_ROWS);
-            group(pass, packed, panel * PANEL_ROWS, count, sorted[number]);
+            group(pass, packed, panel, count);
             write_outputs(weight, pass, sums, count, panel * PANEL_ROWS, bias);
         }
     }
 
   private:
-    void group(const Pass& pass, const uint16_t* packed, int64_t first_row, int64_t panels,
-               const SortedValues& values) {
+    void group(const Pass& pass, const uint16_t* packed, int64_t first_panel, int64_t panels) {
         const int64_t blocks = weight.columns / PANEL_COLUMNS;
         for (int64_t block = 0, slice = 0; block < blocks; block += SLICE_BLOCKS, ++slice) {
             const int64_t count = blocks - block < SLICE_BLOCKS ? blocks - block : SLICE_BLOCKS;
-            decode(first_row, panels, block, count);
+            decode(first_panel * PANEL_ROWS, panels, block, count);
             for (int64_t point = 0; point < pass.points; ++point) {
-                values.write(slice, static_cast<const uint16_t*>(pass.values[point]), tiles);
+                write_values(slice, static_cast<const uint16_t*>(pass.values[point]), first_panel, panels);
                 multiply(pass, packed + block * BLOCK_VALUES, point, panels, count * CODES, block == 0);
             }
         }
@@ -179,24 +164,30 @@ class PanelWorker {
                 const int64_t block = first_block + i;
                 if (block == 0 || PanelTables::change_at(weight, block)) tables[size_t(panel)].read(weight, row, block);
                 decode_block(codes_in_panel(weight, row, block * PANEL_COLUMNS), tables[size_t(panel)],
-                             tiles + (panel * SLICE_BLOCKS + i) * BLOCK_VALUES);
+                             tiles + panel * SLICE_VALUES + i * BLOCK_VALUES);
             }
         }
     }
 
+    void write_values(int64_t slice, const uint16_t* of_point, int64_t first_panel, int64_t panels) {
+        const int32_t* list = placement.starts + slice * (weight.rows / PANEL_ROWS) + first_panel;
+        uint16_t* to = tiles - first_panel * SLICE_VALUES;
+        for (int32_t i = list[0]; i < list[panels]; ++i) to[placement.places[i]] = of_point[placement.order[i]];
+    }
+
     void multiply(const Pass& pass, const uint16_t* packed, int64_t point, int64_t panels, int64_t steps,
                   bool is_first) {
-        constexpr int64_t NEXT_PANEL = SLICE_BLOCKS * BLOCK_VALUES, NEXT_SUMS = GROUP_PANELS * 256;
+        constexpr int64_t NEXT_SUMS = GROUP_PANELS * 256;
         const int64_t next_tokens = weight.columns * TILE_TOKENS, end = (point + 1) * pass.tiles_of_a_point();
         for (int64_t tile = point * pass.tiles_of_a_point(); tile < end; tile += 2) {
             for (int64_t panel = 0; panel < panels; panel += 2) {
-                const uint16_t* w = tiles + panel * NEXT_PANEL;
+                const uint16_t* w = tiles + panel * SLICE_VALUES;
                 const uint16_t* x = packed + tile * next_tokens;
                 float* to = sums + tile * NEXT_SUMS + panel * 256;
                 const bool two_panels = panel + 1 < panels, two_tiles = tile + 1 < end;
                 const auto add = two_panels ? (two_tiles ? add_products<2, 2> : add_products<2, 1>)
                                             : (two_tiles ? add_products<1, 2> : add_products<1, 1>);
-                add(w, NEXT_PANEL, x, next_tokens, to, NEXT_SUMS, steps, is_first);
+                add(w, SLICE_VALUES, x, next_tokens, to, NEXT_SUMS, steps, is_first);
             }
         }
     }
@@ -204,7 +195,7 @@ class PanelWorker {
 
 // inputs (points, tokens, columns), values of each point, out (points, tokens, rows); `packed` holds
 // PASS_TILES · 16 tokens.
-void linear_at_points(const Weight& weight, const Sparse& sparse, const uint16_t* inputs, const void* const* values,
+void linear_at_points(const Weight& weight, const Placement& placement, const uint16_t* inputs, const void* const* values,
                       const void* bias, uint16_t* out, int64_t points, int64_t tokens, uint16_t* packed, int threads) {
     constexpr int64_t MOST_TOKENS = PASS_TILES * TILE_TOKENS;
     if (tokens == 0) return;
@@ -222,7 +213,7 @@ void linear_at_points(const Weight& weight, const Sparse& sparse, const uint16_t
     const int64_t blocks = weight.columns / PANEL_COLUMNS, panels = weight.rows / PANEL_ROWS;
 #pragma omp parallel num_threads(threads)
     {
-        PanelWorker worker(weight, sparse, bias);
+        PanelWorker worker(weight, placement, bias);
         const int64_t of = omp_get_num_threads(), thread = omp_get_thread_num();
         for (const Pass& pass : passes) {
 #pragma omp for schedule(static)

@@ -61,12 +61,20 @@ void zo_linear_small(const Weight* weight, const Sparse* sparse, const void* inp
     linear_small(*weight, *sparse, inputs, bias, out, tokens, format, threads);
 }
 
+// Finds the placement of a weight's sensitive values, where its codes lie in panels.
+void zo_sort_values(const Weight* weight, const Sparse* sparse, int32_t* starts, int32_t* order, int32_t* places) {
+#ifdef HAS_TILES
+    sort_values(*weight, *sparse, starts, order, places);
+#endif
+}
+
 // Of a weight in panels, all in bfloat16: inputs (points, tokens, columns), the sensitive values of each point, bias
 // (rows) or null, out (points, tokens, rows); `packed` has room for 512 tokens of inputs.
-void zo_linear_at_points(const Weight* weight, const Sparse* sparse, const void* inputs, const void* const* values,
-                         const void* bias, void* out, int64_t points, int64_t tokens, void* packed, int32_t threads) {
+void zo_linear_at_points(const Weight* weight, const Placement* placement, const void* inputs,
+                         const void* const* values, const void* bias, void* out, int64_t points, int64_t tokens,
+                         void* packed, int32_t threads) {
 #ifdef HAS_TILES
-    linear_at_points(*weight, *sparse, static_cast<const uint16_t*>(inputs), values, bias, static_cast<uint16_t*>(out),
+    linear_at_points(*weight, *placement, static_cast<const uint16_t*>(inputs), values, bias, static_cast<uint16_t*>(out),
                      points, tokens, static_cast<uint16_t*>(packed), threads);
 #endif
 }

@@ -24,6 +24,13 @@ struct Sparse {
     const void* replaced;       // likewise: what their codes stand for
     int64_t first_row;          // of the rows that `Weight` describes
 };
+
+// Where sensitive values go in tiles, sorted by the slice of columns that they belong to, then by panel; see at_points.h.
+struct Placement {
+    const int32_t* starts;  // (slices * panels + 1): where each slice's and panel's values begin
+    const int32_t* order;   // which value
+    const int32_t* places;  // in the slice's tiles of all panels
+};
 }
 
 namespace {
