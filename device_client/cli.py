@@ -17,6 +17,7 @@ from typing import Any, NoReturn, Protocol
 
 from device_client.console import Console
 from device_client.settings import Settings
+from device_client.store import refusals
 from shared.errors import InvalidRequest, ZoError
 
 COMMAND_MODULES = (
@@ -44,7 +45,7 @@ EXIT_CODES = (
     (4, "not found"),
     (5, "damaged, forged or too new: nothing was loaded"),
     (6, "network or server failed: try again, what was fetched is kept"),
-    (7, "disk full or not writable"),
+    (7, "disk full, or a file or folder that may not be used"),
     (8, "memory or GPU does not suffice"),
     (9, "data file or row unusable"),
     (10, "training diverged"),
@@ -82,7 +83,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         arguments = build_parser().parse_args(words)
         settings = dataclasses.replace(settings, is_offline=arguments.offline)
-        result = arguments.command.run(arguments, console, settings)
+        with refusals(settings):
+            result = arguments.command.run(arguments, console, settings)
     except KeyboardInterrupt:
         error = ZoError("interrupted", next_step="run the same command again to go on")
         return _fail(error, "interrupted", INTERRUPTED, console, wants_json=wants_json)

@@ -6,15 +6,20 @@ store the reference may be left out. Costs one pass over all bytes of the bundle
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import os
+from collections.abc import Iterator
 from importlib import metadata
+from pathlib import Path
 
 from device_client.settings import Settings
 from shared.bundle.digest import check_digest
 from shared.bundle.layout import ImageLayout
 from shared.bundle.manifest import Descriptor
 from shared.bundle.read import Bundle, read_bundle
-from shared.durable_files import disk_errors
-from shared.errors import NotFound
+from shared.durable_files import REFUSALS, disk_errors
+from shared.errors import DiskError, NotFound
 
 DISTRIBUTION = "zo-device"
 SIGNATURE_SUFFIX = ".sig"
@@ -30,10 +35,32 @@ def make_home(settings: Settings) -> None:
     """Make the home folder where it is missing, for its owner alone.
 
     Raises:
-        DiskError: It cannot be made.
+        DiskError: It cannot be made, or it is not ours to use.
     """
-    with disk_errors(settings.home):
+    with disk_errors(settings.home), refusals(settings):
         settings.home.mkdir(parents=True, exist_ok=True, mode=0o700)
+        if not os.access(settings.home, os.R_OK | os.W_OK | os.X_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(settings.home))
+
+
+@contextlib.contextmanager
+def refusals(settings: Settings) -> Iterator[None]:
+    """Say what to do where the system refuses a file or folder, whichever command meets it and wherever.
+
+    Raises:
+        DiskError: Access is denied, or a file stands where a folder is needed.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in REFUSALS or not isinstance(error.filename, (str, os.PathLike)):
+            raise
+        path, home = Path(error.filename), settings.home
+        needed, next_step = "a file or folder that you may use", "change its owner or permissions, or name another one"
+        if path.is_relative_to(home) or home.is_relative_to(path):
+            needed = f"{home} as a folder that you may read and write, with all in it"
+            next_step = f"change the owner or permissions of {home}, or set ZO_DEVICE_HOME to another folder"
+        raise DiskError(f"{path}: {error.strerror}", needed=needed, next_step=next_step) from error
 
 
 def bundle_references(layout: ImageLayout) -> dict[str, Descriptor]:

@@ -16,6 +16,9 @@ from pathlib import Path
 
 from shared.errors import DiskError
 
+REFUSALS = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST)
+"""Access is denied, or the disk is read-only, or a file stands where a folder is needed."""
+
 
 def write_atomically(path: Path, data: bytes, *, mode: int = 0o644) -> None:
     """Write a file so that readers, and a crash at any moment, see the old content or the new one, never a part."""
@@ -58,7 +61,7 @@ def disk_errors(path: Path) -> Iterator[None]:
                 f"no space left for {path} ({free_bytes(path)} bytes free)",
                 next_step="free some space and run the same command again; nothing was lost",
             ) from error
-        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST):
+        if error.errno in REFUSALS:
             raise DiskError(
                 f"{path} cannot be written: {error.strerror}",
                 next_step="change its permissions or choose another folder",
@@ -68,6 +71,6 @@ def disk_errors(path: Path) -> Iterator[None]:
 
 def free_bytes(path: Path) -> int:
     """Return the free bytes of the file system that holds ``path`` or its nearest existing parent."""
-    while not path.exists():
+    while not os.access(path, os.F_OK):  # also past a folder that may not be looked into
         path = path.parent
     return shutil.disk_usage(path).free

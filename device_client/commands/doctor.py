@@ -154,11 +154,13 @@ def _trouble_with_native() -> str | None:
 
 def _home_problems(home: Path) -> list[str]:
     existing = home
-    while not existing.exists():
+    while not os.access(existing, os.F_OK):
         existing = existing.parent
+    if not existing.is_dir():
+        return [f"{existing} is no folder; next: move that file away, or set ZO_DEVICE_HOME"]
     if not os.access(existing, os.W_OK | os.X_OK):
         return [f"{existing} is not writable; next: change its permissions, or set ZO_DEVICE_HOME"]
-    if home.exists() and home.stat().st_mode & 0o022:
+    if existing == home and home.stat().st_mode & 0o022:
         return [f"{home} can be changed by other users; next: chmod go-w {home}"]
     return []
 
