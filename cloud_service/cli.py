@@ -28,7 +28,8 @@ def build_parser() -> argparse.ArgumentParser:
         prog="zo-cloud",
         description="Prepare language models for fine-tuning on small devices.",
         epilog="Exit status: 0 done, 1 failure, 2 wrong call, 3 no access, 4 not found, 5 damaged data, "
-        "6 network, 7 disk, 8 memory, 9 data, 130 interrupted (run it again to go on).",
+        "6 network, 7 disk, 8 memory, 9 data, 10 diverged, 11 begun otherwise or in use, "
+        "130 interrupted (run it again to go on).",
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     add_serve_command(commands)

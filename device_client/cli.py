@@ -49,6 +49,7 @@ EXIT_CODES = (
     (8, "memory or GPU does not suffice"),
     (9, "data file or row unusable"),
     (10, "training diverged"),
+    (11, "begun otherwise, made from another bundle, or in use by another command"),
     (130, "interrupted: run the same command again"),
 )
 INTERRUPTED = 130

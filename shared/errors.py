@@ -7,7 +7,6 @@
     ├── Unauthorized         present a key that is valid            exit 3   HTTP 401
     │   └── Forbidden            the key is valid but lacks a scope          HTTP 403
     ├── NotFound             name something that exists             exit 4   HTTP 404
-    ├── Conflict             the thing exists in another state      exit 1   HTTP 409
     ├── IntegrityError       fetch again; never load                exit 5
     │   ├── InvalidDigest · DigestMismatch · BlobMissing · BlobTruncated
     │   ├── InvalidManifest · InvalidBundleConfig · LimitExceeded
@@ -20,6 +19,7 @@
     ├── ResourceError        give more memory, or ask for less      exit 8
     ├── DataError            fix your data                          exit 9   HTTP 422
     ├── Diverged             lower the learning rate                exit 10
+    ├── Conflict             the thing exists in another state      exit 11  HTTP 409
     └── Interrupted          run the same command again             exit 130
 
 The command line turns an error into its exit code; the HTTP service turns it into RFC 9457 problem+json.
@@ -96,6 +96,7 @@ class NotFound(ZoError):
 class Conflict(ZoError):
     """The named thing is in a state that does not allow the call."""
 
+    exit_code = 11
     status = 409
 
 

@@ -11,7 +11,7 @@ from shared import errors
 
 EXIT_CODES = {
     "InvalidRequest": 2, "InvalidModelId": 2, "UnsupportedModel": 2, "Unauthorized": 3, "Forbidden": 3, "NotFound": 4,
-    "Conflict": 1, "UpgradeNeeded": 5, "NetworkError": 6, "DiskError": 7, "ResourceError": 8, "DataError": 9,
+    "Conflict": 11, "UpgradeNeeded": 5, "NetworkError": 6, "DiskError": 7, "ResourceError": 8, "DataError": 9,
     "Diverged": 10, "Interrupted": 130, "DigestMismatch": 5, "IndicesDuplicated": 5, "PublisherChanged": 5,
 }  # fmt: skip
 

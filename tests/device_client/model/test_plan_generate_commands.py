@@ -190,7 +190,7 @@ def test_a_run_of_another_bundle_is_refused(
 
     exit_code, result = json_of(capsys, "generate", "tiny", "Hello", "--run", str(tmp_path / "other"))
 
-    assert (exit_code, result["error"]["type"]) == (1, "conflict")
+    assert (exit_code, result["error"]["type"]) == (11, "conflict")
 
 
 @pytest.mark.parametrize(

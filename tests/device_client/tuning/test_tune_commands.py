@@ -158,6 +158,18 @@ def test_a_diverged_run_keeps_its_best_values(home: Path, rows: Path, capsys: py
     assert call(capsys, "eval", "--data", str(rows), "--run", str(home / "mine"), "--device", "cpu")[0] == 0
 
 
+def test_going_on_with_a_run_begun_otherwise_is_exit_11(
+    home: Path, rows: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ("tune", "--data", str(rows), "--steps", "6", "--device", "cpu", "--output", str(home / "mine"))
+    assert call(capsys, *words, "--time-budget", "0.001")[0] == 0
+    for other, told in ((("--epsilon", "0.1"), "holds another run"), (("--micro-batch", "3"), "was begun with")):
+        code, printed, spoken = call(capsys, *words, *other)
+        assert (code, printed["error"]["type"]) == (11, "conflict")  # type: ignore[index]
+        assert told in spoken
+    assert call(capsys, *words)[0] == 0
+
+
 def test_an_unknown_run_is_exit_4(home: Path, rows: Path, capsys: pytest.CaptureFixture[str]) -> None:
     code, _, spoken = call(capsys, "eval", "--data", str(rows), "--run", "absent")
     assert code == 4
