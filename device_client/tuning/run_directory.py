@@ -16,6 +16,7 @@ labelled rows, config.json holds the template and each distinct label with its w
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from dataclasses import dataclass
@@ -32,6 +33,9 @@ from shared.durable_files import disk_errors, write_atomically
 from shared.errors import Conflict, IntegrityError, NotFound
 
 CONFIG = "config.json"
+_BEFORE_THE_END = (
+    CONFIG, "journal.bin", "machine.json", "metrics.jsonl", "last.safetensors", "best.safetensors",
+)  # fmt: skip
 _FILE_MODE = 0o600
 _THETA = "theta"
 _VALIDATION_FIELDS = {"steps_done", "loss", "accuracy", "rows"}
@@ -64,6 +68,13 @@ class RunDirectory:
         with disk_errors(self.path):
             self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
             self.path.chmod(0o700)
+
+    def discard(self) -> None:
+        """Take a run without steps away; where other files lie in its folder, they and the folder stay."""
+        with contextlib.suppress(OSError):  # what cannot be removed is no reason to hide why there is no run
+            for name in _BEFORE_THE_END:
+                (self.path / name).unlink(missing_ok=True)
+            self.path.rmdir()
 
     @property
     def journal(self) -> Path:

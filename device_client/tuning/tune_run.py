@@ -39,7 +39,7 @@ from device_client.tuning.schedules import Decay, StepSizeSchedule
 from device_client.tuning.smaller_batches import with_smaller_batches
 from shared.bundle.digest import digest_of_bytes
 from shared.bundle.read import Bundle
-from shared.errors import Conflict, ResourceError, UnsupportedModel
+from shared.errors import Conflict, InvalidRequest, ResourceError, UnsupportedModel
 from shared.perturbation import STREAM_NAME, Distribution
 from shared.tasks.examples import Example
 
@@ -205,6 +205,8 @@ def tune(
 ) -> TuneReport:
     """Make the run, or what is left of it, and return what it came to.
 
+    What is refused before anything was measured leaves no run behind.
+
     Raises:
         Conflict: The folder holds another run or one begun on another machine, or another process is tuning it.
         Diverged: The loss left the region where it began; the best values are kept.
@@ -221,7 +223,12 @@ def tune(
         begun_on = read_machine(planned.directory)
         if begun_on is not None:
             machine = _as_begun(planned, machine, begun_on)
-        result, resources = _tune(planned, machine, observer, clock, load, journal)
+        try:
+            result, resources = _tune(planned, machine, observer, clock, load, journal)
+        except (InvalidRequest, ResourceError):
+            if begun_on is None and not journal.records:  # there is nothing to go on with
+                planned.directory.discard()
+            raise
     return TuneReport(planned.directory.path, result, resources, was_finished=False)
 
 

@@ -19,7 +19,7 @@ from device_client.tuning.model_problem import ModelProblem
 from device_client.tuning.run_directory import load_theta
 from device_client.tuning.tune_run import plan_run
 from shared.bundle.read import Bundle
-from shared.errors import Conflict, InvalidRequest, UnsupportedModel
+from shared.errors import Conflict, InvalidRequest, ResourceError, UnsupportedModel
 
 
 def test_a_run_leaves_everything_in_its_folder(bundle: Bundle, rows: Path, clock: Callable[[], float]) -> None:
@@ -112,6 +112,55 @@ def test_an_epsilon_below_the_compute_formats_spacing_is_refused(
     plan = planned(bundle, rows, dataclasses.replace(SETTINGS, epsilon=1e-6))
     with pytest.raises(InvalidRequest, match="bfloat16 loses"):
         run(plan, clock, compute_dtype=torch.bfloat16)
+    assert not plan.directory.path.exists()
+
+
+def test_a_run_refused_before_its_first_step_leaves_only_what_was_there(
+    bundle: Bundle, rows: Path, clock: Callable[[], float]
+) -> None:
+    plan = planned(bundle, rows, dataclasses.replace(SETTINGS, epsilon=1e-6))
+    plan.directory.create()
+    (plan.directory.path / "notes.txt").write_text("mine")
+    with pytest.raises(InvalidRequest, match="bfloat16 loses"):
+        run(plan, clock, compute_dtype=torch.bfloat16)
+    assert [path.name for path in plan.directory.path.iterdir()] == ["notes.txt"]
+
+
+@pytest.mark.parametrize("measured", [0, 5])
+def test_memory_that_runs_out_leaves_a_run_only_where_it_has_steps(
+    bundle: Bundle, rows: Path, clock: Callable[[], float], monkeypatch: pytest.MonkeyPatch, measured: int
+) -> None:
+    calls = iter(range(measured))
+    losses = ModelProblem.losses
+
+    def tight_losses(*arguments: object) -> list[float]:
+        if next(calls, None) is None:
+            raise ResourceError("no memory for one sequence")
+        return losses(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(ModelProblem, "losses", tight_losses)
+    plan = planned(bundle, rows)
+    with pytest.raises(ResourceError):
+        run(plan, clock)
+    assert plan.directory.path.exists() is (measured > 0)
+    monkeypatch.undo()
+    assert run(plan, clock).result["steps_done"] == 12
+
+
+def test_a_refusal_takes_nothing_from_a_run_that_its_time_budget_stopped_before_its_first_step(
+    bundle: Bundle, rows: Path, clock: Callable[[], float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stopped = run(planned(bundle, rows), clock, time_budget_seconds=0.5)
+    assert stopped.result["steps_done"] == 0
+    before = {path.name: path.read_bytes() for path in stopped.run.iterdir()}
+
+    def refuse(*_arguments: object) -> None:
+        raise ResourceError("no memory for the weights")
+
+    monkeypatch.setattr("device_client.tuning.tune_run.check_fidelity", refuse)
+    with pytest.raises(ResourceError):
+        run(planned(bundle, rows), clock)
+    assert {path.name: path.read_bytes() for path in stopped.run.iterdir()} == before
 
 
 def test_micro_batched_equals_whole_batch_on_the_real_model(bundle: Bundle, rows: Path) -> None:
