@@ -20,7 +20,7 @@ from device_client.model.pass_memory import hungriest_moment, key_value_bytes
 from device_client.model.process_overhead import libraries_bytes, product_bytes, slack_bytes
 from device_client.model.workload import Workload
 from shared.bundle.manifest import BundleConfig
-from shared.byte_sizes import format_bytes
+from shared.byte_sizes import format_bytes, format_enough
 from shared.errors import ResourceError
 
 VALUE_BYTES = {"cpu": 4, "cuda": 2}
@@ -149,16 +149,17 @@ def check_budget(plan: MemoryPlan, budget_bytes: int) -> None:
     """Refuse a plan that does not fit.
 
     Raises:
-        ResourceError: It needs more than ``budget_bytes``; the message names what is needed at least.
+        ResourceError: It needs more than ``budget_bytes``; the message names the least budget that would do.
     """
     if plan.total_bytes > budget_bytes:
         largest = max(plan.parts, key=lambda part: plan.parts[part])
         shape = f"{plan.workload.rows} × {plan.workload.columns} tokens"
+        enough = format_enough(plan.total_bytes)
+        instead = "fewer sequences at once" if plan.workload.rows > 1 else "shorter sequences"
         raise ResourceError(
             f"a memory budget of {format_bytes(budget_bytes)}",
-            needed=f"at least {format_bytes(plan.total_bytes)} for {shape}, "
-            f"most of it {largest} ({format_bytes(plan.parts[largest])})",
-            next_step="raise --memory-budget, or shorten the sequences; see: zo-device plan",
+            needed=f"at least {enough} for {shape}, most of it {largest} ({format_bytes(plan.parts[largest])})",
+            next_step=f"--memory-budget {enough.replace(' ', '')}, or {instead}",
         )
 
 

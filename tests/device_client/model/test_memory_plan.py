@@ -175,8 +175,14 @@ def test_a_plan_that_fits_exactly_is_accepted() -> None:
     plan = MemoryPlan(Workload(1, 1), {"codes": 10, "logits": 5})
 
     check_budget(plan, 15)
-    with pytest.raises(ResourceError, match="at least 15 B"):
+    with pytest.raises(ResourceError, match="at least 15 B") as caught:
         check_budget(plan, 14)
+    assert caught.value.next_step == "--memory-budget 15B, or shorter sequences"
+
+
+def test_a_micro_batch_that_does_not_fit_may_be_made_smaller() -> None:
+    with pytest.raises(ResourceError, match="fewer sequences at once"):
+        check_budget(MemoryPlan(Workload(2, 1), {"codes": 10}), 9)
 
 
 def test_a_twentieth_of_the_budget_is_never_spare() -> None:

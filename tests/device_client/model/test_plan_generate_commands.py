@@ -109,6 +109,18 @@ def test_a_budget_that_is_too_small_ends_with_code_8(capsys: pytest.CaptureFixtu
     assert "at least" in result["error"]["needed"]
 
 
+@pytest.mark.parametrize("command", [("plan", "tiny"), ("generate", "tiny", "Hello", "--max-new-tokens", "1")])
+def test_the_next_step_of_a_budget_that_is_too_small_is_an_option_that_does(
+    capsys: pytest.CaptureFixture[str], command: Any
+) -> None:
+    _, result = json_of(capsys, *command, "--device", "cpu", "--memory-budget", "10MiB")
+
+    option, size = result["error"]["next_step"].partition(",")[0].split()
+    assert option == "--memory-budget"
+    assert json_of(capsys, *command, "--device", "cpu", option, size)[0] == 0
+    assert json_of(capsys, *command, "--device", "cpu", option, f"{float(size.removesuffix('MiB')) - 0.1}MiB")[0] == 8
+
+
 def test_generate_continues_greedily(capsys: pytest.CaptureFixture[str], stored: TinyBundle) -> None:
     model = load_model(read_bundle(stored.layout, stored.digest), device="cpu")
     prompt = [256, *model.tokenizer.encode("Hello")]
