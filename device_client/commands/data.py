@@ -18,12 +18,23 @@ if TYPE_CHECKING:
 
 NAME = "data"
 HELP = "check rows before tuning: data check --data FILE"
+ROW_EXAMPLES = """\
+rows of a .jsonl file, one per line and all of one kind:
+  {"text": "the soup was cold", "label": "negative"}
+  {"prompt": "Capital of France? ", "completion": "Paris"}
+  {"messages": [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": "Hi!"}]}
+rows of a .csv or .tsv file come after a line of names:
+  text,label
+  the soup was cold,negative
+"""
 SHOWN_ROWS = 3
 HISTOGRAM_EDGES = (16, 32, 64, 128, 256, 512, 1024, 2048)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the command's own arguments."""
+    """Declare the command's own arguments, and show the rows that are accepted."""
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.epilog = ROW_EXAMPLES
     parser.add_argument("action", choices=("check",), help="check: read, render and count; nothing is written")
     parser.add_argument("reference", nargs="?", metavar="REF", help="bundle whose tokenizer counts (default: the only)")
     add_row_arguments(parser)

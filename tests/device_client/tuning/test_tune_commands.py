@@ -106,6 +106,28 @@ def test_data_check_warns_where_all_training_rows_have_the_same_answer(
     assert ("all training rows have the same answer" in call(capsys, *words)[2]) is is_warned
 
 
+def test_data_check_accepts_the_rows_that_its_help_shows(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["data", "check", "--help"])
+    shown = capsys.readouterr().out.splitlines()
+    lines = [line.strip() for line in shown[shown.index("rows of a .jsonl file, one per line and all of one kind:") :]]
+    objects = [line for line in lines if line.startswith("{")]
+    labelled, *others = objects
+    table = [line for line in lines if "," in line and line not in objects][-2:]
+    files = {
+        "labelled.jsonl": [labelled, labelled.replace("negative", "positive")],
+        "table.csv": [*table, table[1].replace("negative", "positive")],
+        **{f"{number}.jsonl": [line, line] for number, line in enumerate(others)},
+    }
+    assert len(files) == 4
+    for name, rows_of_file in files.items():
+        (home / name).write_text("\n".join(rows_of_file))
+        code, found, spoken = call(
+            capsys, "data", "check", "--data", str(home / name), "--validation", str(home / name)
+        )
+        assert (code, found["rows"]["training"]["count"]) == (0, 2), spoken  # type: ignore[index]
+
+
 @pytest.mark.parametrize(
     ("content", "words", "code", "told"),
     [
