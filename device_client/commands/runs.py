@@ -8,26 +8,47 @@ from typing import Any
 
 from device_client.console import Console
 from device_client.settings import Settings
-from shared.errors import IntegrityError
+from shared.errors import IntegrityError, NotFound
 
 NAME = "runs"
 HELP = "list tuning runs and their results"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the command's own arguments: none."""
+    """Declare where to look."""
+    parser.add_argument(
+        "folder", nargs="?", type=Path, metavar="FOLDER",
+        help="a run begun with tune --output, or a folder of such runs (default: all others, in the home folder)",
+    )  # fmt: skip
 
 
-def run(arguments: argparse.Namespace, console: Console, settings: Settings) -> dict[str, Any]:  # noqa: ARG001
-    """List every run of the runs folder."""
-    folders = sorted(path.parent for path in settings.runs.glob("*/config.json"))
-    found = [describe(folder) for folder in folders]
+def run(arguments: argparse.Namespace, console: Console, settings: Settings) -> dict[str, Any]:
+    """List every run of the folder.
+
+    Raises:
+        NotFound: There is no such folder.
+    """
+    if arguments.folder and not arguments.folder.is_dir():
+        raise NotFound(
+            f"no folder {arguments.folder}", needed="a run's folder, or one of runs", next_step="zo-device runs"
+        )
+    folder: Path = arguments.folder.resolve() if arguments.folder else settings.runs
+    found = [describe(path) for path in _run_folders(folder)]
     if not found:
-        console.say(f"No runs in {settings.runs}. Next: zo-device tune --data FILE")
+        console.say(f"No runs in {folder}. Next: zo-device tune --data FILE")
     else:
         columns = ("run", "state", "steps", "validation loss", "accuracy")
-        console.table(f"Runs in {settings.runs}", columns, [_cells(entry) for entry in found])
+        console.table(f"Runs in {folder}", columns, [_cells(entry) for entry in found])
     return {"runs": found}
+
+
+def _run_folders(folder: Path) -> list[Path]:
+    """Return a folder that is a run, and those in it; a model's folder has a config.json too, but no journal."""
+    try:
+        paths = [folder, *sorted(folder.iterdir())]
+    except FileNotFoundError:
+        return []
+    return [path for path in paths if all((path / name).exists() for name in ("config.json", "journal.bin"))]
 
 
 def describe(folder: Path) -> dict[str, Any]:

@@ -64,7 +64,7 @@ def test_a_home_that_may_not_be_looked_into_is_exit_7(command, locked_home: Path
     assert "ZO_DEVICE_HOME" in error["next_step"]
 
 
-@pytest.mark.parametrize("words", [words for words in READING if words != ("runs",)])
+@pytest.mark.parametrize("words", READING)
 def test_a_home_that_is_a_file_is_exit_7(command, home: Path, words: tuple[str, ...]) -> None:
     home.write_text("")
     outcome = command(*words)

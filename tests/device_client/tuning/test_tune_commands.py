@@ -198,5 +198,23 @@ def test_an_unknown_run_is_exit_4(home: Path, rows: Path, capsys: pytest.Capture
     assert "zo-device runs" in spoken
 
 
+def test_runs_begun_with_output_are_listed_by_their_folder_or_the_one_they_lie_in(
+    home: Path, rows: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mine = home / "elsewhere" / "mine"
+    words = ("--steps", "2", "--device", "cpu", "--output", str(mine))
+    assert call(capsys, "tune", "--data", str(rows), *words)[0] == 0
+    (home / "elsewhere" / "model").mkdir()
+    (home / "elsewhere" / "model" / "config.json").write_text("{}")
+    monkeypatch.chdir(mine)
+    for folder in (str(mine), str(mine.parent), ".", ".."):
+        code, listed, spoken = call(capsys, "runs", folder)
+        assert code == 0
+        assert [(run["name"], run["path"]) for run in listed["runs"]] == [("mine", str(mine))]  # type: ignore[union-attr,index]
+        assert "mine" in spoken
+    assert call(capsys, "runs")[1] == {"runs": []}
+    assert call(capsys, "runs", str(home / "absent"))[0] == 4
+
+
 def test_no_runs_is_an_empty_list(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert call(capsys, "runs")[1] == {"runs": []}
