@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from device_client.commands.machine_arguments import add_machine_arguments, compute_dtype
 from device_client.console import Console
+from device_client.model.backends.planned_bytes import is_any_decoded
 from device_client.model.workload import PAIRED_UP_TO_TOKENS, Workload
 from device_client.settings import Settings
 from device_client.store import resolve_bundle
@@ -51,7 +52,10 @@ def run(arguments: argparse.Namespace, console: Console, settings: Settings) -> 
         bundle.config, most, budget_bytes=budget, device=arguments.device, backend=arguments.backend,
         compute_dtype=compute_dtype(arguments),
     )  # fmt: skip
+    is_any_kept = is_any_decoded(fit.plan.backend, bundle.config.tensors, arguments.dtype)
     _show(console, fit, most, device_type, budget)
+    if is_any_kept:
+        console.say(f"Left for decoded weights: {format_bytes(fit.decoded_cache_bytes)}.")
     return {
         "bundle": bundle.digest,
         "device": device_type,
@@ -62,7 +66,7 @@ def run(arguments: argparse.Namespace, console: Console, settings: Settings) -> 
         "queries": most.queries,
         "micro_batch_rows": fit.micro_batch_rows,
         "points_at_once": fit.points_at_once,
-        "decoded_cache_bytes": fit.decoded_cache_bytes,
+        "decoded_cache_bytes": fit.decoded_cache_bytes if is_any_kept else 0,
         "budget_bytes": budget,
         "total_bytes": fit.plan.total_bytes,
         "parts": fit.plan.parts,
@@ -80,7 +84,6 @@ def _show(console: Console, fit: MemoryFit, most: Workload, device_type: str, bu
         f"{fit.points_at_once} of {max(1, 2 * most.queries)} points side by side"
         + (f" in passes of up to {PAIRED_UP_TO_TOKENS[device_type]:,} tokens." if fit.points_at_once > 1 else ".")
     )
-    console.say(f"Left for decoded weights: {format_bytes(fit.decoded_cache_bytes)}.")
 
 
 def _workload(arguments: argparse.Namespace) -> Workload:

@@ -70,9 +70,7 @@ def weight_parts(
         points: θ's side by side.
     """
     stored = [(part, prod(shape)) for entry in config.tensors for part, (_, shape) in entry.part_shapes.items()]
-    positions = sum(
-        position_bytes(backend, entry.shape, entry.sensitive_count, value_bytes) for entry in config.tensors
-    )
+    positions = sum(position_bytes(backend, entry, value_bytes) for entry in config.tensors)
     return {
         "codes": sum(count for part, count in stored if part == "codes"),
         "codebooks and scales": sum(count * _STORED_VALUE_BYTES for part, count in stored if part != "codes"),

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from device_client.model.backends.backend import PackedWeight
 from device_client.model.backends.decoded_cache import DecodedCache
 from device_client.model.backends.names import BackendName, Products
 from device_client.model.growing_decoding import Decoding, GrowingDecoding
@@ -82,17 +83,24 @@ class SparseModel:
     @property
     def products(self) -> Products:
         """What makes the products of many tokens."""
-        layers = [module for module in self.network.modules() if isinstance(module, QuantizedSparseLinear)]
-        return "matrix unit" if any(layer.packed.in_panels for layer in layers) else "library"
+        return "matrix unit" if any(weight.in_panels for weight in self._packed_weights()) else "library"
 
     def initial_theta(self) -> Tensor:
         """Return the bundle's own sensitive values, float32 (k,), a fresh copy."""
         return self._initial_values.to(torch.float32, copy=True)
 
     def keep_decoded(self, budget_bytes: int) -> None:
-        """Keep weights decoded from now on, as many as fit, so that they are not decoded on each pass."""
+        """Keep weights decoded from now on, as many as fit, so that they are not decoded on each pass.
+
+        Nothing changes where every weight brings a product of its own: none is decoded then.
+        """
+        if all(weight.at_points is not None for weight in self._packed_weights()):
+            return
         self.runtime.backend = DecodedCache(self.runtime.backend, budget_bytes)
         self._static = None
+
+    def _packed_weights(self) -> list[PackedWeight]:
+        return [module.packed for module in self.network.modules() if isinstance(module, QuantizedSparseLinear)]
 
     def write_theta(self, theta: Tensor) -> None:
         """Make the sensitive weights equal ``theta``, float32 (k,): one point.

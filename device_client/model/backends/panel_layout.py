@@ -15,7 +15,7 @@ PASS_TOKENS = 512
 """Tokens whose inputs are packed at once."""
 
 
-def fits_panels(shape: tuple[int, int]) -> bool:
+def is_in_whole_blocks(shape: tuple[int, int]) -> bool:
     """Return whether a weight (out_features, in_features) consists of whole blocks."""
     rows, columns = shape
     return rows % PANEL_ROWS == 0 and columns % PANEL_COLUMNS == 0

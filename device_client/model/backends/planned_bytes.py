@@ -1,4 +1,4 @@
-"""What each backend will keep, from shapes alone, so that memory can be planned without torch.
+"""What each backend will keep, from shapes alone: memory is planned without torch.
 
     reference    the largest weight, and one tile of rows; indices of 8 bytes, and where each row's begin
     native       the largest weight; indices of 4 bytes, where each row's begin, and what the values replace; in 16 bits
@@ -15,7 +15,9 @@ from collections.abc import Sequence
 
 from device_client.model.backends import reference_tiles
 from device_client.model.backends.names import CANDIDATES
-from device_client.model.backends.panel_layout import fits_panels, placement_lists
+from device_client.model.backends.native.cpu import has_matrix_unit
+from device_client.model.backends.panel_layout import PANEL_COLUMNS, is_in_whole_blocks, placement_lists
+from shared.bundle.manifest import QuantizedEntry
 from shared.errors import ResourceError
 from shared.sensitivity_mask import INDEX_LIMIT
 
@@ -52,15 +54,34 @@ def workspace_bytes(backend: str, shapes: Sequence[tuple[int, int]], device_type
     return max(rows * columns for rows, columns in shapes) * value_bytes
 
 
-def position_bytes(backend: str, shape: tuple[int, int], sensitive_count: int, value_bytes: int) -> int:
+def position_bytes(backend: str, entry: QuantizedEntry, value_bytes: int) -> int:
     """Return the bytes of where one weight's sensitive values stand, and of what they replace."""
-    rows, columns = shape
+    rows, columns = entry.shape
     is_wide = backend == "reference" or (backend == "triton" and rows * columns > INDEX_LIMIT)
     replaced = value_bytes if backend == "native" else 0
-    placed = _placement_bytes(shape, sensitive_count) if backend == "native" and value_bytes == 2 else 0
-    return sensitive_count * ((8 if is_wide else 4) + replaced) + (rows + 1) * 4 + placed
+    placed = _placement_bytes(entry) if backend == "native" and value_bytes == 2 else 0
+    return entry.sensitive_count * ((8 if is_wide else 4) + replaced) + (rows + 1) * 4 + placed
 
 
-def _placement_bytes(shape: tuple[int, int], sensitive_count: int) -> int:
+def is_any_decoded(backend: str, entries: Sequence[QuantizedEntry], dtype_name: str | None) -> bool:
+    """Return whether a pass probably decodes some weight as a whole, so that one that is kept decoded saves work.
+
+    Args:
+        backend: ``reference``, ``native`` or ``triton``.
+        entries: The quantised weights.
+        dtype_name: The compute dtype, or None for the device's own.
+    """
+    if backend != "native" or dtype_name != "bfloat16" or not has_matrix_unit():
+        return True
+    return not all(map(_fits_panels, entries))
+
+
+def _placement_bytes(entry: QuantizedEntry) -> int:
     """Return the bytes of where values go in tiles: where each list begins, and two numbers for each value."""
-    return (placement_lists(shape) + 1 + 2 * sensitive_count) * 4 if fits_panels(shape) else 0
+    return (placement_lists(entry.shape) + 1 + 2 * entry.sensitive_count) * 4 if _fits_panels(entry) else 0
+
+
+def _fits_panels(entry: QuantizedEntry) -> bool:
+    """Return whether a matrix unit can multiply from the codes of a weight."""
+    is_one_table = (entry.group_size or PANEL_COLUMNS) % PANEL_COLUMNS == 0
+    return entry.bits == 4 and is_in_whole_blocks(entry.shape) and is_one_table

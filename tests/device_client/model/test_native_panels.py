@@ -19,6 +19,7 @@ from device_client.model.backends.native.build import built_library
 from device_client.model.backends.native.cpu import has_matrix_unit
 from device_client.model.backends.native.library import KernelLibrary
 from device_client.model.backends.panel_layout import PASS_TOKENS
+from device_client.model.backends.planned_bytes import is_any_decoded
 from device_client.model.linear import QuantizedSparseLinear
 from device_client.model.loader import load_model
 from device_client.model.token_batch import TokenBatch
@@ -305,6 +306,31 @@ def test_a_models_points_have_the_bits_that_each_has_alone(
         assert torch.equal(model.logits(batch)[0], found)
         reference.write_points([theta])
         torch.testing.assert_close(found, reference.logits(batch)[0], rtol=0.05, atol=0.1)
+
+
+WIDE = {"hidden_size": 128, "intermediate_size": 256}
+
+
+@pytest.mark.parametrize(
+    ("form", "options", "is_any"),
+    [
+        ("per_row", WIDE, False),
+        ("per_row", WIDE | {"bits": 8}, True),
+        ("shared", WIDE, True),  # in groups of 24
+        ("per_row", WIDE | {"intermediate_size": 200}, True),  # the others fit
+    ],
+)
+def test_decoded_weights_are_kept_and_planned_for_only_where_some_are_decoded(
+    case_of: Callable, kernels: Path, library: KernelLibrary, form: str, options: dict[str, int], is_any: bool
+) -> None:
+    bundle = case_of("llama", form, sensitive=300, **options).bundle
+    model = load_model(bundle, device="cpu", compute_dtype=torch.bfloat16, backend=BackendOptions("native", kernels))
+    before = model.runtime.backend
+
+    model.keep_decoded(1 << 30)
+
+    assert (model.runtime.backend is not before) is is_any
+    assert is_any_decoded("native", bundle.config.tensors, "bfloat16") is is_any
 
 
 def test_packing_says_what_the_values_replace(library: KernelLibrary) -> None:

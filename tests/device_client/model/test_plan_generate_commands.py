@@ -8,12 +8,14 @@ from typing import Any
 
 import pytest
 import torch
+from random_bundle import make_case
 from tiny_bundle import TinyBundle, make_tiny_bundle
 
 from device_client.cli import main
 from device_client.console import printable
 from device_client.model.loader import load_model
 from device_client.tuning.run_directory import RunDirectory
+from shared.bundle.layout import manifest_descriptor
 from shared.bundle.read import read_bundle
 from shared.perturbation import random_generator
 
@@ -98,6 +100,30 @@ def test_plan_shows_every_part_to_people(capsys: pytest.CaptureFixture[str]) -> 
         "Left for decoded weights: 7.",
     ):
         assert part in shown
+
+
+@pytest.mark.parametrize("flags", ["fpu amx_bf16", "fpu"])
+def test_plan_leaves_nothing_for_decoded_weights_where_a_matrix_unit_decodes_none(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, flags: str
+) -> None:
+    (tmp_path / "cpuinfo").write_text(f"flags : {flags}\n")
+    monkeypatch.setattr("device_client.model.backends.native.cpu.CPUINFO", tmp_path / "cpuinfo")
+    bundle = make_case(tmp_path / "bundles", "llama", hidden_size=128, intermediate_size=256).bundle
+    manifest = bundle.layout.read_blob(bundle.digest, max_bytes=1 << 20)
+    bundle.layout.tag("wide:latest", manifest_descriptor(manifest))
+    monkeypatch.setenv("ZO_DEVICE_HOME", str(tmp_path))
+    has_unit = "amx" in flags
+
+    for words, is_decoded in (
+        (("--dtype", "bfloat16"), not has_unit),
+        (("--dtype", "bfloat16", "--backend", "reference"), True),
+        (("--dtype", "float16"), True),
+        ((), True),
+    ):
+        assert main(["plan", "wide", "--device", "cpu", "--json", *words]) == 0
+        printed = capsys.readouterr()
+        assert ("Left for decoded weights" in printed.err) is is_decoded
+        assert (json.loads(printed.out)["decoded_cache_bytes"] > 0) is is_decoded
 
 
 @pytest.mark.parametrize("command", [("plan", "tiny"), ("generate", "tiny", "Hello")])
