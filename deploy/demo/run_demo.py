@@ -6,8 +6,8 @@
     4. pull       zo-device pull, verified and signed
     5. tune       zo-device tune on the messages of ``messages.py``              (or --data: yours)
 
-Everything lies in demo-output/; the last step prints one table and writes it to demo-output/result.json. The test rows
-are used for nothing but the two accuracies.
+Everything lies in demo-output/; the last step prints one table, writes it to demo-output/result.json, and says what to
+type next. The test rows are used for nothing but the two accuracies, and the first of them for that.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import contextlib
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -62,6 +63,10 @@ def main() -> int:
         console.print(f"[red]The demo stopped:[/] {error}")
         return 1
     show(bundle, pulled, tuned, output, time.monotonic() - started, console)
+    prompt = "Once upon a time" if arguments.data else prompt_of_first_row(data["test"])
+    console.print("Next, by hand:")
+    for line in next_commands(bundle, output.absolute(), prompt):
+        console.print(f"  {line}", markup=False, soft_wrap=True)
     return 0
 
 
@@ -285,6 +290,22 @@ def show(
     Console(highlight=False).print(table)
     console.print(f"Report page  {output / 'report.html'}")
     console.print(f"Loss curve   {output / 'run' / 'loss.svg'}")
+
+
+def prompt_of_first_row(path: Path) -> str:
+    """Return the demo's question about the first message of a file."""
+    text = json.loads(path.read_text().partition("\n")[0])["text"]
+    return TEMPLATE.partition("{label}")[0].rstrip().format(text=text)
+
+
+def next_commands(bundle: BundleSummary, output: Path, prompt: str) -> list[str]:
+    """Return what to type in a shell to ask the tuned model, and to see the run."""
+    zo_device, run = str(BIN / "zo-device"), str(output / "run")
+    return [
+        f"export ZO_DEVICE_HOME={shlex.quote(str(output / 'device'))}",
+        shlex.join([zo_device, "generate", f"{bundle.name}:{bundle.tag}", prompt, "--run", run]),
+        shlex.join([zo_device, "runs", run]),
+    ]
 
 
 def percent(share: float | None) -> str:

@@ -1,0 +1,49 @@
+"""What the demo says to type next: the shell takes it, and zo-device finds the demo's home, bundle and run."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import run_demo
+import torch
+from tiny_bundle import make_tiny_bundle
+
+from device_client.tuning.run_directory import RunDirectory
+
+
+@pytest.fixture
+def output(tmp_path: Path) -> Path:
+    """What the demo leaves, in a folder whose name a shell would take apart."""
+    output = tmp_path / "demo output"
+    bundle = make_tiny_bundle(output / "device" / "bundles")
+    run = RunDirectory(output / "run")
+    run.create()
+    run.write_json("config.json", {"bundle_digest": bundle.digest, "settings": {"steps": 2}})
+    run.journal.write_bytes(b"")
+    run.write_theta("best.safetensors", torch.zeros(14 * 8), 2)
+    return output
+
+
+def test_the_next_commands_run_as_they_are_printed(output: Path) -> None:
+    name = SimpleNamespace(name="tiny", tag="latest")
+    export, *commands = run_demo.next_commands(name, output, "it's bad It was")  # type: ignore[arg-type]
+    assert [shlex.split(command)[1] for command in commands] == ["generate", "runs"]
+
+    for command in commands:
+        words = [sys.executable, "-c", "from device_client.cli import main; raise SystemExit(main())"]
+        inner = shlex.join([*words, *shlex.split(command)[1:], "--json"])
+        done = subprocess.run(["/bin/sh", "-c", f"{export}\n{inner}"], capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        answer = json.loads(done.stdout)
+    assert [run["path"] for run in answer["runs"]] == [str(output / "run")]
+
+
+def test_the_prompt_asks_the_demos_question_about_the_first_row(tmp_path: Path) -> None:
+    (tmp_path / "test.jsonl").write_text('{"text": "the soup {was} cold", "label": "negative"}\n{}\n')
+    assert run_demo.prompt_of_first_row(tmp_path / "test.jsonl") == "the soup {was} cold It was"
