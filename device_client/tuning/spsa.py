@@ -102,7 +102,7 @@ class PerturbedPoint:
 
     def __getitem__(self, where: slice) -> Tensor:
         """Return some of its values, float32; all of them for ``[:]``."""
-        return (self.z[where] * self.signed_epsilon).add_(self.theta[where])
+        return torch.add(self.theta[where], self.z[where], alpha=self.signed_epsilon)
 
 
 def perturbed(theta: Tensor, directions: Sequence[Tensor], epsilon: float) -> list[PerturbedPoint]:

@@ -2,9 +2,11 @@
 
     batch laid out · z of the step, drawn ahead · L(θ + εz), L(θ − εz) · g · θ ← θ − η·g·z
 
-    update share = (step − forwards + writing values inside them + drawing z) / step
+    update share          = (drawing z + θ ± εz rounded and written + values written while decoding + update) / step
+    share beside forwards = (drawing z + step − forwards + values written while decoding) / step
 
-The last counts z as if its thread took nothing from what it would otherwise slow down: an upper bound.
+Both count z as if its thread took nothing from what it slows down: an upper bound. The second counts the batch's layout
+and the losses too.
 """
 
 from __future__ import annotations
@@ -12,9 +14,10 @@ from __future__ import annotations
 import math
 import statistics
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -52,16 +55,25 @@ class ZoStep:
         points: θ's side by side: 2 pairs both signs over one decoding where the product does so (``is_paired``), 1 runs
             them one after the other.
         drawing: What draws z.
+        update: Moves θ.
         seen: What the loop sees of the model; the model itself where nothing is said.
     """
 
     def __init__(
-        self, model: SparseModel, batch: Batch, *, points: int, drawing: Drawing, seen: PointsModel | None = None
+        self,
+        model: SparseModel,
+        batch: Batch,
+        *,
+        points: int,
+        drawing: Drawing,
+        update: Callable[..., Tensor] = descend,
+        seen: PointsModel | None = None,
     ) -> None:
         examples = random_examples(batch, int(model.config.architecture["vocab_size"]))
         indices = BatchIndices(len(examples), batch.rows, seed=0)
         self._problem = ModelProblem(seen or model, examples, examples, "candidates", indices, batch.rows, points)
         self._draw = PerturbationStream(0, model.sensitive_count, drawing, model.device)
+        self._update = update
         self._theta = model.initial_theta()
         self._step = 0
 
@@ -76,7 +88,7 @@ class ZoStep:
         (found,) = estimate(self._problem.losses, self._theta, directions, EPSILON, batch)
         if not math.isfinite(found.projected_gradient):
             raise ArithmeticError(f"the losses of step {self._step} are {found.loss_plus} and {found.loss_minus}")
-        self._theta = descend(self._theta, directions, [found.projected_gradient], LEARNING_RATE)
+        self._theta = self._update(self._theta, directions, [found.projected_gradient], LEARNING_RATE)
         self._step += 1
         return found.loss_plus, found.loss_minus
 
@@ -141,7 +153,8 @@ class _ClockedModel:
         return self.model.device
 
     def write_points(self, thetas: Sequence[Point]) -> None:
-        self.model.write_points(thetas)
+        with self.clock.on("write_points"):
+            self.model.write_points(thetas)
 
     def logits(self, batch: TokenBatch) -> Tensor:
         with self.clock.on("forwards"):
@@ -179,7 +192,14 @@ class _ClockedBackend:
 def step_parts(model: SparseModel, batch: Batch, *, drawing: Drawing, rounds: int) -> dict[str, float]:
     """Return the median seconds of a step's parts, and the shares that matter."""
     clock, backend = Clock(model.device), model.runtime.backend
-    step = ZoStep(model, batch, points=batch.points, drawing=drawing, seen=_ClockedModel(model, clock))
+
+    def clocked_descend(*arguments: Any) -> Tensor:
+        with clock.on("update"):
+            return descend(*arguments)
+
+    step = ZoStep(
+        model, batch, points=batch.points, drawing=drawing, update=clocked_descend, seen=_ClockedModel(model, clock)
+    )
     step()
     clock.read()
     model.runtime.backend = _ClockedBackend(backend, clock)
@@ -190,12 +210,13 @@ def step_parts(model: SparseModel, batch: Batch, *, drawing: Drawing, rounds: in
     medians = {name: statistics.median(one[name] for one in found) for name in found[0]}
     medians["draw_z"] = _drawing_seconds(drawing, model.sensitive_count, rounds)
     medians["write_while_decoding"] = _writing_seconds(model, batch, rounds) * _passes(model, batch)
-    beside = statistics.median(one["step"] - one["forwards"] + one.get("write_sparse", 0.0) for one in found)
-    beside += medians["write_while_decoding"]
-    medians.setdefault("dequantize", 0.0)
+    for name in ("dequantize", "write_sparse"):
+        medians.setdefault(name, 0.0)
+    written = medians["draw_z"] + medians["write_sparse"] + medians["write_while_decoding"]
+    beside = statistics.median(one["step"] - one["forwards"] for one in found)
     return {f"{name}_seconds": seconds for name, seconds in medians.items()} | {
-        "beside_forwards_seconds": beside,
-        "update_share": (beside + medians["draw_z"]) / medians["step"],
+        "update_share": (written + medians["write_points"] + medians["update"]) / medians["step"],
+        "share_beside_forwards": (written + beside) / medians["step"],
         "dequantize_share": medians["dequantize"] / medians["step"],
     }
 
