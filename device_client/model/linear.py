@@ -141,12 +141,11 @@ class QuantizedSparseLinear(nn.Module):
         Args:
             inputs: Compute dtype (points · rows, …, in_features), the rows of the first point first.
         """
-        points = self._runtime.values.points
-        stacked = inputs.reshape(points, -1, self.in_features)
-        if points == 1 and stacked.shape[1] <= self._runtime.fused_up_to_tokens:
-            outputs = self._runtime.backend.linear_small(stacked[0], self.packed, self._values(0), self.bias)
-        else:
-            outputs = self._at_each_point(stacked)
+        runtime = self._runtime
+        points = runtime.values.points
+        if points == 1 and inputs.numel() <= runtime.fused_up_to_tokens * self.in_features:
+            return runtime.backend.linear_small(inputs, self.packed, self._values(0), self.bias)
+        outputs = self._at_each_point(inputs.reshape(points, -1, self.in_features))
         return outputs.view(*inputs.shape[:-1], self.out_features)
 
     def _at_each_point(self, stacked: Tensor) -> Tensor:

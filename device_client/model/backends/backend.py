@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -52,6 +52,7 @@ class PackedWeight:
         in_panels: Whether the codes lie otherwise than row by row; see ``native/kernels/panels.h``.
         at_points: The backend's product at several points, for any number of tokens, where it has one for this weight;
             some rows have none.
+        described: What the backend's compiled kernels see of it, where it keeps that; some rows have none.
     """
 
     quantized: QuantizedTensor
@@ -62,6 +63,7 @@ class PackedWeight:
     replaced: Tensor | None = None
     in_panels: bool = False
     at_points: PointsProduct | None = None
+    described: Any = None
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -143,13 +145,13 @@ class LinearBackend(Protocol):
         """Return x Wᵀ + b without decoding W as a whole; for one to a few tokens.
 
         Args:
-            inputs: Compute dtype (tokens, in_features).
+            inputs: Compute dtype (…, in_features).
             weight: The packed weight.
             values: Compute dtype (k,), the sensitive values.
             bias: Compute dtype (out_features,), or None.
 
         Returns:
-            Compute dtype (tokens, out_features).
+            Compute dtype (…, out_features).
         """
 
 

@@ -8,6 +8,9 @@ PANEL_ROWS = 16
 PANEL_COLUMNS = 128
 """Columns of a block of a panel."""
 
+MOST_COLUMNS = 1 << 17
+"""Columns of a weight in panels."""
+
 SLICE_COLUMNS = 256
 """Columns whose tiles are made at once."""
 
@@ -16,9 +19,9 @@ PASS_TOKENS = 512
 
 
 def is_in_whole_blocks(shape: tuple[int, int]) -> bool:
-    """Return whether a weight (out_features, in_features) consists of whole blocks."""
+    """Return whether a weight (out_features, in_features) consists of whole blocks, and not too many."""
     rows, columns = shape
-    return rows % PANEL_ROWS == 0 and columns % PANEL_COLUMNS == 0
+    return rows % PANEL_ROWS == 0 and columns % PANEL_COLUMNS == 0 and columns <= MOST_COLUMNS
 
 
 def placement_lists(shape: tuple[int, int]) -> int:

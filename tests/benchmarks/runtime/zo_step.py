@@ -260,7 +260,7 @@ def _decode(backend: LinearBackend, weight: PackedWeight, values: Tensor, points
 
 def _without_values(weight: PackedWeight) -> PackedWeight:
     none = {name: getattr(weight, name)[:0] for name in ("indices", "replaced") if getattr(weight, name) is not None}
-    empty = replace(weight, row_starts=torch.zeros_like(weight.row_starts), **none)
+    empty = replace(weight, row_starts=torch.zeros_like(weight.row_starts), described=None, **none)
     product = weight.at_points
     if not isinstance(product, PanelProduct):
         return empty

@@ -18,7 +18,7 @@ from device_client.model.backends.native.backend import NativeBackend
 from device_client.model.backends.native.build import built_library
 from device_client.model.backends.native.cpu import has_matrix_unit
 from device_client.model.backends.native.library import KernelLibrary
-from device_client.model.backends.panel_layout import PASS_TOKENS
+from device_client.model.backends.panel_layout import MOST_COLUMNS, PASS_TOKENS
 from device_client.model.backends.planned_bytes import is_any_decoded
 from device_client.model.linear import QuantizedSparseLinear
 from device_client.model.loader import load_model
@@ -211,6 +211,32 @@ def test_some_rows_go_with_the_values_of_the_whole_weight(library: KernelLibrary
         assert torch.equal(layer.backend.linear_small(inputs[0], rows, layer.values[0], None), fused[:, start:stop])
 
 
+def test_sensitive_values_of_the_widest_rows_are_added_where_they_belong(library: KernelLibrary) -> None:
+    """Rows are found by a division in float32: at both ends of every row of the most columns that panels have."""
+    layer = Layer(library, random_tensor(2, MOST_COLUMNS // 128, "shared", seed=3), seed=3, density=0.0)
+    ends = torch.arange(32)[:, None] * MOST_COLUMNS + torch.tensor([0, 1, MOST_COLUMNS - 2, MOST_COLUMNS - 1])
+    weight = layer.backend.pack(layer.tensor, ends.flatten())
+    values = torch.arange(ends.numel()).bfloat16()
+    inputs = torch.zeros(1, MOST_COLUMNS, dtype=torch.bfloat16)
+    inputs[0, [0, 1, -2, -1]] = torch.tensor([1.0, 2.0, 4.0, 8.0]).bfloat16()
+
+    outputs = layer.backend.linear_small(inputs, weight, values, None)
+
+    expected = values.view(32, 4).double() @ torch.tensor([1.0, 2.0, 4.0, 8.0], dtype=torch.float64)
+    assert torch.equal(outputs[0], expected.bfloat16())
+
+
+def test_the_fused_product_keeps_the_shape_of_its_inputs(library: KernelLibrary) -> None:
+    layer = Layer(library, random_tensor(2, 2, "per_row", seed=5), seed=5)
+    inputs = layer.inputs(1, 6)[0]
+
+    flat = layer.backend.linear_small(inputs, layer.weight, layer.values[0], layer.bias)
+    nested = layer.backend.linear_small(inputs.view(2, 3, -1), layer.weight, layer.values[0], layer.bias)
+
+    assert nested.shape == (2, 3, 32)
+    assert torch.equal(nested.view(6, 32), flat)
+
+
 def test_torchs_own_products_stay_what_they_are(library: KernelLibrary) -> None:
     """Its library uses the same registers on the same threads, and may think that their shapes are as it left them."""
     layer = Layer(library, random_tensor(16, 4, "per_row", seed=1), seed=1)
@@ -250,10 +276,11 @@ def test_inputs_of_another_format_are_refused(library: KernelLibrary) -> None:
         (random_tensor(2, 2, "per_row", seed=0).rows(0, 15), torch.bfloat16),
         (random_tensor(2, 2, "per_row", seed=0, bits=3), torch.bfloat16),
         (random_tensor(2, 2, "uniform", seed=0, group_size=64), torch.bfloat16),
+        (random_tensor(1, MOST_COLUMNS // 128 + 1, "shared", seed=0), torch.bfloat16),
         (QuantizedTensor(pack_codes(torch.ones(16, 130, dtype=torch.int64), 4), 130, 4, lut=torch.ones(16, 16).half()),
          torch.bfloat16),
     ],
-    ids=["float32", "float16", "15 rows", "3 bits", "groups of 64", "130 columns"],
+    ids=["float32", "float16", "15 rows", "3 bits", "groups of 64", "too wide", "130 columns"],
 )  # fmt: skip
 def test_what_does_not_fit_panels_is_left_as_it_is(
     library: KernelLibrary, tensor: QuantizedTensor, dtype: torch.dtype

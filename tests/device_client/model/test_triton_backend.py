@@ -95,8 +95,10 @@ def test_two_nibbles_of_a_byte_are_two_columns_low_first() -> None:
 
     assert backend.dequantize(weight).tolist() == [[1.0, 2.0, 15.0]]
     assert backend.linear_dense_part(inputs, weight, None).tolist() == [[135.0]]
-    product = backend.linear_small(inputs, weight, torch.tensor([7.0], device=DEVICE), torch.ones(1, device=DEVICE))
+    values, bias = torch.tensor([7.0], device=DEVICE), torch.ones(1, device=DEVICE)
+    product = backend.linear_small(inputs, weight, values, bias)
     assert product.tolist() == [[186.0]]  # 100 · 1 + 10 · 7 + 1 · 15, and the bias
+    assert backend.linear_small(inputs.view(1, 1, 3), weight, values, bias).tolist() == [[[186.0]]]
 
 
 def test_all_weights_share_one_buffer_as_large_as_the_largest() -> None:

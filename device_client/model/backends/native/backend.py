@@ -16,7 +16,7 @@ from torch import Tensor
 
 from device_client.model.backends.backend import PackedWeight, first_of_each_row
 from device_client.model.backends.names import BackendName
-from device_client.model.backends.native.library import KernelLibrary
+from device_client.model.backends.native.library import Described, KernelLibrary, described
 from device_client.model.backends.native.panels import PanelProduct, check_format, with_panels
 from device_client.model.backends.workspace import reusable_buffer
 from shared.quantization.codec import QuantizedTensor
@@ -64,6 +64,7 @@ class NativeBackend:
             in_panels=in_panels,
         )
         weight = replace(weight, replaced=self.dequantize(weight).view(-1)[indices])
+        weight = replace(weight, described=Described(weight))
         if not in_panels:
             return weight
         product = PanelProduct(self._library, self._library.placement(weight), self._workspace)
@@ -73,17 +74,18 @@ class NativeBackend:
         """Return W in the workspace."""
         rows, columns = weight.shape
         dense = self._workspace[: rows * columns].view(rows, columns)
-        self._library.dequantize(weight, values, dense)
+        self._library.dequantize(described(weight), values, dense)
         return dense
 
     def write_sparse(self, dense: Tensor, weight: PackedWeight, values: Tensor) -> None:
         """Overwrite the sensitive positions of a decoded weight."""
-        self._library.write_sparse(weight, values, dense)
+        self._library.write_sparse(described(weight), values, dense)
 
     def linear_small(self, inputs: Tensor, weight: PackedWeight, values: Tensor, bias: Tensor | None) -> Tensor:
         """Return x Wᵀ + b from the codes, up to four tokens per reading of them."""
         if weight.in_panels:
             check_format(inputs)
-        outputs = inputs.new_empty(inputs.shape[0], weight.shape[0])
-        self._library.linear_small(inputs.contiguous(), weight, values, bias, outputs)
+        seen = described(weight)
+        outputs = inputs.new_empty((*inputs.shape[:-1], seen.rows))
+        self._library.linear_small(inputs.contiguous(), seen, values, bias, outputs)
         return outputs

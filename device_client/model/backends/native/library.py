@@ -9,6 +9,7 @@ import ctypes
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -59,6 +60,42 @@ class _Placement(ctypes.Structure):
     _fields_ = tuple((name, ctypes.c_void_p) for name in ("starts", "order", "places"))
 
 
+class Described:
+    """A weight as the kernels see it: good for as long as the weight lives, and for one call at a time.
+
+    Args:
+        packed: The weight.
+    """
+
+    def __init__(self, packed: PackedWeight) -> None:
+        tensor = packed.quantized
+        rows, columns = tensor.shape
+        groups = 0 if tensor.group_size is None else -(-columns // tensor.group_size)
+        lut_rows = 0 if tensor.lut is None else tensor.lut.shape[0]
+        self.rows = rows
+        self.weight = ctypes.pointer(_Weight(
+            tensor.codes.data_ptr(), _address(tensor.lut), _address(tensor.scale), _address(tensor.bias),
+            rows, columns, tensor.codes.shape[1], lut_rows, tensor.group_size or 0, groups, tensor.bits,
+            int(packed.in_panels),
+        ))  # fmt: skip
+        self._values = _Sparse(
+            packed.row_starts.data_ptr(), packed.indices.data_ptr(), None, _address(packed.replaced), packed.first_row
+        )
+        self._sparse = ctypes.pointer(self._values)
+
+    def sparse(self, values: Tensor | None) -> Any:
+        """Return its sensitive values' places with these values, (k,) of the whole weight, or None without any."""
+        if values is None:
+            return None
+        self._values.values = values.data_ptr()
+        return self._sparse
+
+
+def described(weight: PackedWeight) -> Described:
+    """Return a weight as the kernels see it; some rows of one are described anew each time."""
+    return weight.described or Described(weight)
+
+
 class KernelLibrary:
     """The compiled kernels.
 
@@ -95,88 +132,59 @@ class KernelLibrary:
 
     def fits_panels(self, quantized: QuantizedTensor) -> bool:
         """Return whether bfloat16 products with this weight can be made on the CPU's matrix unit."""
-        return bool(self._fits_panels(ctypes.byref(_describe(PackedWeight(quantized, _NONE, _NONE)))))
+        return bool(self._fits_panels(Described(PackedWeight(quantized, _NONE, _NONE)).weight))
 
     def draw_normal(self, seed: int, step: int, query: int, out: Tensor) -> None:
         """Draw ``perturbation(seed, step, query, k)`` to ``out``, float32 (k,), contiguous, on the host."""
         self._draw_normal(seed, step, query, COEFFICIENTS.ctypes.data, out.data_ptr(), out.numel())
 
-    def dequantize(self, packed: PackedWeight, values: Tensor | None, out: Tensor) -> None:
+    def dequantize(self, weight: Described, values: Tensor | None, out: Tensor) -> None:
         """Decode to ``out`` (out_features, in_features), contiguous; ``values``, of its format, are written over it."""
-        weight = _describe(packed)
-        sparse = None if values is None else ctypes.byref(_describe_sparse(packed, values))
         threads = torch.get_num_threads()
-        self._dequantize(ctypes.byref(weight), sparse, out.data_ptr(), FORMATS[out.dtype], threads)
+        self._dequantize(weight.weight, weight.sparse(values), out.data_ptr(), FORMATS[out.dtype], threads)
 
-    def write_sparse(self, packed: PackedWeight, values: Tensor, out: Tensor) -> None:
+    def write_sparse(self, weight: Described, values: Tensor, out: Tensor) -> None:
         """Overwrite the sensitive positions of ``out`` (out_features, in_features), of the format of ``values``."""
-        weight, sparse = _describe(packed), _describe_sparse(packed, values)
         threads = torch.get_num_threads()
-        self._write_sparse(ctypes.byref(weight), ctypes.byref(sparse), out.data_ptr(), FORMATS[out.dtype], threads)
+        self._write_sparse(weight.weight, weight.sparse(values), out.data_ptr(), FORMATS[out.dtype], threads)
 
-    def linear_small(
-        self, inputs: Tensor, packed: PackedWeight, values: Tensor, bias: Tensor | None, out: Tensor
-    ) -> None:
-        """Multiply: inputs (tokens, in_features) to out (tokens, out_features), all contiguous and of one format."""
-        weight = _describe(packed)
-        sparse = _describe_sparse(packed, values)
+    def linear_small(self, inputs: Tensor, weight: Described, values: Tensor, bias: Tensor | None, out: Tensor) -> None:
+        """Multiply: inputs (…, in_features) to out (…, out_features), all contiguous and of one format."""
         self._linear_small(
-            ctypes.byref(weight), ctypes.byref(sparse), inputs.data_ptr(), _address(bias), out.data_ptr(),
-            inputs.shape[0], FORMATS[inputs.dtype], torch.get_num_threads(),
+            weight.weight, weight.sparse(values), inputs.data_ptr(), _address(bias), out.data_ptr(),
+            out.numel() // weight.rows, FORMATS[inputs.dtype], torch.get_num_threads(),
         )  # fmt: skip
 
     def placement(self, packed: PackedWeight) -> Placement:
         """Return where the sensitive values of a weight in panels go in tiles."""
         lists, count = placement_lists(packed.shape), packed.indices.numel()
         found = Placement(*(torch.empty(size, dtype=torch.int32) for size in (lists + 1, count, count)))
-        weight, sparse = _describe(packed), _describe_sparse(packed, packed.indices)
-        self._sort_values(
-            ctypes.byref(weight), ctypes.byref(sparse), found.starts.data_ptr(), found.order.data_ptr(),
-            found.places.data_ptr(),
-        )  # fmt: skip
+        weight = Described(packed)
+        addresses = (tensor.data_ptr() for tensor in (found.starts, found.order, found.places))
+        self._sort_values(weight.weight, weight.sparse(packed.indices), *addresses)
         return found
 
     def linear_at_points(
-        self, inputs: Tensor, packed: PackedWeight, placement: Placement, values: Sequence[Tensor],
+        self, inputs: Tensor, weight: Described, placement: Placement, values: Sequence[Tensor],
         bias: Tensor | None, out: Tensor, scratch: Tensor,
     ) -> None:  # fmt: skip
         """Multiply on the matrix unit, with a weight whose codes lie in panels; all bfloat16 and contiguous.
 
         Args:
             inputs: (points, tokens, in_features).
-            packed: The weight.
+            weight: The weight.
             placement: Of its sensitive values.
             values: (k,) each, of every point.
             bias: (out_features,), or None.
             out: (points, tokens, out_features).
             scratch: At least ``PASS_TOKENS`` · in_features values.
         """
-        weight = _describe(packed)
         where = _Placement(placement.starts.data_ptr(), placement.order.data_ptr(), placement.places.data_ptr())
         addresses = (ctypes.c_void_p * len(values))(*(each.data_ptr() for each in values))
         self._linear_at_points(
-            ctypes.byref(weight), ctypes.byref(where), inputs.data_ptr(), addresses, _address(bias), out.data_ptr(),
+            weight.weight, ctypes.byref(where), inputs.data_ptr(), addresses, _address(bias), out.data_ptr(),
             inputs.shape[0], inputs.shape[1], scratch.data_ptr(), torch.get_num_threads(),
         )  # fmt: skip
-
-
-def _describe(packed: PackedWeight) -> _Weight:
-    tensor = packed.quantized
-    rows, columns = tensor.shape
-    groups = 0 if tensor.group_size is None else -(-columns // tensor.group_size)
-    lut_rows = 0 if tensor.lut is None else tensor.lut.shape[0]
-    return _Weight(
-        tensor.codes.data_ptr(), _address(tensor.lut), _address(tensor.scale), _address(tensor.bias),
-        rows, columns, tensor.codes.shape[1], lut_rows, tensor.group_size or 0, groups, tensor.bits,
-        int(packed.in_panels),
-    )  # fmt: skip
-
-
-def _describe_sparse(packed: PackedWeight, values: Tensor) -> _Sparse:
-    return _Sparse(
-        packed.row_starts.data_ptr(), packed.indices.data_ptr(), values.data_ptr(), _address(packed.replaced),
-        packed.first_row,
-    )  # fmt: skip
 
 
 def _address(tensor: Tensor | None) -> int | None:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from device_client.model.backends.backend import PackedWeight
-from device_client.model.backends.native.library import KernelLibrary, Placement
+from device_client.model.backends.native.library import KernelLibrary, Placement, described
 from device_client.model.backends.panel_layout import PANEL_COLUMNS, PANEL_ROWS, PASS_TOKENS
 from device_client.model.backends.workspace import reusable_buffer
 from shared.quantization.codec import QuantizedTensor
@@ -57,5 +57,7 @@ class PanelProduct:
         outputs = stacked.new_empty(points, tokens, weight.shape[0])
         needed = PASS_TOKENS * columns
         scratch = self.scratch if self.scratch.numel() >= needed else self.scratch.new_empty(needed)
-        self.library.linear_at_points(stacked.contiguous(), weight, self.placement, values, bias, outputs, scratch)
+        self.library.linear_at_points(
+            stacked.contiguous(), described(weight), self.placement, values, bias, outputs, scratch
+        )
         return outputs

@@ -111,13 +111,14 @@ class TritonBackend:
         return self._multiply(inputs, weight, None, bias)
 
     def _multiply(self, inputs: Tensor, weight: PackedWeight, values: Tensor | None, bias: Tensor | None) -> Tensor:
-        inputs = inputs.contiguous()
-        out = inputs.new_empty(inputs.shape[0], weight.shape[0])
+        rows, columns = weight.shape
+        tokens = inputs.reshape(-1, columns).contiguous()
+        out = tokens.new_empty(len(tokens), rows)
         with self._on_device():
-            for first in range(0, inputs.shape[0], MOST_TOKENS):
+            for first in range(0, len(tokens), MOST_TOKENS):
                 some = slice(first, first + MOST_TOKENS)
-                _launch_linear_small(inputs[some], weight, values, bias, out[some])
-        return out
+                _launch_linear_small(tokens[some], weight, values, bias, out[some])
+        return out.view(*inputs.shape[:-1], rows)
 
     def _on_device(self) -> AbstractContextManager[Any]:
         # Triton launches on the current device, whatever the tensors lie on

@@ -74,18 +74,19 @@ template <> uint16_t rounded<uint16_t>(float value, int32_t format) {
 #ifdef HAS_AVX512
 inline void store_16(float* out, __m512 values, int32_t) { _mm512_storeu_ps(out, values); }
 
-inline void store_16(uint16_t* out, __m512 values, int32_t format) {
-    if (format == FLOAT16) {
-        _mm256_storeu_si256(reinterpret_cast<__m256i*>(out), _mm512_cvtps_ph(values, _MM_FROUND_TO_NEAREST_INT));
-        return;
-    }
+// 16 values in one of the 16-bit formats.
+inline __m256i narrowed(__m512 values, int32_t format) {
+    if (format == FLOAT16) return _mm512_cvtps_ph(values, _MM_FROUND_TO_NEAREST_INT);
     const __m512i bits = _mm512_castps_si512(values);
     const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
     const __m512i sum = _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
-    __m256i words = _mm512_cvtepi32_epi16(_mm512_srli_epi32(sum, 16));
+    const __m256i words = _mm512_cvtepi32_epi16(_mm512_srli_epi32(sum, 16));
     const __mmask16 is_nan = _mm512_cmp_ps_mask(values, values, _CMP_UNORD_Q);
-    words = _mm256_mask_mov_epi16(words, is_nan, _mm256_set1_epi16(0x7fc0));
-    _mm256_storeu_si256(reinterpret_cast<__m256i*>(out), words);
+    return _mm256_mask_mov_epi16(words, is_nan, _mm256_set1_epi16(0x7fc0));
+}
+
+inline void store_16(uint16_t* out, __m512 values, int32_t format) {
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(out), narrowed(values, format));
 }
 
 #endif

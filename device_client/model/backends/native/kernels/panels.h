@@ -23,6 +23,7 @@ constexpr int64_t CODES = 4, WORDS = 32;             // of a row of a tile
 constexpr int64_t TILE = PANEL_ROWS * WORDS;         // bfloat16 values of a tile of weights
 constexpr int64_t BLOCK_VALUES = CODES * TILE;       // of a block of 16 rows and 128 columns
 constexpr int64_t TILE_TOKENS = 16;
+constexpr int64_t MOST_COLUMNS = 1 << 17;  // positions within a panel are divided by columns in float32
 
 // Asks the system for the use of the matrix unit, which a process must do once.
 bool may_use_tiles() {
@@ -33,6 +34,7 @@ bool may_use_tiles() {
 // Weights that lie in whole blocks, with one table for each row and block.
 bool fits_panels(const Weight& weight) {
     return weight.bits == 4 && weight.rows % PANEL_ROWS == 0 && weight.columns % PANEL_COLUMNS == 0 &&
+           weight.columns <= MOST_COLUMNS &&
            (!weight.groups || weight.group_size % PANEL_COLUMNS == 0);
 }
 
@@ -63,23 +65,34 @@ class TileShapes {
     TileShapes(const TileShapes&) = delete;
 };
 
+// The values of one row's 4-bit codes, before group scales.
+inline __m512 table_of(const Weight& weight, int64_t row) {
+    if (!weight.lut) return _mm512_setr_ps(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+    const uint16_t* lut = weight.lut + (weight.lut_rows == 1 ? 0 : row) * 16;
+    return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(lut)));
+}
+
 // The values of a panel's codes in bfloat16, each table twice in a register: 16 rows.
 struct PanelTables {
     __m512i rows[PANEL_ROWS];
 
+    // Fetches what reading the tables of a panel will need.
+    static void fetch(const Weight& weight, int64_t first_row) {
+        if (weight.lut_rows <= 1 || first_row >= weight.rows) return;
+        for (int64_t r = 0; r < PANEL_ROWS; r += 2) {
+            _mm_prefetch(reinterpret_cast<const char*>(weight.lut + 16 * (first_row + r)), _MM_HINT_T0);
+        }
+    }
+
     // Reads the tables that hold for a block; group scales and biases are part of them.
     void read(const Weight& weight, int64_t first_row, int64_t block) {
         for (int64_t r = 0; r < PANEL_ROWS; ++r) {
-            float table[16];
-            uint16_t narrow[16];
-            read_table(weight, first_row + r, table);
-            __m512 values = _mm512_loadu_ps(table);
+            __m512 values = table_of(weight, first_row + r);
             const int64_t in_row = weight.groups ? block * PANEL_COLUMNS / weight.group_size : 0;
             const int64_t group = (first_row + r) * weight.groups + in_row;
             if (weight.scale) values = _mm512_mul_ps(values, _mm512_set1_ps(half_to_float(weight.scale[group])));
             if (weight.bias) values = _mm512_add_ps(values, _mm512_set1_ps(half_to_float(weight.bias[group])));
-            store_16(narrow, values, BFLOAT16);
-            rows[r] = twice(narrow);
+            rows[r] = _mm512_broadcast_i64x4(narrowed(values, BFLOAT16));
         }
     }
     static bool change_at(const Weight& weight, int64_t block) {
