@@ -60,6 +60,8 @@ def refusals(settings: Settings) -> Iterator[None]:
         if path.is_relative_to(home) or home.is_relative_to(path):
             needed = f"{home} as a folder that you may read and write, with all in it"
             next_step = f"change the owner or permissions of {home}, or set ZO_DEVICE_HOME to another folder"
+        if error.errno in (errno.ENOTDIR, errno.EEXIST):
+            next_step = f"move {path} away, or " + next_step.rpartition("or ")[2]
         raise DiskError(f"{path}: {error.strerror}", needed=needed, next_step=next_step) from error
 
 

@@ -54,9 +54,6 @@ COEFFICIENTS = np.array(
 )  # fmt: skip
 """float32 (32, 6): row e holds c₀ … c₅ of z = c₀ + c₁·t + … + c₅·t⁵ in octave e; a = 2^31 after rounding is p = ½."""
 
-_AT_ONCE = 1 << 15
-"""Values: what one pass over them reads and writes stays in the cache."""
-
 _SIGN, _MAGNITUDE, _MANTISSA = np.uint32(1 << 31), np.uint32((1 << 31) - 1), np.uint32((1 << 23) - 1)
 _ONE = np.uint32(127 << 23)
 _BY_POWER = np.ascontiguousarray(COEFFICIENTS.T)
@@ -71,20 +68,13 @@ def normal_values(bits: NDArray[np.uint32]) -> NDArray[np.float32]:
     Returns:
         float32 (n,).
     """
-    values = np.empty(len(bits), np.float32)
-    for begin in range(0, len(bits), _AT_ONCE):
-        part = slice(begin, begin + _AT_ONCE)
-        _evaluate(bits[part], values[part])
-    return values
-
-
-def _evaluate(bits: NDArray[np.uint32], values: NDArray[np.float32]) -> None:
     tail = ((bits & _MAGNITUDE) | np.uint32(1)).view(np.int32).astype(np.float32).view(np.uint32)
     octave = (tail >> np.uint32(23)).astype(np.intp) - 127
     place = ((tail & _MANTISSA) | _ONE).view(np.float32) - np.float32(1.5)
-    np.take(_BY_POWER[-1], octave, out=values, mode="clip")  # "clip" needs no copy; no octave lies outside
+    values = np.take(_BY_POWER[-1], octave)
     coefficient = np.empty_like(values)
     for power in _BY_POWER[-2::-1]:
         values *= place
-        values += np.take(power, octave, out=coefficient, mode="clip")
+        values += np.take(power, octave, out=coefficient, mode="clip")  # needs no copy; no octave lies outside
     values.view(np.uint32)[:] ^= bits & _SIGN
+    return values

@@ -24,10 +24,13 @@ from shared.normal_quantile import normal_values
 
 Distribution = Literal["gaussian", "rademacher"]
 
-STREAM_NAME = "philox4x64-quantile-v2"
-"""Identifies this stream in journals; changed whenever the produced bytes change."""
+STREAM_NAMES: dict[Distribution, str] = {"gaussian": "philox4x64-quantile-v2", "rademacher": "philox4x64-numpy-v1"}
+"""Identify the streams in journals; changed whenever the produced bytes change."""
 
 _WORD = 1 << 64
+
+_AT_ONCE = 1 << 15
+"""Values: what is made on the way to them stays in the cache; whole words of either distribution."""
 
 
 def random_generator(seed: int, step: int = 0, query: int = 0) -> np.random.Generator:
@@ -58,13 +61,24 @@ def perturbation(
         count: Number of sensitive values k.
         distribution: ``gaussian`` or ``rademacher``.
     """
+    z = np.empty(count, np.float32)
+    draw_to(z, seed, step, query, distribution)
+    return z
+
+
+def draw_to(z: NDArray[np.float32], seed: int, step: int, query: int, distribution: Distribution = "gaussian") -> None:
+    """Write the perturbation at a position to ``z``, float32 (k,), part by part."""
     generator = random_generator(seed, step, query)
-    if distribution == "gaussian":
-        return normal_values(_words(generator, -(-count // 2)).view("<u4")[:count])
-    bits = np.unpackbits(_words(generator, -(-count // 64)).view(np.uint8), bitorder="little", count=count)
-    return bits.astype(np.float32) * np.float32(2) - np.float32(1)
+    for begin in range(0, len(z), _AT_ONCE):
+        part = z[begin : begin + _AT_ONCE]
+        if distribution == "gaussian":
+            part[:] = normal_values(_words(generator, -(-len(part) // 2)).view("<u4")[: len(part)])
+        else:
+            words = _words(generator, -(-len(part) // 64))
+            bits = np.unpackbits(words.view(np.uint8), bitorder="little", count=len(part))
+            np.subtract(bits * np.float32(2), np.float32(1), out=part)
 
 
 def _words(generator: np.random.Generator, count: int) -> NDArray[np.uint64]:
     """Return the next words of a generator, little-endian."""
-    return np.asarray(generator.bit_generator.random_raw(count) if count else (), dtype="<u8")
+    return np.asarray(generator.bit_generator.random_raw(count), dtype="<u8")

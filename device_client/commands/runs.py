@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare where to look."""
     parser.add_argument(
         "folder", nargs="?", type=Path, metavar="FOLDER",
-        help="a run begun with tune --output, or a folder of such runs (default: all others, in the home folder)",
+        help="a run begun with tune --output, or a folder of such runs (default: the home folder's)",
     )  # fmt: skip
 
 
@@ -48,7 +49,7 @@ def _run_folders(folder: Path) -> list[Path]:
         paths = [folder, *sorted(folder.iterdir())]
     except FileNotFoundError:
         return []
-    return [path for path in paths if all((path / name).exists() for name in ("config.json", "journal.bin"))]
+    return [path for path in paths if all(os.access(path / name, os.F_OK) for name in ("config.json", "journal.bin"))]
 
 
 def describe(folder: Path) -> dict[str, Any]:
@@ -60,7 +61,7 @@ def describe(folder: Path) -> dict[str, Any]:
     try:
         config = run_directory.read_json("config.json") or {}
         result = run_directory.read_json("result.json")
-        steps_done = len(read_journal(run_directory.journal)[1]) if run_directory.journal.exists() else 0
+        steps_done = len(read_journal(run_directory.journal)[1])
     except IntegrityError:
         return {"name": folder.name, "path": str(folder), "state": "damaged"}
     state = "unfinished" if result is None or result["stopped_by"] == "time budget" else "finished"

@@ -3,11 +3,12 @@
     peak = weights + workspace + θ vectors + hungriest moment of a pass + keys and values        counted
          + libraries + packed operands + allocator slack                                         measured once
 
-    θ vectors = k · 4 · (2 + q + q or 1)     two θ, z of q queries; on a CPU the next q z, on CUDA one θ ± ε·z
+    θ vectors = k · 4 · (3 + q + r)          three θ, z of q queries; on a CPU r = q next z, on CUDA r = 1, a θ ± ε·z
 
-Two θ: the run's and the bundle's, kept for the divergence watch. Loading never needs more: see ``loader``.
+Three θ: the run's, the bundle's, kept for the divergence watch, and at the end the best. Loading never needs more: see
+``loader``.
 ``tests/benchmarks/memory_plan_error.py`` compares with what processes use. Imports neither torch nor transformers.
-Symbols: k sensitive values · q queries · P points. Knows nothing about files.
+Symbols: k sensitive values · q queries. Knows nothing about files.
 """
 
 from __future__ import annotations
@@ -165,4 +166,4 @@ def _theta_vectors(workload: Workload, device_type: str) -> int:
     """Return how many vectors of k float32 are alive in a pass."""
     if workload.queries == 0:
         return 1
-    return 2 + workload.queries + (workload.queries if device_type == "cpu" else 1)
+    return 3 + workload.queries + (workload.queries if device_type == "cpu" else 1)

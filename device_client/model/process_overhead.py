@@ -6,14 +6,14 @@ Measured, not derived (``tests/benchmarks/memory_plan_error.py``, Linux, glibc, 
                  transformers also import triton and scipy where they are installed
     products     a matrix product packs its operands: up to 32 MiB, at most the largest weight
     slack        malloc keeps freed pieces below 32 MiB between living ones: half of what a pass makes of such pieces;
-                 larger pieces go back to the system at once
+                 and up to 64 MiB at the end of its heap: a third of what a pass makes
 
 Knows nothing about models.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 
 CUDA_CONTEXT_BYTES = 512 << 20
@@ -23,7 +23,7 @@ _LIBRARIES_BYTES = 366 << 20
 _OPTIONAL_LIBRARIES_BYTES = {"triton": 71 << 20, "scipy": 36 << 20}
 _PACKED_OPERANDS_BYTES = 32 << 20
 _MMAP_THRESHOLD_BYTES = 32 << 20
-_SLACK = 0.5
+_HEAP_END_BYTES = 2 * _MMAP_THRESHOLD_BYTES
 
 
 def is_installed(package: str) -> bool:
@@ -43,8 +43,9 @@ def product_bytes(device_type: str, largest_weight_bytes: int) -> int:
     return min(_PACKED_OPERANDS_BYTES, largest_weight_bytes) if device_type == "cpu" else 0
 
 
-def slack_bytes(device_type: str, pieces: Iterable[int]) -> int:
+def slack_bytes(device_type: str, pieces: Sequence[int]) -> int:
     """Return what the allocator keeps beside tensors of these bytes."""
     if device_type == "cuda":
         return 0
-    return int(_SLACK * sum(piece for piece in pieces if piece < _MMAP_THRESHOLD_BYTES))
+    between = sum(piece for piece in pieces if piece < _MMAP_THRESHOLD_BYTES) // 2
+    return between + min(_HEAP_END_BYTES, sum(pieces) // 3)

@@ -1,7 +1,8 @@
 """Reads tensors from a bundle's files to where they will stay, holding nothing twice.
 
-What keeps its dtype and stays on the host is read straight into its tensor. What is converted or moved to a device
-goes there a few MiB at a time: the 16-bit embeddings of a 7B model alone would be 262 MB beside their float32 copy.
+Every tensor is converted and moved a few MiB at a time: the 16-bit embeddings of a 7B model alone would be 262 MB
+beside their float32 copy. On the host it lies in memory of its own, in huge pages where there are any: what a backend
+packs otherwise is given back as a whole when it is dropped, and leaves no hole among small tensors made meanwhile.
 Files are read, never mapped: on a Jetson, where the device's memory is the host's, mapped pages would count a second
 time, and pages that the system cached are given back after each file. Knows nothing about models.
 """
@@ -15,7 +16,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from shared.bundle.tensor_header import TensorSlot, read_pieces, read_tensor
+from device_client.model.backends.workspace import reusable_buffer
+from shared.bundle.tensor_header import TensorSlot, read_pieces
 
 _TORCH_DTYPES = {"U8": torch.uint8, "F16": torch.float16, "I32": torch.int32}
 
@@ -29,11 +31,7 @@ def read_to(path: Path, slot: TensorSlot, device: torch.device, dtype: torch.dty
         device: Where the tensor will stay.
         dtype: None keeps the stored one.
     """
-    stored = _TORCH_DTYPES[slot.dtype]
-    dtype = stored if dtype is None else dtype
-    if device.type == "cpu" and dtype == stored:
-        return torch.from_numpy(read_tensor(path, slot))
-    placed = torch.empty(prod(slot.shape), dtype=dtype, device=device)
+    placed = reusable_buffer(prod(slot.shape), dtype or _TORCH_DTYPES[slot.dtype], device)
     start = 0
     for piece in read_pieces(path, slot):
         placed[start : start + piece.size].copy_(torch.from_numpy(piece))

@@ -164,6 +164,13 @@ def open_journal(path: Path, header: JournalHeader) -> Journal:
                 sync_directory(path.parent)
             return Journal(path, descriptor, header, [])
         found, end, records = _parse(data, path)
+        if found.stream != header.stream and found.distribution == header.distribution:
+            raise Conflict(
+                f"{path.parent} holds a run that another version of zo-device began: its perturbations are "
+                f"{found.stream}",
+                needed=header.stream,
+                next_step="finish it with that version, or choose another folder with --output",
+            )
         if found != header:
             raise Conflict(
                 f"{path.parent} holds a run with another {_difference(found, header)}",

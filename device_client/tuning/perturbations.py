@@ -17,7 +17,7 @@ from torch import Tensor
 from device_client.model.backends.choose import BackendOptions
 from device_client.model.backends.native.build import BuildFailed
 from device_client.model.backends.native.loading import load_kernels
-from shared.perturbation import Distribution, perturbation
+from shared.perturbation import Distribution, draw_to
 
 Drawing = Callable[[int, int, int, Tensor], None]
 """(seed, step, query, z): writes the perturbation at that position to z, float32 (k,) on the host."""
@@ -33,16 +33,9 @@ def drawing_of(distribution: Distribution, options: BackendOptions) -> Drawing:
     if distribution == "gaussian" and options.name != "reference":
         try:
             return load_kernels(options.folder, options.announce).draw_normal
-        except BuildFailed:
-            pass  # whoever chooses the backend has said why
-    return _in_numpy(distribution)
-
-
-def _in_numpy(distribution: Distribution) -> Drawing:
-    def draw(seed: int, step: int, query: int, z: Tensor) -> None:
-        z.numpy()[:] = perturbation(seed, step, query, z.numel(), distribution)
-
-    return draw
+        except BuildFailed as error:
+            options.announce(f"perturbations are drawn in NumPy: {error}")
+    return lambda seed, step, query, z: draw_to(z.numpy(), seed, step, query, distribution)
 
 
 class PerturbationStream:
@@ -74,6 +67,6 @@ class PerturbationStream:
         return self._drawn[key]
 
     def _fresh(self, step: int, query: int) -> Tensor:
-        z = torch.empty(self._count, pin_memory=self._device.type == "cuda")
+        z = torch.empty(self._count, dtype=torch.float32, pin_memory=self._device.type == "cuda")
         self._draw(self._seed, step, query, z)
         return z

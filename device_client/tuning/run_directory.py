@@ -69,12 +69,22 @@ class RunDirectory:
             self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
             self.path.chmod(0o700)
 
-    def discard(self) -> None:
-        """Take a run without steps away; where other files lie in its folder, they and the folder stay."""
+    def files(self) -> frozenset[str] | None:
+        """Return the names of all files in the folder, or None where there is no folder."""
+        return frozenset(path.name for path in self.path.iterdir()) if self.path.exists() else None
+
+    def discard(self, *, except_for: frozenset[str] | None) -> None:
+        """Take a run without steps away.
+
+        Args:
+            except_for: What ``files`` returned before the run began: it stays, and so does a folder that was there.
+        """
         with contextlib.suppress(OSError):  # what cannot be removed is no reason to hide why there is no run
             for name in _BEFORE_THE_END:
-                (self.path / name).unlink(missing_ok=True)
-            self.path.rmdir()
+                if name not in (except_for or ()):
+                    (self.path / name).unlink(missing_ok=True)
+            if except_for is None:
+                self.path.rmdir()
 
     @property
     def journal(self) -> Path:

@@ -102,7 +102,8 @@ class PerturbedPoint:
 
     def __getitem__(self, where: slice) -> Tensor:
         """Return some of its values, float32; all of them for ``[:]``."""
-        return torch.add(self.theta[where], self.z[where], alpha=self.signed_epsilon)
+        step = self.z[where] * self.signed_epsilon
+        return torch.add(self.theta[where], step, out=step)  # two roundings on any machine, where alpha= may fuse
 
 
 def perturbed(theta: Tensor, directions: Sequence[Tensor], epsilon: float) -> list[PerturbedPoint]:

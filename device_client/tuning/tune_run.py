@@ -40,7 +40,7 @@ from device_client.tuning.smaller_batches import with_smaller_batches
 from shared.bundle.digest import digest_of_bytes
 from shared.bundle.read import Bundle
 from shared.errors import Conflict, InvalidRequest, ResourceError, UnsupportedModel
-from shared.perturbation import STREAM_NAME, Distribution
+from shared.perturbation import STREAM_NAMES, Distribution
 from shared.tasks.examples import Example
 
 RESULT, RESOURCES, CURVE = "result.json", "resources.json", "loss.svg"
@@ -216,6 +216,7 @@ def tune(
     """
     if planned.directory.read_json(CONFIG) is None:
         _memory_fit(planned, machine)  # what does not fit is refused before a folder says that there is a run
+    files_before = planned.directory.files()
     finished = begin(planned)
     if finished is not None:
         return finished
@@ -227,7 +228,7 @@ def tune(
             result, resources = _tune(planned, machine, observer, clock, load, journal)
         except (InvalidRequest, ResourceError):
             if begun_on is None and not journal.records:  # there is nothing to go on with
-                planned.directory.discard()
+                planned.directory.discard(except_for=files_before)
             raise
     return TuneReport(planned.directory.path, result, resources, was_finished=False)
 
@@ -390,7 +391,7 @@ def _header(planned: PlannedRun) -> JournalHeader:
     settings = planned.settings
     return JournalHeader(
         seed=settings.seed,
-        stream=STREAM_NAME,
+        stream=STREAM_NAMES[settings.distribution],
         distribution=settings.distribution,
         sensitive_count=planned.bundle.config.sensitive_count,
         queries=settings.queries,

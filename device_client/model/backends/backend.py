@@ -13,7 +13,7 @@ Knows nothing about models.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
@@ -62,8 +62,8 @@ class PackedWeight:
     part_of: PackedWeight | None = None
     replaced: Tensor | None = None
     in_panels: bool = False
-    at_points: PointsProduct | None = None
-    described: Any = None
+    at_points: PointsProduct | None = field(default=None, compare=False, repr=False)
+    described: Any = field(default=None, compare=False, repr=False)
 
     @property
     def shape(self) -> tuple[int, int]:

@@ -1,8 +1,8 @@
 """What each backend will keep, from shapes alone: memory is planned without torch.
 
     reference    the largest weight, and one tile of rows; indices of 8 bytes, and where each row's begin
-    native       the largest weight; indices of 4 bytes, where each row's begin, and what the values replace; in 16 bits
-                 also where the values go in tiles, which only a CPU with a matrix unit keeps
+    native       the largest weight; indices of 4 bytes, where each row's begin, and what the values replace; on a
+                 CPU with a matrix unit, in 16 bits, also where the values go in tiles
     triton       the largest weight; indices of 4 bytes, and where each row's begin
 
 Measuring a backend at load holds one random weight of the largest shape and less than what the model will: it happens
@@ -59,7 +59,8 @@ def position_bytes(backend: str, entry: QuantizedEntry, value_bytes: int) -> int
     rows, columns = entry.shape
     is_wide = backend == "reference" or (backend == "triton" and rows * columns > INDEX_LIMIT)
     replaced = value_bytes if backend == "native" else 0
-    placed = _placement_bytes(entry) if backend == "native" and value_bytes == 2 else 0
+    is_placed = backend == "native" and value_bytes == 2 and has_matrix_unit() and _fits_panels(entry)
+    placed = _placement_bytes(entry) if is_placed else 0
     return entry.sensitive_count * ((8 if is_wide else 4) + replaced) + (rows + 1) * 4 + placed
 
 
@@ -78,7 +79,7 @@ def is_any_decoded(backend: str, entries: Sequence[QuantizedEntry], dtype_name: 
 
 def _placement_bytes(entry: QuantizedEntry) -> int:
     """Return the bytes of where values go in tiles: where each list begins, and two numbers for each value."""
-    return (placement_lists(entry.shape) + 1 + 2 * entry.sensitive_count) * 4 if _fits_panels(entry) else 0
+    return (placement_lists(entry.shape) + 1 + 2 * entry.sensitive_count) * 4
 
 
 def _fits_panels(entry: QuantizedEntry) -> bool:

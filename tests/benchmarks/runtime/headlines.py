@@ -45,8 +45,9 @@ def _step(found: Mapping[str, Any], scale: Scale, prefix: str) -> Figures:
     for one in found.get("torch.float32", {}).values():
         key = f"{prefix}.float32_step_over_two_forwards.{_suffix(one, scale)}"
         figures[key] = (one["step_over_two_forwards"]["median"], "ratio")
-    shared = own["16x16" if scale.plan == "cpu" else "16x32"]["parts"]["update_share"]
-    figures["step.update_share" if scale.plan == "cpu" else f"{prefix}.update_share"] = (shared, "share")
+    parts = own["16x16" if scale.plan == "cpu" else "16x32"]["parts"]
+    of_step = "step" if scale.plan == "cpu" else prefix
+    figures |= {f"{of_step}.{key}": (parts[key], "share") for key in ("update_share", "share_beside_forwards")}
     return figures
 
 

@@ -5,8 +5,8 @@
     update share          = (drawing z + θ ± εz rounded and written + values written while decoding + update) / step
     share beside forwards = (drawing z + step − forwards + values written while decoding) / step
 
-Both count z as if its thread took nothing from what it slows down: an upper bound. The second counts the batch's layout
-and the losses too.
+Both count z in full, drawn alone, although its thread draws it beside the products. The second counts the batch's
+layout and the losses too.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from runtime.stopwatch import seconds_of
 from torch import Tensor
 
 from device_client.model.backends.backend import LinearBackend, PackedWeight
+from device_client.model.backends.native.library import Described
 from device_client.model.backends.native.panels import PanelProduct
 from device_client.model.backends.panel_layout import PASS_TOKENS
 from device_client.model.linear import QuantizedSparseLinear
@@ -260,7 +261,9 @@ def _decode(backend: LinearBackend, weight: PackedWeight, values: Tensor, points
 
 def _without_values(weight: PackedWeight) -> PackedWeight:
     none = {name: getattr(weight, name)[:0] for name in ("indices", "replaced") if getattr(weight, name) is not None}
-    empty = replace(weight, row_starts=torch.zeros_like(weight.row_starts), described=None, **none)
+    empty = replace(weight, row_starts=torch.zeros_like(weight.row_starts), **none)
+    if weight.described is not None:
+        empty = replace(empty, described=Described(empty))
     product = weight.at_points
     if not isinstance(product, PanelProduct):
         return empty

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -224,6 +225,14 @@ def test_sensitive_values_of_the_widest_rows_are_added_where_they_belong(library
 
     expected = values.view(32, 4).double() @ torch.tensor([1.0, 2.0, 4.0, 8.0], dtype=torch.float64)
     assert torch.equal(outputs[0], expected.bfloat16())
+
+
+def test_a_weight_with_other_tensors_is_not_taken_for_the_one_before(library: KernelLibrary) -> None:
+    one, other = (Layer(library, random_tensor(1, 1, "per_row", seed=seed), seed=0) for seed in (1, 2))
+
+    mixed = replace(one.weight, quantized=other.weight.quantized)
+
+    assert torch.equal(one.backend.dequantize(mixed, one.values[0]), other.dense(0))
 
 
 def test_the_fused_product_keeps_the_shape_of_its_inputs(library: KernelLibrary) -> None:

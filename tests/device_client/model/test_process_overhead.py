@@ -23,5 +23,6 @@ def test_products_pack_at_most_the_largest_weight() -> None:
     assert [product_bytes("cpu", weight) for weight in (MIB, 32 * MIB, 172 * MIB)] == [MIB, 32 * MIB, 32 * MIB]
 
 
-def test_slack_is_half_of_the_pieces_that_malloc_does_not_map() -> None:
-    assert slack_bytes("cpu", [10 * MIB, 20 * MIB, 32 * MIB, 90 * MIB]) == 15 * MIB
+def test_slack_is_half_of_the_pieces_that_malloc_does_not_map_and_the_end_of_its_heap() -> None:
+    assert slack_bytes("cpu", [10 * MIB, 20 * MIB]) == 15 * MIB + 10 * MIB
+    assert slack_bytes("cpu", [10 * MIB, 20 * MIB, 32 * MIB, 90 * MIB, 90 * MIB]) == 15 * MIB + 64 * MIB

@@ -96,6 +96,18 @@ def test_steps_are_appended_in_order(tmp_path: Path) -> None:
         journal.append(record(1))
 
 
+def test_a_run_of_another_stream_is_for_the_version_that_began_it(tmp_path: Path) -> None:
+    path = tmp_path / "journal.bin"
+    with open_journal(path, replace(HEADER, stream="an older one")):
+        pass
+
+    with pytest.raises(Conflict, match=r"another version.*an older one") as refused:
+        open_journal(path, HEADER)
+
+    assert f"Needed: {HEADER.stream}" in str(refused.value)
+    assert "--output" in str(refused.value)
+
+
 def test_a_run_with_other_settings_is_refused_by_name(tmp_path: Path) -> None:
     path = tmp_path / "journal.bin"
     before = write(path, 3)

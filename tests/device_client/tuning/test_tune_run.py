@@ -121,9 +121,10 @@ def test_a_run_refused_before_its_first_step_leaves_only_what_was_there(
     plan = planned(bundle, rows, dataclasses.replace(SETTINGS, epsilon=1e-6))
     plan.directory.create()
     (plan.directory.path / "notes.txt").write_text("mine")
+    (plan.directory.path / "best.safetensors").write_text("of another run")
     with pytest.raises(InvalidRequest, match="bfloat16 loses"):
         run(plan, clock, compute_dtype=torch.bfloat16)
-    assert [path.name for path in plan.directory.path.iterdir()] == ["notes.txt"]
+    assert sorted(path.name for path in plan.directory.path.iterdir()) == ["best.safetensors", "notes.txt"]
 
 
 @pytest.mark.parametrize("measured", [0, 5])

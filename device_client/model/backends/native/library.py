@@ -69,6 +69,7 @@ class Described:
 
     def __init__(self, packed: PackedWeight) -> None:
         tensor = packed.quantized
+        self.packed = packed  # keeps alive what the addresses below are of
         rows, columns = tensor.shape
         groups = 0 if tensor.group_size is None else -(-columns // tensor.group_size)
         lut_rows = 0 if tensor.lut is None else tensor.lut.shape[0]
@@ -92,8 +93,10 @@ class Described:
 
 
 def described(weight: PackedWeight) -> Described:
-    """Return a weight as the kernels see it; some rows of one are described anew each time."""
-    return weight.described or Described(weight)
+    """Return a weight as the kernels see it; some rows, or a weight with other tensors, are described anew."""
+    kept = weight.described
+    is_same = kept is not None and kept.packed.quantized is weight.quantized and kept.packed.indices is weight.indices
+    return kept if is_same else Described(weight)
 
 
 class KernelLibrary:
@@ -135,7 +138,15 @@ class KernelLibrary:
         return bool(self._fits_panels(Described(PackedWeight(quantized, _NONE, _NONE)).weight))
 
     def draw_normal(self, seed: int, step: int, query: int, out: Tensor) -> None:
-        """Draw ``perturbation(seed, step, query, k)`` to ``out``, float32 (k,), contiguous, on the host."""
+        """Draw ``perturbation(seed, step, query, k)`` to ``out``, float32 (k,), contiguous, on the host.
+
+        Raises:
+            ValueError: ``out`` is not that, or the position lies outside [0, 2^64).
+        """
+        if out.dtype != torch.float32 or not out.is_contiguous() or out.device.type != "cpu":
+            raise ValueError(f"out is {out.dtype} on {out.device}; needed contiguous float32 on the host")
+        if not all(0 <= word < 1 << 64 for word in (seed, step, query)):
+            raise ValueError(f"({seed}, {step}, {query}) does not lie in [0, 2^64)")
         self._draw_normal(seed, step, query, COEFFICIENTS.ctypes.data, out.data_ptr(), out.numel())
 
     def dequantize(self, weight: Described, values: Tensor | None, out: Tensor) -> None:

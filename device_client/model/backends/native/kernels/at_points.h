@@ -15,7 +15,7 @@
 namespace {
 
 constexpr int64_t GROUP_PANELS = 16;   // whose sums are made at once: 256 rows
-constexpr int64_t SLICE_BLOCKS = 2;    // of them, decoded at once: 256 columns, 128 KiB
+constexpr int64_t SLICE_BLOCKS = 2;    // of them, decoded at once: 256 columns, 128 KiB; also in panel_layout.py
 constexpr int64_t PASS_TILES = 32;     // of 16 tokens: their sums are 512 KiB; panel_layout.py knows the number of tokens
 constexpr int64_t SLICE_VALUES = SLICE_BLOCKS * BLOCK_VALUES;  // of a panel
 
@@ -69,17 +69,18 @@ void sort_values(const Weight& weight, const Sparse& sparse, int32_t* starts, in
             }
         }
     };
-    std::vector<int32_t> next(size_t(lists) + 1);
-    each([&](int64_t, int64_t, int64_t list, int32_t) { ++next[size_t(list) + 1]; });
-    for (size_t list = 1; list < next.size(); ++list) next[list] += next[list - 1];
-    std::copy(next.begin(), next.end(), starts);
+    std::fill(starts, starts + lists + 1, 0);
+    each([&](int64_t, int64_t, int64_t list, int32_t) { ++starts[list + 1]; });
+    for (int64_t list = 0; list < lists; ++list) starts[list + 1] += starts[list];
     each([&](int64_t row, int64_t column, int64_t list, int32_t j) {
-        const int32_t at = next[size_t(list)]++;
+        const int32_t at = starts[list]++;
         const int64_t in_block = column % PANEL_COLUMNS, block = column % WIDTH / PANEL_COLUMNS;
         order[at] = j;
         places[at] = int32_t(row / PANEL_ROWS * SLICE_VALUES + (block * CODES + in_block % CODES) * TILE +
                              row % PANEL_ROWS * WORDS + in_block / CODES);
     });
+    std::copy_backward(starts, starts + lists, starts + lists + 1);  // each list has moved to where the next begins
+    starts[0] = 0;
 }
 
 // What is multiplied at several points: up to PASS_TILES tiles of tokens in all.
@@ -171,8 +172,10 @@ class PanelWorker {
 
     void write_values(int64_t slice, const uint16_t* of_point, int64_t first_panel, int64_t panels) {
         const int32_t* list = placement.starts + slice * (weight.rows / PANEL_ROWS) + first_panel;
-        uint16_t* to = tiles - first_panel * SLICE_VALUES;
-        for (int32_t i = list[0]; i < list[panels]; ++i) to[placement.places[i]] = of_point[placement.order[i]];
+        const int64_t origin = first_panel * SLICE_VALUES;
+        for (int32_t i = list[0]; i < list[panels]; ++i){
+            tiles[placement.places[i] - origin] = of_point[placement.order[i]];
+        }
     }
 
     void multiply(const Pass& pass, const uint16_t* packed, int64_t point, int64_t panels, int64_t steps,

@@ -17,7 +17,15 @@ constexpr int64_t WORDS_AT_ONCE = 8, VALUES_AT_ONCE = 16;
 class Philox {
     uint64_t seed, query, step, drawn = 0;
 
-    static uint64_t high_product(uint64_t a, uint64_t b) { return uint64_t((unsigned __int128)a * b >> 64); }
+    static uint64_t high_product(uint64_t a, uint64_t b) {
+#ifdef __SIZEOF_INT128__
+        return uint64_t((unsigned __int128)a * b >> 64);
+#else
+        const uint64_t low_a = uint32_t(a), high_a = a >> 32, low_b = uint32_t(b), high_b = b >> 32;
+        const uint64_t middle = high_a * low_b + (low_a * low_b >> 32), other = low_a * high_b + uint32_t(middle);
+        return high_a * high_b + (middle >> 32) + (other >> 32);
+#endif
+    }
 
   public:
     Philox(uint64_t seed, uint64_t step, uint64_t query) : seed(seed), query(query), step(step) {}
