@@ -74,7 +74,8 @@ def test_every_part_is_measured_and_its_headlines_are_kept(plan: Plan, keys: set
 def test_the_peak_of_every_trainer_is_measured(trainer: Any, folder: Path) -> None:
     found = measure_trainer(place_of("cuda", folder), trainer, Batch(2, 8))
     assert found["step_seconds"] > 0
-    assert found["peak_gib"] >= found["before_gib"] > 0
+    # Linux keeps the high-water mark to within some pages: it may read lower than a moment before.
+    assert found["peak_gib"] >= found["before_gib"] - 1e-3 > 0
 
 
 def test_a_peak_is_measured_in_a_process_of_its_own(folder: Path) -> None:

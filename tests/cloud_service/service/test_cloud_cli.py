@@ -140,5 +140,5 @@ def test_what_a_killed_preparation_left_is_removed_at_the_start_of_the_next(tmp_
 def test_two_preparations_never_share_an_output(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with (tmp_path / ".workspace.lock").open("a") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        assert main(["prepare", "gpt2", "--output", str(tmp_path)]) == 1
+        assert main(["prepare", "gpt2", "--output", str(tmp_path)]) == 11
     assert "another zo-cloud prepare works in" in capsys.readouterr().err
