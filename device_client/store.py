@@ -61,7 +61,8 @@ def refusals(settings: Settings) -> Iterator[None]:
             needed = f"{home} as a folder that you may read and write, with all in it"
             next_step = f"change the owner or permissions of {home}, or set ZO_DEVICE_HOME to another folder"
         if error.errno in (errno.ENOTDIR, errno.EEXIST):
-            next_step = f"move {path} away, or " + next_step.rpartition("or ")[2]
+            in_the_way = next((place for place in (path, *path.parents) if place.is_file()), path)
+            next_step = f"move {in_the_way} away, or " + next_step.rpartition("or ")[2]
         raise DiskError(f"{path}: {error.strerror}", needed=needed, next_step=next_step) from error
 
 

@@ -102,6 +102,7 @@ def test_a_refusal_elsewhere_does_not_speak_of_the_home(tmp_path: Path) -> None:
     with pytest.raises(DiskError) as caught, refusals(Settings(home=tmp_path / "home")):
         (tmp_path / "file" / "rows.jsonl").read_bytes()
     assert caught.value.found == f"{tmp_path}/file/rows.jsonl: Not a directory"
+    assert (caught.value.next_step or "").startswith(f"move {tmp_path}/file away, or ")
     assert "home" not in caught.value.needed + caught.value.next_step.lower()
 
 
