@@ -56,14 +56,16 @@ def refusals(settings: Settings) -> Iterator[None]:
         if error.errno not in REFUSALS or not isinstance(error.filename, (str, os.PathLike)):
             raise
         path, home = Path(error.filename), settings.home
-        needed, next_step = "a file or folder that you may use", "change its owner or permissions, or name another one"
+        needed, remedy = "a file or folder that you may use", "change its owner or permissions"
+        elsewhere = "name another one"
         if path.is_relative_to(home) or home.is_relative_to(path):
             needed = f"{home} as a folder that you may read and write, with all in it"
-            next_step = f"change the owner or permissions of {home}, or set ZO_DEVICE_HOME to another folder"
+            remedy = f"change the owner or permissions of {home}"
+            elsewhere = "set ZO_DEVICE_HOME to another folder"
         if error.errno in (errno.ENOTDIR, errno.EEXIST):
             in_the_way = next((place for place in (path, *path.parents) if place.is_file()), path)
-            next_step = f"move {in_the_way} away, or " + next_step.rpartition("or ")[2]
-        raise DiskError(f"{path}: {error.strerror}", needed=needed, next_step=next_step) from error
+            remedy = f"move {in_the_way} away"
+        raise DiskError(f"{path}: {error.strerror}", needed=needed, next_step=f"{remedy}, or {elsewhere}") from error
 
 
 def bundle_references(layout: ImageLayout) -> dict[str, Descriptor]:

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from device_client.model.linear import dtype_name
-from device_client.tuning.spsa import Losses, estimate
+from device_client.tuning.spsa import Losses, estimate, perturbed
 from shared.errors import InvalidRequest
 
 BatchT = TypeVar("BatchT")
@@ -34,8 +34,7 @@ NOISE_SCALE = 16
 
 def lost_share(theta: Tensor, z: Tensor, epsilon: float, compute_dtype: torch.dtype) -> float:
     """Return ‖z̃ − z‖ / ‖z‖, 0 … : 0 is exact, 1 is a perturbation rounded away."""
-    step = z * epsilon
-    plus, minus = (theta + step).to(compute_dtype).float(), (theta - step).to(compute_dtype).float()
+    plus, minus = (point[:].to(compute_dtype).float() for point in perturbed(theta, [z], epsilon))
     realised = (plus.double() - minus.double()) / (2 * epsilon)
     return float((realised - z.double()).norm() / z.double().norm())
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import platform
 from pathlib import Path
 
@@ -10,9 +11,14 @@ CPUINFO = Path("/proc/cpuinfo")
 
 def cpu_description(*fields: str) -> str:
     """Return the first line of /proc/cpuinfo that begins with one of ``fields``, or what Python knows of the CPU."""
-    lines = CPUINFO.read_text().splitlines() if CPUINFO.exists() else []
-    named = (line.partition(":")[2].strip() for line in lines if line.lower().startswith(fields))
+    named = (line.partition(":")[2].strip() for line in _lines(CPUINFO) if line.lower().startswith(fields))
     return next(named, platform.processor() or platform.machine())
+
+
+@functools.cache
+def _lines(path: Path) -> list[str]:
+    """Return the lines of a file, read once: of many cores the system takes long to write them."""
+    return path.read_text().splitlines() if path.exists() else []
 
 
 def has_matrix_unit() -> bool:

@@ -170,7 +170,7 @@ class KernelLibrary:
         """Return where the sensitive values of a weight in panels go in tiles."""
         lists, count = placement_lists(packed.shape), packed.indices.numel()
         found = Placement(*(torch.empty(size, dtype=torch.int32) for size in (lists + 1, count, count)))
-        weight = Described(packed)
+        weight = described(packed)
         addresses = (tensor.data_ptr() for tensor in (found.starts, found.order, found.places))
         self._sort_values(weight.weight, weight.sparse(packed.indices), *addresses)
         return found

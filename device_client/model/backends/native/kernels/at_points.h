@@ -173,7 +173,7 @@ class PanelWorker {
     void write_values(int64_t slice, const uint16_t* of_point, int64_t first_panel, int64_t panels) {
         const int32_t* list = placement.starts + slice * (weight.rows / PANEL_ROWS) + first_panel;
         const int64_t origin = first_panel * SLICE_VALUES;
-        for (int32_t i = list[0]; i < list[panels]; ++i){
+        for (int32_t i = list[0]; i < list[panels]; ++i) {
             tiles[placement.places[i] - origin] = of_point[placement.order[i]];
         }
     }
@@ -198,8 +198,9 @@ class PanelWorker {
 
 // inputs (points, tokens, columns), values of each point, out (points, tokens, rows); `packed` holds
 // PASS_TILES · 16 tokens.
-void linear_at_points(const Weight& weight, const Placement& placement, const uint16_t* inputs, const void* const* values,
-                      const void* bias, uint16_t* out, int64_t points, int64_t tokens, uint16_t* packed, int threads) {
+void linear_at_points(const Weight& weight, const Placement& placement, const uint16_t* inputs,
+                      const void* const* values, const void* bias, uint16_t* out, int64_t points, int64_t tokens,
+                      uint16_t* packed, int threads) {
     constexpr int64_t MOST_TOKENS = PASS_TILES * TILE_TOKENS;
     if (tokens == 0) return;
     const int64_t tiles_of_a_point = (tokens + TILE_TOKENS - 1) / TILE_TOKENS;

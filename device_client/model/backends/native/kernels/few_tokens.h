@@ -18,8 +18,6 @@ inline __m512 gather_bfloat16(const void* base, __m512i at, __mmask16 lanes) {
     return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_srlv_epi32(pairs, odd), 16));
 }
 
-inline __m512i first_16() { return _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15); }
-
 // at / columns, of flat positions within a panel: below 2^21. With half a column added a quotient is at least 2^-18 away
 // from a whole number; what float32 rounds off is less.
 inline __m512i quotient(__m512i at, int64_t columns) {

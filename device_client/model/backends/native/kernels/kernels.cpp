@@ -74,8 +74,8 @@ void zo_linear_at_points(const Weight* weight, const Placement* placement, const
                          const void* const* values, const void* bias, void* out, int64_t points, int64_t tokens,
                          void* packed, int32_t threads) {
 #ifdef HAS_TILES
-    linear_at_points(*weight, *placement, static_cast<const uint16_t*>(inputs), values, bias, static_cast<uint16_t*>(out),
-                     points, tokens, static_cast<uint16_t*>(packed), threads);
+    linear_at_points(*weight, *placement, static_cast<const uint16_t*>(inputs), values, bias,
+                     static_cast<uint16_t*>(out), points, tokens, static_cast<uint16_t*>(packed), threads);
 #endif
 }
 }

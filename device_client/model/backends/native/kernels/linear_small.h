@@ -30,7 +30,7 @@ __m512 lanes_of(const uint16_t* grouped, const Weight& weight, int64_t row, int6
     const int64_t left = weight.groups - block * BLOCK / weight.group_size;
     const int64_t held = BLOCK / weight.group_size < left ? BLOCK / weight.group_size : left;
     const __m512 values = _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(__mmask16((1u << held) - 1), first));
-    const __m512i lane = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+    const __m512i lane = first_16();
     const unsigned shift = unsigned(__builtin_ctzll(uint64_t(weight.group_size)) - 3);
     return _mm512_permutexvar_ps(_mm512_srl_epi32(lane, _mm_cvtsi32_si128(int(shift))), values);
 }

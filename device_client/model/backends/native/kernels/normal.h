@@ -53,8 +53,7 @@ class Quantile {
 
   public:
     explicit Quantile(const float* coefficients) {
-        const __m512i rows = _mm512_mullo_epi32(_mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15),
-                                                _mm512_set1_epi32(DEGREE + 1));
+        const __m512i rows = _mm512_mullo_epi32(first_16(), _mm512_set1_epi32(DEGREE + 1));
         for (int64_t power = 0; power <= DEGREE; ++power) {
             low[power] = _mm512_i32gather_ps(rows, coefficients + power, 4);
             high[power] = _mm512_i32gather_ps(rows, coefficients + 16 * (DEGREE + 1) + power, 4);

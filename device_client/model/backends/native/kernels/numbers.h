@@ -74,6 +74,8 @@ template <> uint16_t rounded<uint16_t>(float value, int32_t format) {
 #ifdef HAS_AVX512
 inline void store_16(float* out, __m512 values, int32_t) { _mm512_storeu_ps(out, values); }
 
+inline __m512i first_16() { return _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15); }
+
 // 16 values in one of the 16-bit formats.
 inline __m256i narrowed(__m512 values, int32_t format) {
     if (format == FLOAT16) return _mm512_cvtps_ph(values, _MM_FROUND_TO_NEAREST_INT);

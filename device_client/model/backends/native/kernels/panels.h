@@ -65,13 +65,6 @@ class TileShapes {
     TileShapes(const TileShapes&) = delete;
 };
 
-// The values of one row's 4-bit codes, before group scales.
-inline __m512 table_of(const Weight& weight, int64_t row) {
-    if (!weight.lut) return _mm512_setr_ps(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
-    const uint16_t* lut = weight.lut + (weight.lut_rows == 1 ? 0 : row) * 16;
-    return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(lut)));
-}
-
 // The values of a panel's codes in bfloat16, each table twice in a register: 16 rows.
 struct PanelTables {
     __m512i rows[PANEL_ROWS];

@@ -53,16 +53,22 @@ int code_at(const Weight& weight, int64_t row, int64_t column) {
     return int(word >> (bit & 7) & ((1u << weight.bits) - 1));
 }
 
+#ifdef HAS_AVX512
+// The values of one row's 4-bit codes, before group scales.
+inline __m512 table_of(const Weight& weight, int64_t row) {
+    if (!weight.lut) return _mm512_cvtepi32_ps(first_16());
+    const uint16_t* lut = weight.lut + (weight.lut_rows == 1 ? 0 : row) * 16;
+    return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(lut)));
+}
+#endif
+
 // The values of one row's codes, before group scales: 2^bits float32.
 void read_table(const Weight& weight, int64_t row, float* table) {
+#ifdef HAS_AVX512
+    if (weight.bits == 4) return _mm512_storeu_ps(table, table_of(weight, row));
+#endif
     const int size = 1 << weight.bits;
     const uint16_t* lut = weight.lut ? weight.lut + (weight.lut_rows == 1 ? 0 : row) * size : nullptr;
-#ifdef HAS_AVX512
-    if (lut && size == 16) {
-        _mm512_storeu_ps(table, _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(lut))));
-        return;
-    }
-#endif
     for (int code = 0; code < size; ++code) table[code] = lut ? half_to_float(lut[code]) : float(code);
 }
 
