@@ -28,7 +28,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from device_client.model.backends.backend import LinearBackend, PackedWeight
+from device_client.model.backends.backend import LinearBackend
+from device_client.model.backends.packed_weight import PackedWeight
 from device_client.model.points import Point
 
 TILED_UP_TO_TOKENS = 256

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from device_client.model.backends.backend import LinearBackend, PackedWeight
+from device_client.model.backends.backend import LinearBackend
 from device_client.model.backends.names import BackendName
+from device_client.model.backends.packed_weight import PackedWeight
+from device_client.model.backends.token_kernels import TokenKernels
 from shared.quantization.codec import QuantizedTensor
 
 
@@ -37,6 +39,11 @@ class DecodedCache:
         """Bytes of the kept weights and of the other backend's buffers."""
         kept = sum(weight.numel() * weight.element_size() for _, weight in self._kept.values())
         return kept + self._backend.workspace_bytes
+
+    @property
+    def token_kernels(self) -> TokenKernels | None:
+        """The other backend's."""
+        return self._backend.token_kernels
 
     def pack(self, quantized: QuantizedTensor, indices: Tensor) -> PackedWeight:
         """Return the weight as the other backend keeps it."""

@@ -8,7 +8,7 @@ PANEL_ROWS = 16
 PANEL_COLUMNS = 128
 """Columns of a block of a panel."""
 
-MOST_COLUMNS = 1 << 17
+MOST_COLUMNS = 1 << 16
 """Columns of a weight in panels."""
 
 SLICE_COLUMNS = 256

@@ -2,7 +2,7 @@
 
     reference    the largest weight, and one tile of rows; indices of 8 bytes, and where each row's begin
     native       the largest weight; indices of 4 bytes, where each row's begin, and what the values replace; on a
-                 CPU with a matrix unit, in 16 bits, also where the values go in tiles
+                 CPU with a matrix unit, in 16 bits, also where the values go in tiles, and each row's largest
     triton       the largest weight; indices of 4 bytes, and where each row's begin
 
 Measuring a backend at load holds one random weight of the largest shape and less than what the model will: it happens
@@ -55,7 +55,7 @@ def workspace_bytes(backend: str, shapes: Sequence[tuple[int, int]], device_type
 
 
 def position_bytes(backend: str, entry: QuantizedEntry, value_bytes: int) -> int:
-    """Return the bytes of where one weight's sensitive values stand, and of what they replace."""
+    """Return the bytes of where one weight's sensitive values stand, of what they replace, and of what else is kept."""
     rows, columns = entry.shape
     is_wide = backend == "reference" or (backend == "triton" and rows * columns > INDEX_LIMIT)
     replaced = value_bytes if backend == "native" else 0
@@ -78,8 +78,8 @@ def is_any_decoded(backend: str, entries: Sequence[QuantizedEntry], dtype_name: 
 
 
 def _placement_bytes(entry: QuantizedEntry) -> int:
-    """Return the bytes of where values go in tiles: where each list begins, and two numbers for each value."""
-    return (placement_lists(entry.shape) + 1 + 2 * entry.sensitive_count) * 4
+    """Return the bytes of where values go in tiles, two numbers each and where lists begin, and each row's largest."""
+    return (placement_lists(entry.shape) + 1 + 2 * entry.sensitive_count + entry.shape[0]) * 4
 
 
 def _fits_panels(entry: QuantizedEntry) -> bool:

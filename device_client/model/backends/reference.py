@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from device_client.model.backends.backend import PackedWeight, first_of_each_row
 from device_client.model.backends.names import BackendName
+from device_client.model.backends.packed_weight import PackedWeight, first_of_each_row
 from device_client.model.backends.reference_tiles import (
     PAIR_TABLE_VALUES,
     float_tile_values,
@@ -62,6 +62,10 @@ class ReferenceBackend:
     def name(self) -> BackendName:
         """``reference``."""
         return "reference"
+
+    @property
+    def token_kernels(self) -> None:
+        """None."""
 
     def pack(self, quantized: QuantizedTensor, indices: Tensor) -> PackedWeight:
         """Return the weight with its indices as they are, and the first value of each row."""

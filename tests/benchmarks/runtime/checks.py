@@ -15,9 +15,10 @@ from runtime.layer_speed import layer_entry
 from runtime.workplace import Workplace
 from torch import Tensor
 
-from device_client.model.backends.backend import LinearBackend, PackedWeight
+from device_client.model.backends.backend import LinearBackend
 from device_client.model.backends.calibrate import random_weight
 from device_client.model.backends.choose import choose_backend
+from device_client.model.backends.packed_weight import PackedWeight
 from device_client.model.backends.reference import ReferenceBackend
 from shared.bundle.manifest import QuantizedEntry
 

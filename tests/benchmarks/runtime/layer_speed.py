@@ -23,9 +23,10 @@ from runtime.workplace import Workplace
 from torch import Tensor, nn
 from torch.nn import functional
 
-from device_client.model.backends.backend import LinearBackend, PackedWeight
+from device_client.model.backends.backend import LinearBackend
 from device_client.model.backends.calibrate import random_weight
 from device_client.model.backends.choose import choose_backend
+from device_client.model.backends.packed_weight import PackedWeight
 from shared.bundle.manifest import QuantizedEntry
 from shared.quantization.codec import QuantizedTensor
 

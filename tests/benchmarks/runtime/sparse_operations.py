@@ -28,9 +28,10 @@ from runtime.workplace import Workplace
 from torch import Tensor
 from torch.nn import functional
 
-from device_client.model.backends.backend import LinearBackend, PackedWeight
+from device_client.model.backends.backend import LinearBackend
 from device_client.model.backends.calibrate import random_weight
 from device_client.model.backends.choose import choose_backend
+from device_client.model.backends.packed_weight import PackedWeight
 
 FUSED_UP_TO_TOKENS = 256
 EFFORT = Effort(seconds=3.0, least_rounds=3, most_rounds=15)

@@ -25,9 +25,10 @@ from runtime.scale import Batch
 from runtime.stopwatch import seconds_of
 from torch import Tensor
 
-from device_client.model.backends.backend import LinearBackend, PackedWeight
+from device_client.model.backends.backend import LinearBackend
 from device_client.model.backends.native.library import Described
 from device_client.model.backends.native.panels import PanelProduct
+from device_client.model.backends.packed_weight import PackedWeight
 from device_client.model.backends.panel_layout import PASS_TOKENS
 from device_client.model.linear import QuantizedSparseLinear
 from device_client.model.points import Point

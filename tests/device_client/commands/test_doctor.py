@@ -28,7 +28,12 @@ def test_the_cpu_kernels_are_ready_where_there_is_a_compiler(command, home: Path
 
 
 @pytest.mark.parametrize(
-    ("flags", "has_unit"), [("fpu sse avx512_bf16 amx_bf16 amx_tile", True), ("fpu sse avx512_bf16", False)]
+    ("flags", "has_unit"),
+    [
+        ("fpu avx512_bf16 avx512vbmi amx_bf16 amx_tile amx_int8", True),
+        ("fpu avx512_bf16 avx512vbmi amx_bf16 amx_tile", False),
+        ("fpu avx512_bf16 avx512vbmi", False),
+    ],
 )
 def test_a_matrix_unit_is_named(
     command, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, flags: str, has_unit: bool

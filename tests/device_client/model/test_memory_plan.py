@@ -45,7 +45,8 @@ def held_by(model: SparseModel, points: int) -> dict[str, int]:
     parts = [(name, tensor) for layer in layers for name, tensor in layer.packed.quantized.parts.items()]
     indices = [layer.packed.indices for layer in layers]
     indices += [layer.packed.row_starts for layer in layers]
-    indices += [layer.packed.replaced for layer in layers if layer.packed.replaced is not None]
+    kept_besides = (tensor for layer in layers for tensor in (layer.packed.replaced, layer.packed.largest))
+    indices += [tensor for tensor in kept_besides if tensor is not None]
     for product in (layer.packed.at_points for layer in layers):
         if isinstance(product, PanelProduct):
             indices += [product.placement.starts, product.placement.order, product.placement.places]

@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch_threads import torch_threads
 
-from device_client.model.backends.backend import PackedWeight
 from device_client.model.backends.choose import BackendOptions
 from device_client.model.backends.native.backend import NativeBackend
 from device_client.model.backends.native.build import BuildFailed, built_library
 from device_client.model.backends.native.library import KernelLibrary
+from device_client.model.backends.packed_weight import PackedWeight
 from device_client.model.backends.reference import ReferenceBackend
 from device_client.model.loader import load_model
 from device_client.model.token_batch import TokenBatch

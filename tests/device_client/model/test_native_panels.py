@@ -13,12 +13,12 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch_threads import torch_threads
 
-from device_client.model.backends.backend import PackedWeight, first_of_each_row
 from device_client.model.backends.choose import BackendOptions
 from device_client.model.backends.native.backend import NativeBackend
 from device_client.model.backends.native.build import built_library
 from device_client.model.backends.native.cpu import has_matrix_unit
 from device_client.model.backends.native.library import KernelLibrary
+from device_client.model.backends.packed_weight import PackedWeight, first_of_each_row
 from device_client.model.backends.panel_layout import MOST_COLUMNS, PASS_TOKENS
 from device_client.model.backends.planned_bytes import is_any_decoded
 from device_client.model.linear import QuantizedSparseLinear
@@ -90,6 +90,13 @@ class Layer:
         weight.view(-1)[self.indices] = self.values[point]
         return weight
 
+    def in_digits(self) -> Tensor:
+        """Return W of the fused product, float64: multiples of 2^(exponent of the row's largest − 13)."""
+        weight = dequantize(self.tensor, dtype=torch.bfloat16).double()
+        assert self.weight.largest is not None
+        unit = torch.exp2(torch.floor(torch.log2(self.weight.largest.double())) - 13)[:, None]
+        return torch.round(weight / unit) * unit + (self.dense(0).double() - weight)
+
     def at_points(self, stacked: Tensor) -> Tensor:
         assert self.weight.at_points is not None
         return self.weight.at_points(stacked, self.weight, self.values, self.bias)
@@ -98,9 +105,9 @@ class Layer:
         generator = torch.Generator().manual_seed(tokens)
         return torch.randn(points, tokens, self.tensor.shape[1], generator=generator).bfloat16()
 
-    def assert_is_product(self, outputs: Tensor, inputs: Tensor, point: int, *, also: Tensor | None = None) -> None:
+    def assert_is_product(self, outputs: Tensor, inputs: Tensor, weight: Tensor, *, also: Tensor | None = None) -> None:
         """Compare with the sum in float64; ``also`` is added up too where values are replaced within the sum."""
-        weight = self.dense(point).double()
+        weight = weight.double()
         expected = inputs.double() @ weight.T + (0 if self.bias is None else self.bias.double())
         size = inputs.double().abs() @ (weight.abs() if also is None else weight.abs() + also.double().abs()).T + 4
         assert bool(((outputs.double() - expected).abs() <= ROUNDING * expected.abs() + SUMMING * size).all())
@@ -142,7 +149,7 @@ def test_the_product_at_every_point_is_that_of_the_decoded_weight(
     outputs = layer.at_points(inputs)
 
     for point in range(points):
-        layer.assert_is_product(outputs[point], inputs[point], point)
+        layer.assert_is_product(outputs[point], inputs[point], layer.dense(point))
 
 
 @settings(max_examples=60, deadline=None)
@@ -156,7 +163,63 @@ def test_the_fused_product_of_a_few_tokens_is_that_of_the_decoded_weight(
 
     outputs = layer.backend.linear_small(inputs, layer.weight, layer.values[0], layer.bias)
 
-    layer.assert_is_product(outputs, inputs, 0, also=dequantize(tensor))
+    layer.assert_is_product(outputs, inputs, layer.in_digits(), also=dequantize(tensor))
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_digits_are_the_decoded_weight_but_for_its_smallest_values(library: KernelLibrary, form: str) -> None:
+    layer = Layer(library, random_tensor(4, 3, form, seed=4), seed=4, density=0.0)
+    weight, largest = dequantize(layer.tensor, dtype=torch.bfloat16).double(), layer.weight.largest
+    assert largest is not None
+
+    error = (layer.in_digits() - weight).abs()
+
+    assert bool((weight.abs() <= largest.double()[:, None] * (1 + 2**-8)).all())
+    assert bool((error <= largest.double()[:, None] / 16384).all())
+    assert not error[weight.abs() >= largest.double()[:, None] / 64].any()
+
+
+@pytest.mark.parametrize("scale", [1e-38, 1e-20, 1.0, 1e30])
+def test_inputs_may_be_small_or_large_as_a_whole(library: KernelLibrary, scale: float) -> None:
+    layer = Layer(library, random_tensor(2, 2, "per_row", seed=6), seed=6, density=0.0)
+    inputs = layer.inputs(1, 3)[0] * 2.0
+    expected = layer.backend.linear_small(inputs, layer.weight, layer.values[0], None)
+
+    outputs = layer.backend.linear_small(inputs * scale, layer.weight, layer.values[0], None)
+
+    size = (inputs * scale).double().abs() @ layer.in_digits().abs().T
+    unseen = 1e-30 * 2**-21 * layer.in_digits().abs().sum(1)  # of a token below 1e-30 everywhere
+    assert bool(((outputs.double() - expected.double() * scale).abs() <= 2**-6 * size + unseen).all())
+
+
+@pytest.mark.parametrize("spoiled", [float("inf"), float("-inf"), float("nan")])
+def test_a_token_that_is_not_finite_gives_no_numbers_and_spoils_no_other(
+    library: KernelLibrary, spoiled: float
+) -> None:
+    layer = Layer(library, random_tensor(2, 2, "per_row", seed=7), seed=7)
+    inputs = layer.inputs(1, 6)[0]
+    expected = layer.backend.linear_small(inputs, layer.weight, layer.values[0], layer.bias)
+    inputs[2, 17] = spoiled
+
+    outputs = layer.backend.linear_small(inputs, layer.weight, layer.values[0], layer.bias)
+
+    assert bool(outputs[2].isnan().all())
+    others = [0, 1, 3, 4, 5]
+    assert torch.equal(outputs[others], expected[others])
+
+
+def test_a_token_or_a_row_of_zeros_gives_zeros(library: KernelLibrary) -> None:
+    tensor = random_tensor(1, 1, "per_row", seed=1)
+    assert tensor.lut is not None
+    tensor.lut[3] = 0
+    layer = Layer(library, tensor, seed=0, density=0.0)
+
+    outputs = layer.backend.linear_small(layer.inputs(1, 2)[0], layer.weight, layer.values[0], None)
+
+    assert not outputs[:, 3].any()
+    assert outputs[:, :3].all()
+    nothing = torch.zeros(1, 128, dtype=torch.bfloat16)
+    assert not layer.backend.linear_small(nothing, layer.weight, layer.values[0], None).any()
 
 
 @pytest.mark.parametrize("tokens", [1, 15, 16, 17, 48, PASS_TOKENS // 2, PASS_TOKENS - 1, PASS_TOKENS + 33])
@@ -224,7 +287,7 @@ def test_sensitive_values_of_the_widest_rows_are_added_where_they_belong(library
     outputs = layer.backend.linear_small(inputs, weight, values, None)
 
     expected = values.view(32, 4).double() @ torch.tensor([1.0, 2.0, 4.0, 8.0], dtype=torch.float64)
-    assert torch.equal(outputs[0], expected.bfloat16())
+    torch.testing.assert_close(outputs[0].double(), expected, rtol=ROUNDING, atol=15 * 4 / 16384)  # of tables below 4
 
 
 def test_a_weight_with_other_tensors_is_not_taken_for_the_one_before(library: KernelLibrary) -> None:
@@ -312,7 +375,7 @@ def test_a_small_weight_that_leaves_no_room_for_packed_inputs_gets_it_elsewhere(
     assert layer.backend.workspace_bytes < PASS_TOKENS * 256 * 2
     inputs = layer.inputs(2, PASS_TOKENS)
 
-    layer.assert_is_product(layer.at_points(inputs)[1], inputs[1], 1)
+    layer.assert_is_product(layer.at_points(inputs)[1], inputs[1], layer.dense(1))
 
 
 @pytest.mark.parametrize("model_type", ["llama", "opt"])

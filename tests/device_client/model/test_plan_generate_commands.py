@@ -102,7 +102,7 @@ def test_plan_shows_every_part_to_people(capsys: pytest.CaptureFixture[str]) -> 
         assert part in shown
 
 
-@pytest.mark.parametrize("flags", ["fpu amx_bf16", "fpu"])
+@pytest.mark.parametrize("flags", ["fpu avx512_bf16 avx512vbmi amx_bf16 amx_int8", "fpu"])
 def test_plan_leaves_nothing_for_decoded_weights_where_a_matrix_unit_decodes_none(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, flags: str
 ) -> None:

@@ -7,8 +7,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from device_client.model.backends.backend import PackedWeight
 from device_client.model.backends.decoded_cache import DecodedCache
+from device_client.model.backends.packed_weight import PackedWeight
 from device_client.model.backends.reference import ReferenceBackend
 from device_client.model.backends.reference_tiles import TILE_CODES, workspace_bytes
 from shared.quantization.codec import QuantizedTensor, dequantize

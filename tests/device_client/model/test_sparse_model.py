@@ -12,7 +12,8 @@ import torch
 from random_bundle import make_case
 from torch import Tensor, nn
 
-from device_client.model.backends.backend import LinearBackend, PackedWeight
+from device_client.model.backends.backend import LinearBackend
+from device_client.model.backends.packed_weight import PackedWeight
 from device_client.model.linear import QuantizedSparseLinear, SensitiveValues
 from device_client.model.loader import load_model
 from device_client.model.sparse_model import SparseModel

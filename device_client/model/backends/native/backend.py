@@ -14,10 +14,11 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from device_client.model.backends.backend import PackedWeight, first_of_each_row
 from device_client.model.backends.names import BackendName
 from device_client.model.backends.native.library import Described, KernelLibrary, described
-from device_client.model.backends.native.panels import PanelProduct, check_format, with_panels
+from device_client.model.backends.native.panels import PanelProduct, check_format, largest_of_each_row, with_panels
+from device_client.model.backends.native.token_kernels import NativeTokenKernels
+from device_client.model.backends.packed_weight import PackedWeight, first_of_each_row
 from device_client.model.backends.workspace import reusable_buffer
 from shared.quantization.codec import QuantizedTensor
 
@@ -54,6 +55,11 @@ class NativeBackend:
         """Bytes of the one buffer it keeps."""
         return self._workspace.numel() * self._workspace.element_size()
 
+    @property
+    def token_kernels(self) -> NativeTokenKernels:
+        """Its own."""
+        return NativeTokenKernels(self._library)
+
     def pack(self, quantized: QuantizedTensor, indices: Tensor) -> PackedWeight:
         """Return the weight with int32 indices and what the values replace; its codes in panels where they can be."""
         in_panels = self._matrix_unit and self._library.fits_panels(quantized)
@@ -62,6 +68,7 @@ class NativeBackend:
             indices.to(torch.int32),
             first_of_each_row(indices, *quantized.shape),
             in_panels=in_panels,
+            largest=largest_of_each_row(quantized) if in_panels else None,
         )
         weight = replace(weight, replaced=self.dequantize(weight).view(-1)[indices])
         weight = replace(weight, described=Described(weight))

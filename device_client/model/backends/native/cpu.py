@@ -7,6 +7,7 @@ import platform
 from pathlib import Path
 
 CPUINFO = Path("/proc/cpuinfo")
+_NEEDED_FLAGS = frozenset({"amx_bf16", "amx_int8", "avx512_bf16", "avx512vbmi"})
 
 
 def cpu_description(*fields: str) -> str:
@@ -22,5 +23,5 @@ def _lines(path: Path) -> list[str]:
 
 
 def has_matrix_unit() -> bool:
-    """Return whether the system names a unit for products of bfloat16 matrices (AMX)."""
-    return "amx_bf16" in cpu_description("flags").split()
+    """Return whether the system names a unit for products of matrices (AMX), and what the kernels need beside it."""
+    return set(cpu_description("flags").split()) >= _NEEDED_FLAGS

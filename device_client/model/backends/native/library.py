@@ -14,8 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from device_client.model.backends.backend import PackedWeight
+from device_client.model.backends.packed_weight import PackedWeight
 from device_client.model.backends.panel_layout import placement_lists
+from device_client.model.backends.token_kernels import Factor, KeptHeads, TokenHeads
 from shared.normal_quantile import COEFFICIENTS
 from shared.quantization.codec import QuantizedTensor
 
@@ -27,7 +28,7 @@ _NONE = torch.empty(0)
 
 class _Weight(ctypes.Structure):
     _fields_ = (
-        *((name, ctypes.c_void_p) for name in ("codes", "lut", "scale", "bias")),
+        *((name, ctypes.c_void_p) for name in ("codes", "lut", "scale", "bias", "largest")),
         *((name, ctypes.c_int64) for name in ("rows", "columns", "row_bytes", "lut_rows", "group_size", "groups")),
         ("bits", ctypes.c_int32),
         ("in_panels", ctypes.c_int32),
@@ -60,6 +61,21 @@ class _Placement(ctypes.Structure):
     _fields_ = tuple((name, ctypes.c_void_p) for name in ("starts", "order", "places"))
 
 
+class _Product(ctypes.Structure):
+    _fields_ = (
+        ("weight", ctypes.POINTER(_Weight)), ("sparse", ctypes.POINTER(_Sparse)),
+        ("bias", ctypes.c_void_p), ("out", ctypes.c_void_p),
+    )  # fmt: skip
+
+
+class _Attention(ctypes.Structure):
+    _fields_ = (
+        *((name, ctypes.c_void_p) for name in ("queries", "key", "value", "cosines", "sines", "keys", "values", "out")),
+        *((name, ctypes.c_int64) for name in ("heads", "key_heads", "size", "capacity", "first", "position")),
+        ("scale", ctypes.c_float),
+    )
+
+
 class Described:
     """A weight as the kernels see it: good for as long as the weight lives, and for one call at a time.
 
@@ -76,8 +92,8 @@ class Described:
         self.rows = rows
         self.weight = ctypes.pointer(_Weight(
             tensor.codes.data_ptr(), _address(tensor.lut), _address(tensor.scale), _address(tensor.bias),
-            rows, columns, tensor.codes.shape[1], lut_rows, tensor.group_size or 0, groups, tensor.bits,
-            int(packed.in_panels),
+            _address(packed.largest), rows, columns, tensor.codes.shape[1], lut_rows, tensor.group_size or 0, groups,
+            tensor.bits, int(packed.in_panels),
         ))  # fmt: skip
         self._values = _Sparse(
             packed.row_starts.data_ptr(), packed.indices.data_ptr(), None, _address(packed.replaced), packed.first_row
@@ -99,6 +115,27 @@ def described(weight: PackedWeight) -> Described:
     return kept if is_same else Described(weight)
 
 
+class Products:
+    """Several weights of the same inputs as the kernels see them, and where their products go.
+
+    Args:
+        factors: The weights and their sensitive values.
+        outputs: Compute dtype (out_features,) each.
+    """
+
+    def __init__(self, factors: Sequence[Factor], outputs: Sequence[Tensor]) -> None:
+        self._kept = (factors, outputs)  # what the addresses below are of
+        self.array = (_Product * len(factors))(
+            *(self._product(factor, out) for factor, out in zip(factors, outputs, strict=True))
+        )
+
+    @staticmethod
+    def _product(factor: Factor, out: Tensor) -> _Product:
+        seen = described(factor.weight)
+        sparse = _Sparse.from_buffer_copy(seen.sparse(factor.values).contents)
+        return _Product(seen.weight, ctypes.pointer(sparse), _address(factor.bias), out.data_ptr())
+
+
 class KernelLibrary:
     """The compiled kernels.
 
@@ -118,6 +155,12 @@ class KernelLibrary:
         self._write_sparse.argtypes = (pointer, pointer, pointer, number, number)
         self._linear_small = library.zo_linear_small
         self._linear_small.argtypes = (pointer, pointer, pointer, pointer, pointer, long, number, number)
+        self._linear_side_by_side = library.zo_linear_side_by_side
+        self._linear_side_by_side.argtypes = (pointer, long, pointer, number, number)
+        self._norm = library.zo_norm
+        self._norm.argtypes = (pointer, pointer, pointer, long, long, ctypes.c_float, number)
+        self._attend = library.zo_attend
+        self._attend.argtypes = (pointer, number, number)
         self._linear_at_points = library.zo_linear_at_points
         self._linear_at_points.argtypes = (*[pointer] * 6, long, long, pointer, number)
         self._sort_values = library.zo_sort_values
@@ -126,7 +169,7 @@ class KernelLibrary:
         self._draw_normal.argtypes = (*[ctypes.c_uint64] * 3, pointer, pointer, long)
         for call in (
             self._dequantize, self._write_sparse, self._linear_small, self._linear_at_points, self._sort_values,
-            self._draw_normal,
+            self._draw_normal, self._linear_side_by_side, self._norm, self._attend,
         ):  # fmt: skip
             call.restype = None
         self._fits_panels = library.zo_fits_panels
@@ -165,6 +208,31 @@ class KernelLibrary:
             weight.weight, weight.sparse(values), inputs.data_ptr(), _address(bias), out.data_ptr(),
             out.numel() // weight.rows, FORMATS[inputs.dtype], torch.get_num_threads(),
         )  # fmt: skip
+
+    def multiply(self, products: Products, inputs: Tensor) -> None:
+        """Multiply one token's inputs (in_features,) with several weights."""
+        self._linear_side_by_side(
+            products.array, len(products.array), inputs.data_ptr(), FORMATS[inputs.dtype], torch.get_num_threads()
+        )
+
+    def norm(self, inputs: Tensor, weight: Tensor, epsilon: float, out: Tensor) -> None:
+        """Norm every row of inputs (…, columns) to ``out``, all contiguous and of one format."""
+        columns = inputs.shape[-1]
+        self._norm(
+            inputs.data_ptr(), weight.data_ptr(), out.data_ptr(), inputs.numel() // columns, columns, epsilon,
+            FORMATS[inputs.dtype],
+        )  # fmt: skip
+
+    def attend(self, token: TokenHeads, kept: KeptHeads, scale: float) -> None:
+        """Overwrite the token's query with what it attends to; all contiguous and of one format."""
+        (heads, size), (key_heads, capacity, _) = token.query.shape, kept.keys.shape
+        query = token.query.data_ptr()
+        attention = _Attention(
+            query, token.key.data_ptr(), token.value.data_ptr(), token.cosines.data_ptr(), token.sines.data_ptr(),
+            kept.keys.data_ptr(), kept.values.data_ptr(), query,
+            heads, key_heads, size, capacity, kept.first, kept.position, scale,
+        )  # fmt: skip
+        self._attend(ctypes.byref(attention), FORMATS[token.query.dtype], torch.get_num_threads())
 
     def placement(self, packed: PackedWeight) -> Placement:
         """Return where the sensitive values of a weight in panels go in tiles."""

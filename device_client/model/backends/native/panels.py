@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from device_client.model.backends.backend import PackedWeight
 from device_client.model.backends.native.library import KernelLibrary, Placement, described
+from device_client.model.backends.packed_weight import PackedWeight
 from device_client.model.backends.panel_layout import PANEL_COLUMNS, PANEL_ROWS, PASS_TOKENS
 from device_client.model.backends.workspace import reusable_buffer
 from shared.quantization.codec import QuantizedTensor
@@ -24,6 +24,18 @@ def with_panels(quantized: QuantizedTensor) -> QuantizedTensor:
     codes = reusable_buffer(rows * row_bytes, torch.uint8, quantized.codes.device)
     codes.view(len(panels), -1, PANEL_ROWS, _PANEL_ROW_BYTES).copy_(panels.transpose(1, 2))
     return replace(quantized, codes=codes.view(rows, row_bytes))
+
+
+def largest_of_each_row(quantized: QuantizedTensor) -> Tensor:
+    """Return the largest value that a code of each row can stand for, without its sign, float32 (out_features,)."""
+    rows, _ = quantized.shape
+    table = torch.arange(1 << quantized.bits)[None] if quantized.lut is None else quantized.lut
+    ends = torch.stack(table.float().aminmax(dim=1)).expand(2, rows)[..., None]  # a group's values lie between them
+    if quantized.scale is not None:
+        ends = ends * quantized.scale.float()
+    if quantized.bias is not None:
+        ends = ends + quantized.bias.float()
+    return ends.abs().amax(dim=(0, 2))
 
 
 def check_format(inputs: Tensor) -> None:

@@ -16,8 +16,8 @@ import torch
 import triton
 from torch import Tensor
 
-from device_client.model.backends.backend import PackedWeight, first_of_each_row
 from device_client.model.backends.names import BackendName
+from device_client.model.backends.packed_weight import PackedWeight, first_of_each_row
 from device_client.model.backends.triton import kernels
 from device_client.model.backends.workspace import reusable_buffer
 from shared.quantization.codec import QuantizedTensor
@@ -58,6 +58,10 @@ class TritonBackend:
     def workspace_bytes(self) -> int:
         """Bytes of all buffers it keeps."""
         return self._workspace.numel() * self._workspace.element_size()
+
+    @property
+    def token_kernels(self) -> None:
+        """None."""
 
     def pack(self, quantized: QuantizedTensor, indices: Tensor) -> PackedWeight:
         """Return the weight with its indices in int32 where they fit, and the start of each row among them."""

@@ -163,7 +163,7 @@ class PanelWorker {
             const int64_t row = first_row + panel * PANEL_ROWS;
             for (int64_t i = 0; i < count; ++i) {
                 const int64_t block = first_block + i;
-                if (block == 0 || PanelTables::change_at(weight, block)) tables[size_t(panel)].read(weight, row, block);
+                if (block == 0 || tables_change_at(weight, block)) tables[size_t(panel)].read(weight, row, block);
                 decode_block(codes_in_panel(weight, row, block * PANEL_COLUMNS), tables[size_t(panel)],
                              tiles + panel * SLICE_VALUES + i * BLOCK_VALUES);
             }

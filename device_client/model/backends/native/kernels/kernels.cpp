@@ -3,10 +3,14 @@
 // Every row, or panel of rows, is the work of one thread, so results do not depend on the number of threads.
 
 #include "at_points.h"
+#include "attend.h"
 #include "dequantize.h"
 #include "few_tokens.h"
 #include "linear_small.h"
+#include "norm.h"
 #include "normal.h"
+
+#include <algorithm>
 
 extern "C" {
 
@@ -53,12 +57,36 @@ void zo_linear_small(const Weight* weight, const Sparse* sparse, const void* inp
                      int64_t tokens, int32_t format, int32_t threads) {
 #ifdef HAS_TILES
     if (weight->in_panels) {
-        linear_few_tokens(*weight, *sparse, static_cast<const uint16_t*>(inputs), bias, static_cast<uint16_t*>(out),
-                          tokens, threads);
-        return;
+        const Product product{weight, sparse, bias, out};
+        return linear_few_tokens(product, static_cast<const uint16_t*>(inputs), tokens, threads);
     }
 #endif
     linear_small(*weight, *sparse, inputs, bias, out, tokens, format, threads);
+}
+
+// The products of one token with several weights of as many columns, all in `format`.
+void zo_linear_side_by_side(const Product* products, int64_t count, const void* inputs, int32_t format,
+                            int32_t threads) {
+#ifdef HAS_TILES
+    const auto in_panels = [](const Product& product) { return product.weight->in_panels != 0; };
+    if (std::all_of(products, products + count, in_panels)) {
+        return multiply_few_tokens(products, count, static_cast<const uint16_t*>(inputs), 1, threads);
+    }
+#endif
+    for (const Product* it = products; it < products + count; ++it) {
+        zo_linear_small(it->weight, it->sparse, inputs, it->bias, it->out, 1, format, threads);
+    }
+}
+
+// inputs (rows, columns), weight (columns), out (rows, columns), all in `format`.
+void zo_norm(const void* inputs, const void* weight, void* out, int64_t rows, int64_t columns, float epsilon,
+             int32_t format) {
+    with_format(format, [&](auto as) { norm(as, inputs, weight, out, rows, columns, epsilon); });
+}
+
+// The attention of one token, all in `format`.
+void zo_attend(const Attention* attention, int32_t format, int32_t threads) {
+    with_format(format, [&](auto as) { Attending<decltype(as)>(*attention).run(threads); });
 }
 
 // Finds the placement of a weight's sensitive values, where its codes lie in panels.

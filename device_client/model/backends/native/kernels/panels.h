@@ -12,7 +12,8 @@
 
 #include "dequantize.h"
 
-#if defined(HAS_AVX512) && defined(__AMX_BF16__) && defined(__linux__)
+#if defined(HAS_AVX512) && defined(__AVX512BF16__) && defined(__AVX512VBMI__) && defined(__AMX_BF16__) && \
+    defined(__AMX_INT8__) && defined(__linux__)
 #include <sys/syscall.h>
 #include <unistd.h>
 #define HAS_TILES 1
@@ -23,7 +24,7 @@ constexpr int64_t CODES = 4, WORDS = 32;             // of a row of a tile
 constexpr int64_t TILE = PANEL_ROWS * WORDS;         // bfloat16 values of a tile of weights
 constexpr int64_t BLOCK_VALUES = CODES * TILE;       // of a block of 16 rows and 128 columns
 constexpr int64_t TILE_TOKENS = 16;
-constexpr int64_t MOST_COLUMNS = 1 << 17;  // positions within a panel are divided by columns in float32
+constexpr int64_t MOST_COLUMNS = 1 << 16;  // more, and sums of digits' products could exceed 32 bits
 
 // Asks the system for the use of the matrix unit, which a process must do once.
 bool may_use_tiles() {
@@ -65,39 +66,38 @@ class TileShapes {
     TileShapes(const TileShapes&) = delete;
 };
 
+// The values of one row's codes in a block, in bfloat16; group scales and biases are part of them.
+inline __m256i table_in_block(const Weight& weight, int64_t row, int64_t block) {
+    __m512 values = table_of(weight, row);
+    const int64_t in_row = weight.groups ? block * PANEL_COLUMNS / weight.group_size : 0;
+    const int64_t group = row * weight.groups + in_row;
+    if (weight.scale) values = _mm512_mul_ps(values, _mm512_set1_ps(half_to_float(weight.scale[group])));
+    if (weight.bias) values = _mm512_add_ps(values, _mm512_set1_ps(half_to_float(weight.bias[group])));
+    return (__m256i)_mm512_cvtneps_pbh(values);  // which knows no values below 2^-126; float16 has none
+}
+
+// Whether the tables of a block differ from those of the block before.
+inline bool tables_change_at(const Weight& weight, int64_t block) {
+    return weight.groups && block * PANEL_COLUMNS % weight.group_size == 0;
+}
+
 // The values of a panel's codes in bfloat16, each table twice in a register: 16 rows.
 struct PanelTables {
     __m512i rows[PANEL_ROWS];
 
-    // Fetches what reading the tables of a panel will need.
-    static void fetch(const Weight& weight, int64_t first_row) {
-        if (weight.lut_rows <= 1 || first_row >= weight.rows) return;
-        for (int64_t r = 0; r < PANEL_ROWS; r += 2) {
-            _mm_prefetch(reinterpret_cast<const char*>(weight.lut + 16 * (first_row + r)), _MM_HINT_T0);
-        }
-    }
-
-    // Reads the tables that hold for a block; group scales and biases are part of them.
+    // Reads the tables that hold for a block.
     void read(const Weight& weight, int64_t first_row, int64_t block) {
         for (int64_t r = 0; r < PANEL_ROWS; ++r) {
-            __m512 values = table_of(weight, first_row + r);
-            const int64_t in_row = weight.groups ? block * PANEL_COLUMNS / weight.group_size : 0;
-            const int64_t group = (first_row + r) * weight.groups + in_row;
-            if (weight.scale) values = _mm512_mul_ps(values, _mm512_set1_ps(half_to_float(weight.scale[group])));
-            if (weight.bias) values = _mm512_add_ps(values, _mm512_set1_ps(half_to_float(weight.bias[group])));
-            rows[r] = _mm512_broadcast_i64x4(narrowed(values, BFLOAT16));
+            rows[r] = _mm512_broadcast_i64x4(table_in_block(weight, first_row + r, block));
         }
-    }
-    static bool change_at(const Weight& weight, int64_t block) {
-        return weight.groups && block * PANEL_COLUMNS % weight.group_size == 0;
     }
 };
 
-// Decodes ROWS rows of a block, from row FIRST on, to 4 tiles, and fetches what lies some blocks ahead in memory.
-template <int FIRST = 0, int ROWS = PANEL_ROWS>
+constexpr int64_t AHEAD = 8 * PANEL_ROWS * PANEL_ROW_BYTES;  // where codes are fetched from memory
+
+// Decodes a block to 4 tiles, and fetches what lies some blocks ahead.
 inline void decode_block(const uint8_t* codes, const PanelTables& tables, uint16_t* tiles) {
-    constexpr int64_t AHEAD = 8 * PANEL_ROWS * PANEL_ROW_BYTES;
-    for (int64_t r = FIRST; r < FIRST + ROWS; ++r) {
+    for (int64_t r = 0; r < PANEL_ROWS; ++r) {
         const uint8_t* own = codes + r * PANEL_ROW_BYTES;
         uint16_t* to = tiles + r * WORDS;
         _mm_prefetch(reinterpret_cast<const char*>(own + AHEAD), _MM_HINT_T1);
@@ -116,7 +116,7 @@ void decode_panels(const Weight& weight, const Sparse* sparse, uint16_t* out, in
         PanelTables tables;
         for (int64_t column = 0; column < weight.columns; column += PANEL_COLUMNS) {
             const int64_t block = column / PANEL_COLUMNS;
-            if (block == 0 || PanelTables::change_at(weight, block)) tables.read(weight, first, block);
+            if (block == 0 || tables_change_at(weight, block)) tables.read(weight, first, block);
             for (int64_t r = 0; r < PANEL_ROWS; ++r) {
                 const uint8_t* codes = codes_in_panel(weight, first + r, column);
                 uint16_t* to = out + (first + r) * weight.columns + column;

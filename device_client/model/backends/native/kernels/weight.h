@@ -12,6 +12,7 @@ struct Weight {
     const uint16_t* lut;    // float16 (lut_rows, 2^bits), or null
     const uint16_t* scale;  // float16 (rows, groups), or null
     const uint16_t* bias;   // float16 (rows, groups), or null
+    const float* largest;   // (rows), of each row's values without their sign, where codes lie in panels; or null
     int64_t rows, columns, row_bytes, lut_rows, group_size, groups;
     int32_t bits;
     int32_t in_panels;      // whether codes lie as in panels.h, not row by row
@@ -23,6 +24,14 @@ struct Sparse {
     const void* values;         // in the compute format, as many as indices
     const void* replaced;       // likewise: what their codes stand for
     int64_t first_row;          // of the rows that `Weight` describes
+};
+
+// A weight of several that are multiplied with the same inputs.
+struct Product {
+    const Weight* weight;
+    const Sparse* sparse;
+    const void* bias;  // (rows), or null
+    void* out;         // (tokens, rows)
 };
 
 // Where sensitive values go in tiles, sorted by the slice of columns that they belong to, then by panel; see at_points.h.

@@ -1,0 +1,100 @@
+"""What a backend may have for a single token beside its fused product."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import Tensor
+
+from device_client.model.backends.packed_weight import PackedWeight
+
+
+@dataclass(frozen=True, slots=True)
+class Factor:
+    """One of several weights that the same inputs are multiplied with.
+
+    Attributes:
+        weight: The packed weight.
+        values: Compute dtype (k,), its sensitive values.
+        bias: Compute dtype (out_features,), or None.
+    """
+
+    weight: PackedWeight
+    values: Tensor
+    bias: Tensor | None
+
+
+class SideBySide(Protocol):
+    """Multiplies one token's inputs with several weights; reads sensitive values where they lay when it was made."""
+
+    def __call__(self, inputs: Tensor) -> tuple[Tensor, ...]:
+        """Return x Wᵀ + b of each weight, compute dtype (out_features,), valid until the next call.
+
+        Args:
+            inputs: Compute dtype (in_features,), contiguous.
+        """
+
+
+@dataclass(frozen=True, slots=True)
+class TokenHeads:
+    """One token's heads, and how its position rotates them: x · cos + (−x₂, x₁) · sin for halves x₁ and x₂ of a head.
+
+    Attributes:
+        query: (heads, size); rotated in place, then overwritten by the result.
+        key: (key heads, size); rotated in place.
+        value: (key heads, size).
+        cosines: (size,).
+        sines: (size,).
+    """
+
+    query: Tensor
+    key: Tensor
+    value: Tensor
+    cosines: Tensor
+    sines: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class KeptHeads:
+    """Keys and values of the tokens before, and where the next token goes.
+
+    Attributes:
+        keys: (key heads, capacity, size).
+        values: (key heads, capacity, size).
+        first: The first token that it attends to.
+        position: Its own, below the capacity.
+    """
+
+    keys: Tensor
+    values: Tensor
+    first: int
+    position: int
+
+
+class TokenKernels(Protocol):
+    """What one token's way through a block consists of; tensors are contiguous, in the compute dtype.
+
+    A product of a single token takes less than a millisecond, and what is done between two products counts.
+    """
+
+    def side_by_side(self, factors: Sequence[Factor]) -> SideBySide:
+        """Return what multiplies with several weights of as many in_features."""
+
+    def norm(self, inputs: Tensor, weight: Tensor, epsilon: float, out: Tensor) -> None:
+        """Write w · x / √(mean(x²) + ε) of each row, rounded before and after w as transformers' RMSNorm does.
+
+        Args:
+            inputs: x (…, columns).
+            weight: w (columns,).
+            epsilon: ε.
+            out: (…, columns); may be the inputs.
+        """
+
+    def attend(self, heads: TokenHeads, kept: KeptHeads, scale: float) -> Tensor:
+        """Rotate a token's query and key, keep key and value, and return what it attends to, (heads · size,).
+
+        Σ_j softmax_j(scale · q · k_j) v_j over tokens j, in float32, rounded once. Heads of queries that share one of
+        keys lie side by side. Valid until the token's heads are written again.
+        """
