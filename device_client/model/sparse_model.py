@@ -15,15 +15,18 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from device_client.model.backends.backend import PackedWeight
 from device_client.model.backends.decoded_cache import DecodedCache
 from device_client.model.backends.names import BackendName, Products
-from device_client.model.growing_decoding import Decoding, GrowingDecoding
+from device_client.model.backends.packed_weight import PackedWeight
+from device_client.model.decoding.attention import is_fixed
+from device_client.model.decoding.choose import decoding_on_host
+from device_client.model.decoding.decoding import Decoding
+from device_client.model.decoding.growing import GrowingDecoding
+from device_client.model.decoding.static import StaticDecoding, capacity_for
 from device_client.model.linear import LinearRuntime, QuantizedSparseLinear, aligned
 from device_client.model.memory_meter import MemoryMeter
 from device_client.model.points import Point
 from device_client.model.sampling import choose_token
-from device_client.model.static_decoding import StaticDecoding, capacity_for, supports
 from device_client.model.token_batch import TokenBatch
 from device_client.model.tokenizer import BundleTokenizer
 from shared.bundle.manifest import BundleConfig
@@ -200,7 +203,9 @@ class SparseModel:
     def _decoding(self, token_count: int) -> Decoding:
         """Return what decodes a text of so many tokens: buffers that a CUDA graph can be made over, where they help."""
         config = self.network.config
-        if self.device.type != "cuda" or not supports(config):
+        if self.device.type != "cuda":
+            return decoding_on_host(self._decoder, self._head, config, self.runtime, self.fused_up_to_tokens)
+        if not is_fixed(config):
             return GrowingDecoding(self._decoder, self._head, config, self.device)
         if self._static is None or self._static.capacity < token_count:
             self._static = StaticDecoding(

@@ -20,21 +20,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from device_client.model.decoding.attention import window_of
+
 Step = Callable[[], Tensor]
 """Computes one step from buffers and returns the logits, in the same tensor each time where it is captured."""
 
 CAPACITY_STEP = 64
-_FIXED_ROTATIONS = frozenset({"default", "linear", "llama3", "yarn"})
 _WARM_UP_STEPS = 3
-
-
-def supports(config: Any) -> bool:
-    """Return whether a transformers configuration can be decoded statically.
-
-    Not where rotary frequencies depend on the length, nor where only some layers have a window.
-    """
-    rotation = (getattr(config, "rope_parameters", None) or {}).get("rope_type", "default")
-    return rotation in _FIXED_ROTATIONS and len(set(_layer_types(config))) <= 1
 
 
 def capacity_for(token_count: int) -> int:
@@ -49,7 +41,7 @@ class StaticDecoding:
     the model's sensitive values have moved, not where they were only overwritten.
 
     Args:
-        decoder: A transformers decoder whose configuration ``supports`` accepts.
+        decoder: A transformers decoder whose attention is ``is_fixed``.
         head: Hidden states to logits.
         config: The decoder's transformers configuration.
         capacity: Tokens that a text may have, the prompt included.
@@ -70,7 +62,7 @@ class StaticDecoding:
     ) -> None:
         self._decoder = decoder
         self._head = head
-        self._window = _window(config)
+        self._window = window_of(config)
         self._dtype = dtype
         self._capture = capture or (_as_cuda_graph if device.type == "cuda" else _as_it_is)
         self._token = torch.zeros(1, 1, dtype=torch.int64, device=device)
@@ -205,12 +197,3 @@ def _as_cuda_graph(step: Step) -> Step:
         return logits
 
     return replayed
-
-
-def _layer_types(config: Any) -> list[str]:
-    return list(getattr(config, "layer_types", None) or [])
-
-
-def _window(config: Any) -> int | None:
-    window: int | None = getattr(config, "sliding_window", None)
-    return None if "full_attention" in _layer_types(config) else window

@@ -15,7 +15,7 @@ import torch
 from peers.bare_forward import greedy_generate
 from peers.int4pack import pack_linears
 from runtime.limits import Limits
-from runtime.one_token import OneToken
+from runtime.next_tokens import TOKENS, by_modules, fused, per_token
 from runtime.stopwatch import Action, Timing, alternate, as_json, ratio
 from runtime.workplace import Workplace
 from torch import nn
@@ -47,18 +47,19 @@ def decode_figures(place: Workplace, limits: Limits) -> dict[str, Any]:
 def _one_token(place: Workplace, packed: SparseModel, plain: nn.Module, limits: Limits) -> dict[str, Any]:
     cached = place.scale.cached_tokens
     actions: dict[str, Action] = {
-        "fused": OneToken(packed.network, cached, packed.runtime),
-        "decoded": OneToken(packed.network, cached),
-        "plain": OneToken(plain, cached),
+        "fused": fused(packed, cached),
+        "decoded": by_modules(packed.network, cached),
+        "plain": by_modules(plain, cached),
     }
     if place.device.type == "cpu" and place.scale.dtype == torch.bfloat16:
         other = pack_linears(place.plain(place.scale.decode_blocks))
-        actions["int4pack"] = OneToken(other, cached)
-    timings = alternate(actions, place.device, place.scale.effort)
+        actions["int4pack"] = by_modules(other, cached)
+    timings = per_token(alternate(actions, place.device, place.scale.effort))
     least = _least_seconds(packed, limits)
     return {
         "times": as_json(timings),
         "cached_tokens": cached,
+        "tokens_in_a_row": TOKENS,
         "speedup": {name: ratio(timing, timings["fused"]) for name, timing in timings.items() if name != "fused"},
         "limit_ms": 1e3 * least,
         "fused_over_limit": timings["fused"].median / least,

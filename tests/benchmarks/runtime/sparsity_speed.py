@@ -17,7 +17,7 @@ from typing import Any
 
 from peers.labelled_batch import random_batch
 from peers.mezo import mezo_step
-from runtime.one_token import OneToken
+from runtime.next_tokens import by_modules, fused
 from runtime.scale import Batch
 from runtime.stopwatch import Action, Timing, alternate, as_json
 from runtime.workplace import Workplace
@@ -70,11 +70,11 @@ def _training(models: _Models, batch: Batch, blocks: int, place: Workplace) -> d
 
 def _inference(models: _Models, blocks: int, place: Workplace) -> dict[str, Any]:
     cached = place.scale.cached_tokens
-    actions: dict[str, Action] = {"all_16_bit.plain": OneToken(models.plain, cached)}
+    actions: dict[str, Action] = {"all_16_bit.plain": by_modules(models.plain, cached)}
     for name, model in models.packed.items():
         model.write_theta(model.initial_theta())
-        actions[f"{name}.sparse_add"] = OneToken(model.network, cached)
-        actions[f"{name}.sparse_addmm"] = OneToken(model.network, cached, model.runtime)
+        actions[f"{name}.sparse_add"] = by_modules(model.network, cached)
+        actions[f"{name}.sparse_addmm"] = fused(model, cached)
     return _lowest(alternate(actions, place.device, place.scale.effort), blocks) | {"blocks": blocks}
 
 

@@ -13,7 +13,8 @@ from random_bundle import ARCHITECTURES, make_case
 from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from device_client.model.static_decoding import StaticDecoding, Step, capacity_for, supports
+from device_client.model.decoding.attention import is_fixed
+from device_client.model.decoding.static import StaticDecoding, Step, capacity_for
 
 PROMPT = [7, 1, 200, 31, 31, 5, 90, 12]  # longer than the tiny mistral's window of 6
 FOLLOWING = [4, 250, 4, 17, 66, 128, 9, 31, 2]
@@ -63,7 +64,7 @@ def test_every_family_decodes_as_with_a_growing_cache(
 ) -> None:
     model = make_case(tmp_path, model_type).reference
     decoding = decoding_of(model, capture=capture)
-    assert supports(model.config)
+    assert is_fixed(model.config)
 
     assert_same(with_fixed_buffers(decoding, PROMPT, FOLLOWING), with_growing_cache(model, PROMPT, FOLLOWING))
     # another text in the same buffers, where the first one's keys still lie behind it
@@ -120,7 +121,7 @@ def test_a_step_needs_a_prompt(tmp_path: Path) -> None:
 def test_what_depends_on_the_length_or_the_layer_is_not_supported(
     config: dict[str, object], is_supported: bool
 ) -> None:
-    assert supports(SimpleNamespace(**config)) is is_supported
+    assert is_fixed(SimpleNamespace(**config)) is is_supported
 
 
 def test_capacities_are_multiples_of_64() -> None:

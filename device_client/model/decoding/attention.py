@@ -1,0 +1,23 @@
+"""What a transformers configuration says of attention, where a step of one token must know it beforehand."""
+
+from __future__ import annotations
+
+from typing import Any
+
+_FIXED_ROTATIONS = frozenset({"default", "linear", "llama3", "yarn"})
+
+
+def is_fixed(config: Any) -> bool:
+    """Return whether every step computes alike: no rotary frequencies that depend on the length, one kind of layers."""
+    rotation = (getattr(config, "rope_parameters", None) or {}).get("rope_type", "default")
+    return rotation in _FIXED_ROTATIONS and len(set(_layer_types(config))) <= 1
+
+
+def window_of(config: Any) -> int | None:
+    """Return how many tokens, itself included, a token attends to; None is all before it."""
+    window: int | None = getattr(config, "sliding_window", None)
+    return None if "full_attention" in _layer_types(config) else window
+
+
+def _layer_types(config: Any) -> list[str]:
+    return list(getattr(config, "layer_types", None) or [])
