@@ -30,7 +30,7 @@ from torch.nn import functional
 
 from device_client.model.backends.backend import LinearBackend
 from device_client.model.backends.packed_weight import PackedWeight
-from device_client.model.points import Point
+from device_client.model.points import Point, WritePoints, write_points
 
 TILED_UP_TO_TOKENS = 256
 """Per point, on a CPU. Above, packing each tile's inputs again costs more than memory does."""
@@ -40,7 +40,6 @@ TRANSPOSED_UP_TO_TOKENS = 64
 
 TILE_ROWS = 2048
 _ALIGNMENT_BYTES = 64
-_VALUES_IN_CACHE = 1 << 17
 
 
 class SensitiveValues:
@@ -73,15 +72,11 @@ class SensitiveValues:
         """The compute device."""
         return self._at_points.device
 
-    def write(self, thetas: Sequence[Point]) -> None:
+    def write(self, thetas: Sequence[Point], write: WritePoints = write_points) -> None:
         """Take the values of every θ, each rounded once to the compute dtype; in place where they fit."""
         if len(thetas) != self.points:
             self._at_points = torch.empty(len(thetas), self.count, dtype=self.dtype, device=self.device)
-        at_once = _VALUES_IN_CACHE if self.device.type == "cpu" else max(1, self.count)
-        for begin in range(0, self.count, at_once):
-            part = slice(begin, begin + at_once)
-            for values, theta in zip(self._at_points, thetas, strict=True):
-                values[part].copy_(theta[part].detach())
+        write(thetas, self._at_points)
 
     def of(self, where: slice, point: int) -> Tensor:
         """Return one layer's values at one point, compute dtype (k of the layer,), a view."""

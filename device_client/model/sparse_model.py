@@ -128,7 +128,7 @@ class SparseModel:
                 raise ValueError(f"theta is {found}; needed float32 ({self.sensitive_count},)")
         if len(thetas) != self.runtime.values.points:
             self._static = None  # a graph reads the values where they lay when it was captured
-        self.runtime.values.write(thetas)
+        self.runtime.values.write(thetas, self.runtime.backend.write_points)
 
     @torch.no_grad()
     def logits(self, batch: TokenBatch) -> Tensor:

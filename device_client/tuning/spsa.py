@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from device_client.model.points import Point
+from device_client.model.points import PerturbedPoint, Point
 
 BatchT = TypeVar("BatchT")
 ContravariantBatch = TypeVar("ContravariantBatch", contravariant=True)
@@ -74,36 +74,6 @@ def estimate(
     """Return both losses of each direction; θ is left as it is, and each sign is computed from it anew."""
     found = losses(perturbed(theta, directions, epsilon), batch)
     return [Estimate(plus, minus, epsilon) for plus, minus in zip(found[::2], found[1::2], strict=True)]
-
-
-@dataclass(frozen=True, slots=True)
-class PerturbedPoint:
-    """θ + s·z, computed where it is taken.
-
-    Attributes:
-        theta: float32 (k,).
-        z: float32 (k,).
-        signed_epsilon: s, which is ε or −ε.
-    """
-
-    theta: Tensor
-    z: Tensor
-    signed_epsilon: float
-
-    @property
-    def shape(self) -> torch.Size:
-        """(k,)."""
-        return self.theta.shape
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """float32."""
-        return self.theta.dtype
-
-    def __getitem__(self, where: slice) -> Tensor:
-        """Return some of its values, float32; all of them for ``[:]``."""
-        step = self.z[where] * self.signed_epsilon
-        return torch.add(self.theta[where], step, out=step)  # two roundings on any machine, where alpha= may fuse
 
 
 def perturbed(theta: Tensor, directions: Sequence[Tensor], epsilon: float) -> list[PerturbedPoint]:

@@ -12,6 +12,7 @@ Knows nothing about models.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Protocol
 
 from torch import Tensor
@@ -19,6 +20,7 @@ from torch import Tensor
 from device_client.model.backends.names import BackendName
 from device_client.model.backends.packed_weight import PackedWeight
 from device_client.model.backends.token_kernels import TokenKernels
+from device_client.model.points import Point
 from shared.quantization.codec import QuantizedTensor
 
 
@@ -58,6 +60,9 @@ class LinearBackend(Protocol):
 
     def write_sparse(self, dense: Tensor, weight: PackedWeight, values: Tensor) -> None:
         """Overwrite the sensitive positions of a decoded weight with other ``values``, compute dtype (k,)."""
+
+    def write_points(self, thetas: Sequence[Point], out: Tensor) -> None:
+        """Write the values of every θ to ``out``, compute dtype (points, k), each rounded once: alike in all."""
 
     def linear_small(self, inputs: Tensor, weight: PackedWeight, values: Tensor, bias: Tensor | None) -> Tensor:
         """Return x Wᵀ + b without decoding W as a whole; for one to a few tokens.

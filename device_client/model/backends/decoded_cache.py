@@ -7,12 +7,15 @@ What is computed does not change by a bit. A weight that brings a product of its
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from torch import Tensor
 
 from device_client.model.backends.backend import LinearBackend
 from device_client.model.backends.names import BackendName
 from device_client.model.backends.packed_weight import PackedWeight
 from device_client.model.backends.token_kernels import TokenKernels
+from device_client.model.points import Point
 from shared.quantization.codec import QuantizedTensor
 
 
@@ -72,6 +75,10 @@ class DecodedCache:
     def write_sparse(self, dense: Tensor, weight: PackedWeight, values: Tensor) -> None:
         """Overwrite the sensitive positions of a decoded weight."""
         self._backend.write_sparse(dense, weight, values)
+
+    def write_points(self, thetas: Sequence[Point], out: Tensor) -> None:
+        """Write them as the other backend does."""
+        self._backend.write_points(thetas, out)
 
     def linear_small(self, inputs: Tensor, weight: PackedWeight, values: Tensor, bias: Tensor | None) -> Tensor:
         """Multiply as the other backend does."""

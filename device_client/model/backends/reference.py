@@ -10,7 +10,7 @@ two columns are looked up at once where rows are long: a byte of codes indexes a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from torch import Tensor
@@ -26,6 +26,7 @@ from device_client.model.backends.reference_tiles import (
     tile_codes,
 )
 from device_client.model.backends.workspace import reusable_buffer
+from device_client.model.points import Point, write_points
 from shared.quantization.codec import QuantizedTensor
 from shared.quantization.packing import unpack_codes
 
@@ -83,6 +84,10 @@ class ReferenceBackend:
         indices, own_values = weight.own(values)
         if indices.numel():
             dense.view(-1).index_copy_(0, indices, own_values)
+
+    def write_points(self, thetas: Sequence[Point], out: Tensor) -> None:
+        """Write them in plain torch."""
+        write_points(thetas, out)
 
     def linear_small(self, inputs: Tensor, weight: PackedWeight, values: Tensor, bias: Tensor | None) -> Tensor:
         """Return x Wᵀ + b by decoding W: plain torch has no fused product from codes."""

@@ -30,6 +30,7 @@ from device_client.model.backends.native.library import Described
 from device_client.model.backends.native.panels import PanelProduct
 from device_client.model.backends.packed_weight import PackedWeight
 from device_client.model.backends.panel_layout import PASS_TOKENS
+from device_client.model.backends.token_kernels import TokenKernels
 from device_client.model.linear import QuantizedSparseLinear
 from device_client.model.points import Point
 from device_client.model.sparse_model import SparseModel
@@ -186,6 +187,13 @@ class _ClockedBackend:
     def write_sparse(self, dense: Tensor, weight: PackedWeight, values: Tensor) -> None:
         with self.clock.on("write_sparse"):
             self.backend.write_sparse(dense, weight, values)
+
+    def write_points(self, thetas: Sequence[Point], out: Tensor) -> None:
+        self.backend.write_points(thetas, out)
+
+    @property
+    def token_kernels(self) -> TokenKernels | None:
+        return self.backend.token_kernels
 
     def linear_small(self, inputs: Tensor, weight: PackedWeight, values: Tensor, bias: Tensor | None) -> Tensor:
         return self.backend.linear_small(inputs, weight, values, bias)

@@ -20,7 +20,9 @@ from device_client.model.backends.native.library import KernelLibrary
 from device_client.model.backends.packed_weight import PackedWeight
 from device_client.model.backends.reference import ReferenceBackend
 from device_client.model.loader import load_model
+from device_client.model.points import write_points
 from device_client.model.token_batch import TokenBatch
+from device_client.tuning.spsa import perturbed
 from shared.quantization.codec import QuantizedTensor, dequantize
 from shared.quantization.packing import pack_codes
 
@@ -278,3 +280,29 @@ def test_a_folder_that_is_a_file_is_named(tmp_path: Path) -> None:
 
     with pytest.raises(BuildFailed, match="kernels cannot be written"):
         built_library(tmp_path / "kernels", lambda _: None)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("count", [0, 1, 15, 16, 17, 4096, 9001])
+def test_points_are_written_to_the_bits_of_plain_torch(library: KernelLibrary, count: int, dtype: torch.dtype) -> None:
+    generator = torch.Generator().manual_seed(count)
+    theta, *directions = (torch.randn(count, generator=generator) for _ in range(3))
+    backend = NativeBackend(library, [(1, 1)], dtype)
+    points = perturbed(theta, directions, 1e-3)
+    found, expected = torch.empty(4, count, dtype=dtype), torch.empty(4, count, dtype=dtype)
+
+    backend.write_points(points, found)
+
+    write_points(points, expected)
+    assert torch.equal(found, expected)
+
+
+def test_points_that_are_no_sums_or_lie_apart_are_written_too(library: KernelLibrary) -> None:
+    apart = torch.randn(20)[::2]
+    backend = NativeBackend(library, [(1, 1)], torch.float32)
+    out = torch.empty(2, 10)
+
+    backend.write_points([apart, apart + 1], out)
+    assert torch.equal(out, torch.stack([apart, apart + 1]))
+    backend.write_points(perturbed(apart, [apart], 0.5), out)
+    assert torch.equal(out, torch.stack([apart + 0.5 * apart, apart - 0.5 * apart]))

@@ -387,7 +387,7 @@ def test_the_meter_reads_at_least_the_models_own_bytes(model: SparseModel) -> No
 
 
 def test_values_of_any_number_are_written_part_by_part(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("device_client.model.linear._VALUES_IN_CACHE", 4)
+    monkeypatch.setattr("device_client.model.points._VALUES_IN_CACHE", 4)
     thetas = [torch.randn(11), torch.randn(11)]
     values = SensitiveValues(torch.zeros(11, dtype=torch.bfloat16))
 

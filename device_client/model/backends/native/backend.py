@@ -8,7 +8,7 @@ it reads the codes and nothing else. Other CPUs take the portable path of the sa
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 import torch
@@ -20,6 +20,7 @@ from device_client.model.backends.native.panels import PanelProduct, check_forma
 from device_client.model.backends.native.token_kernels import NativeTokenKernels
 from device_client.model.backends.packed_weight import PackedWeight, first_of_each_row
 from device_client.model.backends.workspace import reusable_buffer
+from device_client.model.points import PerturbedPoint, Point, write_points
 from shared.quantization.codec import QuantizedTensor
 
 
@@ -88,6 +89,14 @@ class NativeBackend:
         """Overwrite the sensitive positions of a decoded weight."""
         self._library.write_sparse(described(weight), values, dense)
 
+    def write_points(self, thetas: Sequence[Point], out: Tensor) -> None:
+        """Write all perturbed points in one pass over θ and z; others in plain torch."""
+        perturbed = [theta for theta in thetas if isinstance(theta, PerturbedPoint)]
+        if len(perturbed) == len(thetas) and all(_is_plain(each.theta) and _is_plain(each.z) for each in perturbed):
+            self._library.write_points(perturbed, out)
+        else:
+            write_points(thetas, out)
+
     def linear_small(self, inputs: Tensor, weight: PackedWeight, values: Tensor, bias: Tensor | None) -> Tensor:
         """Return x Wᵀ + b from the codes, up to four tokens per reading of them."""
         if weight.in_panels:
@@ -96,3 +105,7 @@ class NativeBackend:
         outputs = inputs.new_empty((*inputs.shape[:-1], seen.rows))
         self._library.linear_small(inputs.contiguous(), seen, values, bias, outputs)
         return outputs
+
+
+def _is_plain(vector: Tensor) -> bool:
+    return vector.dtype == torch.float32 and vector.device.type == "cpu" and vector.is_contiguous()

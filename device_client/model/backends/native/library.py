@@ -17,6 +17,7 @@ from torch import Tensor
 from device_client.model.backends.packed_weight import PackedWeight
 from device_client.model.backends.panel_layout import placement_lists
 from device_client.model.backends.token_kernels import Factor, KeptHeads, TokenHeads
+from device_client.model.points import PerturbedPoint
 from shared.normal_quantile import COEFFICIENTS
 from shared.quantization.codec import QuantizedTensor
 
@@ -76,6 +77,12 @@ class _Attention(ctypes.Structure):
     )
 
 
+class _PerturbedPoint(ctypes.Structure):
+    _fields_ = (
+        ("theta", ctypes.c_void_p), ("z", ctypes.c_void_p), ("s", ctypes.c_float), ("out", ctypes.c_void_p),
+    )  # fmt: skip
+
+
 class Described:
     """A weight as the kernels see it: good for as long as the weight lives, and for one call at a time.
 
@@ -124,10 +131,9 @@ class Products:
     """
 
     def __init__(self, factors: Sequence[Factor], outputs: Sequence[Tensor]) -> None:
-        self._kept = (factors, outputs)  # what the addresses below are of
-        self.array = (_Product * len(factors))(
-            *(self._product(factor, out) for factor, out in zip(factors, outputs, strict=True))
-        )
+        products = [self._product(factor, out) for factor, out in zip(factors, outputs, strict=True)]
+        self._kept = (factors, outputs, products)  # what the addresses below are of
+        self.array = (_Product * len(factors))(*products)
 
     @staticmethod
     def _product(factor: Factor, out: Tensor) -> _Product:
@@ -167,9 +173,12 @@ class KernelLibrary:
         self._sort_values.argtypes = (pointer,) * 5
         self._draw_normal = library.zo_draw_normal
         self._draw_normal.argtypes = (*[ctypes.c_uint64] * 3, pointer, pointer, long)
+        self._write_points = library.zo_write_points
+        self._write_points.argtypes = (pointer, long, long, number, number)
         for call in (
             self._dequantize, self._write_sparse, self._linear_small, self._linear_at_points, self._sort_values,
             self._draw_normal, self._linear_side_by_side, self._norm, self._attend,
+            self._write_points,
         ):  # fmt: skip
             call.restype = None
         self._fits_panels = library.zo_fits_panels
@@ -191,6 +200,14 @@ class KernelLibrary:
         if not all(0 <= word < 1 << 64 for word in (seed, step, query)):
             raise ValueError(f"({seed}, {step}, {query}) does not lie in [0, 2^64)")
         self._draw_normal(seed, step, query, COEFFICIENTS.ctypes.data, out.data_ptr(), out.numel())
+
+    def write_points(self, points: Sequence[PerturbedPoint], out: Tensor) -> None:
+        """Write θ + s·z of every point to ``out`` (points, k), rounded once; all contiguous on the host."""
+        seen = (_PerturbedPoint * len(points))(*(
+            _PerturbedPoint(point.theta.data_ptr(), point.z.data_ptr(), point.signed_epsilon, values.data_ptr())
+            for point, values in zip(points, out, strict=True)
+        ))  # fmt: skip
+        self._write_points(seen, len(points), out.shape[1], FORMATS[out.dtype], torch.get_num_threads())
 
     def dequantize(self, weight: Described, values: Tensor | None, out: Tensor) -> None:
         """Decode to ``out`` (out_features, in_features), contiguous; ``values``, of its format, are written over it."""

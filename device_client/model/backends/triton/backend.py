@@ -8,7 +8,7 @@ Tested in Triton's interpreter, and compiled for Jetson Orin and Ada; not yet ru
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -20,6 +20,7 @@ from device_client.model.backends.names import BackendName
 from device_client.model.backends.packed_weight import PackedWeight, first_of_each_row
 from device_client.model.backends.triton import kernels
 from device_client.model.backends.workspace import reusable_buffer
+from device_client.model.points import Point, write_points
 from shared.quantization.codec import QuantizedTensor
 from shared.sensitivity_mask import INDEX_LIMIT
 
@@ -103,6 +104,10 @@ class TritonBackend:
             grid = (triton.cdiv(count, _SCATTER_BLOCK),)
             with self._on_device():
                 kernels.write_sparse[grid](dense, indices, own_values, count, BLOCK=_SCATTER_BLOCK)
+
+    def write_points(self, thetas: Sequence[Point], out: Tensor) -> None:
+        """Write them in plain torch."""
+        write_points(thetas, out)
 
     def linear_small(self, inputs: Tensor, weight: PackedWeight, values: Tensor, bias: Tensor | None) -> Tensor:
         """Return x Wᵀ + b from the codes, in launches of up to ``MOST_TOKENS`` tokens."""

@@ -7,6 +7,7 @@ namespace {
 
 template <typename T, int32_t FORMAT> struct Numbers {
     using Value = T;
+    static constexpr int32_t NUMBER = FORMAT;
     static float read(T value) {
         if constexpr (FORMAT == FLOAT32) return value;
         if constexpr (FORMAT == FLOAT16) return half_to_float(value);

@@ -9,6 +9,7 @@
 #include "linear_small.h"
 #include "norm.h"
 #include "normal.h"
+#include "points.h"
 
 #include <algorithm>
 
@@ -18,6 +19,11 @@ extern "C" {
 void zo_draw_normal(uint64_t seed, uint64_t step, uint64_t query, const float* coefficients, float* out,
                     int64_t count) {
     draw_normal(Philox(seed, step, query), Quantile(coefficients), out, count);
+}
+
+// The sensitive values of `count` points, `values` each, rounded to `format`.
+void zo_write_points(const PerturbedPoint* points, int64_t count, int64_t values, int32_t format, int32_t threads) {
+    with_format(format, [&](auto as) { write_points(as, points, count, values, threads); });
 }
 
 // Whether products with this weight can be made on the CPU's matrix unit, in bfloat16, where its codes lie in panels.
