@@ -19,6 +19,7 @@ from peers.seven_b_shapes import BITS
 from runtime.limits import Limits
 from runtime.scale import Scale
 from runtime.stopwatch import Action, Timing, alternate, as_json, ratio, without_launching
+from runtime.without_values import without_values
 from runtime.workplace import Workplace
 from torch import Tensor, nn
 from torch.nn import functional
@@ -48,7 +49,7 @@ class ColdLayer:
     Attributes:
         backend: Decodes and multiplies.
         packed: Packed copies with their sensitive values.
-        dense_only: The same without any.
+        dense_only: The same without any, over the same codes.
         values: Compute dtype (k,).
         plain: 16-bit copies.
         int4pack: torch's own; empty but on a CPU.
@@ -69,10 +70,11 @@ class ColdLayer:
         backend = choose_backend(place.options(), [entry], scale.dtype, device).backend
         quantized, indices = random_weight(entry, device)
         plain = backend.dequantize(backend.pack(quantized, indices)).clone()
+        packed = copies_of(backend, quantized, indices, scale)
         return cls(
             backend,
-            copies_of(backend, quantized, indices, scale),
-            copies_of(backend, quantized, indices[:0], scale),
+            packed,
+            [without_values(weight) for weight in packed],
             torch.ones(indices.numel(), dtype=scale.dtype, device=device),
             [plain.clone() for _ in range(_count(plain.nbytes, scale))],
             _int4pack_copies(plain, scale) if device.type == "cpu" else [],

@@ -17,7 +17,7 @@ from typing import Any
 
 from peers.labelled_batch import random_batch
 from peers.mezo import mezo_step
-from runtime.next_tokens import by_modules, fused
+from runtime.next_tokens import by_modules, fused, per_token
 from runtime.scale import Batch
 from runtime.stopwatch import Action, Timing, alternate, as_json
 from runtime.workplace import Workplace
@@ -75,7 +75,8 @@ def _inference(models: _Models, blocks: int, place: Workplace) -> dict[str, Any]
         model.write_theta(model.initial_theta())
         actions[f"{name}.sparse_add"] = by_modules(model.network, cached)
         actions[f"{name}.sparse_addmm"] = fused(model, cached)
-    return _lowest(alternate(actions, place.device, place.scale.effort), blocks) | {"blocks": blocks}
+    timings = per_token(alternate(actions, place.device, place.scale.effort))
+    return _lowest(timings, blocks) | {"blocks": blocks}
 
 
 def _fusing(model: SparseModel, tokens: int, step: Callable[[], object]) -> Action:

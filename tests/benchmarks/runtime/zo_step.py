@@ -16,18 +16,17 @@ import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from runtime.scale import Batch
 from runtime.stopwatch import seconds_of
+from runtime.without_values import without_values
 from torch import Tensor
 
 from device_client.model.backends.backend import LinearBackend
-from device_client.model.backends.native.library import Described
-from device_client.model.backends.native.panels import PanelProduct
 from device_client.model.backends.packed_weight import PackedWeight
 from device_client.model.backends.panel_layout import PASS_TOKENS
 from device_client.model.backends.token_kernels import TokenKernels
@@ -244,7 +243,7 @@ def _layers(model: SparseModel) -> list[QuantizedSparseLinear]:
 def _writing_seconds(model: SparseModel, batch: Batch, rounds: int) -> float:
     """Return what a pass takes longer where sensitive values are written while weights are decoded."""
     with_values = [(layer.packed, model.runtime.values.of(layer.where, 0)) for layer in _layers(model)]
-    without = [(_without_values(packed), values[:0]) for packed, values in with_values]
+    without = [(without_values(packed), values[:0]) for packed, values in with_values]
 
     def decode_all(weights: list[tuple[PackedWeight, Tensor]]) -> None:
         for weight, values in weights:
@@ -266,17 +265,6 @@ def _decode(backend: LinearBackend, weight: PackedWeight, values: Tensor, points
     else:
         token = torch.ones(points, 1, weight.shape[1], dtype=values.dtype, device=values.device)
         weight.at_points(token, weight, [values] * points, None)
-
-
-def _without_values(weight: PackedWeight) -> PackedWeight:
-    none = {name: getattr(weight, name)[:0] for name in ("indices", "replaced") if getattr(weight, name) is not None}
-    empty = replace(weight, row_starts=torch.zeros_like(weight.row_starts), **none)
-    if weight.described is not None:
-        empty = replace(empty, described=Described(empty))
-    product = weight.at_points
-    if not isinstance(product, PanelProduct):
-        return empty
-    return replace(empty, at_points=replace(product, placement=product.library.placement(empty)))
 
 
 def _drawing_seconds(drawing: Drawing, count: int, rounds: int) -> float:
