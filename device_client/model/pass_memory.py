@@ -7,7 +7,7 @@
     the head     P·T·b·H + P·A·V·4 + A·V·b             hidden states, float32 logits of all points, logits of one
     the scores   P·A·V·4 + max(4 MiB, V·4)             logits and a portion of their log-softmax
 
-    keys and values = rows · cached columns · b · 2K · (blocks + 1)        one block's is copied as it grows
+    keys and values = rows · (cached columns + 64) · b · 2K · (blocks + 1)        one block's are copied as they grow
 
 4H: the embeddings, the block's input, the residual and the normed input are all alive inside a block. What a pass needs
 is the hungriest of these moments; the rest of what it makes (rotary tables, indices) is under 3 %.
@@ -21,7 +21,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from device_client.model.workload import Workload
+from device_client.model.workload import GROWTH_TOKENS, Workload
 from shared.errors import UnsupportedModel
 
 SCORES_AT_ONCE_BYTES = 4 << 20
@@ -49,7 +49,7 @@ def key_value_bytes(architecture: dict[str, Any], workload: Workload, value_byte
     """Return the bytes of the keys and values that generating a text keeps."""
     _, keys = _attention_widths(architecture)
     copies = _dimension(architecture, "num_hidden_layers") + 1
-    return workload.rows * workload.cached_columns * 2 * keys * copies * value_bytes
+    return workload.rows * (workload.cached_columns + GROWTH_TOKENS) * 2 * keys * copies * value_bytes
 
 
 def _block_moments(architecture: dict[str, Any], workload: Workload, value_bytes: int) -> list[list[int]]:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from device_client.model.backends.decoded_cache import DecodedCache
 from device_client.model.backends.names import BackendName, Products
 from device_client.model.backends.packed_weight import PackedWeight
-from device_client.model.decoding.attention import is_fixed
+from device_client.model.decoding.attention import steps_are_alike
 from device_client.model.decoding.choose import decoding_on_host
 from device_client.model.decoding.decoding import Decoding
 from device_client.model.decoding.growing import GrowingDecoding
@@ -205,7 +205,7 @@ class SparseModel:
         config = self.network.config
         if self.device.type != "cuda":
             return decoding_on_host(self._decoder, self._head, config, self.runtime, self.fused_up_to_tokens)
-        if not is_fixed(config):
+        if not steps_are_alike(config):
             return GrowingDecoding(self._decoder, self._head, config, self.device)
         if self._static is None or self._static.capacity < token_count:
             self._static = StaticDecoding(

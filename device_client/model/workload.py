@@ -8,6 +8,9 @@ PAIRED_UP_TO_TOKENS = {"cpu": 1024, "cuda": 4096}
 """Device type → tokens of one point's micro-batch up to which several points run side by side. Above, decoding is
 little of a pass, and more points' activations cost more."""
 
+GROWTH_TOKENS = 64
+"""For how many tokens more there is room where keys and values that grow are moved."""
+
 
 @dataclass(frozen=True, slots=True)
 class Workload:

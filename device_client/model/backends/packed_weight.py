@@ -39,7 +39,6 @@ class PackedWeight:
         part_of: The whole weight, where these are not all of its rows.
         replaced: Compute dtype (k,), what the codes at their positions stand for; None where a backend looks it up.
         in_panels: Whether the codes lie otherwise than row by row; see ``native/kernels/panels.h``.
-        largest: float32 (out_features,), the largest of each row's decoded values without their signs; in panels only.
         at_points: The backend's product at several points, for any number of tokens, where it has one for this weight;
             some rows have none.
         described: What the backend's compiled kernels see of it, where it keeps that; some rows have none.
@@ -52,7 +51,6 @@ class PackedWeight:
     part_of: PackedWeight | None = None
     replaced: Tensor | None = None
     in_panels: bool = False
-    largest: Tensor | None = None
     at_points: PointsProduct | None = field(default=None, compare=False, repr=False)
     described: Any = field(default=None, compare=False, repr=False)
 
@@ -89,7 +87,6 @@ class PackedWeight:
             part_of=self.whole,
             replaced=self.replaced,
             in_panels=self.in_panels,
-            largest=None if self.largest is None else self.largest[start:stop],
         )
 
     def own(self, values: Tensor) -> tuple[Tensor, Tensor]:

@@ -5,9 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 _FIXED_ROTATIONS = frozenset({"default", "linear", "llama3", "yarn"})
+_WITHOUT_LAYER_TYPES = frozenset({"mistral"})
+"""Whose transformers modules do not look at ``layer_types``."""
 
 
-def is_fixed(config: Any) -> bool:
+def steps_are_alike(config: Any) -> bool:
     """Return whether every step computes alike: no rotary frequencies that depend on the length, one kind of layers."""
     rotation = (getattr(config, "rope_parameters", None) or {}).get("rope_type", "default")
     return rotation in _FIXED_ROTATIONS and len(set(_layer_types(config))) <= 1
@@ -20,4 +22,6 @@ def window_of(config: Any) -> int | None:
 
 
 def _layer_types(config: Any) -> list[str]:
+    if getattr(config, "model_type", None) in _WITHOUT_LAYER_TYPES:
+        return []
     return list(getattr(config, "layer_types", None) or [])

@@ -41,7 +41,7 @@ class StaticDecoding:
     the model's sensitive values have moved, not where they were only overwritten.
 
     Args:
-        decoder: A transformers decoder whose attention is ``is_fixed``.
+        decoder: A transformers decoder whose ``steps_are_alike``.
         head: Hidden states to logits.
         config: The decoder's transformers configuration.
         capacity: Tokens that a text may have, the prompt included.

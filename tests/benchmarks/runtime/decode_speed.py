@@ -48,6 +48,7 @@ def _one_token(place: Workplace, packed: SparseModel, plain: nn.Module, limits: 
     cached = place.scale.cached_tokens
     actions: dict[str, Action] = {
         "fused": fused(packed, cached),
+        "fused_by_modules": by_modules(packed.network, cached, packed.runtime),
         "decoded": by_modules(packed.network, cached),
         "plain": by_modules(plain, cached),
     }

@@ -10,7 +10,6 @@ from collections.abc import Mapping
 from contextlib import nullcontext
 from typing import Any
 
-import torch
 from runtime.stopwatch import Timing
 from torch import Tensor, nn
 
@@ -48,19 +47,23 @@ class NextTokens:
 
 
 def fused(model: SparseModel, cached_tokens: int) -> NextTokens:
-    """Return tokens as the product decodes them with its backend's fused product."""
+    """Return tokens with the backend's fused product, on a CPU as the product decodes them; on CUDA without a graph."""
     network: Any = model.network
     decoding = decoding_on_host(network.get_decoder(), nn.Identity(), network.config, model.runtime, 1)
     return NextTokens(decoding, cached_tokens, model.runtime)
 
 
-def by_modules(network: nn.Module, cached_tokens: int) -> NextTokens:
-    """Return tokens through transformers' modules and its cache, whatever the layers are."""
-    anything: Any = network
+def by_modules(network: Any, cached_tokens: int, runtime: LinearRuntime | None = None) -> NextTokens:
+    """Return tokens through transformers' modules and its cache, whatever the layers are.
+
+    Args:
+        network: A transformers causal language model, plain or with packed layers.
+        cached_tokens: How many tokens stand before the first one.
+        runtime: As for ``NextTokens``.
+    """
     device = next(network.parameters()).device
-    return NextTokens(
-        GrowingDecoding(anything.get_decoder(), nn.Identity(), anything.config, torch.device(device)), cached_tokens
-    )
+    decoding = GrowingDecoding(network.get_decoder(), nn.Identity(), network.config, device)
+    return NextTokens(decoding, cached_tokens, runtime)
 
 
 def per_token(timings: Mapping[str, Timing]) -> dict[str, Timing]:

@@ -17,7 +17,7 @@ from typing import Any
 
 from peers.labelled_batch import random_batch
 from peers.mezo import mezo_step
-from runtime.next_tokens import by_modules, fused, per_token
+from runtime.next_tokens import by_modules, per_token
 from runtime.scale import Batch
 from runtime.stopwatch import Action, Timing, alternate, as_json
 from runtime.workplace import Workplace
@@ -74,7 +74,7 @@ def _inference(models: _Models, blocks: int, place: Workplace) -> dict[str, Any]
     for name, model in models.packed.items():
         model.write_theta(model.initial_theta())
         actions[f"{name}.sparse_add"] = by_modules(model.network, cached)
-        actions[f"{name}.sparse_addmm"] = fused(model, cached)
+        actions[f"{name}.sparse_addmm"] = by_modules(model.network, cached, model.runtime)
     timings = per_token(alternate(actions, place.device, place.scale.effort))
     return _lowest(timings, blocks) | {"blocks": blocks}
 

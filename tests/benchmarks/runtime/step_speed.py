@@ -25,7 +25,7 @@ from torch import nn
 from device_client.model.sparse_model import SparseModel
 from device_client.tuning.perturbations import Drawing
 
-PART_ROUNDS = 3
+PART_ROUNDS = 7
 
 
 def step_figures(place: Workplace, limits: Limits) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from transformers import DynamicCache
 
 from device_client.commands.generate import plan_generation
 from device_client.model.backends.choose import BackendName, BackendOptions
+from device_client.model.backends.native.library import described
 from device_client.model.backends.native.panels import PanelProduct
 from device_client.model.linear import QuantizedSparseLinear
 from device_client.model.loader import load_model
@@ -28,6 +29,7 @@ from device_client.model.memory_plan import (
     weight_parts,
 )
 from device_client.model.sparse_model import SparseModel
+from device_client.model.workload import GROWTH_TOKENS
 from shared.bundle.manifest import BundleConfig
 from shared.bundle.read import read_bundle
 from shared.errors import ResourceError, UnsupportedModel
@@ -45,11 +47,11 @@ def held_by(model: SparseModel, points: int) -> dict[str, int]:
     parts = [(name, tensor) for layer in layers for name, tensor in layer.packed.quantized.parts.items()]
     indices = [layer.packed.indices for layer in layers]
     indices += [layer.packed.row_starts for layer in layers]
-    kept_besides = (tensor for layer in layers for tensor in (layer.packed.replaced, layer.packed.largest))
-    indices += [tensor for tensor in kept_besides if tensor is not None]
+    indices += [layer.packed.replaced for layer in layers if layer.packed.replaced is not None]
     for product in (layer.packed.at_points for layer in layers):
         if isinstance(product, PanelProduct):
             indices += [product.placement.starts, product.placement.order, product.placement.places]
+    indices += [described(layer.packed).largest for layer in layers if layer.packed.in_panels]
     values = torch.empty(points, model.sensitive_count, dtype=model.compute_dtype)
     return {
         "codes": bytes_of(*(tensor for name, tensor in parts if name == "codes")),
@@ -203,7 +205,7 @@ def test_generation_counts_the_keys_and_values_of_every_token(config: BundleConf
     parts = plan_memory(large, Workload(1, 2048, cached_columns=2048), device_type="cuda").parts
 
     # 32 blocks and one copy · keys and values · 8 heads of 128 · 2048 tokens · 2 bytes.
-    assert parts["key-value cache"] == 33 * 2 * 8 * 128 * 2048 * 2
+    assert parts["key-value cache"] == 33 * 2 * 8 * 128 * (2048 + GROWTH_TOKENS) * 2
     assert "key-value cache" not in plan_memory(large, Workload(1, 2048), device_type="cuda").parts
 
 
@@ -217,7 +219,8 @@ def test_the_planned_cache_is_what_generating_a_text_keeps(case_of: Callable) ->
     kept = sum(bytes_of(layer.keys, layer.values) for layer in cache.layers)
     blocks = len(cache.layers)
     planned = plan_generation(model.config, "cpu").parts["key-value cache"]
-    assert planned == kept // 20 * model.config.tokenizer.context_length // blocks * (blocks + 1)
+    longest = model.config.tokenizer.context_length + GROWTH_TOKENS
+    assert planned == kept // 20 * longest // blocks * (blocks + 1)
 
 
 def test_activations_of_a_7b_model_come_to_the_published_order(config: BundleConfig) -> None:

@@ -17,7 +17,7 @@ from device_client.model.backends.choose import BackendOptions
 from device_client.model.backends.native.backend import NativeBackend
 from device_client.model.backends.native.build import built_library
 from device_client.model.backends.native.cpu import has_matrix_unit
-from device_client.model.backends.native.library import KernelLibrary
+from device_client.model.backends.native.library import KernelLibrary, described
 from device_client.model.backends.packed_weight import PackedWeight, first_of_each_row
 from device_client.model.backends.panel_layout import MOST_COLUMNS, PASS_TOKENS
 from device_client.model.backends.planned_bytes import is_any_decoded
@@ -93,8 +93,9 @@ class Layer:
     def in_digits(self) -> Tensor:
         """Return W of the fused product, float64: multiples of 2^(exponent of the row's largest − 13)."""
         weight = dequantize(self.tensor, dtype=torch.bfloat16).double()
-        assert self.weight.largest is not None
-        unit = torch.exp2(torch.floor(torch.log2(self.weight.largest.double())) - 13)[:, None]
+        largest = described(self.weight).largest
+        assert largest is not None
+        unit = torch.exp2(torch.floor(torch.log2(largest.double())) - 13)[:, None]
         return torch.round(weight / unit) * unit + (self.dense(0).double() - weight)
 
     def at_points(self, stacked: Tensor) -> Tensor:
@@ -169,7 +170,7 @@ def test_the_fused_product_of_a_few_tokens_is_that_of_the_decoded_weight(
 @pytest.mark.parametrize("form", FORMS)
 def test_digits_are_the_decoded_weight_but_for_its_smallest_values(library: KernelLibrary, form: str) -> None:
     layer = Layer(library, random_tensor(4, 3, form, seed=4), seed=4, density=0.0)
-    weight, largest = dequantize(layer.tensor, dtype=torch.bfloat16).double(), layer.weight.largest
+    weight, largest = dequantize(layer.tensor, dtype=torch.bfloat16).double(), described(layer.weight).largest
     assert largest is not None
 
     error = (layer.in_digits() - weight).abs()
@@ -296,6 +297,53 @@ def test_a_weight_with_other_tensors_is_not_taken_for_the_one_before(library: Ke
     mixed = replace(one.weight, quantized=other.weight.quantized)
 
     assert torch.equal(one.backend.dequantize(mixed, one.values[0]), other.dense(0))
+
+
+def test_other_tables_are_multiplied_in_units_of_their_own(library: KernelLibrary) -> None:
+    layer = Layer(library, random_tensor(1, 1, "per_row", seed=1), seed=0)
+    assert layer.weight.quantized.lut is not None
+    larger = replace(layer.weight.quantized, lut=layer.weight.quantized.lut * 8)
+    inputs, none = layer.inputs(1, 1)[0], torch.zeros_like(layer.values[0])
+
+    outputs = layer.backend.linear_small(inputs, replace(layer.weight, quantized=larger), none, None)
+
+    expected = layer.backend.linear_small(inputs, layer.weight, none, None).double()
+    replaced = layer.weight.replaced
+    assert replaced is not None
+    left = torch.zeros(16 * 128, dtype=torch.float64)
+    left[layer.indices] = replaced.double()
+    left_over = inputs.double() @ left.view(16, 128).T  # what is replaced is known of the smaller tables only
+    torch.testing.assert_close(outputs.double(), 8 * (expected + left_over) - left_over, rtol=0.02, atol=0.5)
+
+
+def test_three_digits_hold_an_input_to_its_last_bit(library: KernelLibrary) -> None:
+    """Large inputs that cancel leave one that only the lowest digit can tell from its neighbours."""
+    tensor = random_tensor(1, 1, "per_row", seed=1)
+    assert tensor.lut is not None
+    tensor.lut[:, 0], tensor.lut[:, 1], tensor.lut[:, 2] = 0.0, 1.0, -1.0
+    columns = torch.zeros(16, 128, dtype=torch.uint8)
+    columns[:, [0, 2]], columns[:, 1] = 1, 2
+    layer = Layer(library, replace(tensor, codes=pack_codes(columns, 4)), seed=0, density=0.0)
+    for smallest in ((1 + 2**-7) * 2**-14, -(1 + 2**-7) * 2**-14):
+        inputs = torch.zeros(1, 128)
+        inputs[0, :3] = torch.tensor([1.9921875, 1.9921875, smallest])
+
+        outputs = layer.backend.linear_small(inputs.bfloat16(), layer.weight, layer.values[0], None)
+
+        assert outputs.double().unique().tolist() == [smallest]
+
+
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+def test_the_largest_sums_of_the_most_columns_do_not_overflow(library: KernelLibrary, sign: float) -> None:
+    tensor = random_tensor(1, MOST_COLUMNS // 128, "per_row", seed=1)
+    assert tensor.lut is not None
+    tensor.lut[:] = 1.9921875
+    layer = Layer(library, tensor, seed=0, density=0.0)
+    inputs = torch.full((2, MOST_COLUMNS), sign * 1.9921875).bfloat16()
+
+    outputs = layer.backend.linear_small(inputs, layer.weight, layer.values[0], None)
+
+    assert torch.equal(outputs, torch.full((2, 16), sign * 1.9921875**2 * MOST_COLUMNS).bfloat16())
 
 
 def test_the_fused_product_keeps_the_shape_of_its_inputs(library: KernelLibrary) -> None:

@@ -78,7 +78,7 @@ def test_a_token_attends_as_by_torch(
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("rows", [(5,), (7, 3, 3), (32, 16, 16), (48, 160)])
+@pytest.mark.parametrize("rows", [(5,), (7, 3, 3), (32, 16, 16), (48, 160), (32, 7)])
 def test_products_side_by_side_are_those_of_each_weight(
     library: KernelLibrary, rows: tuple[int, ...], dtype: torch.dtype
 ) -> None:

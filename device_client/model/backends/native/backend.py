@@ -16,7 +16,7 @@ from torch import Tensor
 
 from device_client.model.backends.names import BackendName
 from device_client.model.backends.native.library import Described, KernelLibrary, described
-from device_client.model.backends.native.panels import PanelProduct, check_format, largest_of_each_row, with_panels
+from device_client.model.backends.native.panels import PanelProduct, check_format, with_panels
 from device_client.model.backends.native.token_kernels import NativeTokenKernels
 from device_client.model.backends.packed_weight import PackedWeight, first_of_each_row
 from device_client.model.backends.workspace import reusable_buffer
@@ -69,7 +69,6 @@ class NativeBackend:
             indices.to(torch.int32),
             first_of_each_row(indices, *quantized.shape),
             in_panels=in_panels,
-            largest=largest_of_each_row(quantized) if in_panels else None,
         )
         weight = replace(weight, replaced=self.dequantize(weight).view(-1)[indices])
         weight = replace(weight, described=Described(weight))

@@ -86,12 +86,17 @@ class _PerturbedPoint(ctypes.Structure):
 class Described:
     """A weight as the kernels see it: good for as long as the weight lives, and for one call at a time.
 
-    Args:
+    Attributes:
         packed: The weight.
+        rows: out_features.
+        weight: Its structure.
+        largest: float32 (out_features,), the largest value that a code of each row can stand for, without its sign; in
+            panels only.
     """
 
     def __init__(self, packed: PackedWeight) -> None:
         tensor = packed.quantized
+        self.largest = _largest_of_each_row(tensor) if packed.in_panels else None
         self.packed = packed  # keeps alive what the addresses below are of
         rows, columns = tensor.shape
         groups = 0 if tensor.group_size is None else -(-columns // tensor.group_size)
@@ -99,7 +104,7 @@ class Described:
         self.rows = rows
         self.weight = ctypes.pointer(_Weight(
             tensor.codes.data_ptr(), _address(tensor.lut), _address(tensor.scale), _address(tensor.bias),
-            _address(packed.largest), rows, columns, tensor.codes.shape[1], lut_rows, tensor.group_size or 0, groups,
+            _address(self.largest), rows, columns, tensor.codes.shape[1], lut_rows, tensor.group_size or 0, groups,
             tensor.bits, int(packed.in_panels),
         ))  # fmt: skip
         self._values = _Sparse(
@@ -113,6 +118,18 @@ class Described:
             return None
         self._values.values = values.data_ptr()
         return self._sparse
+
+
+def _largest_of_each_row(quantized: QuantizedTensor) -> Tensor:
+    """Return the largest value that any code of each row can stand for, without its sign, float32 (out_features,)."""
+    rows, _ = quantized.shape
+    table = torch.arange(1 << quantized.bits)[None] if quantized.lut is None else quantized.lut
+    ends = torch.stack(table.float().aminmax(dim=1)).expand(2, rows)[..., None]  # a group's values lie between them
+    if quantized.scale is not None:
+        ends = ends * quantized.scale.float()
+    if quantized.bias is not None:
+        ends = ends + quantized.bias.float()
+    return ends.abs().amax(dim=(0, 2))
 
 
 def described(weight: PackedWeight) -> Described:

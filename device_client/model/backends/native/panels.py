@@ -26,18 +26,6 @@ def with_panels(quantized: QuantizedTensor) -> QuantizedTensor:
     return replace(quantized, codes=codes.view(rows, row_bytes))
 
 
-def largest_of_each_row(quantized: QuantizedTensor) -> Tensor:
-    """Return the largest value that a code of each row can stand for, without its sign, float32 (out_features,)."""
-    rows, _ = quantized.shape
-    table = torch.arange(1 << quantized.bits)[None] if quantized.lut is None else quantized.lut
-    ends = torch.stack(table.float().aminmax(dim=1)).expand(2, rows)[..., None]  # a group's values lie between them
-    if quantized.scale is not None:
-        ends = ends * quantized.scale.float()
-    if quantized.bias is not None:
-        ends = ends + quantized.bias.float()
-    return ends.abs().amax(dim=(0, 2))
-
-
 def check_format(inputs: Tensor) -> None:
     """Refuse inputs that are not bfloat16.
 

@@ -22,7 +22,7 @@ class NativeTokenKernels:
         self._library = library
 
     def side_by_side(self, factors: Sequence[Factor]) -> SideBySide:
-        """Return products whose inputs are prepared once, and whose rows are shared out among the threads as one."""
+        """Return products that, all in panels, prepare inputs once and share out their rows as those of one weight."""
         return _SideBySide(self._library, factors)
 
     def norm(self, inputs: Tensor, weight: Tensor, epsilon: float, out: Tensor) -> None:

@@ -15,10 +15,11 @@ from device_client.model.backends.choose import BackendOptions
 from device_client.model.backends.native.cpu import has_matrix_unit
 from device_client.model.decoding.choose import decoding_on_host
 from device_client.model.decoding.decoding import Decoding
-from device_client.model.decoding.direct import GROWTH, DirectDecoding, can_be_direct
+from device_client.model.decoding.direct import DirectDecoding, can_be_direct
 from device_client.model.decoding.growing import GrowingDecoding
 from device_client.model.loader import load_model
 from device_client.model.sparse_model import SparseModel
+from device_client.model.workload import GROWTH_TOKENS
 
 PROMPT = [7, 1, 200, 31, 31, 5, 90, 12]  # longer than the tiny mistral's window of 6
 FOLLOWING = [4, 250, 4, 17, 66, 128, 9, 31, 2]
@@ -89,8 +90,8 @@ def test_a_plain_transformers_model_gives_the_same_text(tmp_path: Path, kernels:
 @pytest.mark.parametrize("model_type", ["llama", "mistral"])
 def test_buffers_grow_and_a_window_forgets(model_type: str, tmp_path: Path, kernels: Path) -> None:
     """So many tokens that keys and values move twice, and in mistral's window what nobody sees is dropped."""
-    model = loaded(tmp_path, kernels, model_type, max_position_embeddings=4 * GROWTH)
-    following = [(7 * i) % 250 for i in range(2 * GROWTH + 3)]
+    model = loaded(tmp_path, kernels, model_type, max_position_embeddings=4 * GROWTH_TOKENS)
+    following = [(7 * i) % 250 for i in range(2 * GROWTH_TOKENS + 3)]
 
     found = logits_of(direct(model), PROMPT, following)
 
@@ -114,12 +115,66 @@ def test_values_that_changed_since_count_in_the_next_text(tmp_path: Path, kernel
 
 
 def test_a_window_keeps_no_more_than_it_shows(tmp_path: Path, kernels: Path) -> None:
-    model = loaded(tmp_path, kernels, "mistral", max_position_embeddings=8 * GROWTH)
+    model = loaded(tmp_path, kernels, "mistral", max_position_embeddings=8 * GROWTH_TOKENS)
     decoding = direct(model)
 
-    logits_of(decoding, PROMPT, [5] * (4 * GROWTH))
+    logits_of(decoding, PROMPT, [5] * (4 * GROWTH_TOKENS))
 
-    assert decoding.kept_tokens <= 6 + GROWTH
+    assert decoding.kept_tokens <= 6 + GROWTH_TOKENS
+
+
+@pytest.mark.parametrize(
+    ("model_type", "changes"),
+    [
+        ("llama", {"attention_bias": True, "mlp_bias": True}),
+        ("llama", {"rope_parameters": {"rope_type": "linear", "factor": 4.0, "rope_theta": 1e4}}),
+        ("llama", {"rope_parameters": {"rope_type": "yarn", "factor": 4.0, "rope_theta": 1e4}}),
+        ("mistral", {"sliding_window": None}),
+        ("mistral", {"sliding_window": 6, "layer_types": ["full_attention"] * 2}),  # which its modules do not look at
+        ("qwen2", {"use_sliding_window": True, "sliding_window": 6, "max_window_layers": 0}),
+        ("qwen3", {"layer_types": ["full_attention"] * 2}),
+    ],
+)
+def test_every_configuration_of_these_blocks_decodes_as_by_its_modules(
+    model_type: str, changes: dict[str, Any], tmp_path: Path, kernels: Path
+) -> None:
+    model = loaded(tmp_path, kernels, model_type, **changes)
+
+    found = logits_of(direct(model), PROMPT, FOLLOWING)
+
+    assert_close(found, logits_of(by_modules(model), PROMPT, FOLLOWING))
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float16, 5e-3), (torch.bfloat16, 3e-2)])
+def test_other_formats_decode_as_by_the_modules(
+    dtype: torch.dtype, tolerance: float, tmp_path: Path, kernels: Path
+) -> None:
+    """Weights of these sizes lie in no panels."""
+    model = loaded(tmp_path, kernels, "qwen3", dtype)
+
+    with model.runtime.fusing(1):
+        found = logits_of(direct(model), PROMPT, FOLLOWING)
+        expected = logits_of(by_modules(model), PROMPT, FOLLOWING)
+
+    assert_close(found, expected, tolerance)
+
+
+def test_a_step_needs_a_prompt_and_one_point(tmp_path: Path, kernels: Path) -> None:
+    model = loaded(tmp_path, kernels, "llama")
+    decoding = direct(model)
+    with pytest.raises(ValueError, match="a step after 0 tokens at 1 points; needed a prompt, and one point"):
+        decoding.step(1)
+
+    decoding.prefill(PROMPT)
+    model.write_points([model.initial_theta()] * 2)
+    with pytest.raises(ValueError, match="a step after 8 tokens at 2 points"):
+        decoding.step(1)
+
+    model.write_theta(model.initial_theta())
+    with pytest.raises(IndexError):
+        decoding.prefill([100000])
+    with pytest.raises(ValueError, match="a step after 0 tokens"):  # the text before is gone, and no other one there
+        decoding.step(1)
 
 
 @pytest.mark.skipif(not has_matrix_unit(), reason="needs a CPU with a matrix unit (AMX)")

@@ -13,7 +13,7 @@ from random_bundle import ARCHITECTURES, make_case
 from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from device_client.model.decoding.attention import is_fixed
+from device_client.model.decoding.attention import steps_are_alike
 from device_client.model.decoding.static import StaticDecoding, Step, capacity_for
 
 PROMPT = [7, 1, 200, 31, 31, 5, 90, 12]  # longer than the tiny mistral's window of 6
@@ -64,7 +64,7 @@ def test_every_family_decodes_as_with_a_growing_cache(
 ) -> None:
     model = make_case(tmp_path, model_type).reference
     decoding = decoding_of(model, capture=capture)
-    assert is_fixed(model.config)
+    assert steps_are_alike(model.config)
 
     assert_same(with_fixed_buffers(decoding, PROMPT, FOLLOWING), with_growing_cache(model, PROMPT, FOLLOWING))
     # another text in the same buffers, where the first one's keys still lie behind it
@@ -116,12 +116,13 @@ def test_a_step_needs_a_prompt(tmp_path: Path) -> None:
         ({"rope_parameters": {"rope_type": "longrope"}}, False),
         ({"layer_types": ["sliding_attention", "sliding_attention"], "sliding_window": 8}, True),
         ({"layer_types": ["sliding_attention", "full_attention"], "sliding_window": 8}, False),
+        ({"layer_types": ["sliding_attention", "full_attention"], "model_type": "mistral"}, True),
     ],
 )
 def test_what_depends_on_the_length_or_the_layer_is_not_supported(
     config: dict[str, object], is_supported: bool
 ) -> None:
-    assert is_fixed(SimpleNamespace(**config)) is is_supported
+    assert steps_are_alike(SimpleNamespace(**config)) is is_supported
 
 
 def test_capacities_are_multiples_of_64() -> None:

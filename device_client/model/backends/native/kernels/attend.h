@@ -1,6 +1,6 @@
 // Attention of one token to the tokens before it and itself.
 //
-//     q', k' = rotate(q), rotate(k):  x * cos + (-x_2, x_1) * sin      for the halves x_1, x_2 of a head; rounded thrice
+//     q', k' = rotate(q), rotate(k):  x * cos + (-x_2, x_1) * sin     for the halves x_1, x_2 of a head; rounded thrice
 //     out    = sum_j softmax_j(scale * q' . k_j) v_j                   in float32; rounded once
 //
 // Heads of queries that share a head of keys lie side by side.
@@ -35,17 +35,19 @@ constexpr int64_t AHEAD_TOKENS = 8;  // keys that are fetched before they are ne
 
 template <typename Numbers> class Attending {
     using Value = typename Numbers::Value;
-    const Attention& of;
+    const Attention& attention;
 
   public:
-    explicit Attending(const Attention& attention) : of(attention) {}
+    explicit Attending(const Attention& attention) : attention(attention) {}
 
     void run(int threads) const {
-#pragma omp parallel for num_threads(threads) schedule(static)
-        for (int64_t head = 0; head < of.key_heads; ++head) {
-            append(head);
-            const int64_t sharing = of.heads / of.key_heads;
-            for (int64_t i = 0; i < sharing; ++i) attend(head, head * sharing + i);
+        const int64_t sharing = attention.heads / attention.key_heads;
+#pragma omp parallel num_threads(threads)
+        {
+#pragma omp for schedule(static)
+            for (int64_t head = 0; head < attention.key_heads; ++head) append(head);
+#pragma omp for schedule(static)
+            for (int64_t head = 0; head < attention.heads; ++head) attend(head / sharing, head);
         }
     }
 
@@ -53,8 +55,9 @@ template <typename Numbers> class Attending {
     static float product(Value x, Value y) { return Numbers::as_rounded(Numbers::read(x) * Numbers::read(y)); }
 
     void rotate(Value* x) const {
-        const Value *cosine = static_cast<const Value*>(of.cosines), *sine = static_cast<const Value*>(of.sines);
-        const int64_t half = of.size / 2;
+        const Value* cosine = static_cast<const Value*>(attention.cosines);
+        const Value* sine = static_cast<const Value*>(attention.sines);
+        const int64_t half = attention.size / 2;
         for (int64_t i = 0; i < half; ++i) {
             const Value first = x[i], second = x[i + half];
             x[i] = Numbers::round(product(first, cosine[i]) - product(second, sine[i]));
@@ -63,48 +66,50 @@ template <typename Numbers> class Attending {
     }
 
     Value* kept(void* all, int64_t head, int64_t token) const {
-        return static_cast<Value*>(all) + (head * of.capacity + token) * of.size;
+        return static_cast<Value*>(all) + (head * attention.capacity + token) * attention.size;
     }
 
     // Fetches a token's key or value of one head.
     void fetch(const Value* begin) const {
-        for (const Value* line = begin; line < begin + of.size; line += 64 / sizeof(Value)) __builtin_prefetch(line);
+        const Value* end = begin + attention.size;
+        for (const Value* line = begin; line < end; line += 64 / sizeof(Value)) __builtin_prefetch(line);
     }
 
     void append(int64_t head) const {
-        Value* key = static_cast<Value*>(of.key) + head * of.size;
-        const Value* value = static_cast<const Value*>(of.value) + head * of.size;
+        Value* key = static_cast<Value*>(attention.key) + head * attention.size;
+        const Value* value = static_cast<const Value*>(attention.value) + head * attention.size;
         rotate(key);
-        std::copy(key, key + of.size, kept(of.keys, head, of.position));
-        std::copy(value, value + of.size, kept(of.values, head, of.position));
+        std::copy(key, key + attention.size, kept(attention.keys, head, attention.position));
+        std::copy(value, value + attention.size, kept(attention.values, head, attention.position));
     }
 
     void attend(int64_t key_head, int64_t head) const {
         static thread_local KeptArray<float> scratch;
-        const int64_t count = of.position + 1 - of.first;
-        float *query = scratch.of(2 * of.size + count), *sums = query + of.size, *weights = sums + of.size;
-        Value* given = static_cast<Value*>(of.queries) + head * of.size;
+        const int64_t count = attention.position + 1 - attention.first;
+        float* query = scratch.of(2 * attention.size + count);
+        float *sums = query + attention.size, *weights = sums + attention.size;
+        Value* given = static_cast<Value*>(attention.queries) + head * attention.size;
         rotate(given);
-        std::transform(given, given + of.size, query, Numbers::read);
-        const Value* key = kept(of.keys, key_head, of.first);
-        const Value* value = kept(of.values, key_head, of.first);
-        for (int64_t j = 0; j < count; ++j, key += of.size) {
-            fetch(key + AHEAD_TOKENS * of.size);
-            fetch(value + j * of.size);
+        std::transform(given, given + attention.size, query, Numbers::read);
+        const Value* key = kept(attention.keys, key_head, attention.first);
+        const Value* value = kept(attention.values, key_head, attention.first);
+        for (int64_t j = 0; j < count; ++j, key += attention.size) {
+            fetch(key + AHEAD_TOKENS * attention.size);
+            fetch(value + j * attention.size);
             const auto x = [&](int64_t i) { return query[i]; };
             const auto y = [&](int64_t i) { return Numbers::read(key[i]); };
-            weights[j] = dot_of(of.size, x, y) * of.scale;
+            weights[j] = dot_of(attention.size, x, y) * attention.scale;
         }
         const float largest = *std::max_element(weights, weights + count);
         float total = 0;
-        std::fill(sums, sums + of.size, 0.0f);
-        for (int64_t j = 0; j < count; ++j, value += of.size) {
+        std::fill(sums, sums + attention.size, 0.0f);
+        for (int64_t j = 0; j < count; ++j, value += attention.size) {
             const float weight = std::exp(weights[j] - largest);
             total += weight;
-            for (int64_t i = 0; i < of.size; ++i) sums[i] += weight * Numbers::read(value[i]);
+            for (int64_t i = 0; i < attention.size; ++i) sums[i] += weight * Numbers::read(value[i]);
         }
-        Value* out = static_cast<Value*>(of.out) + head * of.size;
-        for (int64_t i = 0; i < of.size; ++i) out[i] = Numbers::round(sums[i] / total);
+        Value* out = static_cast<Value*>(attention.out) + head * attention.size;
+        for (int64_t i = 0; i < attention.size; ++i) out[i] = Numbers::round(sums[i] / total);
     }
 };
 

@@ -16,8 +16,8 @@ inline __m512 gather_bfloat16(const void* base, __m512i at, __mmask16 lanes) {
     return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_srlv_epi32(pairs, odd), 16));
 }
 
-// at / columns, of flat positions within a panel, at most 2^16 columns. With half a column added a quotient below 16 is at
-// least 2^-17 away from a whole number; what float32 rounds off is at most 2^-19.
+// at / columns, of flat positions within a panel of at most 2^16 columns. With half a column added a quotient below 16 is
+// at least 2^-17 away from a whole number; what float32 rounds off is at most 2^-19.
 inline __m512i quotient(__m512i at, int64_t columns) {
     const __m512 middle = _mm512_add_ps(_mm512_cvtepi32_ps(at), _mm512_set1_ps(0.5f));
     return _mm512_cvttps_epi32(_mm512_mul_ps(middle, _mm512_set1_ps(1 / float(columns))));

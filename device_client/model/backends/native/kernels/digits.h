@@ -2,12 +2,12 @@
 //
 //     number / unit = sum_i 256^i * digit_i,  -128 <= digit_i < 128        unit: a power of two, of a token or of a row
 //
-// The largest number of a token, or of a row, takes between a fourth and a half of what the digits hold. Then 3 digits are
-// exactly an input in bfloat16 from 1/16384 of its token's largest on, 2 digits a weight from 1/64 of its row's largest on;
-// smaller ones are off by at most 1/4194304, or 1/16384, of the largest.
+// The largest number of a token, or of a row, takes between a fourth and a half of what the digits hold. Then 3 digits
+// are exactly an input in bfloat16 from 1/16384 of its token's largest on, 2 digits a weight from 1/64 of its row's largest
+// on (that any code can stand for, in any group); smaller ones are off by at most 1/4194304, or 1/16384, of the largest.
 //
-// A byte of codes looks up a byte of digits, where a look-up of 16-bit values takes twice as long for half as many. So a
-// block of a panel becomes 4 tiles:
+// A byte of codes looks up a byte of digits, where a look-up of 16-bit values takes twice as long for half as many. So
+// a block of a panel becomes 4 tiles:
 //
 //     weights   tile [row 16][byte 64], of even columns high and low digits, then of odd columns
 //     inputs    tile [byte / 4][3 * token + digit][byte % 4], of even columns, then of odd columns
@@ -132,8 +132,8 @@ struct DigitTables {
     }
 };
 
-// Decodes 4 rows of a block, from row FIRST on, to 4 tiles, and fetches what lies some blocks ahead. A look-up reads the
-// low 6 bits of a byte: the table stands in the register four times, so that those of the other code do not matter.
+// Decodes 4 rows of a block, from row FIRST on, to 4 tiles, and fetches what lies some blocks ahead. A look-up reads
+// the low 6 bits of a byte: the table stands in the register four times, so that those of the other code do not matter.
 template <int FIRST> inline void decode_digits(const uint8_t* codes, const DigitTables& tables, uint8_t* tiles) {
     for (int64_t r = FIRST; r < FIRST + 4; ++r) {
         const uint8_t* own = codes + r * PANEL_ROW_BYTES;

@@ -38,7 +38,6 @@ class FewTokensWorker {
           width(INPUT_DIGITS * inputs.tokens), shapes(width), corrections(weight, sparse, plain, inputs.tokens) {}
 
     void run(int64_t first_panel, int64_t last_panel) {
-        if (first_panel == last_panel) return;
         codes = codes_in_panel(weight, first_panel * PANEL_ROWS, 0);
         tables_of(first_panel).begin(weight, first_panel * PANEL_ROWS);
         decode_first(tables_of(first_panel));
@@ -127,14 +126,16 @@ void multiply_few_tokens(const Product* products, int64_t count, const uint16_t*
 #pragma omp parallel num_threads(threads)
     {
         const int64_t of = omp_get_num_threads(), thread = omp_get_thread_num();
-        int64_t first = panels * thread / of, last = panels * (thread + 1) / of;  // counted from each weight's first one
+        int64_t first = panels * thread / of, last = panels * (thread + 1) / of;  // from each weight's first one on
         for (int64_t i = 0; i < count; ++i) {
             const Product& product = products[i];
             const int64_t held = product.weight->rows / PANEL_ROWS;
+            const int64_t begin = std::max<int64_t>(first, 0), end = std::min(last, held);
+            first -= held, last -= held;
+            if (begin >= end) continue;
             FewTokensWorker worker(*product.weight, *product.sparse, inputs, digits, product.bias,
                                    static_cast<uint16_t*>(product.out));
-            worker.run(std::clamp<int64_t>(first, 0, held), std::clamp<int64_t>(last, 0, held));
-            first -= held, last -= held;
+            worker.run(begin, end);
         }
     }
 }

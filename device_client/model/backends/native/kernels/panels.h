@@ -1,13 +1,15 @@
-// Codes in panels, inputs and weights in tiles: what the matrix unit of a CPU (AMX) multiplies.
+// Codes in panels: what the matrix unit of a CPU (AMX) multiplies.
 //
 // A panel is 16 rows. Its codes lie block by block, 128 columns at a time, each row's 64 bytes behind those of the row
-// before: one stream through memory. A register holds a row's 64 bytes as 32 words of 4 codes, and shifting it by 4 bits
-// brings the next code of every word to the front. So a block becomes 4 tiles, one for each code of a word:
+// before: one stream through memory. Many tokens are multiplied in bfloat16 (at_points.h), a few in bytes (digits.h).
 //
-//     weights   tile [row 16][word 32]              column 4 · word + code
+// In bfloat16 a register holds a row's 64 bytes as 32 words of 4 codes, and shifting it by 4 bits brings the next code
+// of every word to the front. So a block becomes 4 tiles, one for each code of a word:
+//
+//     weights   tile [row 16][word 32]              column 4 * word + code
 //     inputs    tile [pair of words 16][token][2]   the same columns of up to 16 tokens, zeros behind the last one
 //
-// All in bfloat16; sums in float32. A sum's order depends on the columns alone: not on threads, tokens, points or tiles.
+// Sums are in float32. A sum's order depends on the columns alone: not on threads, tokens, points or tiles.
 #pragma once
 
 #include "dequantize.h"
@@ -24,7 +26,7 @@ constexpr int64_t CODES = 4, WORDS = 32;             // of a row of a tile
 constexpr int64_t TILE = PANEL_ROWS * WORDS;         // bfloat16 values of a tile of weights
 constexpr int64_t BLOCK_VALUES = CODES * TILE;       // of a block of 16 rows and 128 columns
 constexpr int64_t TILE_TOKENS = 16;
-constexpr int64_t MOST_COLUMNS = 1 << 16;  // more, and sums of digits' products could exceed 32 bits
+constexpr int64_t MOST_COLUMNS = 1 << 16;  // corrections.h divides positions in float32; sums of digits take 2^17
 
 // Asks the system for the use of the matrix unit, which a process must do once.
 bool may_use_tiles() {

@@ -19,9 +19,10 @@ struct PerturbedPoint {
 
 namespace {
 
-constexpr int64_t POINT_VALUES = 4096;  // written for every point before the next ones are: theta and z stay in the cache
+constexpr int64_t POINT_VALUES = 4096;  // written for every point at a time: theta and z stay in the cache
 
-template <typename Numbers> void write_point(Numbers numbers, const PerturbedPoint& point, int64_t first, int64_t last) {
+template <typename Numbers>
+void write_point(Numbers numbers, const PerturbedPoint& point, int64_t first, int64_t last) {
     auto* out = static_cast<typename Numbers::Value*>(point.out);
     int64_t i = first;
 #ifdef HAS_AVX512

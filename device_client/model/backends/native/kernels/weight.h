@@ -12,7 +12,7 @@ struct Weight {
     const uint16_t* lut;    // float16 (lut_rows, 2^bits), or null
     const uint16_t* scale;  // float16 (rows, groups), or null
     const uint16_t* bias;   // float16 (rows, groups), or null
-    const float* largest;   // (rows), of each row's values without their sign, where codes lie in panels; or null
+    const float* largest;   // (rows): the largest value of any code of a row, without its sign; null but in panels
     int64_t rows, columns, row_bytes, lut_rows, group_size, groups;
     int32_t bits;
     int32_t in_panels;      // whether codes lie as in panels.h, not row by row
