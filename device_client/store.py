@@ -38,7 +38,10 @@ def make_home(settings: Settings) -> None:
         DiskError: It cannot be made, or it is not ours to use.
     """
     with disk_errors(settings.home), refusals(settings):
-        settings.home.mkdir(parents=True, exist_ok=True, mode=0o700)
+        try:
+            settings.home.mkdir(parents=True, exist_ok=True, mode=0o700)
+        except FileNotFoundError as error:  # though its parents are made: such as in /proc
+            raise PermissionError(errno.EACCES, "no folder can be made there", str(settings.home)) from error
         if not os.access(settings.home, os.R_OK | os.W_OK | os.X_OK):
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(settings.home))
 

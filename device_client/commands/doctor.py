@@ -51,7 +51,7 @@ def run(arguments: argparse.Namespace, console: Console, settings: Settings) -> 
         ("machine", f"{platform.machine()}, {os.cpu_count()} cores, {platform.system()} {platform.release()}"),
         *(("device", f"{device['name']}, {format_bytes(device['memory_bytes'])}") for device in devices),
         *((f"backend {name}", reason or "ready") for name, reason in backends.items()),
-        ("matrix unit", "AMX: --dtype bfloat16 is fastest on this CPU" if has_matrix_unit() else "none for bfloat16"),
+        ("matrix unit", "AMX: --dtype bfloat16 is fastest, but for tiny models" if has_matrix_unit() else "none"),
         ("home", str(settings.home)),
         ("free disk", format_bytes(free_bytes(settings.home))),
     ]

@@ -23,8 +23,8 @@ def add_machine_arguments(parser: argparse.ArgumentParser | _ArgumentGroup) -> N
     parser.add_argument("--device", metavar="NAME", help="cpu or cuda (default: CUDA where there is one)")
     parser.add_argument(
         "--dtype", choices=("float32", "float16", "bfloat16"),
-        help="compute format (default: float16 on CUDA, else float32); on a CPU with AMX bfloat16 is fastest; "
-        "it rounds most",
+        help="compute format (default: float16 on CUDA, else float32); on a CPU with AMX bfloat16 is fastest, but "
+        "for tiny models; it rounds most",
     )  # fmt: skip
     parser.add_argument(
         "--backend", choices=BACKEND_NAMES, default="auto",

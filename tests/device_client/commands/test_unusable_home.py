@@ -125,3 +125,11 @@ def test_the_doctor_still_names_every_problem(command, home: Path, is_file: bool
         home.parent.chmod(0o700)
     assert outcome.code == 1
     assert "ZO_DEVICE_HOME" in outcome.result["problems"][0]
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="needs a file system that lets nobody make folders")
+def test_a_home_where_the_system_makes_no_folders_is_named() -> None:
+    with pytest.raises(DiskError, match="/proc/zo-device: no folder can be made there") as caught:
+        make_home(Settings(home=Path("/proc/zo-device")))
+
+    assert caught.value.exit_code == 7
