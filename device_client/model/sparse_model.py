@@ -19,9 +19,8 @@ from device_client.model.backends.decoded_cache import DecodedCache
 from device_client.model.backends.names import BackendName, Products
 from device_client.model.backends.packed_weight import PackedWeight
 from device_client.model.decoding.attention import steps_are_alike
-from device_client.model.decoding.choose import decoding_on_host
+from device_client.model.decoding.choose import eager_decoding
 from device_client.model.decoding.decoding import Decoding
-from device_client.model.decoding.growing import GrowingDecoding
 from device_client.model.decoding.static import StaticDecoding, capacity_for
 from device_client.model.linear import LinearRuntime, QuantizedSparseLinear, aligned
 from device_client.model.memory_meter import MemoryMeter
@@ -203,10 +202,8 @@ class SparseModel:
     def _decoding(self, token_count: int) -> Decoding:
         """Return what decodes a text of so many tokens: buffers that a CUDA graph can be made over, where they help."""
         config = self.network.config
-        if self.device.type != "cuda":
-            return decoding_on_host(self._decoder, self._head, config, self.runtime, self.fused_up_to_tokens)
-        if not steps_are_alike(config):
-            return GrowingDecoding(self._decoder, self._head, config, self.device)
+        if self.device.type != "cuda" or not steps_are_alike(config):
+            return eager_decoding(self._decoder, self._head, config, self.runtime, self.fused_up_to_tokens)
         if self._static is None or self._static.capacity < token_count:
             self._static = StaticDecoding(
                 self._decoder, self._head, config, capacity_for(token_count), self.device, self.compute_dtype

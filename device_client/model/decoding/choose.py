@@ -1,4 +1,4 @@
-"""Which way of decoding a model takes."""
+"""Which way of decoding a model takes where no graph is captured."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from device_client.model.decoding.growing import GrowingDecoding
 from device_client.model.linear import LinearRuntime
 
 
-def decoding_on_host(
+def eager_decoding(
     decoder: Any, head: nn.Module, config: Any, runtime: LinearRuntime, fused_up_to_tokens: int
 ) -> Decoding:
-    """Return what decodes on a CPU: directly where the backend has kernels for it, and its fused product pays.
+    """Return what decodes step by step: directly where the backend has kernels for it, and its fused product pays.
 
     Args:
         decoder: A transformers decoder with packed layers.

@@ -13,7 +13,7 @@ from typing import Any
 from runtime.stopwatch import Timing
 from torch import Tensor, nn
 
-from device_client.model.decoding.choose import decoding_on_host
+from device_client.model.decoding.choose import eager_decoding
 from device_client.model.decoding.decoding import Decoding
 from device_client.model.decoding.growing import GrowingDecoding
 from device_client.model.linear import LinearRuntime
@@ -49,7 +49,7 @@ class NextTokens:
 def fused(model: SparseModel, cached_tokens: int) -> NextTokens:
     """Return tokens with the backend's fused product, on a CPU as the product decodes them; on CUDA without a graph."""
     network: Any = model.network
-    decoding = decoding_on_host(network.get_decoder(), nn.Identity(), network.config, model.runtime, 1)
+    decoding = eager_decoding(network.get_decoder(), nn.Identity(), network.config, model.runtime, 1)
     return NextTokens(decoding, cached_tokens, model.runtime)
 
 

@@ -63,14 +63,11 @@ class NativeBackend:
 
     def pack(self, quantized: QuantizedTensor, indices: Tensor) -> PackedWeight:
         """Return the weight with int32 indices and what the values replace; its codes in panels where they can be."""
-        in_panels = self._matrix_unit and self._library.fits_panels(quantized)
-        weight = PackedWeight(
-            with_panels(quantized) if in_panels else quantized,
-            indices.to(torch.int32),
-            first_of_each_row(indices, *quantized.shape),
-            in_panels=in_panels,
-        )
+        weight = PackedWeight(quantized, indices.to(torch.int32), first_of_each_row(indices, *quantized.shape))
         weight = replace(weight, replaced=self.dequantize(weight).view(-1)[indices])
+        in_panels = self._matrix_unit and self._library.fits_panels(quantized)
+        if in_panels:
+            weight = replace(weight, quantized=with_panels(quantized), in_panels=True)
         weight = replace(weight, described=Described(weight))
         if not in_panels:
             return weight

@@ -71,7 +71,7 @@ class _Product(ctypes.Structure):
 
 class _Attention(ctypes.Structure):
     _fields_ = (
-        *((name, ctypes.c_void_p) for name in ("queries", "key", "value", "cosines", "sines", "keys", "values", "out")),
+        *((name, ctypes.c_void_p) for name in ("queries", "key", "value", "cosines", "sines", "keys", "values")),
         *((name, ctypes.c_int64) for name in ("heads", "key_heads", "size", "capacity", "first", "position")),
         ("scale", ctypes.c_float),
     )
@@ -260,10 +260,9 @@ class KernelLibrary:
     def attend(self, token: TokenHeads, kept: KeptHeads, scale: float) -> None:
         """Overwrite the token's query with what it attends to; all contiguous and of one format."""
         (heads, size), (key_heads, capacity, _) = token.query.shape, kept.keys.shape
-        query = token.query.data_ptr()
         attention = _Attention(
-            query, token.key.data_ptr(), token.value.data_ptr(), token.cosines.data_ptr(), token.sines.data_ptr(),
-            kept.keys.data_ptr(), kept.values.data_ptr(), query,
+            token.query.data_ptr(), token.key.data_ptr(), token.value.data_ptr(), token.cosines.data_ptr(),
+            token.sines.data_ptr(), kept.keys.data_ptr(), kept.values.data_ptr(),
             heads, key_heads, size, capacity, kept.first, kept.position, scale,
         )  # fmt: skip
         self._attend(ctypes.byref(attention), FORMATS[token.query.dtype], torch.get_num_threads())

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from device_client.model.backends.choose import BackendOptions
 from device_client.model.backends.native.cpu import has_matrix_unit
-from device_client.model.decoding.choose import decoding_on_host
+from device_client.model.decoding.choose import eager_decoding
 from device_client.model.decoding.decoding import Decoding
 from device_client.model.decoding.direct import DirectDecoding, can_be_direct
 from device_client.model.decoding.growing import GrowingDecoding
@@ -39,7 +39,7 @@ def loaded(
 
 def direct(model: SparseModel) -> DirectDecoding:
     network: Any = model.network
-    decoding = decoding_on_host(
+    decoding = eager_decoding(
         network.get_decoder(), network.get_output_embeddings(), network.config, model.runtime, fused_up_to_tokens=1
     )
     assert isinstance(decoding, DirectDecoding)
@@ -206,7 +206,7 @@ def test_where_the_fused_product_does_not_pay_modules_decode(tmp_path: Path, ker
     model = loaded(tmp_path, kernels, "llama")
     network: Any = model.network
 
-    decoding = decoding_on_host(
+    decoding = eager_decoding(
         network.get_decoder(), network.get_output_embeddings(), network.config, model.runtime, fused_up_to_tokens=0
     )
 

@@ -15,14 +15,13 @@
 extern "C" {
 
 struct Attention {
-    void* queries;        // (heads, size); rotated in place
+    void* queries;        // (heads, size); rotated in place, then overwritten by the result
     void* key;            // (key_heads, size); rotated in place
     const void* value;    // (key_heads, size)
     const void* cosines;  // (size), of the token's position
     const void* sines;    // (size)
     void* keys;           // (key_heads, capacity, size): those of the tokens before, and room for this one
     void* values;         // (key_heads, capacity, size)
-    void* out;            // (heads, size)
     int64_t heads, key_heads, size, capacity;
     int64_t first, position;  // of the tokens that it attends to, and its own
     float scale;
@@ -108,8 +107,7 @@ template <typename Numbers> class Attending {
             total += weight;
             for (int64_t i = 0; i < attention.size; ++i) sums[i] += weight * Numbers::read(value[i]);
         }
-        Value* out = static_cast<Value*>(attention.out) + head * attention.size;
-        for (int64_t i = 0; i < attention.size; ++i) out[i] = Numbers::round(sums[i] / total);
+        for (int64_t i = 0; i < attention.size; ++i) given[i] = Numbers::round(sums[i] / total);
     }
 };
 

@@ -125,8 +125,7 @@ struct DigitTables {
     // Reads the tables that hold for a block.
     void read(const Weight& weight, int64_t block) {
         for (int64_t r = 0; r < PANEL_ROWS; ++r) {
-            const __m512i bits = _mm512_cvtepu16_epi32(table_in_block(weight, first_row + r, block));
-            const __m512 values = _mm512_castsi512_ps(_mm512_slli_epi32(bits, 16));
+            const __m512 values = widened(table_in_block(weight, first_row + r, block));
             to_digits<WEIGHT_DIGITS>(_mm512_mul_ps(values, _mm512_set1_ps(scales[r])), digits[r]);
         }
     }

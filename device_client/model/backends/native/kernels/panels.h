@@ -131,9 +131,13 @@ void decode_panels(const Weight& weight, const Sparse* sparse, uint16_t* out, in
     }
 }
 
+// 16 bfloat16 values as float32.
+inline __m512 widened(__m256i values) {
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(values), 16));
+}
+
 inline __m512 load_bfloat16(const void* values, int64_t first, __mmask16 lanes) {
-    const __m256i narrow = _mm256_maskz_loadu_epi16(lanes, static_cast<const uint16_t*>(values) + first);
-    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(narrow), 16));
+    return widened(_mm256_maskz_loadu_epi16(lanes, static_cast<const uint16_t*>(values) + first));
 }
 
 // 128 columns of one token, [word][code], to [code][word].
