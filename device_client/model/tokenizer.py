@@ -2,21 +2,20 @@
 
 tokenizer.json adds no special token here; the bundle's settings say whether a text starts with the beginning-of-text
 token, and callers put it there by ``bos_ids + encode(text)``. Chat templates come from a foreign model and are
-programs, so they render in jinja2's immutable sandbox. Knows nothing about the model.
+programs, so they render in a sandboxed process with limits (``chat_template``). Knows nothing about the model.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, NoReturn
 
 from tokenizers import Tokenizer
 from tokenizers.decoders import DecodeStream
 
+from device_client.model.chat_template import ChatTemplate
 from shared.bundle.manifest import TOKENIZER_TITLE, TokenizerSettings
 from shared.bundle.read import Bundle
-from shared.errors import DataError, UnsupportedModel
+from shared.errors import UnsupportedModel
 
 Message = Mapping[str, str]
 
@@ -44,6 +43,7 @@ class BundleTokenizer:
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
         self.settings = settings
+        self._chat_template = None if settings.chat_template is None else ChatTemplate(settings.chat_template)
 
     @classmethod
     def from_bundle(cls, bundle: Bundle) -> BundleTokenizer:
@@ -110,10 +110,10 @@ class BundleTokenizer:
             add_generation_prompt: Whether the text ends where the assistant's answer begins.
 
         Raises:
-            UnsupportedModel: The template cannot be rendered, or does what the sandbox forbids.
+            UnsupportedModel: The template cannot be rendered, does what the sandbox forbids, or exceeds a limit.
             DataError: The template refuses these messages.
         """
-        if self.settings.chat_template is None:
+        if self._chat_template is None:
             lines = [f"{message['role'].capitalize()}: {message['content']}\n" for message in messages]
             return "".join(lines) + ("Assistant:" if add_generation_prompt else "")
         variables = {
@@ -122,29 +122,7 @@ class BundleTokenizer:
             "bos_token": self._token(self.settings.bos_token_id),
             "eos_token": self._token(next(iter(self.settings.eos_token_ids), None)),
         }
-        return _render(self.settings.chat_template, variables)
+        return self._chat_template.render(variables)
 
     def _token(self, token_id: int | None) -> str:
         return "" if token_id is None else str(self._tokenizer.id_to_token(token_id) or "")
-
-
-def _render(template: str, variables: dict[str, Any]) -> str:
-    from jinja2 import TemplateError
-    from jinja2.ext import loopcontrols
-    from jinja2.sandbox import ImmutableSandboxedEnvironment
-
-    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols])
-    environment.filters["tojson"] = lambda value, indent=None: json.dumps(value, ensure_ascii=False, indent=indent)
-    environment.globals["raise_exception"] = _refuse
-    try:
-        return environment.from_string(template).render(**variables)
-    except (TemplateError, TypeError, ValueError, LookupError, ArithmeticError) as error:
-        raise UnsupportedModel(
-            f"the bundle's chat template fails: {error}",
-            needed="a template that renders in jinja2's sandbox",
-            next_step="use plain prompts instead of messages",
-        ) from error
-
-
-def _refuse(reason: str) -> NoReturn:
-    raise DataError(f"the chat template refuses the messages: {reason}", next_step="change the messages")

@@ -1,0 +1,110 @@
+"""A chat template is a foreign program: what it may take is bounded, and a stopped one does not stop the next."""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from device_client.model.chat_template import ChatTemplate, RenderingLimits
+from shared.errors import DataError, UnsupportedModel
+
+PLAIN = {"messages": [{"role": "user", "content": "Hi"}]}
+TIGHT = RenderingLimits(seconds=1, memory_bytes=128 * 1024 * 1024, characters=100_000)
+NESTED_LOOPS = "{% for a in range(99999) %}{% for b in range(99999) %}{% for c in range(99999) %}{% endfor %}" + (
+    "{% endfor %}{% endfor %}"
+)
+
+
+def children() -> set[int]:
+    """The processes that this one has started and not yet reaped."""
+    return {int(pid) for pid in Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()}
+
+
+@pytest.mark.attack
+@pytest.mark.parametrize(
+    ("template", "reason"),
+    [
+        (NESTED_LOOPS, "more than 1 s of processor time"),
+        ("{{ 'a' * 10 ** 10 }}", "bytes of memory"),
+        ("{% set ns = namespace(x='ab') %}{% for i in range(60) %}{% set ns.x = ns.x ~ ns.x %}{% endfor %}", "memory"),
+        ("{{ '%0999999999d' % 1 }}", "memory"),
+        ("{{ 9 ** 99999999 }}", "more than 1 s of processor time"),
+        ("{% for i in range(99999) %}0123456789{% endfor %}", "more than 100000 characters"),
+        ("{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}", "calls itself without an end"),
+    ],
+    ids=["nested loops", "a long string", "doubling", "wide format", "a large power", "long output", "recursion"],
+)
+def test_a_template_that_takes_too_much_is_stopped(template: str, reason: str) -> None:
+    started = time.monotonic()
+    with pytest.raises(UnsupportedModel, match=reason):
+        ChatTemplate(template, TIGHT).render(PLAIN)
+    assert time.monotonic() - started < 60
+
+
+@pytest.mark.attack
+def test_a_stopped_template_does_not_harm_the_next_conversation() -> None:
+    only_for_users = "{% if messages[0].role == 'loop' %}" + NESTED_LOOPS + "{% endif %}{{ messages[0].content }}"
+    template = ChatTemplate(only_for_users, TIGHT)
+    with pytest.raises(UnsupportedModel, match="processor time"):
+        template.render({"messages": [{"role": "loop", "content": ""}]})
+    assert template.render(PLAIN) == "Hi"
+
+
+def test_many_short_conversations_together_may_take_longer_than_one() -> None:
+    about_half_a_second = "{% for i in range(20) %}{% for j in range(50000) %}{% endfor %}{% endfor %}{{ n }}"
+    template = ChatTemplate(about_half_a_second, RenderingLimits(seconds=4))
+    assert [template.render({"n": n}) for n in range(8)] == [str(n) for n in range(8)]
+
+
+def test_one_process_renders_all_conversations_and_ends_with_the_template() -> None:
+    before = children()
+    template = ChatTemplate("{{ messages[0].content }}")
+    assert children() == before
+    assert [template.render(PLAIN), template.render(PLAIN)] == ["Hi", "Hi"]
+    assert len(children() - before) == 1
+    del template
+    gc.collect()
+    assert children() == before
+
+
+def test_conversations_of_several_threads_do_not_mix() -> None:
+    template, texts = ChatTemplate("{{ n }}"), {}
+
+    def render(n: int) -> None:
+        texts[n] = template.render({"n": n})
+
+    threads = [threading.Thread(target=render, args=(n,)) for n in range(16)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert texts == {n: str(n) for n in range(16)}
+
+
+def test_every_character_comes_back() -> None:
+    text = "Grüße, 世界 \u2028 \x00 🙂"
+    assert ChatTemplate("{{ text }}").render({"text": text}) == text
+    assert json.loads(ChatTemplate("{{ text | tojson }}").render({"text": text})) == text
+
+
+def test_the_reason_of_a_refusal_is_shown() -> None:
+    with pytest.raises(DataError, match="roles must alternate"):
+        ChatTemplate("{{ raise_exception('roles must alternate') }}").render(PLAIN)
+
+
+def test_the_rendering_process_sees_nothing_of_the_environment() -> None:
+    template = ChatTemplate("{{ n }}")
+    template.render({"n": 1})
+    (environment,) = [
+        environ
+        for pid in children()
+        if b"template_process" in Path(f"/proc/{pid}/cmdline").read_bytes()
+        and (environ := Path(f"/proc/{pid}/environ").read_bytes()) is not None
+    ]
+    assert environment == b""
