@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import secrets
 import signal
 import socket
@@ -41,12 +42,14 @@ from cloud_service.routes.requests import RequestEnvelope
 from cloud_service.settings import Settings, check_exposure, job_environment
 from cloud_service.storage.bundles import BundleStore
 from cloud_service.storage.database import open_database, reading
+from cloud_service.storage.disk_reserve import DiskReserve
 from cloud_service.storage.keys import KeyStore
+from cloud_service.storage.private_folder import make_private
 from shared.api import PrepareRequest
 from shared.bundle.layout import ImageLayout
 from shared.bundle.signature import load_or_create_key
 from shared.bundle.write import remove_unfinished
-from shared.durable_files import disk_errors, free_bytes
+from shared.durable_files import free_bytes
 from shared.errors import Conflict, DiskError
 from shared.file_lock import exclusive
 
@@ -80,7 +83,9 @@ def open_service(settings: Settings, launcher: Launcher | None = None) -> Iterat
     """
     with _sole_service(settings.data), contextlib.closing(_Disposing(open_database(settings.database))) as database:
         engine, is_stopping = database.engine, threading.Event()
-        jobs = JobStore(engine)
+        reserve = DiskReserve(settings.reserve)
+        reserve.fill()
+        jobs = JobStore(engine, reserve=reserve)
         layout = ImageLayout.create(settings.store)
         remove_unfinished(layout)
         bundles = BundleStore(layout, settings.reports, load_or_create_key(settings.signing_key))
@@ -140,6 +145,7 @@ def serve(settings: Settings, launcher: Launcher | None = None) -> None:
         Conflict: The port or the data folder is in use.
     """
     check_exposure(settings)
+    os.umask(0o077)  # what the service and its jobs make is for their user alone
     log_as_json(sys.stdout)
     with open_service(settings, launcher) as service, _listen(settings.host, settings.port) as listener:
         if settings.is_auth_enabled and (first := service.keys.create_first()) is not None:
@@ -188,8 +194,7 @@ class _Disposing:
 
 def _sole_service(data: Path) -> contextlib.AbstractContextManager[None]:
     """Make the data folder, for this user alone, and keep other services out of it."""
-    with disk_errors(data):
-        data.mkdir(parents=True, exist_ok=True, mode=0o700)
+    make_private(data)
     busy = Conflict(
         f"another zo-cloud serve uses {data}",
         needed="a data folder of its own",

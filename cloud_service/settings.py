@@ -133,6 +133,11 @@ class Settings(BaseSettings):
         return self.data / "jobs.sqlite3"
 
     @property
+    def reserve(self) -> Path:
+        """Disk space that is kept back for ending jobs on a full disk."""
+        return self.data / "reserve.bin"
+
+    @property
     def jobs(self) -> Path:
         """Folder of one folder per job."""
         return self.data / "jobs"

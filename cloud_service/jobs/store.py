@@ -19,9 +19,10 @@ from pydantic import BaseModel
 
 from cloud_service.jobs.record import JobRecord, Outcome, claim, crash, is_abandoned, release
 from cloud_service.storage.database import events, jobs, reading, writing
+from cloud_service.storage.disk_reserve import DiskReserve
 from shared.api import JobError, JobEvent, JobResult, JobStatus, PrepareRequest, Progress, Stage
 from shared.bundle.digest import digest_of_bytes
-from shared.errors import InvalidRequest, NotFound
+from shared.errors import DiskError, InvalidRequest, NotFound
 
 Transition = Callable[[JobRecord], JobRecord]
 Clock = Callable[[], datetime]
@@ -35,6 +36,8 @@ _DOCUMENTS: dict[str, type[BaseModel]] = {
 }
 _ENUMS: dict[str, Callable[[str], Any]] = {"status": JobStatus, "stage": Stage, "crashed_stage": Stage}
 _HELD = (JobStatus.RUNNING, JobStatus.CANCELLING)
+_ENDING = (JobStatus.CANCELLING, JobStatus.CANCELLED, JobStatus.FAILED)
+"""States that free something when they are written down."""
 
 
 def utc_now() -> datetime:
@@ -56,11 +59,13 @@ class JobStore:
     Args:
         engine: The database.
         clock: Tells the time.
+        reserve: What is given up on a full disk, so that a job can still be ended.
     """
 
-    def __init__(self, engine: sa.Engine, clock: Clock = utc_now) -> None:
+    def __init__(self, engine: sa.Engine, clock: Clock = utc_now, reserve: DiskReserve | None = None) -> None:
         self._engine = engine
         self.clock = clock
+        self._reserve = reserve
 
     def create(self, request: PrepareRequest, idempotency: Idempotency | None = None) -> JobRecord:
         """Queue a job and return it, or the job that the same key and request made before.
@@ -139,14 +144,22 @@ class JobStore:
         Raises:
             NotFound: There is no such job.
             LeaseLost: The transition refuses.
+            DiskError: The disk is full, and the transition does not end the job or the reserve is used up.
         """
-        with writing(self._engine) as connection:
-            job = _load(connection, job_id)
-            changed = transition(job)
-            _save(connection, job, changed, self.clock())
-            if before_commit is not None:
-                before_commit(changed)
-            return changed
+        while True:
+            changed: JobRecord | None = None
+            try:
+                with writing(self._engine) as connection:
+                    job = _load(connection, job_id)
+                    changed = transition(job)
+                    _save(connection, job, changed, self.clock())
+                    if before_commit is not None:
+                        before_commit(changed)
+                    return changed
+            except DiskError:
+                is_ending = changed is not None and changed.status in _ENDING
+                if not is_ending or self._reserve is None or not self._reserve.give():
+                    raise
 
     def claim_next(self, *, owner: str, lease_seconds: float) -> JobRecord | None:
         """Give the oldest queued job to ``owner`` and return it, or None where none waits."""

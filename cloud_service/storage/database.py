@@ -109,6 +109,8 @@ def open_database(path: Path) -> sa.Engine:
     """
     with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        path.touch(mode=0o600)  # SQLite gives the files beside it the mode of this one
+        path.chmod(0o600)
     engine = sa.create_engine(sa.URL.create("sqlite", database=str(path)))
     sa.event.listen(engine, "connect", _prepare_connection)
     sa.event.listen(engine, "begin", _begin)
@@ -118,7 +120,6 @@ def open_database(path: Path) -> sa.Engine:
     except BaseException:
         engine.dispose()
         raise
-    path.chmod(0o600)
     return engine
 
 

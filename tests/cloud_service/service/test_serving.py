@@ -6,6 +6,7 @@ import datetime
 import ipaddress
 import json
 import ssl
+import stat
 from pathlib import Path
 from typing import Any
 
@@ -75,3 +76,14 @@ def test_every_log_line_is_json_and_a_job_can_be_followed_from_its_request(servi
     ]
     assert (answered["method"], answered["path"]) == ("POST", "/prepare-model")
     assert service.first_key() not in service.stdout.read_text()
+
+
+def test_what_a_running_service_makes_is_for_its_user_alone(service: Any) -> None:
+    job_id = service.post()["id"]
+    service.wait(job_id)
+    readable = [
+        path
+        for path in service.data.rglob("*")
+        if (path.is_dir() or path.is_file()) and stat.S_IMODE(path.stat().st_mode) & 0o077 and "blobs" not in path.parts
+    ]
+    assert readable == []
