@@ -13,6 +13,7 @@
     │   ├── InvalidTensorHeader · TensorOverlap · TensorMismatch
     │   ├── IndicesUnsorted · IndicesDuplicated · IndicesOutOfRange · RanksInvalid · ValuesNotFinite
     │   ├── SignatureMissing · SignatureInvalid · PublisherChanged
+    │   └── StatementMissing · OtherName · StatementExpired · RolledBack · Equivocated
     ├── UpgradeNeeded        install a newer zo-device              exit 5
     ├── NetworkError         try again later                        exit 6   HTTP 502
     ├── DiskError            free disk space or fix permissions     exit 7   HTTP 507
@@ -176,6 +177,26 @@ class SignatureInvalid(IntegrityError):
 
 class PublisherChanged(IntegrityError):
     """The bundle is signed by another key than the one pinned for its source."""
+
+
+class StatementMissing(IntegrityError):
+    """A signature binds a digest alone, where the publisher is known to sign name, tag, version and expiry too."""
+
+
+class OtherName(IntegrityError):
+    """The publisher signed the bundle, but under another name or tag than the one that was asked for."""
+
+
+class StatementExpired(IntegrityError):
+    """What the publisher signed is no longer valid: a server may be offering an old bundle for ever."""
+
+
+class RolledBack(IntegrityError):
+    """The bundle is older than one that this device has already seen under its name and tag."""
+
+
+class Equivocated(IntegrityError):
+    """The publisher signed two different bundles as one version of a name and tag."""
 
 
 class UpgradeNeeded(ZoError):

@@ -49,7 +49,7 @@ _TITLE = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$"
 _TENSOR_NAME = r"^[A-Za-z0-9_][A-Za-z0-9_.]{0,255}$"
 _ARTIFACT_MAJOR = re.compile(r"application/vnd\.zo-device\.bundle\.v(\d+)\+json")
 
-DocumentType = TypeVar("DocumentType", bound="Document")
+DocumentType = TypeVar("DocumentType", bound=BaseModel)
 Title = Annotated[str, Field(pattern=_TITLE)]
 TensorName = Annotated[str, Field(pattern=_TENSOR_NAME)]
 Dimension = Annotated[int, Field(ge=1, lt=2**31)]
@@ -96,7 +96,7 @@ class Descriptor(Document):
 
 
 class Manifest(Document):
-    """An OCI image manifest (v1.1) whose artifact type is ours."""
+    """An OCI image manifest (v1.1) whose artifact type is ours; only one beside a bundle has the bundle as subject."""
 
     schema_version: Annotated[Literal[2], Field(alias="schemaVersion")] = 2
     media_type: Annotated[Literal["application/vnd.oci.image.manifest.v1+json"], Field(alias="mediaType")] = (
@@ -105,6 +105,7 @@ class Manifest(Document):
     artifact_type: Annotated[str, Field(alias="artifactType")] = ARTIFACT_TYPE
     config: Descriptor
     layers: Annotated[list[Descriptor], Field(min_length=1, max_length=10_000)]
+    subject: Descriptor | None = None
     annotations: dict[str, str] | None = None
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, populate_by_name=True)
@@ -354,7 +355,10 @@ def parse_manifest(data: bytes) -> Manifest:
         raise InvalidManifest(f"artifactType {artifact_type[:80]!r}", needed=ARTIFACT_TYPE)
     if int(match[1]) > FORMAT_MAJOR:
         raise _upgrade(f"a bundle of format {match[1]}")
-    return _validate(Manifest, data, "manifest", InvalidManifest)
+    manifest = _validate(Manifest, data, "manifest", InvalidManifest)
+    if manifest.subject is not None:
+        raise InvalidManifest("manifest: a bundle with a subject", needed="see shared/bundle/FORMAT.md")
+    return manifest
 
 
 def parse_artifact(data: bytes) -> Manifest:
@@ -364,8 +368,27 @@ def parse_artifact(data: bytes) -> Manifest:
         LimitExceeded: It is longer than 4 MiB.
         InvalidManifest: Anything else is wrong with it.
     """
-    _parse_json(data, MAX_MANIFEST_BYTES, "manifest", InvalidManifest)
-    return _validate(Manifest, data, "manifest", InvalidManifest)
+    return parse_document(Manifest, data, limit=MAX_MANIFEST_BYTES, what="manifest", error=InvalidManifest)
+
+
+def parse_document(
+    model: type[DocumentType], data: bytes, *, limit: int, what: str, error: type[IntegrityError]
+) -> DocumentType:
+    """Return a validated JSON document in which no key occurs twice.
+
+    Args:
+        model: Its form.
+        data: Its bytes.
+        limit: The most bytes it may have.
+        what: Its name in messages.
+        error: What to raise where it has another form.
+
+    Raises:
+        LimitExceeded: It is longer than ``limit``.
+        IntegrityError: Anything else is wrong with it; the class is ``error``.
+    """
+    _parse_json(data, limit, what, error)
+    return _validate(model, data, what, error)
 
 
 def parse_config(data: bytes, *, client_version: tuple[int, int, int] | None = None) -> BundleConfig:
