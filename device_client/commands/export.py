@@ -1,4 +1,4 @@
-"""``zo-device export``: copy a bundle and its signature to a folder, for example on a USB stick."""
+"""``zo-device export``: copy a bundle and what its publisher signed to a folder, for example on a USB stick."""
 
 from __future__ import annotations
 

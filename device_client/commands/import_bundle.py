@@ -22,8 +22,13 @@ HELP = "take a bundle from a folder; it is trusted no more than one from the net
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the folder and whose bundles are accepted."""
     parser.add_argument("folder", type=Path, metavar="FOLDER", help="what export wrote, or any OCI image layout")
-    parser.add_argument("bundle", nargs="?", metavar="BUNDLE", help="name:tag; may be left out if there is only one")
+    parser.add_argument(
+        "bundle", nargs="?", metavar="BUNDLE", help="name:tag or name@sha256:…; may be left out if there is only one"
+    )
     add_trust_options(parser)
+    parser.add_argument(
+        "--allow-expired", action="store_true", help="accept a bundle that its publisher no longer vouches for"
+    )
 
 
 def run(arguments: argparse.Namespace, console: Console, settings: Settings) -> dict[str, Any]:
@@ -35,6 +40,13 @@ def run(arguments: argparse.Namespace, console: Console, settings: Settings) -> 
     reference, manifest = resolve_reference(source, arguments.bundle)
     name = reference.rpartition(":")[0]
     keys = TrustedKeys(settings.trusted_keys)
-    rules = acceptance_rules(arguments, settings, import_source(name))
+    rules = acceptance_rules(
+        arguments,
+        settings,
+        import_source(name),
+        reference,
+        digest=manifest.digest if "@" in (arguments.bundle or "") else None,
+        allows_expired=arguments.allow_expired,
+    )
     imported = import_bundle(source, reference, manifest, rules, settings.store, keys, console)
-    return describe(imported, import_source(name), console)
+    return describe(imported, import_source(name), settings, console)

@@ -50,13 +50,19 @@ def run(arguments: argparse.Namespace, console: Console, settings: Settings) -> 
     with connect(arguments, server, console, settings, stop=stop, connections=arguments.connections) as registry:
         reference = _reference(arguments.reference, registry)
         keys = TrustedKeys(settings.trusted_keys)
-        rules = acceptance_rules(arguments, settings, reference.source, digest=reference.digest)
+        rules = acceptance_rules(
+            arguments,
+            settings,
+            reference.source,
+            f"{reference.name}:{reference.tag or 'latest'}",
+            digest=reference.digest,
+        )
         options = PullOptions(connections=arguments.connections, max_bytes_per_second=rate, stop=stop)
         try:
             pulled = pull(reference, rules, registry, settings.store, keys, console, options)
         except NotFound as error:
             raise _with_listing(reference, registry) from error
-    return describe(pulled, reference.source, console)
+    return describe(pulled, reference.source, settings, console)
 
 
 def _already_here(text: str | None, console: Console, settings: Settings) -> dict[str, Any]:

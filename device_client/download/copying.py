@@ -11,14 +11,24 @@ from pathlib import Path
 
 from device_client.console import Console
 from device_client.download.partial import Disk, check_room
-from device_client.download.pull import Accepted, Pulled, admit, is_intact, partial_folder, sole_writer
-from device_client.download.trusted_bundle import MAX_SIGNATURE_MANIFEST_BYTES, AcceptanceRules, signature_blob
-from device_client.download.trusted_keys import TrustedKeys, import_source
+from device_client.download.pull import (
+    Accepted,
+    Pulled,
+    accept_signature,
+    admit,
+    is_intact,
+    partial_folder,
+    sole_writer,
+    summarize,
+)
+from device_client.download.trusted_bundle import AcceptanceRules
+from device_client.download.trusted_keys import TrustedKeys
 from shared.bundle.digest import digest_of_file
 from shared.bundle.layout import ImageLayout
 from shared.bundle.manifest import MAX_MANIFEST_BYTES, Descriptor, parse_artifact
 from shared.bundle.read import Bundle
 from shared.bundle.signature import signature_tag
+from shared.bundle.signature_artifact import MAX_SIGNATURE_MANIFEST_BYTES, SignatureDocuments, documents_beside
 from shared.durable_files import disk_errors
 from shared.errors import BlobMissing, BlobTruncated, DigestMismatch, NotFound
 
@@ -50,22 +60,15 @@ def import_bundle(
     """
     name = reference.rpartition(":")[0]
     with sole_writer(layout):
-        rules = replace(rules, pinned=keys.pinned_for_import(name))
-        accepted = _accept(source, reference, manifest, rules)
+        rules = replace(rules, pinned=keys.pinned_for_import(name), memory=keys.memory())
+        accepted = _accept(source, reference, manifest, rules, keys)
         layers = [blob for blob in accepted.manifest.blobs if blob.digest != accepted.manifest.config.digest]
         missing = [blob for blob in layers if not is_intact(layout, blob)]
         was_complete = not missing and reference in layout.references()
         _copy_blobs(source, layout, missing, partial_folder(layout), console, f"Importing {reference}")
-        is_first_contact = admit(accepted, reference, import_source(name), layout, keys, rules)
-    return Pulled(
-        reference=reference,
-        digest=accepted.digest,
-        publisher=accepted.signature.fingerprint if accepted.signature else None,
-        is_first_contact=is_first_contact,
-        size_bytes=accepted.manifest.size_bytes,
-        fetched_bytes=sum(blob.size for blob in missing),
-        was_complete=was_complete,
-    )
+        admit(accepted, reference, layout, keys, rules)
+    fetched_bytes = sum(blob.size for blob in missing)
+    return summarize(accepted, reference, rules, fetched_bytes=fetched_bytes, was_complete=was_complete)
 
 
 def export_bundle(bundle: Bundle, reference: str, target: Path, console: Console) -> ImageLayout:
@@ -88,26 +91,29 @@ def export_bundle(bundle: Bundle, reference: str, target: Path, console: Console
     return layout
 
 
-def read_signature(layout: ImageLayout, reference: str, digest: str) -> bytes | None:
-    """Return the signature document beside a bundle in a layout, or None; it is not judged.
+def read_signatures(layout: ImageLayout, reference: str, digest: str) -> SignatureDocuments | None:
+    """Return what lies beside a bundle in a layout, or None where nothing does; it is not judged.
 
     Raises:
-        IntegrityError: It is there but incomplete, damaged, or no signature.
+        IntegrityError: It is there but incomplete, damaged, or something else than signatures.
     """
-    signature = layout.references().get(_signature_reference(reference, digest))
-    if signature is None:
-        return None
-    blob = signature_blob(_read(layout, signature, MAX_SIGNATURE_MANIFEST_BYTES))
-    return _read(layout, blob, blob.size)
+    try:
+        return documents_beside(layout, reference.rpartition(":")[0], digest)
+    except NotFound as error:
+        raise BlobMissing(
+            f"{layout.root} lacks a part of the signature of {reference}", next_step="copy the folder again"
+        ) from error
 
 
-def _accept(source: ImageLayout, reference: str, manifest: Descriptor, rules: AcceptanceRules) -> Accepted:
+def _accept(
+    source: ImageLayout, reference: str, manifest: Descriptor, rules: AcceptanceRules, keys: TrustedKeys
+) -> Accepted:
     data = _read(source, manifest, MAX_MANIFEST_BYTES)
     parsed = rules.accept_manifest(data)
-    document = read_signature(source, reference, manifest.digest)
-    accepted = rules.accept_signature(document, manifest.digest)
+    documents = read_signatures(source, reference, manifest.digest)
+    signature = accept_signature(documents, manifest.digest, rules, keys)
     config = _read(source, parsed.config, parsed.config.size)
-    return Accepted(data, parsed, accepted, config, rules.accept_config(config, parsed))
+    return Accepted(data, parsed, signature, config, rules.accept_config(config, parsed))
 
 
 def _read(source: ImageLayout, blob: Descriptor, max_bytes: int) -> bytes:

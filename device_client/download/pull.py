@@ -1,6 +1,7 @@
 """Pulling a bundle, from reference to tagged and verified: the page to read first.
 
-    manifest → signature → configuration   small, judged by ``trusted_bundle`` before a layer is fetched
+    manifest → statement                   small, judged by ``trusted_bundle`` and remembered before anything else
+    configuration                          small, judged before a layer is fetched
     what is here, what is missing          blobs in the store are hashed again; damaged ones become partial
     room on the disk                       reserved before the start
     pieces                                 fetched by ``fetch``, each verified as it arrives
@@ -26,18 +27,23 @@ from device_client.download.rate_limit import RateLimit
 from device_client.download.reference import BundleReference
 from device_client.download.registry import Registry
 from device_client.download.retry import interruptible_sleep
-from device_client.download.trusted_bundle import (
-    MAX_SIGNATURE_MANIFEST_BYTES,
-    AcceptanceRules,
-    signature_blob,
-)
+from device_client.download.trusted_bundle import AcceptanceRules, AcceptedSignature
 from device_client.download.trusted_keys import TrustedKeys
 from shared.bundle.digest import digest_of_bytes, digest_of_file
 from shared.bundle.layout import ImageLayout, manifest_descriptor
 from shared.bundle.manifest import MAX_MANIFEST_BYTES, BundleConfig, Descriptor, Manifest
 from shared.bundle.read import read_bundle
-from shared.bundle.signature import Signature, publish_signature, signature_tag
-from shared.errors import Conflict, NotFound
+from shared.bundle.signature import publish_signature, signature_tag
+from shared.bundle.signature_artifact import (
+    MAX_SIGNATURE_MANIFEST_BYTES,
+    SignatureDocuments,
+    collect_documents,
+    documents_beside,
+    publish_statements,
+    verified_statements,
+)
+from shared.bundle.statement import ReleaseStatement
+from shared.errors import Conflict, IntegrityError, NotFound
 from shared.file_lock import exclusive
 
 
@@ -68,7 +74,9 @@ class Pulled:
         reference: ``name:tag`` in the store.
         digest: The manifest's digest.
         publisher: Fingerprint of the key that signed it, or None.
-        is_first_contact: Whether that key was pinned just now.
+        statement: What its publisher stated about it, or None where it has no signature or an older one.
+        replaced_key: Fingerprint of the key that was trusted before the publisher's took its place, or None.
+        is_first_contact: Whether the publisher's key was pinned just now.
         size_bytes: Bytes of all blobs.
         fetched_bytes: Bytes of layers that came over the network.
         was_complete: Whether nothing had to be changed.
@@ -77,6 +85,8 @@ class Pulled:
     reference: str
     digest: str
     publisher: str | None
+    statement: ReleaseStatement | None
+    replaced_key: str | None
     is_first_contact: bool
     size_bytes: int
     fetched_bytes: int
@@ -89,7 +99,7 @@ class Accepted:
 
     manifest_bytes: bytes
     manifest: Manifest
-    signature: Signature | None
+    signature: AcceptedSignature | None
     config_bytes: bytes
     config: BundleConfig
 
@@ -129,38 +139,57 @@ def pull(
         Conflict: Another pull is running.
     """
     with sole_writer(layout):
-        rules = replace(rules, pinned=keys.pinned(reference.source))
-        accepted = _accept(reference, rules, registry)
+        rules = replace(rules, pinned=keys.pinned(reference.source), memory=keys.memory())
+        accepted = _accept(reference, rules, registry, keys)
         missing = _missing_blobs(accepted, layout, console)
         fetched_bytes = _fetch(missing, reference, registry, layout, console, options)
         was_complete = not missing and _names(layout, reference.local, accepted.digest)
-        is_first_contact = admit(accepted, reference.local, reference.source, layout, keys, rules)
+        admit(accepted, reference.local, layout, keys, rules)
+    return summarize(accepted, reference.local, rules, fetched_bytes=fetched_bytes, was_complete=was_complete)
+
+
+def summarize(
+    accepted: Accepted, reference: str, rules: AcceptanceRules, *, fetched_bytes: int, was_complete: bool
+) -> Pulled:
+    """Return what is to be told of a bundle that was admitted as ``reference`` under rules made before."""
+    signature = accepted.signature
     return Pulled(
-        reference=reference.local,
+        reference=reference,
         digest=accepted.digest,
-        publisher=accepted.signature.fingerprint if accepted.signature else None,
-        is_first_contact=is_first_contact,
+        publisher=signature.publisher if signature else None,
+        statement=signature.statement if signature else None,
+        replaced_key=signature.path[0].rotation.old if signature and signature.path else None,
+        is_first_contact=signature is not None and not rules.pinned,
         size_bytes=accepted.manifest.size_bytes,
         fetched_bytes=fetched_bytes,
         was_complete=was_complete,
     )
 
 
-def admit(
-    accepted: Accepted, reference: str, source: str, layout: ImageLayout, keys: TrustedKeys, rules: AcceptanceRules
-) -> bool:
+def accept_signature(
+    documents: SignatureDocuments | None, digest: str, rules: AcceptanceRules, keys: TrustedKeys
+) -> AcceptedSignature | None:
+    """Judge what lies beside a bundle and remember it durably, before anything else of the bundle is believed.
+
+    Raises:
+        IntegrityError: It is not acceptable; nothing was remembered.
+        DiskError: It cannot be remembered.
+    """
+    accepted = rules.accept_signature(documents, digest)
+    if accepted is not None:
+        keys.remember(rules.remembering(accepted))
+    return accepted
+
+
+def admit(accepted: Accepted, reference: str, layout: ImageLayout, keys: TrustedKeys, rules: AcceptanceRules) -> None:
     """Validate a bundle whose layers are all in the store, pin its publisher and make it visible.
 
     Args:
         accepted: Its documents.
         reference: ``name:tag`` to make visible.
-        source: What the publisher's key is pinned for.
         layout: The store.
         keys: The pins.
-        rules: What was known of the source before.
-
-    Returns:
-        Whether the publisher was met for the first time.
+        rules: The rules that accepted it; the publisher's key is pinned for their source.
 
     Raises:
         IntegrityError: Something in the layers is wrong, or another key is pinned; nothing became visible.
@@ -171,15 +200,13 @@ def admit(
     layout.add_bytes(accepted.manifest_bytes, manifest.media_type)
     read_bundle(layout, manifest.digest, verify_digests=False, client_version=rules.client_version)
     changes: dict[str, Descriptor | None] = {reference: manifest}
-    if accepted.signature is not None:
-        fingerprint = accepted.signature.fingerprint
-        keys.pin(source, fingerprint, is_demanded=fingerprint == rules.required)
+    if (signature := accepted.signature) is not None:
+        may_replace = rules.required is not None or bool(signature.path)
+        keys.pin(rules.source, signature.publisher, may_replace=may_replace)
         name = reference.rpartition(":")[0]
-        tag = f"{name}:{signature_tag(manifest.digest)}"
-        changes[tag] = publish_signature(layout, manifest, accepted.signature)
+        changes[f"{name}:{signature_tag(manifest.digest)}"] = _keep_signature(layout, name, manifest, signature)
     if any(not _names(layout, name, named.digest) for name, named in changes.items() if named):
         layout.update(changes)
-    return accepted.signature is not None and not rules.pinned
 
 
 def sole_writer(layout: ImageLayout) -> AbstractContextManager[None]:
@@ -205,21 +232,35 @@ def is_intact(layout: ImageLayout, blob: Descriptor) -> bool:
     return path.is_file() and path.stat().st_size == blob.size and digest_of_file(path) == blob.digest
 
 
-def _accept(reference: BundleReference, rules: AcceptanceRules, registry: Registry) -> Accepted:
+def _accept(reference: BundleReference, rules: AcceptanceRules, registry: Registry, keys: TrustedKeys) -> Accepted:
     data = registry.manifest(reference.name, reference.remote, max_bytes=MAX_MANIFEST_BYTES)
     manifest = rules.accept_manifest(data)
     digest = digest_of_bytes(data)
-    signature = rules.accept_signature(_signature(reference.name, digest, registry), digest)
+    signature = accept_signature(_documents(reference, digest, rules, registry), digest, rules, keys)
     config = registry.small_blob(reference.name, manifest.config)
     return Accepted(data, manifest, signature, config, rules.accept_config(config, manifest))
 
 
-def _signature(name: str, digest: str, registry: Registry) -> bytes | None:
+def _documents(
+    reference: BundleReference, digest: str, rules: AcceptanceRules, registry: Registry
+) -> SignatureDocuments | None:
     try:
-        data = registry.manifest(name, signature_tag(digest), max_bytes=MAX_SIGNATURE_MANIFEST_BYTES)
+        data = registry.manifest(reference.name, signature_tag(digest), max_bytes=MAX_SIGNATURE_MANIFEST_BYTES)
     except NotFound:
         return None
-    return registry.small_blob(name, signature_blob(data))
+    tag = None if rules.digest else rules.tag
+    return collect_documents(data, lambda blob: registry.small_blob(reference.name, blob), tag=tag)
+
+
+def _keep_signature(layout: ImageLayout, name: str, manifest: Descriptor, signature: AcceptedSignature) -> Descriptor:
+    """Store what was accepted, with what the store already has of other tags of the same bundle."""
+    if signature.old_signature is not None:
+        return publish_signature(layout, manifest, signature.old_signature)
+    try:
+        known = verified_statements(documents_beside(layout, name, manifest.digest))
+    except (IntegrityError, NotFound):  # damaged in the store: what has just arrived takes its place
+        known = verified_statements(None)
+    return publish_statements(layout, manifest, known.joined(signature.statements))
 
 
 def _missing_blobs(accepted: Accepted, layout: ImageLayout, console: Console) -> list[PartialBlob]:

@@ -11,6 +11,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import urlsplit
 
@@ -20,7 +21,14 @@ from device_client.download.retry import TransientError
 from device_client.download.transport import Response
 from shared.api import BundleList, BundleSummary
 from shared.bundle.layout import ImageLayout
-from shared.bundle.signature import publish_signature, sign, signature_tag
+from shared.bundle.signature import fingerprint_of, publish_signature, sign, signature_tag
+from shared.bundle.signature_artifact import (
+    Statements,
+    documents_beside,
+    publish_statements,
+    verified_statements,
+)
+from shared.bundle.statement import SignedRotation, sign_release
 from shared.errors import InvalidDigest, NotFound
 
 KEY = Ed25519PrivateKey.from_private_bytes(bytes(range(32)))
@@ -28,13 +36,39 @@ OTHER_KEY = Ed25519PrivateKey.from_private_bytes(bytes(range(1, 33)))
 BLOCK_BYTES = 1000
 
 
-def sign_reference(layout: ImageLayout, reference: str, key: Ed25519PrivateKey = KEY) -> str:
-    """Sign what a reference names, publish the signature beside it, and return the key's fingerprint."""
+FAR_FUTURE = datetime(2999, 1, 1, tzinfo=UTC)
+
+
+def fingerprint(key: Ed25519PrivateKey) -> str:
+    return fingerprint_of(key.public_key().public_bytes_raw())
+
+
+def sign_reference(
+    layout: ImageLayout,
+    reference: str,
+    key: Ed25519PrivateKey = KEY,
+    *,
+    version: int = 1,
+    expires: datetime = FAR_FUTURE,
+    signed_as: str | None = None,
+    rotations: tuple[SignedRotation, ...] = (),
+) -> str:
+    """State what a reference names, publish the statement beside it, and return the key's fingerprint."""
     manifest = layout.resolve(reference)
-    signature = sign(key, manifest.digest)
-    name = reference.rpartition(":")[0]
-    layout.tag(f"{name}:{signature_tag(manifest.digest)}", publish_signature(layout, manifest, signature))
-    return signature.fingerprint
+    repository = reference.rpartition(":")[0]
+    name, _, tag = (signed_as or reference).rpartition(":")
+    release = sign_release(key, name=name, tag=tag, version=version, digest=manifest.digest, expires=expires)
+    known = verified_statements(documents_beside(layout, repository, manifest.digest))
+    statements = known.joined(Statements((release,), rotations))
+    layout.tag(f"{repository}:{signature_tag(manifest.digest)}", publish_statements(layout, manifest, statements))
+    return release.statement.publisher
+
+
+def sign_the_old_way(layout: ImageLayout, reference: str, key: Ed25519PrivateKey = KEY) -> None:
+    """Publish a signature over the digest alone, as publishers made it before there were statements."""
+    manifest = layout.resolve(reference)
+    artifact = publish_signature(layout, manifest, sign(key, manifest.digest))
+    layout.tag(f"{reference.rpartition(':')[0]}:{signature_tag(manifest.digest)}", artifact)
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ import io
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -33,6 +34,7 @@ class Device:
         self.layout = ImageLayout(home / "bundles")
         self.keys = TrustedKeys(home / "trusted_keys.json")
         self.transport = InMemoryTransport(servers)
+        self.now = datetime(2030, 1, 1, tzinfo=UTC)
         self.waits: list[float] = []
         self.spoken = io.StringIO()
         self.console = Console(stream=self.spoken, has_color=False)
@@ -51,7 +53,10 @@ class Device:
             self.transport, reference.server, api_key=api_key, policy=RetryPolicy(retries=retries),
             sleep=self.waits.append, notify=self.console.warn, wall_clock=lambda: 0.0,
         )  # fmt: skip
-        known = AcceptanceRules(reference.source, self.keys.pinned(reference.source), digest=reference.digest)
+        known = AcceptanceRules(
+            reference.source, reference.name, reference.tag, self.now, self.keys.pinned(reference.source),
+            digest=reference.digest,
+        )  # fmt: skip
         return pull(
             reference,
             rules(known),
@@ -64,7 +69,7 @@ class Device:
 
     def is_empty(self) -> bool:
         """Whether no bundle is visible and no key pinned."""
-        return not self.layout.references() and not (self.home / "trusted_keys.json").exists()
+        return not self.layout.references() and not self.keys.memory().pins
 
 
 @pytest.fixture

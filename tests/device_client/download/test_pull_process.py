@@ -86,7 +86,8 @@ def test_killed_in_mid_download_a_second_pull_fetches_only_the_missing_chunks(
     journal = (store.root / "partial" / f"{trunk.digest[7:]}.journal").read_text().splitlines()
     assert [line.split()[0] for line in journal] == ["0", "4096", "8192"]
     assert store.references() == {}
-    assert not (home / "trusted_keys.json").exists()
+    remembered = json.loads((home / "trusted_keys.json").read_text())
+    assert (remembered["pins"], list(remembered["releases"])) == ({}, [f"{address}/tiny"])
 
     layers = parse_manifest(
         server.layout.read_blob(server.layout.resolve("tiny:latest").digest, max_bytes=1 << 20)
