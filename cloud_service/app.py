@@ -45,9 +45,9 @@ from cloud_service.storage.database import open_database, reading
 from cloud_service.storage.disk_reserve import DiskReserve
 from cloud_service.storage.keys import KeyStore
 from cloud_service.storage.private_folder import make_private
+from cloud_service.storage.signing_keys import open_signing_key
 from shared.api import PrepareRequest
 from shared.bundle.layout import ImageLayout
-from shared.bundle.signature import load_or_create_key
 from shared.bundle.write import remove_unfinished
 from shared.durable_files import free_bytes
 from shared.errors import Conflict, DiskError
@@ -65,6 +65,7 @@ class Service:
     keys: KeyStore
     jobs: JobStore
     bundles: BundleStore
+    publisher: str
     supervisor: Supervisor
     is_stopping: threading.Event
 
@@ -78,7 +79,7 @@ def open_service(settings: Settings, launcher: Launcher | None = None) -> Iterat
         launcher: Where jobs run; None is a subprocess of this machine.
 
     Raises:
-        Conflict: Another service uses the folder.
+        Conflict: Another service uses the folder, or the signing key that has published is missing.
         DiskError: The folder cannot be written.
     """
     with _sole_service(settings.data), contextlib.closing(_Disposing(open_database(settings.database))) as database:
@@ -88,7 +89,8 @@ def open_service(settings: Settings, launcher: Launcher | None = None) -> Iterat
         jobs = JobStore(engine, reserve=reserve)
         layout = ImageLayout.create(settings.store)
         remove_unfinished(layout)
-        bundles = BundleStore(layout, settings.reports, load_or_create_key(settings.signing_key))
+        signing_key = open_signing_key(settings.signing_key)
+        bundles = BundleStore(layout, settings.reports, signing_key.private)
         shop = Workshop(
             store=jobs,
             launcher=launcher or SubprocessLauncher(job_environment(hub_endpoint=settings.hub_endpoint)),
@@ -98,7 +100,9 @@ def open_service(settings: Settings, launcher: Launcher | None = None) -> Iterat
             is_stopping=is_stopping,
         )
         supervisor = Supervisor(shop, owner=secrets.token_hex(8))
-        yield Service(settings, engine, KeyStore(engine), jobs, bundles, supervisor, is_stopping)
+        yield Service(
+            settings, engine, KeyStore(engine), jobs, bundles, signing_key.fingerprint, supervisor, is_stopping
+        )
 
 
 def create_app(service: Service) -> FastAPI:
@@ -150,6 +154,7 @@ def serve(settings: Settings, launcher: Launcher | None = None) -> None:
     with open_service(settings, launcher) as service, _listen(settings.host, settings.port) as listener:
         if settings.is_auth_enabled and (first := service.keys.create_first()) is not None:
             print(f"Admin key of this service, shown only once: {first}", file=sys.stderr, flush=True)  # noqa: T201
+        _announce_publisher(service.publisher)
         config = uvicorn.Config(
             create_app(service),
             log_config=None,
@@ -190,6 +195,13 @@ class _Disposing:
 
     def close(self) -> None:
         self.engine.dispose()
+
+
+def _announce_publisher(fingerprint: str) -> None:
+    """Say which key signs here, so that operators can hand it to devices before their first contact."""
+    line = f"For devices that are to trust only this service: ZO_DEVICE_TRUSTED_KEY={fingerprint}"
+    print(line, file=sys.stderr, flush=True)  # noqa: T201
+    _logger.info("bundles are signed by %s", fingerprint, extra={"event": "publisher"})
 
 
 def _sole_service(data: Path) -> contextlib.AbstractContextManager[None]:

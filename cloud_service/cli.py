@@ -1,4 +1,4 @@
-"""The operator's command line: ``zo-cloud serve | prepare | plan | report | keys``.
+"""The operator's command line: ``zo-cloud serve | prepare | plan | report | keys | signing-key``.
 
 Results go to standard output (with ``--json``: one JSON object), everything for people to standard error. The exit
 status is the error's own (``shared.errors``); 130 means interrupted, and the same command goes on where it was.
@@ -19,6 +19,7 @@ from cloud_service.commands.plan import add_plan_command
 from cloud_service.commands.prepare import add_prepare_command
 from cloud_service.commands.report import add_report_command
 from cloud_service.commands.serve import add_serve_command
+from cloud_service.commands.signing_key import add_signing_key_command
 from shared.errors import Interrupted, InvalidRequest, ZoError
 
 
@@ -37,6 +38,7 @@ def build_parser() -> argparse.ArgumentParser:
     add_plan_command(commands)
     add_report_command(commands)
     add_keys_command(commands)
+    add_signing_key_command(commands)
     return parser
 
 

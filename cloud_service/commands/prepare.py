@@ -14,6 +14,7 @@ import json
 import shutil
 import signal
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
@@ -23,7 +24,7 @@ from cloud_service.commands.label_words import label_words
 from cloud_service.commands.local_sources import add_source_options, local_sources
 from cloud_service.commands.means import add_means_options, means_of
 from cloud_service.commands.request_options import OptionTable, add_options, fill
-from shared.errors import Conflict
+from shared.errors import Conflict, InvalidRequest
 from shared.file_lock import exclusive
 
 if TYPE_CHECKING:
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from shared.api import PrepareRequest
     from shared.bundle.layout import ImageLayout
 
+MAX_EXPIRES_DAYS = 3650
 _WORKSPACE = ".workspace"
 
 # Where each option goes in PrepareRequest; the request's own rules check the values.
@@ -90,6 +92,13 @@ def add_prepare_command(commands: argparse._SubParsersAction[argparse.ArgumentPa
     add_means_options(parser)
     add_device_option(parser)
     parser.add_argument("--signing-key", type=Path, metavar="PEM", help="default: the service's; made where missing")
+    parser.add_argument(
+        "--expires-days",
+        type=int,
+        default=365,
+        metavar="DAYS",
+        help="how long devices may take this bundle for the newest of its tag; then publish again (default: 365)",
+    )
     add_source_options(parser)
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.add_argument("--quiet", action="store_true", help="show no progress")
@@ -116,6 +125,10 @@ def _run(arguments: argparse.Namespace) -> None:
     from shared.bundle.write import remove_unfinished
 
     request = request_of(arguments)
+    if not 1 <= arguments.expires_days <= MAX_EXPIRES_DAYS:
+        raise InvalidRequest(
+            f"--expires-days {arguments.expires_days}", needed=f"1 … {MAX_EXPIRES_DAYS}", param="expires-days"
+        )
     layout = ImageLayout.create(arguments.output)
     workspace = arguments.output / _WORKSPACE
     with _sole_worker(workspace), _sigterm_interrupts():
@@ -147,21 +160,34 @@ def _prepare(
 
 
 def _publish(arguments: argparse.Namespace, layout: ImageLayout, made: PreparedBundle) -> str:
-    """Write the report, then sign and tag; return the signer's fingerprint."""
+    """Validate the bundle, write the report, then sign and tag; return the signer's fingerprint."""
     from cloud_service.settings import load_settings
-    from cloud_service.storage.bundles import BundleStore
-    from shared.bundle.signature import fingerprint_of, load_or_create_key
+    from cloud_service.storage.releases import published_statement, sign_tag
+    from cloud_service.storage.signing_keys import open_signing_key
+    from shared.bundle.read import read_bundle
+    from shared.bundle.signature import signature_tag
     from shared.durable_files import disk_errors, write_atomically
 
-    key = load_or_create_key(arguments.signing_key or load_settings().signing_key)
-    bundles = BundleStore(layout, arguments.output, key)
-    signature = bundles.sign(made.manifest)
+    key = open_signing_key(arguments.signing_key or load_settings().signing_key)
+    read_bundle(layout, made.manifest.digest)
+    previous = published_statement(layout, made.name, made.tag)
+    signature = sign_tag(
+        layout,
+        key,
+        made.name,
+        made.tag,
+        made.manifest,
+        previous=previous.version if previous else None,
+        now=datetime.now(UTC),
+        lifetime=timedelta(days=arguments.expires_days),
+    )
     with disk_errors(arguments.output):
         write_atomically(arguments.output / "report.html", made.report_html.read_bytes())
         write_atomically(arguments.output / "run.json", json.dumps(made.run.to_json(), indent=1).encode())
         write_atomically(arguments.output / "report.json", json.dumps(made.report, indent=1, sort_keys=True).encode())
-    bundles.publish(made.name, made.tag, made.manifest, signature)
-    return fingerprint_of(key.public_key().public_bytes_raw())
+    beside = f"{made.name}:{signature_tag(made.manifest.digest)}"
+    layout.update({f"{made.name}:{made.tag}": made.manifest, beside: signature})
+    return key.fingerprint
 
 
 def _print(arguments: argparse.Namespace, made: PreparedBundle, signer: str) -> None:

@@ -1,5 +1,6 @@
-"""Detached Ed25519 signatures over a manifest's digest.
+"""Detached Ed25519 signatures over a manifest's digest: the older kind, which proves neither a name nor an age.
 
+Publishers sign statements now (``statement``); these are still read, for bundles from before.
 The signed bytes are ``zo-device bundle signature v1``, a line feed, the digest, a line feed: a context string keeps a
 signature from being taken for one over something else. The signature is published as an OCI artifact tagged
 ``sha256-<hex>.sig`` beside the bundle, so that any registry can carry it. Whether a key is to be trusted is decided
@@ -10,24 +11,18 @@ from __future__ import annotations
 
 import base64
 import binascii
-import contextlib
 import hashlib
-import os
-import tempfile
-from pathlib import Path
 from typing import Annotated, Literal
 
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
-from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, load_pem_private_key
 from pydantic import Field, ValidationError
 
 from shared.api import SIGNATURE_SUFFIX
 from shared.bundle.digest import check_digest
 from shared.bundle.layout import ImageLayout, manifest_descriptor
 from shared.bundle.manifest import TITLE_ANNOTATION, Descriptor, Document, Manifest
-from shared.durable_files import disk_errors, sync_directory
-from shared.errors import InvalidRequest, SignatureInvalid
+from shared.errors import SignatureInvalid
 
 SIGNATURE_ARTIFACT_TYPE = "application/vnd.zo-device.signature.v1+json"
 MAX_SIGNATURE_BYTES = 4096
@@ -102,44 +97,6 @@ def publish_signature(layout: ImageLayout, manifest: Descriptor, signature: Sign
         annotations={"dev.zo-device.signature.manifest": manifest.digest},
     ).to_bytes()
     return layout.add_bytes(data, manifest_descriptor(data).media_type)
-
-
-def load_or_create_key(path: Path) -> Ed25519PrivateKey:
-    """Return the signing key in ``path`` (PEM, PKCS 8), making one with mode 0600 where there is none.
-
-    Of several processes that make one at the same time all return the same key; a crash leaves a whole key or none.
-
-    Raises:
-        InvalidRequest: The file holds no Ed25519 key.
-        DiskError: A new key cannot be written.
-    """
-    if not path.exists():
-        with disk_errors(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            key = Ed25519PrivateKey.generate()
-            _create_once(path, key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
-    try:
-        loaded = load_pem_private_key(path.read_bytes(), password=None)
-    except (ValueError, TypeError) as error:
-        raise InvalidRequest(f"{path} holds no private key: {error}", needed="an Ed25519 key in PEM") from error
-    if not isinstance(loaded, Ed25519PrivateKey):
-        raise InvalidRequest(f"{path} holds a {type(loaded).__name__}", needed="an Ed25519 key in PEM")
-    return loaded
-
-
-def _create_once(path: Path, data: bytes) -> None:
-    """Make a file that only its owner may read, whole or not at all, unless another process has just made it."""
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")  # of mode 0600
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        with contextlib.suppress(FileExistsError):
-            os.link(temporary, path)
-    finally:
-        Path(temporary).unlink()
-    sync_directory(path.parent)
 
 
 def _decode(text: str, what: str) -> bytes:

@@ -4,19 +4,14 @@ from __future__ import annotations
 
 import base64
 import json
-import resource
-import threading
-from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from cryptography.hazmat.primitives.asymmetric.ec import SECP256R1, generate_private_key
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
 from shared.bundle.layout import ImageLayout
 from shared.bundle.manifest import MAX_MANIFEST_BYTES
-from shared.bundle.signature import load_or_create_key, publish_signature, sign, signature_tag, verify
-from shared.errors import DiskError, InvalidRequest, SignatureInvalid
+from shared.bundle.signature import publish_signature, sign, signature_tag, verify
+from shared.errors import SignatureInvalid
 
 KEY = Ed25519PrivateKey.from_private_bytes(bytes(range(32)))
 DIGEST = "sha256:" + "ab" * 32
@@ -70,50 +65,3 @@ def test_a_signature_is_published_as_an_artifact_beside_the_bundle(tmp_path):
     [layer] = manifest["layers"]
     assert verify(layout.read_blob(layer["digest"], max_bytes=layer["size"]), bundle.digest)
     assert signature_tag(bundle.digest) == bundle.digest.replace(":", "-") + ".sig"
-
-
-def test_a_key_is_made_once_for_the_owner_alone_and_found_again(tmp_path):
-    path = tmp_path / "keys" / "signing.pem"
-    made, found = load_or_create_key(path), load_or_create_key(path)
-    assert made.private_bytes_raw() == found.private_bytes_raw()
-    assert path.stat().st_mode & 0o777 == 0o600
-
-
-def test_processes_that_make_a_key_at_the_same_time_get_the_same_one(tmp_path):
-    path = tmp_path / "signing.pem"
-    barrier = threading.Barrier(8)
-
-    def make(_: int) -> bytes:
-        barrier.wait()
-        return load_or_create_key(path).private_bytes_raw()
-
-    with ThreadPoolExecutor(8) as pool:
-        keys = set(pool.map(make, range(8)))
-    assert keys == {load_or_create_key(path).private_bytes_raw()}
-    assert [entry.name for entry in tmp_path.iterdir()] == ["signing.pem"]
-
-
-def test_a_key_that_cannot_be_written_whole_leaves_nothing_behind(tmp_path):
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (16, hard))
-    try:
-        with pytest.raises(DiskError, match="no space left"):
-            load_or_create_key(tmp_path / "signing.pem")
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    assert list(tmp_path.iterdir()) == []
-
-
-@pytest.mark.parametrize(
-    "content",
-    [
-        b"no key",
-        generate_private_key(SECP256R1()).private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()),
-    ],
-    ids=["no_key", "key_of_another_kind"],
-)
-def test_a_file_without_an_ed25519_key_is_refused(tmp_path, content):
-    path = tmp_path / "signing.pem"
-    path.write_bytes(content)
-    with pytest.raises(InvalidRequest, match="Ed25519"):
-        load_or_create_key(path)
