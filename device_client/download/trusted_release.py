@@ -38,9 +38,9 @@ def find_release(releases: Sequence[SignedRelease], name: str, tag: str | None, 
         release for release in releases if release.statement.name == name and tag in (None, release.statement.tag)
     ]
     if not fitting:
-        signed = [f"{release.statement.name}:{release.statement.tag}" for release in releases[:3]]
+        signed = ", ".join(f"{release.statement.name}:{release.statement.tag}" for release in releases[:3])
         raise OtherName(
-            f"{source} answers with a bundle that is signed as {', '.join(signed) or 'something else'}",
+            f"{source} answers with a bundle that is signed {f'as {signed}' if signed else 'for other tags only'}",
             needed=f"one that its publisher signed as {name}:{tag}" if tag else f"one signed under the name {name}",
             next_step="do not use this server; ask the publisher. A server that keeps a bundle under a name of its own "
             "needs --published-as NAME:TAG",

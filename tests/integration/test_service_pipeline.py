@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,6 +18,7 @@ import pytest
 from tiny_checkpoint import build_checkpoint, write_text
 
 from cloud_service.cli import main
+from cloud_service.storage.releases import published_statement
 from shared.bundle.layout import ImageLayout
 from shared.bundle.read import read_bundle
 from shared.bundle.signature import signature_tag
@@ -137,12 +139,24 @@ def test_a_model_is_prepared_by_one_post_although_the_service_is_killed_and_the_
 def prepare_here(sources: Sources, output: Path, capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
     options = ["--sparsity", "0.01", "--calibration-text", str(sources.root / "texts" / "text.jsonl")]
     options += ["--sequences", "4", "--tokens", "32", "--evaluation-documents", "4"]
-    options += ["--signing-key", str(output.parent / "key.pem"), "--output", str(output), "--json"]
+    options += [
+        "--signing-key",
+        str(output.parent / "key.pem"),
+        "--output",
+        str(output),
+        "--expires-days",
+        "7",
+        "--json",
+    ]
     assert main(["prepare", str(sources.root / "models" / "tiny"), *options]) == 0
     captured = capsys.readouterr()
     result: dict[str, Any] = json.loads(captured.out)
     layout = ImageLayout(output)
     assert set(layout.references()) == {"tiny:latest", f"tiny:{signature_tag(result['digest'])}"}
+    statement = published_statement(layout, "tiny", "latest")
+    assert statement is not None
+    assert (statement.digest, statement.publisher) == (result["digest"], result["signed_by"])
+    assert timedelta(days=6) < statement.expires_at - datetime.now(UTC) <= timedelta(days=7)
     assert json.loads((output / "report.json").read_bytes())
     assert "<html" in (output / "report.html").read_text()
     assert not (output / ".workspace").exists()

@@ -142,3 +142,12 @@ def test_two_preparations_never_share_an_output(tmp_path: Path, capsys: pytest.C
         fcntl.flock(lock, fcntl.LOCK_EX)
         assert main(["prepare", "gpt2", "--output", str(tmp_path)]) == 11
     assert "another zo-cloud prepare works in" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("days", ["0", "3651"])
+def test_a_lifetime_of_statements_out_of_range_is_refused_before_anything_is_made(
+    days: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["prepare", "org/model", "--output", str(tmp_path / "out"), "--expires-days", days, "--json"]) == 2
+    assert json.loads(capsys.readouterr().out)["error"]["param"] == "expires-days"
+    assert not (tmp_path / "out").exists()
