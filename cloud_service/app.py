@@ -32,6 +32,7 @@ from cloud_service.jobs.store import JobStore
 from cloud_service.jobs.supervisor import Supervisor
 from cloud_service.json_logs import log_as_json
 from cloud_service.routes.access import Access
+from cloud_service.routes.bundles import bundle_routes
 from cloud_service.routes.jobs import job_routes
 from cloud_service.routes.metrics import RequestMetrics, ServiceState
 from cloud_service.routes.operations import Check, operation_routes
@@ -39,9 +40,13 @@ from cloud_service.routes.problems import NotReady, add_problem_handlers
 from cloud_service.routes.registry import registry_routes
 from cloud_service.routes.requests import RequestEnvelope
 from cloud_service.settings import Settings, check_exposure, job_environment
+from cloud_service.storage.audit import AuditLog
 from cloud_service.storage.bundles import BundleStore
+from cloud_service.storage.catalog import Catalog
 from cloud_service.storage.database import open_database, reading
+from cloud_service.storage.index_import import import_index
 from cloud_service.storage.keys import KeyStore
+from cloud_service.storage.signing import BundleSigner
 from shared.api import PrepareRequest
 from shared.bundle.layout import ImageLayout
 from shared.bundle.signature import load_or_create_key
@@ -62,6 +67,7 @@ class Service:
     keys: KeyStore
     jobs: JobStore
     bundles: BundleStore
+    catalog: Catalog
     supervisor: Supervisor
     is_stopping: threading.Event
 
@@ -83,17 +89,20 @@ def open_service(settings: Settings, launcher: Launcher | None = None) -> Iterat
         jobs = JobStore(engine)
         layout = ImageLayout.create(settings.store)
         remove_unfinished(layout)
-        bundles = BundleStore(layout, settings.reports, load_or_create_key(settings.signing_key))
+        signer = BundleSigner(layout, load_or_create_key(settings.signing_key))
+        bundles = BundleStore(engine, layout, settings.reports, signer, settings.immutable_tags)
+        catalog = Catalog(engine, layout)
+        import_index(engine, layout, settings.reports)
         shop = Workshop(
             store=jobs,
             launcher=launcher or SubprocessLauncher(job_environment(hub_endpoint=settings.hub_endpoint)),
             publisher=Publisher(jobs, bundles, settings.lease_seconds),
-            has_blob=layout.has_blob,
+            has_blob=catalog.has_bundle,
             settings=settings,
             is_stopping=is_stopping,
         )
         supervisor = Supervisor(shop, owner=secrets.token_hex(8))
-        yield Service(settings, engine, KeyStore(engine), jobs, bundles, supervisor, is_stopping)
+        yield Service(settings, engine, KeyStore(engine), jobs, bundles, catalog, supervisor, is_stopping)
 
 
 def create_app(service: Service) -> FastAPI:
@@ -103,8 +112,9 @@ def create_app(service: Service) -> FastAPI:
     metrics = RequestMetrics()
     metrics.registry.register(ServiceState(service.jobs.count_by_status, lambda: service.bundles.free_bytes))
 
-    def check(request: PrepareRequest) -> None:
-        check_request(request, model_roots=settings.model_roots, text_roots=settings.text_roots)
+    def check(request: PrepareRequest, key_id: str) -> None:
+        name = check_request(request, model_roots=settings.model_roots, text_roots=settings.text_roots)
+        service.keys.check_name(key_id, name)
 
     @contextlib.asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
@@ -125,7 +135,8 @@ def create_app(service: Service) -> FastAPI:
             poll_seconds=settings.poll_seconds,
         )
     )
-    app.include_router(registry_routes(service.bundles, access))
+    app.include_router(registry_routes(service.catalog, access))
+    app.include_router(bundle_routes(service.bundles, service.catalog, AuditLog(service.engine), access))
     app.include_router(operation_routes(_readiness(service), metrics, access))
     return app
 

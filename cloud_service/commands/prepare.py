@@ -13,6 +13,7 @@ import contextlib
 import json
 import shutil
 import signal
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
@@ -149,18 +150,22 @@ def _prepare(
 def _publish(arguments: argparse.Namespace, layout: ImageLayout, made: PreparedBundle) -> str:
     """Write the report, then sign and tag; return the signer's fingerprint."""
     from cloud_service.settings import load_settings
-    from cloud_service.storage.bundles import BundleStore
-    from shared.bundle.signature import fingerprint_of, load_or_create_key
+    from cloud_service.storage.signing import BundleSigner, TaggedBundle
+    from shared.bundle.read import read_bundle
+    from shared.bundle.signature import fingerprint_of, load_or_create_key, signature_tag
     from shared.durable_files import disk_errors, write_atomically
 
     key = load_or_create_key(arguments.signing_key or load_settings().signing_key)
-    bundles = BundleStore(layout, arguments.output, key)
-    signature = bundles.sign(made.manifest)
+    read_bundle(layout, made.manifest.digest)
+    tagged = TaggedBundle(made.name, made.manifest, {made.tag: int(time.time())})
+    signature = BundleSigner(layout, key).sign(tagged)
     with disk_errors(arguments.output):
         write_atomically(arguments.output / "report.html", made.report_html.read_bytes())
         write_atomically(arguments.output / "run.json", json.dumps(made.run.to_json(), indent=1).encode())
         write_atomically(arguments.output / "report.json", json.dumps(made.report, indent=1, sort_keys=True).encode())
-    bundles.publish(made.name, made.tag, made.manifest, signature)
+    layout.update(
+        {f"{made.name}:{made.tag}": made.manifest, f"{made.name}:{signature_tag(made.manifest.digest)}": signature}
+    )
     return fingerprint_of(key.public_key().public_bytes_raw())
 
 

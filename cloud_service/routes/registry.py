@@ -1,4 +1,4 @@
-"""Bundles over HTTP: the reading part of the OCI distribution API, and the list with its report pages.
+"""The reading part of the OCI distribution API.
 
 Blobs and manifests by digest never change, so they may be cached for ever, and their digest is their ETag. Range
 requests get 206; a Range that cannot be satisfied gets 416 with the blob's length. References: OCI distribution
@@ -17,13 +17,10 @@ from fastapi.responses import FileResponse
 
 from cloud_service.routes.access import Access
 from cloud_service.routes.problems import InvalidRange
-from cloud_service.storage.bundles import BundleStore, StoredBlob
+from cloud_service.storage.catalog import Catalog, StoredBlob
 from cloud_service.storage.keys import Scope
-from shared.api import BundleList
-from shared.errors import NotFound
 
 _IMMUTABLE = "private, max-age=31536000, immutable"
-_REPORT_POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; frame-ancestors 'none'"
 Endpoint = TypeVar("Endpoint", bound=Callable[..., Response])
 _RANGE = re.compile(r"\s*bytes\s*=\s*(\d{0,18})\s*-\s*(\d{0,18})\s*", re.IGNORECASE | re.ASCII)
 
@@ -34,7 +31,7 @@ class BlobResponse(FileResponse):
     chunk_size = 1024 * 1024
 
 
-def registry_routes(bundles: BundleStore, access: Access) -> APIRouter:
+def registry_routes(catalog: Catalog, access: Access) -> APIRouter:
     """Return the routes."""
     caller = Depends(access.needs(Scope.BUNDLES))
     router = APIRouter(tags=["bundles"], dependencies=[caller])
@@ -47,27 +44,13 @@ def registry_routes(bundles: BundleStore, access: Access) -> APIRouter:
     @_readable(router, "/v2/{name:path}/manifests/{reference}")
     def manifest(name: str, reference: str, request: Request) -> Response:
         """Return a manifest by tag or digest."""
-        found = bundles.manifest(name, reference)
+        found = catalog.manifest(name, reference)
         return _file(found, request, cache_control=_IMMUTABLE if reference == found.digest else "no-cache")
 
     @_readable(router, "/v2/{name:path}/blobs/{digest}")
     def blob(name: str, digest: str, request: Request) -> Response:
         """Return a blob of a published bundle, whole or in part."""
-        return _file(bundles.blob(name, digest), request, cache_control=_IMMUTABLE)
-
-    @router.get("/v1/bundles", response_model=BundleList)
-    def list_bundles() -> BundleList:
-        """List the published bundles."""
-        return BundleList(bundles=bundles.summaries())
-
-    @_readable(router, "/v1/bundles/{name:path}/report")
-    def report(name: str, reference: str = "latest") -> Response:
-        """Return the report page of a bundle by tag or digest."""
-        path = bundles.report_path(bundles.manifest(name, reference).digest)
-        if not path.is_file():
-            raise NotFound(f"no report of {name}:{reference}", needed="a bundle that this service prepared")
-        headers = {"Content-Security-Policy": _REPORT_POLICY, "X-Content-Type-Options": "nosniff"}
-        return FileResponse(path, media_type="text/html; charset=utf-8", headers=headers)
+        return _file(catalog.blob(name, digest), request, cache_control=_IMMUTABLE)
 
     return router
 

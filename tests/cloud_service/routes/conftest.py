@@ -13,6 +13,8 @@ from fastapi.testclient import TestClient
 
 from cloud_service.app import Service, create_app, open_service
 from cloud_service.settings import Settings
+from cloud_service.storage.audit import Author
+from cloud_service.storage.database import writing
 from cloud_service.storage.keys import Scope
 from shared.bundle.layout import ImageLayout
 
@@ -26,7 +28,7 @@ class Api(NamedTuple):
 
     def headers(self, *scopes: Scope) -> dict[str, str]:
         """Headers of a new key with these scopes."""
-        return {"Authorization": f"Bearer {self.service.keys.create('', scopes)[1]}"}
+        return {"Authorization": f"Bearer {self.service.keys.create('', scopes, ['*'])[1]}"}
 
 
 @pytest.fixture(scope="session")
@@ -39,7 +41,9 @@ def _published(tmp_path_factory: pytest.TempPathFactory, tiny_bundle: Any) -> It
     settings = Settings(data=folder / "data", model_roots=(folder / "models",), min_free_bytes=0, poll_seconds=0.02)
     with open_service(settings) as service:
         manifest = ImageLayout(tiny_bundle.layout.root).resolve(tiny_bundle.reference)
-        service.bundles.publish("team/tiny", "latest", manifest, service.bundles.sign(manifest))
+        with writing(service.engine) as connection:
+            bundle = service.bundles.validate(manifest)
+            service.bundles.publish(connection, "team/tiny", "latest", bundle, Author())
         key = service.keys.create_first()
         # Without "with", the application's lifespan does not run: no worker takes the jobs that tests make.
         client = TestClient(create_app(service), headers={"Authorization": f"Bearer {key}"})
