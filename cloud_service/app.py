@@ -24,6 +24,7 @@ import sqlalchemy as sa
 import uvicorn
 from fastapi import FastAPI
 
+from cloud_service.housekeeping import Housekeeper, clean
 from cloud_service.jobs.admission import check_request
 from cloud_service.jobs.attempt import Workshop
 from cloud_service.jobs.launcher import Launcher, SubprocessLauncher
@@ -118,9 +119,12 @@ def create_app(service: Service) -> FastAPI:
 
     @contextlib.asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
+        housekeeper = Housekeeper(lambda: clean(service.engine, settings), service.is_stopping)
         service.supervisor.start()
+        housekeeper.start()
         yield
         service.supervisor.stop()
+        housekeeper.stop()
 
     app = FastAPI(title="zo-cloud", lifespan=lifespan, docs_url=None, redoc_url=None)
     app.add_middleware(RequestEnvelope, metrics=metrics)

@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterable
 from fnmatch import fnmatchcase
 
+from shared.api import SIGNATURE_SUFFIX, TAG_PATTERN
 from shared.errors import InvalidRequest
 
 _NAME_PATTERN = re.compile(r"[a-z0-9*][a-z0-9*._/-]{0,199}")
@@ -34,6 +35,20 @@ def check_name_patterns(patterns: Iterable[str], *, param: str) -> None:
                 needed="lower-case letters, digits, '.', '_', '-', '/' and '*' for any letters, such as 'team/*'",
                 param=param,
             )
+
+
+def check_tag(tag: str) -> None:
+    """Do nothing where a bundle may have that tag.
+
+    Raises:
+        InvalidRequest: It is malformed, or looks like the tag of a signature.
+    """
+    if not re.fullmatch(TAG_PATTERN, tag) or tag.endswith(SIGNATURE_SUFFIX):
+        raise InvalidRequest(
+            f"tag {tag[:80]!r}",
+            needed=f"letters, digits, '.', '_' and '-', not ending in {SIGNATURE_SUFFIX}",
+            param="tag",
+        )
 
 
 def matches_any(name: str, patterns: Iterable[str]) -> bool:

@@ -295,7 +295,7 @@ class TagMove(Message):
         back: Name again what the tag named before its last change.
     """
 
-    digest: str | None = None
+    digest: Annotated[str, Field(pattern=r"^sha256:[0-9a-f]{64}$")] | None = None
     back: bool = False
 
     @model_validator(mode="after")

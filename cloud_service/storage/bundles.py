@@ -16,7 +16,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from cloud_service.bundle_names import matches_any
+from cloud_service.bundle_names import check_tag, matches_any
 from cloud_service.storage import audit
 from cloud_service.storage.audit import Author
 from cloud_service.storage.bundle_index import ValidBundle, add_bundle, describe, set_signature, set_tag
@@ -102,17 +102,19 @@ class BundleStore:
             author: Who does it.
 
         Raises:
+            InvalidRequest: It is not a tag.
             Forbidden: The author's key may not publish under that name.
             NotFound: Nothing of that name has the digest, or the tag never named anything else.
             TagIsImmutable: The tag names another bundle and may not move.
         """
+        check_tag(tag)
         with writing(self._engine) as connection:
             check_may_publish(connection, author.key_id, name)
             if digest is None:
                 digest = audit.previous_digest(connection, name, tag, _tag_digest(connection, name, tag))
                 if digest is None:
                     raise NotFound(f"{name}:{tag} never named another bundle", next_step="zo-cloud bundles history")
-            row = _bundle_row(connection, name, check_digest(digest))
+            row = _bundle_row(connection, name, digest)
             manifest = Descriptor(media_type=row.media_type, digest=row.digest, size=row.size)
             return self._name(connection, AuditAction.RETAG, name, tag, manifest, author)
 
@@ -140,7 +142,7 @@ class BundleStore:
         """
         with writing(self._engine) as connection:
             check_may_publish(connection, author.key_id, name)
-            _bundle_row(connection, name, check_digest(digest))
+            _bundle_row(connection, name, digest)
             naming = sa.select(tags.c.tag).where(tags.c.name == name, tags.c.digest == digest).order_by(tags.c.tag)
             for tag in connection.scalars(naming).all():
                 self._remove_tag(connection, name, tag, author)
@@ -221,5 +223,7 @@ def _tag_digest(connection: sa.Connection, name: str, tag: str) -> str | None:
 def _bundle_row(connection: sa.Connection, name: str, digest: str) -> sa.Row[Any]:
     row = connection.execute(sa.select(bundles).where(bundles.c.name == name, bundles.c.digest == digest)).one_or_none()
     if row is None:
-        raise NotFound(f"no bundle {name[:200]}@{digest}", next_step="GET /v1/bundles?name=NAME lists those of a name")
+        raise NotFound(
+            f"no bundle {name[:200]}@{digest[:80]}", next_step="GET /v1/bundles?name=NAME lists those of a name"
+        )
     return row
