@@ -217,7 +217,10 @@ def _sole_service(data: Path) -> contextlib.AbstractContextManager[None]:
 def _listen(host: str, port: int) -> socket.socket:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
-        return socket.create_server((host, port), family=family)
+        listener = socket.create_server((host, port), family=family)
+        # asyncio leaves sockets of protocol 0, as these are, with Nagle's delay: 40 ms for each small answer.
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        return listener
     except OSError as error:
         raise Conflict(
             f"cannot listen on {host} port {port}: {error.strerror}",
