@@ -15,11 +15,11 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, TypeVar
 from urllib.parse import urlencode, urljoin, urlsplit
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from device_client.download.reference import origin_of
 from device_client.download.retry import Attempts, RetryPolicy, TransientError, parse_retry_after
-from shared.api import BundleList, BundleSummary, Problem
+from shared.api import BundleList, BundleSummary
 from shared.bundle.digest import digest_of_bytes
 from shared.bundle.manifest import MANIFEST_MEDIA_TYPE, Descriptor
 from shared.errors import BlobTruncated, DigestMismatch, Forbidden, LimitExceeded, NetworkError, NotFound, Unauthorized
@@ -212,15 +212,35 @@ def _redirect_target(url: str, answer: Response) -> str:
 
 
 def _problem_detail(answer: Response) -> str:
-    """Return what a problem+json body says, made safe to print; empty where there is none."""
+    """Return what the body of an error says, made safe to print; empty where it says nothing.
+
+    Our service answers with a problem (RFC 9457), other registries with the errors of the OCI distribution API.
+    """
     data = b""
     for piece in answer.body:
         data += piece
         if len(data) > _MAX_PROBLEM_BYTES:
             return ""
     try:
-        problem = Problem.model_validate_json(data)
+        said = _ErrorBody.model_validate_json(data)
     except ValidationError:
         return ""
-    text = "".join(letter if letter.isprintable() else " " for letter in problem.detail or problem.title)
-    return f": {text[:500]}"
+    texts = [said.detail or said.title, *(f"{error.code}: {error.message}" for error in said.errors[:1])]
+    text = next((text for text in texts if text), "")
+    shown = "".join(letter if letter.isprintable() else " " for letter in text)
+    return f": {shown[:500]}" if shown else ""
+
+
+class _OciError(BaseModel):
+    """One error of the OCI distribution API."""
+
+    code: str = ""
+    message: str = ""
+
+
+class _ErrorBody(BaseModel):
+    """The parts of an error's body that are shown; everything else is ignored."""
+
+    title: str = ""
+    detail: str = ""
+    errors: list[_OciError] = []
