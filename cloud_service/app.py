@@ -18,6 +18,7 @@ import sys
 import threading
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import FrameType
 
@@ -25,6 +26,7 @@ import sqlalchemy as sa
 import uvicorn
 from fastapi import FastAPI
 
+from cloud_service.housekeeping import Freed, Housekeeper, clean
 from cloud_service.jobs.admission import check_request
 from cloud_service.jobs.attempt import Workshop
 from cloud_service.jobs.launcher import Launcher, SubprocessLauncher
@@ -33,6 +35,7 @@ from cloud_service.jobs.store import JobStore
 from cloud_service.jobs.supervisor import Supervisor
 from cloud_service.json_logs import log_as_json
 from cloud_service.routes.access import Access
+from cloud_service.routes.bundles import bundle_routes
 from cloud_service.routes.jobs import job_routes
 from cloud_service.routes.metrics import RequestMetrics, ServiceState
 from cloud_service.routes.operations import Check, operation_routes
@@ -40,11 +43,16 @@ from cloud_service.routes.problems import NotReady, add_problem_handlers
 from cloud_service.routes.registry import registry_routes
 from cloud_service.routes.requests import RequestEnvelope
 from cloud_service.settings import Settings, check_exposure, job_environment
+from cloud_service.storage.audit import AuditLog
+from cloud_service.storage.bundle_index import last_publisher
 from cloud_service.storage.bundles import BundleStore
+from cloud_service.storage.catalog import Catalog
 from cloud_service.storage.database import open_database, reading
 from cloud_service.storage.disk_reserve import DiskReserve
+from cloud_service.storage.index_import import import_index
 from cloud_service.storage.keys import KeyStore
 from cloud_service.storage.private_folder import make_private
+from cloud_service.storage.signing import BundleSigner
 from cloud_service.storage.signing_keys import open_signing_key
 from shared.api import PrepareRequest
 from shared.bundle.layout import ImageLayout
@@ -65,7 +73,9 @@ class Service:
     keys: KeyStore
     jobs: JobStore
     bundles: BundleStore
+    catalog: Catalog
     publisher: str
+    reserve: DiskReserve
     supervisor: Supervisor
     is_stopping: threading.Event
 
@@ -89,19 +99,33 @@ def open_service(settings: Settings, launcher: Launcher | None = None) -> Iterat
         jobs = JobStore(engine, reserve=reserve)
         layout = ImageLayout.create(settings.store)
         remove_unfinished(layout)
-        signing_key = open_signing_key(settings.signing_key)
-        bundles = BundleStore(layout, settings.reports, signing_key.private)
+        catalog = Catalog(engine, layout)
+        import_index(engine, layout, settings.reports)
+        with reading(engine) as connection:
+            known = last_publisher(connection)
+        key = open_signing_key(settings.signing_key, publisher_known=known)
+        signer = BundleSigner(layout, key, timedelta(days=settings.release_days))
+        bundles = BundleStore(engine, layout, settings.reports, signer, settings.immutable_tags)
         shop = Workshop(
             store=jobs,
             launcher=launcher or SubprocessLauncher(job_environment(hub_endpoint=settings.hub_endpoint)),
             publisher=Publisher(jobs, bundles, settings.lease_seconds),
-            has_blob=layout.has_blob,
+            has_blob=catalog.has_bundle,
             settings=settings,
             is_stopping=is_stopping,
         )
         supervisor = Supervisor(shop, owner=secrets.token_hex(8))
         yield Service(
-            settings, engine, KeyStore(engine), jobs, bundles, signing_key.fingerprint, supervisor, is_stopping
+            settings=settings,
+            engine=engine,
+            keys=KeyStore(engine),
+            jobs=jobs,
+            bundles=bundles,
+            catalog=catalog,
+            publisher=signer.publisher,
+            reserve=reserve,
+            supervisor=supervisor,
+            is_stopping=is_stopping,
         )
 
 
@@ -112,14 +136,18 @@ def create_app(service: Service) -> FastAPI:
     metrics = RequestMetrics()
     metrics.registry.register(ServiceState(service.jobs.count_by_status, lambda: service.bundles.free_bytes))
 
-    def check(request: PrepareRequest) -> None:
-        check_request(request, model_roots=settings.model_roots, text_roots=settings.text_roots)
+    def check(request: PrepareRequest, key_id: str) -> None:
+        name = check_request(request, model_roots=settings.model_roots, text_roots=settings.text_roots)
+        service.keys.check_name(key_id, name)
 
     @contextlib.asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
+        housekeeper = Housekeeper(lambda: _keep_house(service), service.is_stopping)
         service.supervisor.start()
+        housekeeper.start()
         yield
         service.supervisor.stop()
+        housekeeper.stop()
 
     app = FastAPI(title="zo-cloud", lifespan=lifespan, docs_url=None, redoc_url=None)
     app.add_middleware(RequestEnvelope, metrics=metrics)
@@ -134,7 +162,8 @@ def create_app(service: Service) -> FastAPI:
             poll_seconds=settings.poll_seconds,
         )
     )
-    app.include_router(registry_routes(service.bundles, access))
+    app.include_router(registry_routes(service.catalog, access))
+    app.include_router(bundle_routes(service.bundles, service.catalog, AuditLog(service.engine), access))
     app.include_router(operation_routes(_readiness(service), metrics, access))
     return app
 
@@ -197,6 +226,14 @@ class _Disposing:
         self.engine.dispose()
 
 
+def _keep_house(service: Service) -> Freed:
+    """Do what is due now and then: keep space back for a full disk, renew signatures, delete what nobody needs."""
+    service.reserve.fill()
+    if renewed := service.bundles.renew_signatures(datetime.now(UTC)):
+        _logger.info("%d signatures were renewed", renewed, extra={"event": "signed"})
+    return clean(service.engine, service.settings)
+
+
 def _announce_publisher(fingerprint: str) -> None:
     """Say which key signs here, so that operators can hand it to devices before their first contact."""
     line = f"For devices that are to trust only this service: ZO_DEVICE_TRUSTED_KEY={fingerprint}"
@@ -219,7 +256,10 @@ def _sole_service(data: Path) -> contextlib.AbstractContextManager[None]:
 def _listen(host: str, port: int) -> socket.socket:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
-        return socket.create_server((host, port), family=family)
+        listener = socket.create_server((host, port), family=family)
+        # asyncio leaves sockets of protocol 0, as these are, with Nagle's delay: 40 ms for each small answer.
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        return listener
     except OSError as error:
         raise Conflict(
             f"cannot listen on {host} port {port}: {error.strerror}",

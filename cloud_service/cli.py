@@ -1,4 +1,4 @@
-"""The operator's command line: ``zo-cloud serve | prepare | plan | report | keys | signing-key``.
+"""The operator's command line: ``zo-cloud serve | prepare | plan | report | keys | signing-key | bundles | gc``.
 
 Results go to standard output (with ``--json``: one JSON object), everything for people to standard error. The exit
 status is the error's own (``shared.errors``); 130 means interrupted, and the same command goes on where it was.
@@ -14,6 +14,8 @@ from collections.abc import Sequence
 
 from pydantic import ValidationError
 
+from cloud_service.commands.bundles import add_bundles_command
+from cloud_service.commands.gc import add_gc_command
 from cloud_service.commands.keys import add_keys_command
 from cloud_service.commands.plan import add_plan_command
 from cloud_service.commands.prepare import add_prepare_command
@@ -39,6 +41,8 @@ def build_parser() -> argparse.ArgumentParser:
     add_report_command(commands)
     add_keys_command(commands)
     add_signing_key_command(commands)
+    add_bundles_command(commands)
+    add_gc_command(commands)
     return parser
 
 

@@ -81,6 +81,11 @@ class Settings(BaseSettings):
             of ``local`` are OMP_NUM_THREADS, or all cores.
         ray_worker_gpus: Accelerators of each; 0 computes on the processor.
         min_free_bytes: ``/readyz`` fails below this much free disk.
+        immutable_tags: Patterns of tags, such as ``v*``, that name the same digest for ever once they are published.
+        release_days: How long devices may take what a tag means for the newest; signed again at half of it.
+        blob_grace_hours: How long a blob that no bundle needs any more is kept.
+        workspace_retention_days: How long a failed or cancelled job's checkpoints are kept for a repeated request.
+        log_retention_days: How long the log and the report page of a job that is over are kept.
         is_auth_enabled: Whether API keys are needed.
         is_public_without_tls_allowed: Whether a non-loopback address may be served in plain HTTP.
     """
@@ -110,6 +115,11 @@ class Settings(BaseSettings):
     ray_worker_threads: Annotated[int, Field(ge=1, le=1024)] = 1
     ray_worker_gpus: Annotated[int, Field(ge=0, le=64)] = 0
     min_free_bytes: Annotated[int, Field(ge=0)] = 1024**3
+    immutable_tags: tuple[str, ...] = ()
+    release_days: Annotated[int, Field(ge=1, le=3650)] = 30
+    blob_grace_hours: Annotated[float, Field(ge=0)] = 24.0
+    workspace_retention_days: Annotated[float, Field(ge=0)] = 7.0
+    log_retention_days: Annotated[float, Field(ge=0)] = 30.0
     tls_certificate: Path | None = None
     tls_key: Path | None = None
     is_auth_enabled: bool = True

@@ -281,9 +281,81 @@ class BundleSummary(Message):
 
 
 class BundleList(Message):
-    """All published bundles."""
+    """A page of published bundles, by name and tag; ``next`` is the ``after`` of the next page."""
 
     bundles: list[BundleSummary]
+    next: str | None = None
+
+
+class TagMove(Message):
+    """Body of ``POST /v1/bundles/{name}/tags/{tag}``: the digest that the tag shall name, or ``back``.
+
+    Attributes:
+        digest: Of a bundle that was published under that name.
+        back: Name again what the tag named before its last change.
+    """
+
+    digest: Annotated[str, Field(pattern=r"^sha256:[0-9a-f]{64}$")] | None = None
+    back: bool = False
+
+    @model_validator(mode="after")
+    def _names_one_digest(self) -> TagMove:
+        if (self.digest is None) is not self.back:
+            raise ValueError("give either a digest or back: true")
+        return self
+
+
+class PublishedTag(Message):
+    """What a tag names; ``version`` only ever grows, whatever the tag names."""
+
+    name: str
+    tag: str
+    digest: str
+    version: int
+
+
+class AuditAction(StrEnum):
+    """What was changed."""
+
+    IMPORT = "import"
+    PUBLISH = "publish"
+    RETAG = "retag"
+    DELETE_TAG = "delete-tag"
+    DELETE_BUNDLE = "delete-bundle"
+    CREATE_KEY = "create-key"
+    REVOKE_KEY = "revoke-key"
+
+
+class AuditEntry(Message):
+    """One change of what is published, or of the keys.
+
+    Attributes:
+        key_id: The key of whoever made it; None at the service's own command line.
+        peer: From where: an address, or a word for another place.
+        job_id: The job that published.
+        digest_before: What the tag named before; None where it named nothing.
+        digest_after: What it names since; None where it names nothing.
+        subject_key: The key that was created or revoked.
+    """
+
+    id: int
+    at: datetime
+    action: AuditAction
+    key_id: str | None = None
+    peer: str | None = None
+    job_id: str | None = None
+    name: str | None = None
+    tag: str | None = None
+    digest_before: str | None = None
+    digest_after: str | None = None
+    subject_key: str | None = None
+
+
+class AuditList(Message):
+    """A page of changes, newest first; ``next`` is the ``after`` of the next page."""
+
+    entries: list[AuditEntry]
+    next: int | None = None
 
 
 class Problem(BaseModel):

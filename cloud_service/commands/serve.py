@@ -23,6 +23,10 @@ _OPTIONS: dict[str, dict[str, Any]] = {
         "type": Path, "action": "append", "dest": "text_roots", "metavar": "FOLDER",
         "help": "folder whose texts a request may name; may be repeated",
     },
+    "--immutable-tag": {
+        "action": "append", "dest": "immutable_tags", "metavar": "PATTERN",
+        "help": "tags such as 'v*' that name the same digest for ever once published; may be repeated",
+    },
     **{option: {"metavar": "SIZE", "help": text} for option, text in MEMORY_OPTIONS.items()},
     **LAUNCHER_OPTIONS,
     "--hub-endpoint": {"metavar": "URL", "help": "the only hub that models and C4 are fetched from"},

@@ -5,19 +5,21 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from cloud_service.bundle_names import bundle_name
 from cloud_service.sources import SourcePolicy, locate_calibration, locate_model, locate_text
 from shared.api import PrepareRequest
 
 
-def check_request(request: PrepareRequest, *, model_roots: Sequence[Path], text_roots: Sequence[Path]) -> None:
-    """Refuse a request that names what this service does not open.
+def check_request(request: PrepareRequest, *, model_roots: Sequence[Path], text_roots: Sequence[Path]) -> str:
+    """Refuse a request that names what this service does not open; return the name that it would publish under.
 
     Raises:
         InvalidModelId: The model is neither a hub id nor a folder under a model root.
         InvalidRequest: A text is neither ``c4`` nor a text under a text root; ``param`` names the field.
     """
     policy = SourcePolicy(tuple(model_roots), tuple(text_roots))
-    locate_model(request.model, request.revision, policy)
+    model = locate_model(request.model, request.revision, policy)
     locate_calibration(request.calibration, policy)
     if request.evaluation.text is not None:
         locate_text(request.evaluation.text, policy, param="evaluation.text")
+    return request.name or bundle_name(model.id)

@@ -1,10 +1,9 @@
 """Turns a job's outcome into a published bundle, exactly once.
 
-    adopt · validate and sign (nothing visible) → [ fence · tag bundle and signature · job succeeded ]
+    adopt · validate (nothing visible) → [ fence · bundle, tag, signature and audit row · job succeeded ]
 
-The bracket holds the database's write lock: no other attempt can be claimed between the fence and the commit. Killed
-between tagging and committing, the job is still running with its outcome written down; the next start repeats the
-bracket, and the result is the same bytes.
+The bracket is one transaction of the database: all of it happens or nothing. Killed before its commit, the job is still
+running with its outcome written down, and the next start repeats the bracket.
 """
 
 from __future__ import annotations
@@ -13,11 +12,14 @@ import contextlib
 import shutil
 from pathlib import Path
 
+import sqlalchemy as sa
+
 from cloud_service.jobs.adoption import adopt_bundle
 from cloud_service.jobs.messages import REPORT_NAME, STORE_NAME, WORKSPACE_NAME
 from cloud_service.jobs.record import JobRecord, LeaseLost, Outcome, fail, heartbeat, job_error, stop, succeed
 from cloud_service.jobs.store import JobStore
 from cloud_service.jobs.untrusted_files import read_untrusted
+from cloud_service.storage.audit import Author
 from cloud_service.storage.bundles import BundleStore
 from shared.api import JobResult, JobStatus
 from shared.errors import ZoError
@@ -68,19 +70,20 @@ class Publisher:
     def _publish(self, job: JobRecord, outcome: Outcome, folder: Path) -> JobRecord:
         digest, clock = outcome.manifest.digest, self._store.clock
         adopt_bundle(folder, f"{WORKSPACE_NAME}/{STORE_NAME}", outcome.manifest, self._bundles.layout)
-        signature = self._bundles.sign(outcome.manifest)
+        bundle = self._bundles.validate(outcome.manifest)
         with contextlib.suppress(FileNotFoundError):  # the input was prepared before, with its report
             page = read_untrusted(folder, f"{WORKSPACE_NAME}/{REPORT_NAME}", max_bytes=_MAX_REPORT_BYTES)
             self._bundles.add_report(digest, page)
         result = JobResult(name=outcome.name, tag=outcome.tag, digest=digest, size_bytes=outcome.size_bytes)
+        author = Author(key_id=job.owner_key, peer=job.owner_peer, job_id=job.id)
 
         def end(current: JobRecord) -> JobRecord:
             if current.status is JobStatus.CANCELLING:
                 return stop(current, attempt=job.attempt, now=clock())
             return succeed(current, attempt=job.attempt, result=result, now=clock())
 
-        def make_visible(ended: JobRecord) -> None:
+        def publish(connection: sa.Connection, ended: JobRecord) -> None:
             if ended.status is JobStatus.SUCCEEDED:
-                self._bundles.publish(outcome.name, outcome.tag, outcome.manifest, signature)
+                self._bundles.publish(connection, outcome.name, outcome.tag, bundle, author)
 
-        return self._store.change(job.id, end, before_commit=make_visible)
+        return self._store.change(job.id, end, with_it=publish)

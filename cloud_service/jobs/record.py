@@ -72,6 +72,8 @@ class JobRecord:
         stage_done_at_start: … and how many units were done then: the base of the estimate.
         last_event: Id of the newest event; ids count from 1 without holes.
         message: What the newest event says.
+        owner_key: The API key that asked for the job; None for jobs of before keys were noted.
+        owner_peer: The address that asked.
     """
 
     id: str
@@ -97,6 +99,8 @@ class JobRecord:
     error: JobError | None = None
     last_event: int = 1
     message: str = "queued"
+    owner_key: str | None = None
+    owner_peer: str | None = None
 
     def to_message(self) -> Job:
         """Return the job as the API shows it."""

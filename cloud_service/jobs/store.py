@@ -67,8 +67,21 @@ class JobStore:
         self.clock = clock
         self._reserve = reserve
 
-    def create(self, request: PrepareRequest, idempotency: Idempotency | None = None) -> JobRecord:
+    def create(
+        self,
+        request: PrepareRequest,
+        idempotency: Idempotency | None = None,
+        *,
+        owner_key: str | None = None,
+        owner_peer: str | None = None,
+    ) -> JobRecord:
         """Queue a job and return it, or the job that the same key and request made before.
+
+        Args:
+            request: What to prepare.
+            idempotency: What makes a repeated request harmless.
+            owner_key: The API key that asks; its rights decide again when the bundle is published.
+            owner_peer: The address that asks.
 
         Raises:
             InvalidRequest: The key was used with another request.
@@ -82,6 +95,8 @@ class JobStore:
                 request=request,
                 input_digest=input_digest(request),
                 created=self.clock(),
+                owner_key=owner_key,
+                owner_peer=owner_peer,
             )
             key = {
                 "idempotency_owner": idempotency and idempotency.owner,
@@ -131,15 +146,18 @@ class JobStore:
             return found
 
     def change(
-        self, job_id: str, transition: Transition, *, before_commit: Callable[[JobRecord], None] | None = None
+        self,
+        job_id: str,
+        transition: Transition,
+        *,
+        with_it: Callable[[sa.Connection, JobRecord], object] | None = None,
     ) -> JobRecord:
         """Apply a transition and return the new record.
 
         Args:
             job_id: The job.
             transition: Returns the new record, or raises to change nothing.
-            before_commit: Called with the new record while the write lock is held: nothing else in the database can
-                change between the transition's checks and this; an error in it undoes the transition.
+            with_it: Writes what belongs to the new record in the same transaction; an error in it undoes both.
 
         Raises:
             NotFound: There is no such job.
@@ -153,8 +171,8 @@ class JobStore:
                     job = _load(connection, job_id)
                     changed = transition(job)
                     _save(connection, job, changed, self.clock())
-                    if before_commit is not None:
-                        before_commit(changed)
+                    if with_it is not None:
+                        with_it(connection, changed)
                     return changed
             except DiskError:
                 is_ending = changed is not None and changed.status in _ENDING

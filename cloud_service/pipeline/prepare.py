@@ -19,13 +19,13 @@ through block by block.
 from __future__ import annotations
 
 import dataclasses
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from cloud_service.bundle_names import bundle_name
 from cloud_service.pipeline.bundle_weights import write_dense_part, write_sensitive_part
 from cloud_service.pipeline.calibration import Calibration, tokens_digest
 from cloud_service.pipeline.checkpoint import Workspace, require_space
@@ -161,12 +161,6 @@ def _prepare(job: _Job) -> PreparedBundle:
     with job.recorder.stage(Stage.EVALUATING):
         perplexity = _evaluate(job, blobs, documents)
     return _publish(job, calibration, figures, blobs, perplexity)
-
-
-def bundle_name(model_id: str) -> str:
-    """Return the name that a model's bundle is published under by default."""
-    parts = (re.sub(r"[^a-z0-9]+", "-", part).strip("-") for part in model_id.lower().split("/"))
-    return "/".join(part for part in parts if part) or "model"
 
 
 def _select(job: _Job, totals: FisherTotals) -> tuple[Masks, FisherFigures]:

@@ -15,6 +15,7 @@ from sse_starlette import EventSourceResponse, ServerSentEvent
 from cloud_service.jobs.record import request_cancel
 from cloud_service.jobs.store import Idempotency, JobStore
 from cloud_service.routes.access import Access
+from cloud_service.routes.bundles import peer_of
 from cloud_service.storage.keys import Scope
 from shared.api import Job, JobEvent, JobEvents, JobList, JobStatus, PrepareRequest
 
@@ -27,7 +28,7 @@ def job_routes(
     store: JobStore,
     access: Access,
     *,
-    check_request: Callable[[PrepareRequest], None],
+    check_request: Callable[[PrepareRequest, str], None],
     wake_workers: Callable[[], None],
     is_stopping: threading.Event,
     poll_seconds: float,
@@ -37,7 +38,8 @@ def job_routes(
     Args:
         store: The jobs.
         access: Who may call.
-        check_request: Refuses a request that names what this service does not open.
+        check_request: Refuses a request that names what this service does not open, or what the key of that id may not
+            publish to.
         wake_workers: Called after a job was queued.
         is_stopping: Ends event streams when it is set.
         poll_seconds: How often event streams look for new events.
@@ -48,14 +50,15 @@ def job_routes(
     @router.post("/prepare-model", status_code=202, response_model=Job)
     def prepare_model(
         request: PrepareRequest,
+        http: Request,
         response: Response,
         owner: str = caller,
         idempotency_key: Annotated[str | None, Header(min_length=1, max_length=255)] = None,
     ) -> Job:
         """Queue the preparation of a model."""
-        check_request(request)
+        check_request(request, owner)
         idempotency = Idempotency(owner, idempotency_key) if idempotency_key is not None else None
-        job = store.create(request, idempotency)
+        job = store.create(request, idempotency, owner_key=owner, owner_peer=peer_of(http))
         _logger.info("job queued", extra={"job_id": job.id})
         wake_workers()
         response.headers["Location"] = f"/v1/jobs/{job.id}"

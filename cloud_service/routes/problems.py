@@ -16,6 +16,7 @@ from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
 
 from cloud_service.json_logs import request_id
+from cloud_service.routes.oci_errors import BASIC_CHALLENGE, is_oci_path, with_oci_errors
 from shared.api import PROBLEM_MEDIA_TYPE, Problem
 from shared.errors import InvalidRequest, ZoError
 
@@ -50,15 +51,18 @@ def add_problem_handlers(app: FastAPI) -> None:
 
 
 def problem_response(problem: Problem, headers: Mapping[str, str] | None = None) -> Response:
-    """Return a problem as a response."""
+    """Return a problem as a response; one about the OCI distribution API also in that API's form."""
+    if problem.instance is not None and is_oci_path(problem.instance):
+        problem = with_oci_errors(problem, problem.instance)
     content = problem.model_dump(mode="json", exclude_none=True)
     return JSONResponse(content, problem.status, dict(headers or {}), media_type=PROBLEM_MEDIA_TYPE)
 
 
-def internal_error() -> Response:
+def internal_error(path: str) -> Response:
     """Return the response to an unexpected error, which was logged under the same request id."""
     detail = f"an unexpected error; the log has it under request {request_id.get()}"
-    return problem_response(Problem(type="internal-error", title=_title(500), status=500, detail=detail))
+    problem = Problem(type="internal-error", title=_title(500), status=500, detail=detail, instance=path)
+    return problem_response(problem)
 
 
 def _zo_error(request: Request, error: Exception) -> Response:
@@ -73,14 +77,15 @@ def _zo_error(request: Request, error: Exception) -> Response:
         instance=request.url.path,
         param=error.param,
     )
-    return problem_response(problem, _headers(error))
+    return problem_response(problem, _headers(error, request.url.path))
 
 
-def _headers(error: ZoError) -> dict[str, str]:
+def _headers(error: ZoError, path: str) -> dict[str, str]:
     if isinstance(error, InvalidRange):
         return {"Content-Range": f"bytes */{error.size}"}
     if error.status == HTTPStatus.UNAUTHORIZED:
-        return {"WWW-Authenticate": 'Bearer realm="zo-cloud", Basic realm="zo-cloud"'}
+        challenge = BASIC_CHALLENGE if is_oci_path(path) else f'Bearer realm="zo-cloud", {BASIC_CHALLENGE}'
+        return {"WWW-Authenticate": challenge}
     return {}
 
 

@@ -1,31 +1,44 @@
-"""Bundles over HTTP: the reading part of the OCI distribution API, and the list with its report pages.
+"""The reading part of the OCI distribution API: what skopeo, oras and other registries' clients ask.
+
+    end-1  /v2/                    end-8   tags/list, page by page        end-12  referrers: the signatures of a bundle
+    end-2  blobs  end-3 manifests  also    /v2/_catalog, page by page
 
 Blobs and manifests by digest never change, so they may be cached for ever, and their digest is their ETag. Range
-requests get 206; a Range that cannot be satisfied gets 416 with the blob's length. References: OCI distribution
-specification 1.1, end-2 and end-3; RFC 9110 section 14.
+requests get 206; a Range that cannot be satisfied gets 416 with the blob's length.
+References: OCI distribution specification 1.1; RFC 9110 sections 8.8, 12.5.1 and 14.
 """
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from http import HTTPStatus
-from typing import TypeVar
+from typing import Annotated, Any, TypeVar
+from urllib.parse import urlencode
 
-from fastapi import APIRouter, Depends, Request, Response
+from fastapi import APIRouter, Depends, Query, Request, Response
 from fastapi.responses import FileResponse
 
 from cloud_service.routes.access import Access
 from cloud_service.routes.problems import InvalidRange
-from cloud_service.storage.bundles import BundleStore, StoredBlob
+from cloud_service.storage.catalog import Catalog, StoredBlob
 from cloud_service.storage.keys import Scope
-from shared.api import BundleList
-from shared.errors import NotFound
+from shared.errors import InvalidRequest
 
+INDEX_MEDIA_TYPE = "application/vnd.oci.image.index.v1+json"
 _IMMUTABLE = "private, max-age=31536000, immutable"
-_REPORT_POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; frame-ancestors 'none'"
+_LARGEST_PAGE = 1000
 Endpoint = TypeVar("Endpoint", bound=Callable[..., Response])
+PageSize = Annotated[int, Query(ge=0, le=2**31)]
+After = Annotated[str | None, Query(max_length=400)]
 _RANGE = re.compile(r"\s*bytes\s*=\s*(\d{0,18})\s*-\s*(\d{0,18})\s*", re.IGNORECASE | re.ASCII)
+
+
+class NotAcceptable(InvalidRequest):
+    """The client accepts no media type that the manifest has."""
+
+    status = 406
 
 
 class BlobResponse(FileResponse):
@@ -34,7 +47,7 @@ class BlobResponse(FileResponse):
     chunk_size = 1024 * 1024
 
 
-def registry_routes(bundles: BundleStore, access: Access) -> APIRouter:
+def registry_routes(catalog: Catalog, access: Access) -> APIRouter:
     """Return the routes."""
     caller = Depends(access.needs(Scope.BUNDLES))
     router = APIRouter(tags=["bundles"], dependencies=[caller])
@@ -42,45 +55,49 @@ def registry_routes(bundles: BundleStore, access: Access) -> APIRouter:
     @_readable(router, "/v2/")
     def api_version() -> Response:
         """Tell an OCI client that it speaks to a registry."""
-        return Response("{}", media_type="application/json", headers=_registry_headers())
+        return _document({})
+
+    @_readable(router, "/v2/_catalog")
+    def names(request: Request, n: PageSize = 100, last: After = None) -> Response:
+        """List the names that bundles are published under."""
+        limit = min(n, _LARGEST_PAGE)
+        found = catalog.names(after=last, limit=limit + 1)
+        return _document({"repositories": found[:limit]}, headers=_link(request, found, limit))
+
+    @_readable(router, "/v2/{name:path}/tags/list")
+    def tags(name: str, request: Request, n: PageSize = 100, last: After = None) -> Response:
+        """List the tags of a name, with those of its signatures."""
+        limit = min(n, _LARGEST_PAGE)
+        found = catalog.tags(name, after=last, limit=limit + 1)
+        return _document({"name": name, "tags": found[:limit]}, headers=_link(request, found, limit))
+
+    @_readable(router, "/v2/{name:path}/referrers/{digest}")
+    def referrers(
+        name: str, digest: str, artifact_type: Annotated[str | None, Query(alias="artifactType")] = None
+    ) -> Response:
+        """List the signatures of a bundle, as an OCI image index; empty where there is none."""
+        found = catalog.signatures_of(name, digest)
+        entries = [{**json.loads(entry.to_bytes()), "artifactType": catalog.artifact_type(entry)} for entry in found]
+        headers = {}
+        if artifact_type is not None:
+            entries = [entry for entry in entries if entry["artifactType"] == artifact_type]
+            headers = {"OCI-Filters-Applied": "artifactType"}
+        index = {"schemaVersion": 2, "mediaType": INDEX_MEDIA_TYPE, "manifests": entries}
+        return _document(index, media_type=INDEX_MEDIA_TYPE, headers=headers)
 
     @_readable(router, "/v2/{name:path}/manifests/{reference}")
     def manifest(name: str, reference: str, request: Request) -> Response:
         """Return a manifest by tag or digest."""
-        found = bundles.manifest(name, reference)
+        found = catalog.manifest(name, reference)
+        check_accepted(request.headers.getlist("accept"), found.media_type)
         return _file(found, request, cache_control=_IMMUTABLE if reference == found.digest else "no-cache")
 
     @_readable(router, "/v2/{name:path}/blobs/{digest}")
     def blob(name: str, digest: str, request: Request) -> Response:
         """Return a blob of a published bundle, whole or in part."""
-        return _file(bundles.blob(name, digest), request, cache_control=_IMMUTABLE)
-
-    @router.get("/v1/bundles", response_model=BundleList)
-    def list_bundles() -> BundleList:
-        """List the published bundles."""
-        return BundleList(bundles=bundles.summaries())
-
-    @_readable(router, "/v1/bundles/{name:path}/report")
-    def report(name: str, reference: str = "latest") -> Response:
-        """Return the report page of a bundle by tag or digest."""
-        path = bundles.report_path(bundles.manifest(name, reference).digest)
-        if not path.is_file():
-            raise NotFound(f"no report of {name}:{reference}", needed="a bundle that this service prepared")
-        headers = {"Content-Security-Policy": _REPORT_POLICY, "X-Content-Type-Options": "nosniff"}
-        return FileResponse(path, media_type="text/html; charset=utf-8", headers=headers)
+        return _file(catalog.blob(name, digest), request, cache_control=_IMMUTABLE)
 
     return router
-
-
-def _readable(router: APIRouter, path: str) -> Callable[[Endpoint], Endpoint]:
-    """Return a decorator that answers GET and HEAD; the API's description shows GET alone."""
-
-    def register(endpoint: Endpoint) -> Endpoint:
-        router.get(path)(endpoint)
-        router.head(path, include_in_schema=False)(endpoint)
-        return endpoint
-
-    return register
 
 
 def check_range(header: str | None, size: int) -> None:
@@ -99,19 +116,67 @@ def check_range(header: str | None, size: int) -> None:
         raise InvalidRange(header, size)
 
 
+def check_accepted(headers: Sequence[str], media_type: str) -> None:
+    """Do nothing where the Accept headers are absent or one of their ranges fits ``media_type``.
+
+    Raises:
+        NotAcceptable: None fits.
+    """
+    ranges = [part.strip().lower() for header in headers for part in header.split(",") if part.strip()]
+    fitting = (media_type, media_type.partition("/")[0] + "/*", "*/*")
+    for offered in ranges:
+        name, *parameters = (word.strip() for word in offered.split(";"))
+        if name in fitting and not any(re.fullmatch(r"q=0(\.0*)?", parameter) for parameter in parameters):
+            return
+    if ranges:
+        raise NotAcceptable(
+            f"Accept: {', '.join(ranges)[:200]}", needed=media_type, next_step="accept OCI manifests", param="Accept"
+        )
+
+
+def is_unchanged(header: str | None, etag: str) -> bool:
+    """Whether an If-None-Match header lists ``etag`` or is ``*``; a weak tag counts as the strong one."""
+    listed = [tag.strip().removeprefix("W/") for tag in (header or "").split(",")]
+    return "*" in listed or etag in listed
+
+
+def _readable(router: APIRouter, path: str) -> Callable[[Endpoint], Endpoint]:
+    """Return a decorator that answers GET and HEAD; the API's description shows GET alone."""
+
+    def register(endpoint: Endpoint) -> Endpoint:
+        router.get(path)(endpoint)
+        router.head(path, include_in_schema=False)(endpoint)
+        return endpoint
+
+    return register
+
+
 def _file(blob: StoredBlob, request: Request, *, cache_control: str) -> Response:
-    headers = _registry_headers() | {
+    etag = f'"{blob.digest}"'
+    headers = {
+        "Docker-Distribution-Api-Version": "registry/2.0",
         "Docker-Content-Digest": blob.digest,
-        "ETag": f'"{blob.digest}"',
+        "ETag": etag,
         "Cache-Control": cache_control,
         "X-Content-Type-Options": "nosniff",
     }
-    if request.headers.get("if-none-match") == headers["ETag"]:
+    if is_unchanged(request.headers.get("if-none-match"), etag):
         return Response(status_code=HTTPStatus.NOT_MODIFIED, headers=headers)
     status = blob.path.stat()
     check_range(request.headers.get("range"), status.st_size)
     return BlobResponse(blob.path, media_type=blob.media_type, headers=headers, stat_result=status)
 
 
-def _registry_headers() -> dict[str, str]:
-    return {"Docker-Distribution-Api-Version": "registry/2.0"}
+def _document(
+    fields: dict[str, Any], *, media_type: str = "application/json", headers: dict[str, str] | None = None
+) -> Response:
+    own = {"Docker-Distribution-Api-Version": "registry/2.0", "Cache-Control": "no-cache"}
+    return Response(json.dumps(fields), media_type=media_type, headers=own | (headers or {}))
+
+
+def _link(request: Request, found: list[str], limit: int) -> dict[str, str]:
+    """Return the header that leads to the next page, where there is one."""
+    if limit == 0 or len(found) <= limit:
+        return {}
+    query = urlencode({"n": limit, "last": found[limit - 1]})
+    return {"Link": f'<{request.url.path}?{query}>; rel="next"'}

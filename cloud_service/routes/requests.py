@@ -61,7 +61,7 @@ class _Exchange:
             _logger.exception("unexpected error")
             if self._status is not None:
                 raise
-            await self._answer(internal_error())
+            await self._answer(internal_error(self._scope["path"]))
         finally:
             self._log(time.perf_counter() - started)
 

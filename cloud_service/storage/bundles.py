@@ -1,93 +1,184 @@
-"""Published bundles: what clients may read from the image layout, and how something becomes published.
+"""Published bundles: how something becomes published, is retagged and deleted. ``catalog`` is the readers' side.
 
-Publishing sets the bundle's tag and its signature's tag ``sha256-<hex>.sig`` in one step. The signature's tag stays
-when the bundle's tag moves on, so it also records which digests were ever published under a name: those can be read by
-digest for ever (a device in the middle of a download is not cut off), and nothing else can, so a blob that a running
-job has written is invisible. Lookups are cached per state of ``index.json``. Knows nothing about jobs or HTTP.
+    validate (reads every byte) → in one transaction: tag, signature, everything that may be read, the audit row
+
+Blobs lie in the image layout; what is published is rows of the database, so a change is visible whole or not at all,
+together with whatever else its transaction holds. Who may publish under a name is asked in the same transaction. The
+version of a tag is at least the Unix time of its last change and only grows. Knows nothing about jobs or HTTP.
 """
 
 from __future__ import annotations
 
-import re
 import shutil
-from collections.abc import Iterator
-from dataclasses import dataclass
-from functools import lru_cache
+from collections.abc import Sequence
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+import sqlalchemy as sa
 
-from shared.api import SIGNATURE_SUFFIX, BundleSummary
+from cloud_service.bundle_names import check_tag, matches_any
+from cloud_service.storage import audit
+from cloud_service.storage.audit import Author
+from cloud_service.storage.bundle_index import ValidBundle, add_bundle, describe, set_signature, set_tag
+from cloud_service.storage.database import bundles, published_blobs, reading, signatures, tags, writing
+from cloud_service.storage.keys import check_may_publish, is_admin
+from cloud_service.storage.releases import next_version
+from cloud_service.storage.signing import BundleSigner, TaggedBundle
+from shared.api import AuditAction, PublishedTag
 from shared.bundle.digest import check_digest
 from shared.bundle.layout import ImageLayout
-from shared.bundle.manifest import (
-    MAX_MANIFEST_BYTES,
-    BundleConfig,
-    Descriptor,
-    Manifest,
-    parse_artifact,
-    parse_manifest,
-)
-from shared.bundle.read import read_bundle, read_config
-from shared.bundle.signature import publish_signature, sign, signature_tag
+from shared.bundle.manifest import Descriptor
+from shared.bundle.read import read_bundle
 from shared.durable_files import disk_errors, write_atomically
-from shared.errors import InvalidDigest, NotFound
+from shared.errors import Conflict, NotFound
 
-_SIGNATURE_TAG = re.compile(rf"(sha256)-([0-9a-f]{{64}}){re.escape(SIGNATURE_SUFFIX)}")
-_CACHED_BUNDLES = 64
-
-
-@dataclass(frozen=True, slots=True)
-class StoredBlob:
-    """A blob that a client may read."""
-
-    path: Path
-    digest: str
-    media_type: str
+_DIGEST_TAG_LENGTH = len("sha256-") + 12
 
 
-@dataclass(frozen=True, slots=True)
-class _Published:
-    """One state of ``index.json``: by name, tags and everything readable by digest."""
-
-    tags: dict[str, dict[str, Descriptor]]
-    manifests: dict[str, dict[str, Descriptor]]
+class TagIsImmutable(Conflict):
+    """The tag may not name another bundle any more."""
 
 
 class BundleStore:
     """The published bundles of one service.
 
     Args:
-        layout: The image layout.
+        engine: The database.
+        layout: Where the blobs are.
         reports: Folder of the report pages.
-        key: The publisher's key.
+        signer: Signs what is published.
+        immutable_tags: Patterns of tags that, once published, name the same digest for ever.
     """
 
-    def __init__(self, layout: ImageLayout, reports: Path, key: Ed25519PrivateKey) -> None:
+    def __init__(
+        self,
+        engine: sa.Engine,
+        layout: ImageLayout,
+        reports: Path,
+        signer: BundleSigner,
+        immutable_tags: Sequence[str] = (),
+    ) -> None:
         self.layout = layout
+        self._engine = engine
         self._reports = reports
-        self._key = key
-        self._manifest = lru_cache(_CACHED_BUNDLES)(self._read_manifest)
-        self._config = lru_cache(_CACHED_BUNDLES)(self._read_config)
-        self._published = lru_cache(1)(self._read_published)
+        self._signer = signer
+        self._immutable_tags = tuple(immutable_tags)
 
-    def sign(self, manifest: Descriptor) -> Descriptor:
-        """Validate the whole bundle, sign it and return the signature's manifest; nothing becomes visible yet.
+    def validate(self, manifest: Descriptor) -> ValidBundle:
+        """Read the whole bundle and return what publishing it needs; nothing becomes visible.
 
         Raises:
-            IntegrityError: Something about the bundle is wrong; it is not signed.
+            IntegrityError: Something about the bundle is wrong.
+        """
+        bundle = read_bundle(self.layout, manifest.digest)
+        return describe(manifest, bundle.manifest, bundle.config)
+
+    def publish(
+        self, connection: sa.Connection, name: str, tag: str, bundle: ValidBundle, author: Author
+    ) -> PublishedTag:
+        """Sign a bundle and make it visible under ``name:tag`` when the transaction commits. May be repeated.
+
+        Args:
+            connection: A writing transaction.
+            name: The name.
+            tag: The tag; what it named before stays readable by digest.
+            bundle: What ``validate`` returned.
+            author: Who publishes.
+
+        Raises:
+            Forbidden: The author's key may not publish under that name.
+            TagIsImmutable: The tag names another bundle and may not move.
             DiskError: The disk is full or not writable.
         """
-        read_bundle(self.layout, manifest.digest)
-        return publish_signature(self.layout, manifest, sign(self._key, manifest.digest))
+        check_may_publish(connection, author.key_id, name)
+        has_report = self.report_path(bundle.manifest.digest).exists()
+        add_bundle(connection, name, bundle, has_report=has_report)
+        return self._name(connection, AuditAction.PUBLISH, name, tag, bundle.manifest, author)
 
-    def publish(self, name: str, tag: str, manifest: Descriptor, signature: Descriptor) -> None:
-        """Make a signed bundle visible under ``name:tag``: bundle and signature at once. May be repeated.
+    def retag(self, name: str, tag: str, digest: str | None, author: Author) -> PublishedTag:
+        """Let a tag name another bundle that was published under the same name.
+
+        Args:
+            name: The name.
+            tag: The tag, which need not exist yet.
+            digest: The bundle; None is what the tag named before its last change.
+            author: Who does it.
 
         Raises:
-            DiskError: The disk is full or not writable; nothing became visible.
+            InvalidRequest: It is not a tag.
+            Forbidden: The author's key may not publish under that name.
+            NotFound: Nothing of that name has the digest, or the tag never named anything else.
+            TagIsImmutable: The tag names another bundle and may not move.
         """
-        self.layout.update({f"{name}:{tag}": manifest, f"{name}:{signature_tag(manifest.digest)}": signature})
+        check_tag(tag)
+        with writing(self._engine) as connection:
+            check_may_publish(connection, author.key_id, name)
+            if digest is None:
+                digest = audit.previous_digest(connection, name, tag, _tag_digest(connection, name, tag))
+                if digest is None:
+                    raise NotFound(f"{name}:{tag} never named another bundle", next_step="zo-cloud bundles history")
+            manifest = _manifest(_bundle_row(connection, name, digest))
+            return self._name(connection, AuditAction.RETAG, name, tag, manifest, author)
+
+    def delete_tag(self, name: str, tag: str, author: Author) -> None:
+        """Remove a tag; its bundle stays readable by digest.
+
+        Raises:
+            Forbidden: The author's key may not publish under that name.
+            NotFound: There is no such tag.
+            TagIsImmutable: Only an admin key may delete this tag.
+        """
+        with writing(self._engine) as connection:
+            check_may_publish(connection, author.key_id, name)
+            self._remove_tag(connection, name, tag, author)
+
+    def delete_bundle(self, name: str, digest: str, author: Author) -> None:
+        """Remove a bundle from a name with every tag that names it; nobody can read it there from now on.
+
+        Its blobs are deleted later, by ``garbage``, unless another bundle needs them.
+
+        Raises:
+            Forbidden: The author's key may not publish under that name.
+            NotFound: Nothing of that name has the digest.
+            TagIsImmutable: A tag names it that only an admin key may delete.
+        """
+        with writing(self._engine) as connection:
+            check_may_publish(connection, author.key_id, name)
+            _bundle_row(connection, name, digest)
+            naming = sa.select(tags.c.tag).where(tags.c.name == name, tags.c.digest == digest).order_by(tags.c.tag)
+            for tag in connection.scalars(naming).all():
+                self._remove_tag(connection, name, tag, author)
+            for table, column in (
+                (signatures, signatures.c.digest),
+                (published_blobs, published_blobs.c.bundle),
+                (bundles, bundles.c.digest),
+            ):
+                connection.execute(sa.delete(table).where(table.c.name == name, column == digest))
+            audit.record(connection, AuditAction.DELETE_BUNDLE, author, name=name, digest_before=digest)
+
+    def renew_signatures(self, now: datetime) -> int:
+        """Sign again what expires soon, or was signed by another key or in an older form; return how much.
+
+        Each signature is a transaction of its own, so publications can come in between. Versions stay as they are.
+
+        Raises:
+            DiskError: The disk is full or not writable.
+        """
+        is_current = sa.and_(
+            signatures.c.signed_by == self._signer.publisher,
+            signatures.c.signed_at >= self._signer.renews_before(now),
+        )
+        is_of = sa.and_(signatures.c.name == bundles.c.name, signatures.c.digest == bundles.c.digest)
+        query = sa.select(bundles.c.name, bundles.c.digest).where(~sa.exists().where(is_of, is_current))
+        with reading(self._engine) as connection:
+            outdated = connection.execute(query).all()
+        for name, digest in outdated:
+            with writing(self._engine) as connection:
+                row = connection.execute(_bundle(name, digest)).one_or_none()
+                if row is not None:  # it was not deleted in between
+                    self._sign(connection, name, _manifest(row), now)
+        return len(outdated)
 
     def add_report(self, digest: str, page: bytes) -> None:
         """Keep a bundle's report page; does nothing where there is one."""
@@ -101,102 +192,82 @@ class BundleStore:
         """Return where the report page of a bundle lies or would lie."""
         return self._reports / f"{check_digest(digest).removeprefix('sha256:')}.html"
 
-    def manifest(self, name: str, reference: str) -> StoredBlob:
-        """Return the manifest of a tag or digest published under ``name``.
-
-        Raises:
-            NotFound: There is none.
-        """
-        published = self._published(self._index_state())
-        if ":" in reference:
-            found = published.manifests.get(name, {}).get(reference)
-        else:
-            found = published.tags.get(name, {}).get(reference)
-        if found is None:
-            raise NotFound(f"no bundle {name!r} with the reference {reference[:80]!r}", next_step="GET /v1/bundles")
-        return StoredBlob(self.layout.blob_path(found.digest), found.digest, found.media_type)
-
-    def blob(self, name: str, digest: str) -> StoredBlob:
-        """Return a blob of a bundle published under ``name``.
-
-        Raises:
-            NotFound: No bundle of that name has such a blob.
-        """
-        try:
-            path = self.layout.blob_path(digest)
-        except InvalidDigest as error:
-            raise NotFound(f"no blob {digest[:80]!r}", needed="sha256: and 64 lower-case hex digits") from error
-        published = self._published(self._index_state())
-        for manifest in published.manifests.get(name, {}):
-            if any(blob.digest == digest for blob in self._manifest(manifest).blobs) and path.is_file():
-                return StoredBlob(path, digest, "application/octet-stream")
-        raise NotFound(f"no blob {digest} in the bundles named {name!r}", next_step="GET /v1/bundles")
-
-    def summaries(self) -> list[BundleSummary]:
-        """Return every tag of every bundle, sorted by name and tag."""
-        published = self._published(self._index_state())
-        return [
-            self._summary(name, tag, descriptor.digest)
-            for name, tags in sorted(published.tags.items())
-            for tag, descriptor in sorted(tags.items())
-            if not tag.endswith(SIGNATURE_SUFFIX)
-        ]
-
     def check_readable(self) -> None:
-        """Do nothing where the store can be read. Raises IntegrityError, OSError or NotFound otherwise."""
+        """Do nothing where the store can be read. Raises OSError or NotFound otherwise."""
         if not self.layout.exists:
             raise NotFound(f"no image layout in {self.layout.root}")
-        self._published(self._index_state())
 
     @property
     def free_bytes(self) -> int:
         """Free bytes of the store's disk."""
         return shutil.disk_usage(self.layout.root).free
 
-    def _summary(self, name: str, tag: str, digest: str) -> BundleSummary:
-        manifest, config = self._manifest(digest), self._config(digest)
-        has_report = self.report_path(digest).exists()
-        return BundleSummary(
-            name=name,
-            tag=tag,
-            digest=digest,
-            size_bytes=manifest.size_bytes,
-            base_model=config.source.id,
-            parameter_count=config.parameter_counts.total,
-            sensitive_count=config.sensitive_count,
-            perplexity_16bit=config.quality.get("perplexity_16bit"),
-            perplexity_bundle=config.quality.get("perplexity_bundle"),
-            report_url=f"/v1/bundles/{name}/report?reference={digest}" if has_report else None,
+    def _name(
+        self,
+        connection: sa.Connection,
+        action: AuditAction,
+        name: str,
+        tag: str,
+        manifest: Descriptor,
+        author: Author,
+    ) -> PublishedTag:
+        """Let ``name:tag`` name a bundle of the name, and sign that."""
+        before, digest = _tag_digest(connection, name, tag), manifest.digest
+        if before not in (None, digest):
+            self._check_may_move(name, tag)
+        version = set_tag(connection, name, tag, digest)
+        self._sign(connection, name, manifest, datetime.now(UTC))
+        audit.record(connection, action, author, name=name, tag=tag, digest_before=before, digest_after=digest)
+        return PublishedTag(name=name, tag=tag, digest=digest, version=version)
+
+    def _sign(self, connection: sa.Connection, name: str, manifest: Descriptor, now: datetime) -> None:
+        """Sign what every tag of the name means that names this bundle now.
+
+        Where none does any more, the statement is about a tag made of the digest: who names the digest still learns who
+        published it, and nobody can be shown the bundle as the newest.
+        """
+        naming = sa.select(tags.c.tag, tags.c.version).where(tags.c.name == name, tags.c.digest == manifest.digest)
+        versions = {row.tag: row.version for row in connection.execute(naming)}
+        versions = versions or {manifest.digest.replace(":", "-")[:_DIGEST_TAG_LENGTH]: next_version(None, now)}
+        artifact = self._signer.sign(TaggedBundle(name, manifest, versions), now=now)
+        publisher = self._signer.publisher
+        set_signature(connection, self.layout, name, manifest.digest, artifact, signed_by=publisher, signed_at=now)
+
+    def _remove_tag(self, connection: sa.Connection, name: str, tag: str, author: Author) -> None:
+        before = _tag_digest(connection, name, tag)
+        if before is None:
+            raise NotFound(f"no tag {name}:{tag}"[:300], next_step="GET /v1/bundles")
+        if not is_admin(connection, author.key_id):
+            self._check_may_move(name, tag)
+        set_tag(connection, name, tag, None)
+        audit.record(connection, AuditAction.DELETE_TAG, author, name=name, tag=tag, digest_before=before)
+
+    def _check_may_move(self, name: str, tag: str) -> None:
+        if matches_any(tag, self._immutable_tags):
+            raise TagIsImmutable(
+                f"{name}:{tag} is published, and tags like it never name another bundle",
+                needed=f"a tag that fits none of: {', '.join(self._immutable_tags)}",
+                next_step="publish under a new tag",
+                param="tag",
+            )
+
+
+def _tag_digest(connection: sa.Connection, name: str, tag: str) -> str | None:
+    return connection.scalar(sa.select(tags.c.digest).where(tags.c.name == name, tags.c.tag == tag))
+
+
+def _bundle(name: str, digest: str) -> sa.Select[Any]:
+    return sa.select(bundles).where(bundles.c.name == name, bundles.c.digest == digest)
+
+
+def _manifest(row: sa.Row[Any]) -> Descriptor:
+    return Descriptor(media_type=row.media_type, digest=row.digest, size=row.size)
+
+
+def _bundle_row(connection: sa.Connection, name: str, digest: str) -> sa.Row[Any]:
+    row = connection.execute(_bundle(name, digest)).one_or_none()
+    if row is None:
+        raise NotFound(
+            f"no bundle {name[:200]}@{digest[:80]}", next_step="GET /v1/bundles?name=NAME lists those of a name"
         )
-
-    def _index_state(self) -> tuple[int, int]:
-        try:
-            status = (self.layout.root / "index.json").stat()
-        except FileNotFoundError:
-            return (0, 0)
-        return (status.st_ino, status.st_mtime_ns)
-
-    def _read_published(self, _state: tuple[int, int]) -> _Published:
-        tags: dict[str, dict[str, Descriptor]] = {}
-        for reference, descriptor in self.layout.references().items():
-            name, _, tag = reference.rpartition(":")
-            tags.setdefault(name, {})[tag] = descriptor
-        manifests = {name: dict(self._readable_manifests(tagged)) for name, tagged in tags.items()}
-        return _Published(tags, manifests)
-
-    def _readable_manifests(self, tagged: dict[str, Descriptor]) -> Iterator[tuple[str, Descriptor]]:
-        for tag, descriptor in tagged.items():
-            yield descriptor.digest, descriptor
-            if (signature := _SIGNATURE_TAG.fullmatch(tag)) is not None:
-                digest = ":".join(signature.groups())
-                path = self.layout.blob_path(digest)
-                if path.is_file():
-                    yield digest, Descriptor(media_type=descriptor.media_type, digest=digest, size=path.stat().st_size)
-
-    def _read_manifest(self, digest: str) -> Manifest:
-        data = self.layout.read_blob(digest, max_bytes=MAX_MANIFEST_BYTES)
-        return parse_artifact(data)
-
-    def _read_config(self, digest: str) -> BundleConfig:
-        data = self.layout.read_blob(digest, max_bytes=MAX_MANIFEST_BYTES)
-        return read_config(self.layout, parse_manifest(data))
+    return row

@@ -4,12 +4,15 @@ Write-ahead logging lets readers go on beside one writer; ``synchronous=FULL`` m
 power cut. A writing transaction takes the write lock when it begins (``BEGIN IMMEDIATE``), so a read-then-write inside
 it cannot lose an update, nor fail half-way because another writer came between. Nothing here is SQLite's alone but
 ``open_database``; the statements are SQLAlchemy's. Knows nothing about what a job is.
+
+A new table needs nothing but its definition. A change of an existing one is a function at the end of ``_MIGRATIONS``,
+which brings a database of the version before to the next; a table may already have the change when it runs.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -21,7 +24,6 @@ from sqlalchemy.types import TypeDecorator
 from shared.durable_files import disk_errors, free_bytes
 from shared.errors import DiskError, UpgradeNeeded
 
-SCHEMA_VERSION = 2
 _BUSY_MILLISECONDS = 30_000
 _IS_WRITING = "zo_is_writing"
 
@@ -73,6 +75,8 @@ jobs = sa.Table(
     sa.Column("idempotency_owner", sa.String),
     sa.Column("idempotency_key", sa.String),
     sa.Column("body_digest", sa.String),
+    sa.Column("owner_key", sa.String),
+    sa.Column("owner_peer", sa.String),
     sa.UniqueConstraint("idempotency_owner", "idempotency_key"),
 )
 
@@ -97,7 +101,89 @@ api_keys = sa.Table(
     sa.Column("scopes", sa.JSON, nullable=False),
     sa.Column("created", UtcTime, nullable=False),
     sa.Column("revoked", UtcTime),
+    sa.Column("publishes", sa.JSON(none_as_null=True)),
 )
+
+bundles = sa.Table(
+    "bundles",
+    metadata,
+    sa.Column("name", sa.String, primary_key=True),
+    sa.Column("digest", sa.String, primary_key=True, index=True),
+    sa.Column("media_type", sa.String, nullable=False),
+    sa.Column("size", sa.Integer, nullable=False),
+    sa.Column("size_bytes", sa.BigInteger, nullable=False),
+    sa.Column("summary", sa.JSON, nullable=False),
+    sa.Column("has_report", sa.Boolean, nullable=False),
+    sa.Column("created", UtcTime, nullable=False),
+)
+"""Every bundle that was published under a name; ``size`` is its manifest's length, ``size_bytes`` that of all blobs."""
+
+tags = sa.Table(
+    "tags",
+    metadata,
+    sa.Column("name", sa.String, primary_key=True),
+    sa.Column("tag", sa.String, primary_key=True),
+    sa.Column("digest", sa.String),
+    sa.Column("version", sa.BigInteger, nullable=False),
+    sa.Column("moved_at", UtcTime, nullable=False),
+    sa.Index("tags_by_digest", "name", "digest"),
+)
+"""What each tag names; a deleted tag keeps its row with no digest, because its version must never fall."""
+
+signatures = sa.Table(
+    "signatures",
+    metadata,
+    sa.Column("name", sa.String, primary_key=True),
+    sa.Column("tag", sa.String, primary_key=True),
+    sa.Column("digest", sa.String, nullable=False),
+    sa.Column("artifact", sa.String, nullable=False),
+    sa.Column("signed_by", sa.String),
+    sa.Column("signed_at", UtcTime, nullable=False),
+    sa.Index("signatures_by_digest", "name", "digest"),
+)
+"""The signature artifact of each bundle under its tag ``sha256-<hex>.sig``; the artifact's manifest is a blob.
+
+``signed_by`` is the publisher's fingerprint, or null where the artifact holds none that can be read.
+"""
+
+published_blobs = sa.Table(
+    "published_blobs",
+    metadata,
+    sa.Column("name", sa.String, primary_key=True),
+    sa.Column("digest", sa.String, primary_key=True, index=True),
+    sa.Column("listed_by", sa.String, primary_key=True),
+    sa.Column("bundle", sa.String, nullable=False),
+    sa.Column("media_type", sa.String, nullable=False),
+    sa.Column("size", sa.BigInteger, nullable=False),
+    sa.Index("published_blobs_by_bundle", "name", "bundle"),
+)
+"""All that clients may read by digest: the blob, the manifest that lists it (a manifest lists itself), the bundle."""
+
+unneeded_blobs = sa.Table(
+    "unneeded_blobs",
+    metadata,
+    sa.Column("digest", sa.String, primary_key=True),
+    sa.Column("since", UtcTime, nullable=False),
+)
+"""Blobs in the store that no bundle needs, and when that was first seen."""
+
+audit = sa.Table(
+    "audit",
+    metadata,
+    sa.Column("id", sa.Integer, primary_key=True, autoincrement=True),
+    sa.Column("at", UtcTime, nullable=False),
+    sa.Column("action", sa.String, nullable=False),
+    sa.Column("key_id", sa.String),
+    sa.Column("peer", sa.String),
+    sa.Column("job_id", sa.String),
+    sa.Column("name", sa.String),
+    sa.Column("tag", sa.String),
+    sa.Column("digest_before", sa.String),
+    sa.Column("digest_after", sa.String),
+    sa.Column("subject_key", sa.String),
+    sa.Index("audit_by_tag", "name", "tag"),
+)
+"""Every change of what is published and of the keys; rows are only ever added."""
 
 
 def open_database(path: Path) -> sa.Engine:
@@ -164,11 +250,41 @@ def _create_tables(connection: sa.Connection, path: Path) -> None:
             needed=f"schema {SCHEMA_VERSION}, or a newer zo-cloud",
             next_step="upgrade zo-cloud: pip install --upgrade 'zo-device[cloud]'",
         )
-    if version == 1:
-        connection.exec_driver_sql("ALTER TABLE jobs ADD COLUMN crashed_stage VARCHAR")
-        connection.exec_driver_sql("ALTER TABLE jobs ADD COLUMN crashed_done INTEGER NOT NULL DEFAULT 0")
     metadata.create_all(connection)
+    if version:
+        for migrate in _MIGRATIONS[version - 1 :]:
+            migrate(connection)
     connection.exec_driver_sql(f"PRAGMA user_version = {SCHEMA_VERSION}")
+
+
+def _add_columns(connection: sa.Connection, *columns: sa.Column[Any]) -> None:
+    """Add columns where their tables lack them."""
+    inspector = sa.inspect(connection)
+    for column in columns:
+        table = column.table
+        if column.name not in {known["name"] for known in inspector.get_columns(table.name)}:
+            definition = sa.schema.CreateColumn(column).compile(dialect=connection.dialect)
+            connection.exec_driver_sql(f"ALTER TABLE {table.name} ADD COLUMN {definition}")
+
+
+def _remember_where_jobs_crash(connection: sa.Connection) -> None:
+    """Bring schema 1 to 2."""
+    _add_columns(connection, jobs.c.crashed_stage, jobs.c.crashed_done)
+
+
+def _tell_owners_and_what_keys_publish(connection: sa.Connection) -> None:
+    """Bring schema 2 to 3: keys of before may publish under every name, as they could."""
+    _add_columns(connection, jobs.c.owner_key, jobs.c.owner_peer, api_keys.c.publishes)
+    for key in connection.execute(sa.select(api_keys.c.id, api_keys.c.scopes)).all():
+        publishes = ["*"] if "jobs" in key.scopes else []
+        connection.execute(sa.update(api_keys).where(api_keys.c.id == key.id).values(publishes=publishes))
+
+
+_MIGRATIONS: tuple[Callable[[sa.Connection], None], ...] = (
+    _remember_where_jobs_crash,
+    _tell_owners_and_what_keys_publish,
+)
+SCHEMA_VERSION = 1 + len(_MIGRATIONS)
 
 
 @contextlib.contextmanager

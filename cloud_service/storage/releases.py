@@ -1,9 +1,9 @@
-"""Signs what a name and tag mean: the statement that is published beside a bundle, in one step with its tag.
+"""Signs what a name and tag of an image layout mean, for ``zo-cloud prepare``, which has no database (see ``signing``).
 
     version = max(the previous one + 1, seconds since 1970)
 
 so versions grow even where the record of the previous one was lost, or the clock was set back. Statements about other
-tags of the same bundle stay. A statement has to be renewed before it expires, or devices refuse the bundle as too old.
+tags of the same bundle stay. Nobody renews a statement here: prepare again, or publish by the service.
 Knows nothing about who may publish what.
 """
 
@@ -23,13 +23,6 @@ LIFETIME = timedelta(days=365)
 def next_version(previous: int | None, now: datetime) -> int:
     """Return the version of a publication at ``now`` after the version ``previous``, or after none."""
     return max((previous or 0) + 1, int(now.timestamp()))
-
-
-def needs_renewal(statement: ReleaseStatement | None, key: SigningKey, now: datetime, lifetime: timedelta) -> bool:
-    """Whether a tag's statement is absent, by a key that was replaced, or past half of its lifetime."""
-    if statement is None or statement.publisher != key.fingerprint:
-        return True
-    return statement.expires_at - now < lifetime / 2
 
 
 def published_statement(layout: ImageLayout, name: str, tag: str) -> ReleaseStatement | None:

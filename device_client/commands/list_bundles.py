@@ -63,13 +63,17 @@ def _remote(arguments: argparse.Namespace, console: Console, settings: Settings)
         raise InvalidRequest("no server is set", next_step="give --server URL or set ZO_DEVICE_SERVER")
     server = normalized_server(configured)
     with connect(arguments, server, console, settings, stop=threading.Event()) as registry:
-        bundles = registry.bundles().bundles
+        listed = registry.bundles()
+    bundles = listed.bundles
     rows = [
         (f"{bundle.name}:{bundle.tag}", bundle.base_model, _size(bundle.size_bytes), bundle.digest[:19])
         for bundle in bundles
     ]
     console.table(f"Bundles on {server}", ("Bundle", "Model", "Size", "Digest"), rows)
-    return {"server": server, "bundles": [bundle.model_dump(mode="json") for bundle in bundles]}
+    if listed.next is not None:
+        console.warn(f"{server} has more bundles than these {len(bundles)}; pull one by its name and tag")
+    shown = [bundle.model_dump(mode="json") for bundle in bundles]
+    return {"server": server, "bundles": shown, "is_complete": listed.next is None}
 
 
 def _size(size_bytes: int | None) -> str:

@@ -15,12 +15,13 @@ from device_client.download.registry import Registry
 from device_client.download.trusted_keys import TrustedKeys
 from device_client.settings import Settings
 from device_client.store import make_home, resolve_bundle, resolve_reference
-from shared.api import BundleSummary
+from shared.api import BundleList
 from shared.byte_sizes import format_bytes, parse_bytes
 from shared.errors import InvalidRequest, NetworkError, NotFound, ZoError
 
 NAME = "pull"
 HELP = "fetch a bundle, or go on with a download that was cut; run again, it changes nothing"
+_SHOWN_BUNDLES = 20
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -109,14 +110,14 @@ def _server(text: str | None, configured: str | None) -> str:
 def _reference(text: str | None, registry: Registry) -> BundleReference:
     """Return what to pull; the only bundle of the server where nothing was named."""
     if text is None:
-        offered = registry.bundles().bundles
-        if len(offered) != 1:
+        offered = registry.bundles(at_most=_SHOWN_BUNDLES)
+        if len(offered.bundles) != 1 or offered.next is not None:
             raise NotFound(
-                f"{len(offered)} bundles on {registry.server}",
+                f"{len(offered.bundles)}{'' if offered.next is None else ' and more'} bundles on {registry.server}",
                 needed=f"a reference, one of: {_listing(offered)}",
                 next_step="zo-device pull NAME:TAG",
             )
-        text = f"{offered[0].name}:{offered[0].tag}"
+        text = f"{offered.bundles[0].name}:{offered.bundles[0].tag}"
     return parse_reference(text, registry.server)
 
 
@@ -124,11 +125,13 @@ def _with_listing(reference: BundleReference, registry: Registry) -> NotFound:
     """Return the error with what the server has instead, where it says so."""
     found = f"no bundle {reference}"
     try:
-        listing = _listing(registry.bundles().bundles)
+        listing = _listing(registry.bundles(at_most=_SHOWN_BUNDLES))
     except ZoError:
         return NotFound(found, next_step="check the name and the tag")
     return NotFound(found, needed=f"one of: {listing}", next_step="zo-device list --remote")
 
 
-def _listing(bundles: list[BundleSummary]) -> str:
-    return ", ".join(f"{bundle.name}:{bundle.tag}" for bundle in bundles) or "none is published"
+def _listing(offered: BundleList) -> str:
+    names = [f"{bundle.name}:{bundle.tag}" for bundle in offered.bundles]
+    is_cut = len(names) > _SHOWN_BUNDLES or offered.next is not None
+    return ", ".join(names[:_SHOWN_BUNDLES] + (["…"] if is_cut else [])) or "none is published"

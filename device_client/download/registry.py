@@ -13,13 +13,13 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, TypeVar
-from urllib.parse import urljoin, urlsplit
+from urllib.parse import urlencode, urljoin, urlsplit
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from device_client.download.reference import origin_of
 from device_client.download.retry import Attempts, RetryPolicy, TransientError, parse_retry_after
-from shared.api import BundleList, Problem
+from shared.api import BundleList, BundleSummary
 from shared.bundle.digest import digest_of_bytes
 from shared.bundle.manifest import MANIFEST_MEDIA_TYPE, Descriptor
 from shared.errors import BlobTruncated, DigestMismatch, Forbidden, LimitExceeded, NetworkError, NotFound, Unauthorized
@@ -30,6 +30,10 @@ if TYPE_CHECKING:
 MAX_REDIRECTS = 5
 MAX_DAMAGED = 3
 MAX_BUNDLE_LIST_BYTES = 16 * 1024 * 1024
+MAX_LISTED_BUNDLES = 10_000
+"""Where a list ends, however much the server has; a list is also held in memory."""
+
+_PAGE_BUNDLES = 200
 _MAX_PROBLEM_BYTES = 8192
 _TEMPORARY_REFUSALS = frozenset({408, 425, 429})
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
@@ -97,13 +101,29 @@ class Registry:
             self._notify(f"blob {blob.digest} arrived damaged; fetching it again")
         raise DigestMismatch(f"blob {blob.digest} came with other bytes {MAX_DAMAGED} times", needed=blob.digest)
 
-    def bundles(self) -> BundleList:
-        """Return what the server has published; only our service knows this request.
+    def bundles(self, *, at_most: int = MAX_LISTED_BUNDLES) -> BundleList:
+        """Return what the server has published, page by page; only our service knows this request.
+
+        Returns:
+            About ``at_most`` bundles; ``next`` is not None where the server has more.
 
         Raises:
-            NetworkError: The answer is no list of bundles.
+            NetworkError: The answer is not a list of bundles.
         """
-        data = self._again(lambda: self._read(f"{self.server}/v1/bundles", {}, MAX_BUNDLE_LIST_BYTES))
+        listed: list[BundleSummary] = []
+        after: str | None = None
+        while True:
+            page = self._bundle_page(after)
+            listed += page.bundles
+            if page.next is None or len(listed) >= at_most:
+                return BundleList(bundles=listed, next=page.next)
+            if not page.bundles or page.next == after:
+                raise NetworkError(f"{self.server}/v1/bundles repeats a page", next_step="ask the server's operator")
+            after = page.next
+
+    def _bundle_page(self, after: str | None) -> BundleList:
+        query = urlencode({"limit": _PAGE_BUNDLES} | ({} if after is None else {"after": after}))
+        data = self._again(lambda: self._read(f"{self.server}/v1/bundles?{query}", {}, MAX_BUNDLE_LIST_BYTES))
         try:
             return BundleList.model_validate_json(data)
         except ValidationError as error:
@@ -192,15 +212,35 @@ def _redirect_target(url: str, answer: Response) -> str:
 
 
 def _problem_detail(answer: Response) -> str:
-    """Return what a problem+json body says, made safe to print; empty where there is none."""
+    """Return what the body of an error says, made safe to print; empty where it says nothing.
+
+    Our service answers with a problem (RFC 9457), other registries with the errors of the OCI distribution API.
+    """
     data = b""
     for piece in answer.body:
         data += piece
         if len(data) > _MAX_PROBLEM_BYTES:
             return ""
     try:
-        problem = Problem.model_validate_json(data)
+        said = _ErrorBody.model_validate_json(data)
     except ValidationError:
         return ""
-    text = "".join(letter if letter.isprintable() else " " for letter in problem.detail or problem.title)
-    return f": {text[:500]}"
+    texts = [said.detail or said.title, *(f"{error.code}: {error.message}" for error in said.errors[:1])]
+    text = next((text for text in texts if text), "")
+    shown = "".join(letter if letter.isprintable() else " " for letter in text)
+    return f": {shown[:500]}" if shown else ""
+
+
+class _OciError(BaseModel):
+    """One error of the OCI distribution API."""
+
+    code: str = ""
+    message: str = ""
+
+
+class _ErrorBody(BaseModel):
+    """The parts of an error's body that are shown; everything else is ignored."""
+
+    title: str = ""
+    detail: str = ""
+    errors: list[_OciError] = []

@@ -72,6 +72,8 @@ class ImageLayout:
     def add_bytes(self, data: bytes, media_type: str) -> Descriptor:
         """Store ``data``, also over a damaged blob of its name, and return its descriptor.
 
+        A blob that is there already gets the present time, so that nobody takes it for one that is not used.
+
         Raises:
             DiskError: The disk is full or not writable.
         """
@@ -80,6 +82,8 @@ class ImageLayout:
         with disk_errors(path):
             if not path.exists() or path.read_bytes() != data:
                 write_atomically(path, data)
+            else:
+                os.utime(path)
         return Descriptor(media_type=media_type, digest=digest, size=len(data))
 
     def add_file(self, source: Path, media_type: str, *, expected: str | None = None) -> Descriptor:

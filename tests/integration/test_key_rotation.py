@@ -13,12 +13,11 @@ import pytest
 from tiny_bundle import TinyBundle
 
 from cloud_service import cli as cloud
-from cloud_service.storage.bundles import BundleStore
 from cloud_service.storage.releases import published_statement, sign_tag
 from cloud_service.storage.signing_keys import open_signing_key
 from device_client import cli as device
 from shared.bundle.layout import ImageLayout
-from shared.bundle.signature import signature_tag
+from shared.bundle.signature import publish_signature, sign, signature_tag
 
 Call = Callable[..., tuple[int, dict[str, Any]]]
 
@@ -82,11 +81,12 @@ def test_a_bundle_that_a_service_signed_the_older_way_is_followed_by_its_stateme
     publisher: ImageLayout, call: Call, tmp_path: Path
 ) -> None:
     key = tmp_path / "key.pem"
-    store = BundleStore(publisher, tmp_path, open_signing_key(key).private)
     manifest = publisher.resolve("tiny:latest")
-    store.publish("tiny", "latest", manifest, store.sign(manifest))
+    signature = sign(open_signing_key(key).private, manifest.digest)
+    older = {f"tiny:{signature_tag(manifest.digest)}": publish_signature(publisher, manifest, signature)}
+    publisher.update({**older})
     assert call("import", str(publisher.root))[1]["release"] is None
     publish(publisher, key)
     assert call("import", str(publisher.root))[1]["release"]["tag"] == "latest"
-    store.publish("tiny", "latest", manifest, store.sign(manifest))
+    publisher.update({**older})
     assert call("import", str(publisher.root))[1]["error"]["type"] == "statement-missing"

@@ -19,6 +19,7 @@ from cloud_service.jobs.store import JobStore, utc_now
 from cloud_service.settings import Settings
 from cloud_service.storage.bundles import BundleStore
 from cloud_service.storage.database import open_database
+from cloud_service.storage.signing import BundleSigner
 from shared.api import JobError, JobStatus, PrepareRequest, Stage
 from shared.bundle.layout import ImageLayout
 
@@ -66,9 +67,9 @@ class Bench:
         self.store = JobStore(self.engine)
         self.is_stopping = threading.Event()
         self.settings = Settings(data=folder, cancel_grace_seconds=0, poll_seconds=0.001, lease_seconds=0.004)
-        self.bundles = BundleStore(
-            ImageLayout.create(folder / "store"), folder / "reports", Ed25519PrivateKey.generate()
-        )
+        layout = ImageLayout.create(folder / "store")
+        signer = BundleSigner(layout, Ed25519PrivateKey.generate())
+        self.bundles = BundleStore(self.engine, layout, folder / "reports", signer)
         self.job = self.claim(PrepareRequest(model="tiny"))
 
     def claim(self, request: PrepareRequest) -> JobRecord:

@@ -111,7 +111,7 @@ def test_the_result_of_an_attempt_that_lost_its_lease_is_refused(store: JobStore
         store.change(
             job_id,
             lambda job: record.succeed(job, attempt=old.attempt, result=result, now=clock.now),
-            before_commit=lambda _: published.append("old"),
+            with_it=lambda _connection, _job: published.append("old"),
         )
     assert published == []
     assert store.get(job_id) == new
@@ -148,11 +148,11 @@ def test_a_lost_lease_counts_unless_the_outcome_is_known(store: JobStore, clock:
 def test_an_error_before_the_commit_undoes_the_transition(store: JobStore, clock: HandClock) -> None:
     job = store.create(REQUEST)
 
-    def fail(_: JobRecord) -> None:
+    def fail(_connection: object, _job: JobRecord) -> None:
         raise OSError("disk full")
 
     with pytest.raises(OSError, match="disk full"):
-        store.change(job.id, lambda held: record.request_cancel(held, now=clock.now), before_commit=fail)
+        store.change(job.id, lambda held: record.request_cancel(held, now=clock.now), with_it=fail)
     assert store.get(job.id) == job
     assert len(store.events(job.id)) == 1
 

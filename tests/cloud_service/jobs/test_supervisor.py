@@ -20,6 +20,7 @@ from cloud_service.jobs.supervisor import Supervisor
 from cloud_service.settings import Settings
 from cloud_service.storage.bundles import BundleStore
 from cloud_service.storage.database import open_database
+from cloud_service.storage.signing import BundleSigner
 from shared.api import JobError, JobStatus, PrepareRequest
 from shared.bundle.layout import ImageLayout
 from shared.errors import DiskError
@@ -59,7 +60,8 @@ class Floor:
         self.engine = open_database(folder / "jobs.sqlite3")
         self.jobs = JobStore(self.engine)
         layout = ImageLayout.create(folder / "store")
-        bundles = BundleStore(layout, folder / "reports", Ed25519PrivateKey.generate())
+        signer = BundleSigner(layout, Ed25519PrivateKey.generate())
+        bundles = BundleStore(self.engine, layout, folder / "reports", signer)
         settings = Settings(data=folder, poll_seconds=0.01, workers=2, max_attempts=2, lease_seconds=60)
         publisher = Publisher(self.jobs, bundles, 60)
         shop = Workshop(self.jobs, MoodyLauncher(), publisher, layout.has_blob, settings, threading.Event())

@@ -27,7 +27,7 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
 def test_help_runs_and_names_the_commands() -> None:
     answer = run("--help")
     assert answer.returncode == 0
-    for command in ("serve", "prepare", "keys"):
+    for command in ("serve", "prepare", "keys", "bundles", "gc"):
         assert command in answer.stdout
 
 
@@ -50,14 +50,35 @@ def test_keys_are_created_listed_and_revoked(tmp_path: Path, capsys: pytest.Capt
         answer: dict[str, object] = json.loads(capsys.readouterr().out)
         return answer
 
-    made = call("create", "--name", "laptop", "--scope", "jobs", "--scope", "bundles")
+    rights = ["--scope", "jobs", "--scope", "bundles", "--publishes", "team/*", "--publishes", "demo"]
+    made = call("create", "--name", "laptop", *rights)
     assert made["scopes"] == ["jobs", "bundles"]
+    assert made["publishes"] == ["team/*", "demo"]
     with contextlib.closing(_Engine(tmp_path)) as opened:
         assert opened.keys.authenticate(str(made["key"])).scopes == (Scope.JOBS, Scope.BUNDLES)
     (listed,) = call("list")["keys"]  # type: ignore[misc]
     assert listed["id"] == made["id"]
     assert "key" not in listed
     assert call("revoke", str(made["id"]))["revoked"] is not None
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--scope", "jobs"],
+        ["--scope", "bundles", "--publishes", "team/*"],
+        ["--scope", "admin", "--scope", "jobs", "--publishes", "*"],
+        ["--scope", "jobs", "--publishes", "Team/*"],
+        ["--scope", "jobs", "--publishes", ""],
+    ],
+)
+def test_a_jobs_key_says_which_names_it_publishes_and_others_do_not(
+    options: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["keys", "create", *options, "--data", str(tmp_path), "--json"]) == 2
+    captured = capsys.readouterr()
+    assert json.loads(captured.out)["error"]["param"] == "publishes"
+    assert "team/*" in captured.err
 
 
 class _Engine:

@@ -14,7 +14,7 @@ import pytest
 
 from shared.bundle.layout import ImageLayout
 from shared.bundle.read import read_bundle
-from shared.bundle.signature import verify
+from shared.bundle.statement import verify_release
 
 STAGES = ["resolving", "downloading", "calibrating", "selecting", "quantizing", "evaluating", "publishing"]
 
@@ -36,7 +36,8 @@ def test_a_job_runs_through_all_stages_and_publishes_a_signed_bundle(service: An
 
     artifact = service.client.get(f"/v2/team/tiny/manifests/{digest.replace(':', '-')}.sig").json()
     blob = service.client.get(f"/v2/team/tiny/blobs/{artifact['layers'][0]['digest']}")
-    assert verify(blob.content, digest).manifest == digest
+    statement = verify_release(blob.content).statement
+    assert (statement.name, statement.tag, statement.digest) == ("team/tiny", "v1", digest)
 
     bundles = service.client.get("/v1/bundles").json()["bundles"]
     (listed,) = [bundle for bundle in bundles if bundle["name"] == "team/tiny"]
@@ -205,7 +206,7 @@ def test_without_a_valid_key_nothing_is_answered(service: Any, headers: dict[str
             answer = stranger.request(method, path)
             assert answer.status_code == 401
             assert answer.json()["type"] == "unauthorized"
-            assert "Bearer" in answer.headers["www-authenticate"]
+            assert 'Basic realm="zo-cloud"' in answer.headers["www-authenticate"]
         assert stranger.get("/healthz").status_code == 200
 
 

@@ -10,7 +10,7 @@ import pytest
 import sqlalchemy as sa
 
 from cloud_service.jobs.store import JobStore
-from cloud_service.storage.database import jobs, open_database, reading, writing
+from cloud_service.storage.database import SCHEMA_VERSION, jobs, open_database, reading, writing
 from cloud_service.storage.keys import KeyStore, Scope
 from shared.errors import DiskError, UpgradeNeeded
 
@@ -29,9 +29,9 @@ def test_the_database_is_private_and_opens_again(tmp_path: Path) -> None:
 def test_a_database_of_a_newer_service_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "jobs.sqlite3"
     with sqlite3.connect(path) as connection:
-        connection.execute("PRAGMA user_version = 3")
+        connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION + 1}")
     connection.close()
-    with pytest.raises(UpgradeNeeded, match="schema 3"):
+    with pytest.raises(UpgradeNeeded, match=f"schema {SCHEMA_VERSION + 1}"):
         open_database(path)
 
 
@@ -43,15 +43,32 @@ def test_the_jobs_of_a_database_of_schema_1_are_kept(tmp_path: Path) -> None:
             "INSERT INTO jobs (id, request, input_digest, status, progress, created, attempt, crashes, last_event,"
             " message) VALUES ('j', '{\"model\": \"gpt2\"}', 'sha256:0', 'queued', '{}', 0, 0, 0, 1, 'queued')"
         )
-        for column in ("crashed_stage", "crashed_done"):
+        for column in ("crashed_stage", "crashed_done", "owner_key", "owner_peer"):
             connection.execute(f"ALTER TABLE jobs DROP COLUMN {column}")
+        connection.execute("ALTER TABLE api_keys DROP COLUMN publishes")
         connection.execute("PRAGMA user_version = 1")
     connection.close()
     for _ in range(2):
         engine = open_database(path)
         job = JobStore(engine).get("j")
         assert (job.crashes, job.crashed_stage, job.crashed_done) == (0, None, 0)
+        assert (job.owner_key, job.owner_peer) == (None, None)
         engine.dispose()
+
+
+def test_jobs_keys_of_schema_2_may_publish_under_every_name_and_others_under_none(tmp_path: Path) -> None:
+    path = tmp_path / "jobs.sqlite3"
+    engine = open_database(path)
+    worker, reader = (KeyStore(engine).create("", [scope])[0] for scope in (Scope.JOBS, Scope.BUNDLES))
+    engine.dispose()
+    with sqlite3.connect(path) as connection:
+        connection.execute("ALTER TABLE api_keys DROP COLUMN publishes")
+        connection.execute("DROP TABLE audit")
+        connection.execute("PRAGMA user_version = 2")
+    connection.close()
+    engine = open_database(path)
+    assert {key.id: key.publishes for key in KeyStore(engine).all()} == {worker.id: ("*",), reader.id: ()}
+    engine.dispose()
 
 
 def test_a_writer_holds_the_write_lock_from_its_first_moment_and_readers_go_on(tmp_path: Path) -> None:

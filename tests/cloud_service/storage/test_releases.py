@@ -11,7 +11,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cloud_service.storage.releases import needs_renewal, next_version, published_statement, sign_tag
+from cloud_service.storage.releases import next_version, published_statement, sign_tag
 from cloud_service.storage.signing_keys import SigningKey
 from shared.bundle.layout import ImageLayout
 from shared.bundle.manifest import Descriptor
@@ -117,12 +117,3 @@ def test_a_statement_takes_the_place_of_an_older_signature(layout: ImageLayout) 
     assert published_statement(layout, "tiny", "latest") is None
     publish(layout, "latest", manifest)
     assert version_of(layout, "latest") == SECONDS
-
-
-def test_a_statement_is_renewed_at_half_of_its_lifetime_and_after_a_rotation(layout: ImageLayout) -> None:
-    publish(layout, "latest", bundle(layout))
-    statement = published_statement(layout, "tiny", "latest")
-    assert not needs_renewal(statement, KEY, NOW + 15 * DAY, 30 * DAY)
-    assert needs_renewal(statement, KEY, NOW + 15 * DAY + timedelta(seconds=1), 30 * DAY)
-    assert needs_renewal(statement, SigningKey(OLD), NOW, 30 * DAY)
-    assert needs_renewal(None, KEY, NOW, 30 * DAY)
