@@ -163,7 +163,8 @@ def create_app(service: Service) -> FastAPI:
         )
     )
     app.include_router(registry_routes(service.catalog, access))
-    app.include_router(bundle_routes(service.bundles, service.catalog, AuditLog(service.engine), access))
+    log, check_name = AuditLog(service.engine), service.keys.check_name
+    app.include_router(bundle_routes(service.bundles, service.catalog, log, access, check_name=check_name))
     app.include_router(operation_routes(_readiness(service), metrics, access))
     return app
 

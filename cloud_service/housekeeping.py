@@ -75,7 +75,7 @@ class Housekeeper:
             try:
                 freed = self._clean().to_fields()
                 if any(freed.values()):
-                    _logger.info("freed what nobody needs", extra=freed)
+                    _logger.info("freed what nobody needs", extra={"freed": freed})
             except Exception:
                 _logger.exception("the housekeeper met an unexpected error")
             self._is_stopping.wait(self._seconds_between)

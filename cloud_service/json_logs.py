@@ -15,7 +15,7 @@ from typing import TextIO
 request_id: ContextVar[str | None] = ContextVar("request_id", default=None)
 """Id of the request that is being answered, in the thread or task that answers it."""
 
-_FIELDS = ("event", "job_id", "attempt", "method", "path", "status", "milliseconds", "url")
+_FIELDS = ("event", "job_id", "attempt", "method", "path", "status", "milliseconds", "url", "freed")
 
 
 class JsonFormatter(logging.Formatter):

@@ -6,6 +6,7 @@ whose patterns fit the name, or an admin key; each writes its audit row.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, Query, Request, Response
@@ -24,8 +25,18 @@ _LARGEST_ID = 2**63 - 1
 Limit = Annotated[int, Query(ge=1, le=200)]
 
 
-def bundle_routes(bundles: BundleStore, catalog: Catalog, log: AuditLog, access: Access) -> APIRouter:
-    """Return the routes."""
+def bundle_routes(
+    bundles: BundleStore, catalog: Catalog, log: AuditLog, access: Access, *, check_name: Callable[[str, str], None]
+) -> APIRouter:
+    """Return the routes.
+
+    Args:
+        bundles: Changes what is published.
+        catalog: Reads it.
+        log: Who changed it.
+        access: Who may call.
+        check_name: Refuses a key, by its id, that may not publish under a name.
+    """
     router = APIRouter(tags=["bundles"])
     reader, publisher = Depends(access.needs(Scope.BUNDLES)), Depends(access.needs(Scope.JOBS))
     admin = Depends(access.needs(Scope.ADMIN))
@@ -51,11 +62,16 @@ def bundle_routes(bundles: BundleStore, catalog: Catalog, log: AuditLog, access:
         headers = {"Content-Security-Policy": _REPORT_POLICY, "X-Content-Type-Options": "nosniff"}
         return FileResponse(path, media_type="text/html; charset=utf-8", headers=headers)
 
-    @router.get("/v1/bundles/{name:path}/tags/{tag}/history", dependencies=[reader], response_model=AuditList)
+    @router.get("/v1/bundles/{name:path}/tags/{tag}/history", response_model=AuditList)
     def history(
-        name: str, tag: str, after: Annotated[int | None, Query(ge=0, le=_LARGEST_ID)] = None, limit: Limit = 50
+        name: str,
+        tag: str,
+        owner: str = publisher,
+        after: Annotated[int | None, Query(ge=0, le=_LARGEST_ID)] = None,
+        limit: Limit = 50,
     ) -> AuditList:
-        """List the changes of a tag, newest first."""
+        """List the changes of a tag, newest first; for those who may publish under the name."""
+        check_name(owner, name)
         return _audit_page(log, after, limit, name=name, tag=tag)
 
     @router.post("/v1/bundles/{name:path}/tags/{tag}", response_model=PublishedTag)

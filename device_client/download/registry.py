@@ -225,8 +225,8 @@ def _problem_detail(answer: Response) -> str:
         said = _ErrorBody.model_validate_json(data)
     except ValidationError:
         return ""
-    texts = [said.detail or said.title, *(f"{error.code}: {error.message}" for error in said.errors[:1])]
-    text = next((text for text in texts if text), "")
+    first = said.errors[0] if said.errors else _OciError()
+    text = said.detail or said.title or ": ".join(part for part in (first.code, first.message) if part)
     shown = "".join(letter if letter.isprintable() else " " for letter in text)
     return f": {shown[:500]}" if shown else ""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -46,16 +47,28 @@ class Sources(NamedTuple):
         )  # fmt: skip
         options = ["--data", str(data), "--port", "0"]
         options += ["--model-root", str(self.root / "models"), "--text-root", str(self.root / "texts"), "--offline"]
-        service = subprocess.Popen(
-            [*ZO_CLOUD, "serve", *options],
-            stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
-            env={**os.environ, "OMP_NUM_THREADS": "1", "ZO_CLOUD_POLL_SECONDS": "0.05", "ZO_CLOUD_MIN_FREE_BYTES": "0",
-                 "ZO_CLOUD_PROGRESS_SECONDS": "0"},
-        )  # fmt: skip
-        assert service.stdout is not None
-        url = next(fields["url"] for line in service.stdout if (fields := json.loads(line)).get("event") == "listening")
+        log = data.with_name(
+            f"{data.name}-{time.monotonic_ns()}.log"
+        )  # a pipe that nobody empties would stop the service
+        with log.open("w") as output:
+            service = subprocess.Popen(
+                [*ZO_CLOUD, "serve", *options],
+                stdout=output, stderr=subprocess.DEVNULL, text=True,
+                env={**os.environ, "OMP_NUM_THREADS": "1", "ZO_CLOUD_POLL_SECONDS": "0.05",
+                     "ZO_CLOUD_MIN_FREE_BYTES": "0", "ZO_CLOUD_PROGRESS_SECONDS": "0"},
+            )  # fmt: skip
+        url = _listening_url(service, log)
         headers = {"Authorization": f"Bearer {json.loads(made.stdout)['key']}"}
         return service, httpx.Client(base_url=url, headers=headers, timeout=30)
+
+
+def _listening_url(service: subprocess.Popen[str], log: Path) -> str:
+    end = time.monotonic() + DEADLINE_SECONDS
+    while time.monotonic() < end and service.poll() is None:
+        if (found := re.search(r'"event": "listening".*"url": "([^"]+)"', log.read_text())) is not None:
+            return found[1]
+        time.sleep(0.02)
+    pytest.fail(f"the service does not listen: {log.read_text()}")
 
 
 @pytest.fixture(scope="module")
@@ -81,8 +94,6 @@ def start(sources: Sources) -> Iterator[Callable[[Path], tuple[subprocess.Popen[
         client.close()
         service.kill()
         service.wait(DEADLINE_SECONDS)
-        assert service.stdout is not None
-        service.stdout.close()
 
 
 def wait_for_job(client: httpx.Client, job_id: str, is_reached: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:

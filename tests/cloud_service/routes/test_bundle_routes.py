@@ -135,6 +135,7 @@ def test_tags_of_others_are_refused_naming_key_name_and_patterns(own_api: Any, p
     for method, path, body in [
         ("POST", "/v1/bundles/team/tiny/tags/latest", {"digest": own_api.digest}),
         ("POST", "/v1/bundles/team/tiny/tags/latest", {"back": True}),
+        ("GET", "/v1/bundles/team/tiny/tags/latest/history", None),
         ("DELETE", "/v1/bundles/team/tiny/tags/latest", None),
         ("DELETE", f"/v1/bundles/team/tiny/digests/{own_api.digest}", None),
         ("POST", "/prepare-model", {"model": "tiny", "name": "team/tiny"}),
