@@ -179,12 +179,17 @@ def _retire(path: Path, key: SigningKey) -> None:
 
 
 def _read_record(path: Path) -> _Record | None:
-    with disk_errors(path), contextlib.suppress(FileNotFoundError):
-        data = _record_path(path).read_bytes()
-        return parse_document(
-            _Record, data, limit=_MAX_RECORD_BYTES, what=str(_record_path(path)), error=IntegrityError
-        )
-    return None
+    record = _record_path(path)
+    try:
+        with disk_errors(record):
+            data = record.read_bytes()
+        return parse_document(_Record, data, limit=_MAX_RECORD_BYTES, what=str(record), error=IntegrityError)
+    except FileNotFoundError:
+        return None
+    except IntegrityError as error:
+        raise IntegrityError(
+            error.found, needed="what zo-cloud wrote there", next_step=f"restore {record} from its backup"
+        ) from error
 
 
 def _write_record(path: Path, key: SigningKey) -> None:

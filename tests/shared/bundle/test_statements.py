@@ -116,6 +116,11 @@ def test_no_field_of_a_statement_may_be_absent(field: str) -> None:
         verify_release(seal(KEY, RELEASE_TYPE, json.dumps(fields).encode()))
 
 
+def test_no_field_of_a_statement_may_occur_twice() -> None:
+    with pytest.raises(SignatureInvalid, match="a key occurs twice"):
+        verify_release(seal(KEY, RELEASE_TYPE, PAYLOAD.replace(b'"version":7', b'"version":7,"version":8')))
+
+
 def test_a_statement_that_another_key_signed_than_it_names_is_refused() -> None:
     with pytest.raises(SignatureInvalid, match="no signature of the envelope"):
         verify_release(seal(OTHER_KEY, RELEASE_TYPE, PAYLOAD))
