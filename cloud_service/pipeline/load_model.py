@@ -21,6 +21,7 @@ import transformers
 from huggingface_hub.errors import StrictDataclassError
 from torch import nn
 
+from cloud_service.contained_folder import ContainedFolder
 from cloud_service.pipeline.checkpoint_weights import CheckpointWeights
 from cloud_service.pipeline.weight_files import read_json, unsupported
 from shared.architecture import family_of, safe_config
@@ -108,7 +109,7 @@ def read_outline(folder: Path) -> ModelOutline:
     Raises:
         UnsupportedModel: The family or a shape is not served, or a weight is missing; the message names it.
     """
-    architecture = safe_config(read_json(folder / "config.json"))
+    architecture = safe_config(read_json(ContainedFolder(folder), "config.json"))
     family = family_of(architecture)
     weights = CheckpointWeights(folder)
     skeleton = build_skeleton(architecture)

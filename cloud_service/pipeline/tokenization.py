@@ -9,13 +9,17 @@ one rule, so that calibration, perplexity and tuning see the same tokens. Knows 
 
 from __future__ import annotations
 
+import io
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
-from cloud_service.pipeline.weight_files import read_json
+from cloud_service.contained_folder import MAX_DOCUMENT_BYTES, MAX_JSON_BYTES, ContainedFolder
+from cloud_service.pipeline.weight_files import parse_object, read_json, unsupported
 from shared.bundle.manifest import TokenizerSettings
 from shared.errors import UnsupportedModel
 
@@ -50,15 +54,31 @@ class TextEncoder:
         return str(self.tokenizer.to_str()).encode()
 
 
+@contextmanager
+def tokenizer_errors(found: str) -> Iterator[None]:
+    """Turn whatever the tokenizers library raises into ``UnsupportedModel``."""
+    try:
+        yield
+    except UnsupportedModel:
+        raise
+    except Exception as error:  # the library raises bare Exception
+        raise unsupported(f"{found}: {error}", "a tokenizer that the tokenizers library reads") from error
+    except BaseException as error:
+        if type(error).__name__ != "PanicException":  # of Rust, and not an Exception
+            raise
+        raise unsupported(f"{found}: {error}", "a tokenizer that the tokenizers library reads") from error
+
+
 def load_encoder(folder: Path, architecture: dict[str, Any], context_length: int) -> TextEncoder:
     """Return the encoder of the checkpoint in ``folder``.
 
     Raises:
         UnsupportedModel: There is no tokenizer that can be read without running code.
     """
-    tokenizer = _read_tokenizer(folder)
-    settings = _optional_json(folder / "special_tokens_map.json") | _optional_json(folder / "tokenizer_config.json")
-    generation = {**architecture, **_optional_json(folder / "generation_config.json")}
+    files = ContainedFolder(folder)
+    tokenizer = _read_tokenizer(files)
+    settings = _optional_json(files, "special_tokens_map.json") | _optional_json(files, "tokenizer_config.json")
+    generation = {**architecture, **_optional_json(files, "generation_config.json")}
     bos = _token_id(tokenizer, settings.get("bos_token"))
     if bos is None and architecture["model_type"] in _FAMILIES_WITH_BOS:
         bos = _first_id(architecture.get("bos_token_id"))
@@ -71,40 +91,52 @@ def load_encoder(folder: Path, architecture: dict[str, Any], context_length: int
             eos_token_ids=_ids(generation.get("eos_token_id")),
             pad_token_id=pad if pad is not None else _first_id(generation.get("pad_token_id")),
             context_length=context_length,
-            chat_template=_chat_template(folder, settings),
+            chat_template=_chat_template(files, settings),
         ),
     )
 
 
-def _read_tokenizer(folder: Path) -> Tokenizer:
-    merges, vocabulary = folder / "merges.txt", folder / "vocab.json"
-    try:
-        if (folder / "tokenizer.json").exists():
-            tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-        elif merges.exists() and vocabulary.exists():
-            tokenizer = _byte_level_bpe(vocabulary, merges)
-        else:
-            raise UnsupportedModel(
-                "there is no tokenizer.json (nor vocab.json with merges.txt)",
-                needed="a fast tokenizer",
-                next_step="AutoTokenizer.from_pretrained(folder).save_pretrained(folder)",
-                param="model",
-            )
-    except Exception as error:  # the tokenizers library raises bare Exception
-        if isinstance(error, UnsupportedModel):
-            raise
-        raise UnsupportedModel(f"the tokenizer cannot be read: {error}", param="model") from error
+def _read_tokenizer(folder: ContainedFolder) -> Tokenizer:
+    if folder.has("tokenizer.json"):
+        data = folder.read("tokenizer.json", max_bytes=MAX_JSON_BYTES)
+        parse_object(data, "tokenizer.json", has_unique_keys=True)
+        with tokenizer_errors("tokenizer.json cannot be read"):
+            tokenizer = Tokenizer.from_buffer(data)
+    elif folder.has("merges.txt") and folder.has("vocab.json"):
+        tokenizer = _byte_level_bpe(folder)
+    else:
+        raise UnsupportedModel(
+            "there is no tokenizer.json (nor vocab.json with merges.txt)",
+            needed="a fast tokenizer",
+            next_step="AutoTokenizer.from_pretrained(folder).save_pretrained(folder)",
+            param="model",
+        )
     tokenizer.no_truncation()
     tokenizer.no_padding()
     return tokenizer
 
 
-def _byte_level_bpe(vocabulary: Path, merges: Path) -> Tokenizer:
+def _byte_level_bpe(folder: ContainedFolder) -> Tokenizer:
     """Return GPT-2's kind of tokenizer, which OPT ships without a tokenizer.json."""
-    tokenizer = Tokenizer(models.BPE.from_file(str(vocabulary), str(merges)))
+    vocabulary = read_json(folder, "vocab.json")
+    merges = _read_merges(folder)
+    with tokenizer_errors("vocab.json and merges.txt make no tokenizer"):
+        tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=merges))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     return tokenizer
+
+
+def _read_merges(folder: ContainedFolder) -> list[tuple[str, str]]:
+    try:
+        text = folder.read("merges.txt", max_bytes=MAX_JSON_BYTES).decode()
+    except UnicodeDecodeError as error:
+        raise unsupported(f"merges.txt is not UTF-8: {error.reason}", "UTF-8") from error
+    lines = [line.removesuffix("\r") for line in text.removesuffix("\n").split("\n")]
+    pairs = [line.split(" ") for line in lines if not line.startswith("#version")]
+    if strange := [pair for pair in pairs if len(pair) != 2]:
+        raise unsupported(f"merges.txt has the line {' '.join(strange[0])[:80]!r}", "two tokens in each line")
+    return [(first, second) for first, second in pairs]
 
 
 def _prepends_bos(tokenizer: Tokenizer, bos: int, settings: dict[str, Any], model_type: str) -> bool:
@@ -128,19 +160,19 @@ def _first_id(value: object) -> int | None:
     return next(iter(_ids(value)), None)
 
 
-def _chat_template(folder: Path, settings: dict[str, Any]) -> str | None:
-    path = folder / "chat_template.jinja"
-    template = _read_template(path) if path.exists() else settings.get("chat_template")
+def _chat_template(folder: ContainedFolder, settings: dict[str, Any]) -> str | None:
+    name = "chat_template.jinja"
+    template = _read_template(folder, name) if folder.has(name) else settings.get("chat_template")
     return template if isinstance(template, str) and len(template) <= _MAX_TEMPLATE_CHARACTERS else None
 
 
-def _read_template(path: Path) -> str:
+def _read_template(folder: ContainedFolder, name: str) -> str:
     try:
-        with path.open(encoding="utf-8") as file:
-            return file.read(_MAX_TEMPLATE_CHARACTERS + 1)
+        data = folder.read(name, max_bytes=MAX_DOCUMENT_BYTES)
+        return io.TextIOWrapper(io.BytesIO(data), encoding="utf-8").read()
     except UnicodeDecodeError as error:
-        raise UnsupportedModel(f"{path.name} is not UTF-8: {error.reason}", needed="UTF-8", param="model") from error
+        raise unsupported(f"{name} is not UTF-8: {error.reason}", "UTF-8") from error
 
 
-def _optional_json(path: Path) -> dict[str, Any]:
-    return read_json(path) if path.exists() else {}
+def _optional_json(folder: ContainedFolder, name: str) -> dict[str, Any]:
+    return read_json(folder, name) if folder.has(name) else {}

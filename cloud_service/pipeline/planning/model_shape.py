@@ -16,6 +16,7 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
+from cloud_service.contained_folder import ContainedFolder
 from cloud_service.pipeline.weight_files import read_json, stored_tensors, unsupported, weight_files
 from shared.architecture import ModelFamily, family_of, safe_config
 
@@ -120,8 +121,9 @@ def read_model_shape(folder: Path) -> ModelShape:
     Raises:
         UnsupportedModel: config.json or a header is missing or malformed, or the family is not served.
     """
-    config = safe_config(read_json(folder / "config.json"))
-    headers = (stored_tensors(path) for path in weight_files(folder))
+    files = ContainedFolder(folder)
+    config = safe_config(read_json(files, "config.json"))
+    headers = (stored_tensors(files, name) for name in weight_files(files))
     shapes = {name: tensor.shape for header in headers for name, tensor in header.items()}
     return shape_of_tensors(config, shapes or shapes_of_config(config))
 
@@ -132,7 +134,7 @@ def read_config_shape(folder: Path) -> ModelShape:
     Raises:
         UnsupportedModel: config.json is missing or malformed, or the family is not served.
     """
-    config = safe_config(read_json(folder / "config.json"))
+    config = safe_config(read_json(ContainedFolder(folder), "config.json"))
     return shape_of_tensors(config, shapes_of_config(config))
 
 
