@@ -19,9 +19,10 @@ from typing import Any
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from cloud_service.contained_folder import MAX_DOCUMENT_BYTES, MAX_JSON_BYTES, ContainedFolder
+from cloud_service.pipeline.tokenizer_bounds import check_token, check_tokenizer, id_limit
 from cloud_service.pipeline.weight_files import parse_object, read_json, unsupported
 from shared.bundle.manifest import TokenizerSettings
-from shared.errors import UnsupportedModel
+from shared.errors import UnsupportedModel, ZoError
 
 _FAMILIES_WITH_BOS = ("llama", "mistral")
 _MAX_TEMPLATE_CHARACTERS = 100_000
@@ -34,14 +35,24 @@ class TextEncoder:
     Attributes:
         tokenizer: The tokenizer of tokenizer.json, without truncation and padding.
         settings: What else a client must know.
+        vocabulary: Number of tokens that the model has; None where it is not known. A tokenizer may have more.
     """
 
     tokenizer: Tokenizer
     settings: TokenizerSettings
+    vocabulary: int | None = None
 
     def encode(self, text: str) -> list[int]:
-        """Return the token ids of ``text`` without any special token."""
-        return list(self.tokenizer.encode(text, add_special_tokens=False).ids)
+        """Return the token ids of ``text`` without any special token.
+
+        Raises:
+            UnsupportedModel: The tokenizer fails, or gives a token that the model does not have.
+        """
+        with tokenizer_errors("the tokenizer fails at a text"):
+            ids = list(self.tokenizer.encode(text, add_special_tokens=False).ids)
+        if self.vocabulary is not None and ids and max(ids) >= self.vocabulary:
+            raise _beyond_vocabulary(f"tokenizer.json gives the text token {max(ids)}", self.vocabulary)
+        return ids
 
     @property
     def bos(self) -> list[int]:
@@ -56,54 +67,64 @@ class TextEncoder:
 
 @contextmanager
 def tokenizer_errors(found: str) -> Iterator[None]:
-    """Turn whatever the tokenizers library raises into ``UnsupportedModel``."""
+    """Turn whatever the tokenizers library raises into ``UnsupportedModel``; ``found`` says where."""
     try:
         yield
-    except UnsupportedModel:
-        raise
-    except Exception as error:  # the library raises bare Exception
-        raise unsupported(f"{found}: {error}", "a tokenizer that the tokenizers library reads") from error
     except BaseException as error:
-        if type(error).__name__ != "PanicException":  # of Rust, and not an Exception
+        # The library raises bare Exception, and where it panics something that is not even an Exception.
+        is_failure = isinstance(error, Exception) or type(error).__name__ == "PanicException"
+        if isinstance(error, ZoError) or not is_failure:
             raise
-        raise unsupported(f"{found}: {error}", "a tokenizer that the tokenizers library reads") from error
+        raise unsupported(f"{found}: {str(error)[:200]}", "a tokenizer that the tokenizers library reads") from error
 
 
 def load_encoder(folder: Path, architecture: dict[str, Any], context_length: int) -> TextEncoder:
     """Return the encoder of the checkpoint in ``folder``.
 
     Raises:
-        UnsupportedModel: There is no tokenizer that can be read without running code.
+        UnsupportedModel: There is no tokenizer that can be read without running code, it would take memory or time out
+            of proportion, or texts would begin or end with a token that the model does not have.
     """
     files = ContainedFolder(folder)
-    tokenizer = _read_tokenizer(files)
+    vocabulary: int | None = architecture.get("vocab_size")
+    tokenizer = _read_tokenizer(files, vocabulary)
     settings = _optional_json(files, "special_tokens_map.json") | _optional_json(files, "tokenizer_config.json")
     generation = {**architecture, **_optional_json(files, "generation_config.json")}
     bos = _token_id(tokenizer, settings.get("bos_token"))
     if bos is None and architecture["model_type"] in _FAMILIES_WITH_BOS:
         bos = _first_id(architecture.get("bos_token_id"))
     pad = _token_id(tokenizer, settings.get("pad_token"))
+    ends = _ids(generation.get("eos_token_id"))
+    with tokenizer_errors("the tokenizer fails at a text"):
+        prepends = bos is not None and _prepends_bos(tokenizer, bos, settings, architecture["model_type"])
+    if vocabulary is not None and (beyond := [token for token in (bos, *ends) if (token or 0) >= vocabulary]):
+        raise _beyond_vocabulary(f"texts begin or end with token {beyond[0]}", vocabulary)
     return TextEncoder(
         tokenizer,
         TokenizerSettings(
-            prepend_bos=bos is not None and _prepends_bos(tokenizer, bos, settings, architecture["model_type"]),
+            prepend_bos=prepends,
             bos_token_id=bos,
-            eos_token_ids=_ids(generation.get("eos_token_id")),
+            eos_token_ids=ends,
             pad_token_id=pad if pad is not None else _first_id(generation.get("pad_token_id")),
             context_length=context_length,
             chat_template=_chat_template(files, settings),
         ),
+        vocabulary,
     )
 
 
-def _read_tokenizer(folder: ContainedFolder) -> Tokenizer:
+def _beyond_vocabulary(found: str, vocabulary: int) -> UnsupportedModel:
+    return unsupported(f"{found}, and the model has {vocabulary}", "the model's own tokenizer")
+
+
+def _read_tokenizer(folder: ContainedFolder, vocabulary: int | None) -> Tokenizer:
     if folder.has("tokenizer.json"):
         data = folder.read("tokenizer.json", max_bytes=MAX_JSON_BYTES)
-        parse_object(data, "tokenizer.json", has_unique_keys=True)
+        check_tokenizer(parse_object(data, "tokenizer.json", has_unique_keys=True), vocabulary)
         with tokenizer_errors("tokenizer.json cannot be read"):
             tokenizer = Tokenizer.from_buffer(data)
     elif folder.has("merges.txt") and folder.has("vocab.json"):
-        tokenizer = _byte_level_bpe(folder)
+        tokenizer = _byte_level_bpe(folder, vocabulary)
     else:
         raise UnsupportedModel(
             "there is no tokenizer.json (nor vocab.json with merges.txt)",
@@ -116,9 +137,11 @@ def _read_tokenizer(folder: ContainedFolder) -> Tokenizer:
     return tokenizer
 
 
-def _byte_level_bpe(folder: ContainedFolder) -> Tokenizer:
+def _byte_level_bpe(folder: ContainedFolder, size: int | None) -> Tokenizer:
     """Return GPT-2's kind of tokenizer, which OPT ships without a tokenizer.json."""
     vocabulary = read_json(folder, "vocab.json")
+    for text, token_id in vocabulary.items():
+        check_token(text, token_id, id_limit(size))
     merges = _read_merges(folder)
     with tokenizer_errors("vocab.json and merges.txt make no tokenizer"):
         tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=merges))
@@ -153,7 +176,7 @@ def _token_id(tokenizer: Tokenizer, token: object) -> int | None:
 
 def _ids(value: object) -> list[int]:
     items = value if isinstance(value, list) else [value]
-    return [item for item in items if type(item) is int and item >= 0]
+    return [item for item in items if type(item) is int and 0 <= item < 1 << 31]
 
 
 def _first_id(value: object) -> int | None:
