@@ -109,7 +109,12 @@ def create_app(service: Service) -> FastAPI:
     metrics.registry.register(ServiceState(service.jobs.count_by_status, lambda: service.bundles.free_bytes))
 
     def check(request: PrepareRequest) -> None:
-        check_request(request, model_roots=settings.model_roots, text_roots=settings.text_roots)
+        check_request(
+            request,
+            model_roots=settings.model_roots,
+            text_roots=settings.text_roots,
+            hub_namespaces=settings.hub_namespaces,
+        )
 
     @contextlib.asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:

@@ -23,6 +23,10 @@ _OPTIONS: dict[str, dict[str, Any]] = {
         "type": Path, "action": "append", "dest": "text_roots", "metavar": "FOLDER",
         "help": "folder whose texts a request may name; may be repeated",
     },
+    "--hub-namespace": {
+        "action": "append", "dest": "hub_namespaces", "metavar": "PATTERN",
+        "help": "hub ids that need no 'hub:' in front, such as 'meta-llama/*', or '*' for all; may be repeated",
+    },
     **{option: {"metavar": "SIZE", "help": text} for option, text in MEMORY_OPTIONS.items()},
     **LAUNCHER_OPTIONS,
     "--hub-endpoint": {"metavar": "URL", "help": "the only hub that models and C4 are fetched from"},

@@ -46,6 +46,7 @@ class JobOrder(Line):
     store: Path
     model_roots: tuple[Path, ...] = ()
     text_roots: tuple[Path, ...] = ()
+    hub_namespaces: tuple[str, ...] = ()
     hub_endpoint: str | None = None
     hub_token: str | None = Field(default=None, repr=False)
     is_offline: bool = False
