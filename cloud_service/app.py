@@ -43,6 +43,7 @@ from cloud_service.routes.problems import NotReady, add_problem_handlers
 from cloud_service.routes.registry import registry_routes
 from cloud_service.routes.requests import RequestEnvelope
 from cloud_service.settings import Settings, check_exposure, job_environment
+from cloud_service.sources import SourcePolicy
 from cloud_service.storage.audit import AuditLog
 from cloud_service.storage.bundle_index import last_publisher
 from cloud_service.storage.bundles import BundleStore
@@ -136,9 +137,10 @@ def create_app(service: Service) -> FastAPI:
     metrics = RequestMetrics()
     metrics.registry.register(ServiceState(service.jobs.count_by_status, lambda: service.bundles.free_bytes))
 
+    sources = SourcePolicy(settings.model_roots, settings.text_roots, hub_namespaces=settings.hub_namespaces)
+
     def check(request: PrepareRequest, key_id: str) -> None:
-        name = check_request(request, model_roots=settings.model_roots, text_roots=settings.text_roots)
-        service.keys.check_name(key_id, name)
+        service.keys.check_name(key_id, check_request(request, sources))
 
     @contextlib.asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:

@@ -60,6 +60,7 @@ class Settings(BaseSettings):
         host: Address to listen on.
         port: Port to listen on; 0 lets the system choose, the first log line names it.
         model_roots: Folders under which a request may name a local model.
+        hub_namespaces: Patterns of the hub ids that a request may name without ``hub:`` in front; ``*`` allows all.
         text_roots: Folders under which a request may name a local calibration or evaluation text.
         hub_endpoint: The only hub that models and C4 are fetched from; None is the library's default.
         hub_token: Token for gated models; it reaches a job through its pipe, never through its environment.
@@ -96,6 +97,7 @@ class Settings(BaseSettings):
     host: str = "127.0.0.1"
     port: Annotated[int, Field(ge=0, le=65535)] = 8080
     model_roots: tuple[Path, ...] = ()
+    hub_namespaces: tuple[str, ...] = ()
     text_roots: tuple[Path, ...] = ()
     hub_endpoint: str | None = None
     hub_token: SecretStr | None = None

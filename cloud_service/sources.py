@@ -1,4 +1,7 @@
-"""Where models and texts may come from: a hub id of strict form, or a path under an allowed root; never a URL.
+"""Where models and texts may come from: a path under an allowed root, or a hub id of strict form; never a URL.
+
+    team/model        a folder under a model root; else, on the hub, only where ``hub_namespaces`` or a person allows it
+    hub:team/model    the hub's model, whatever folders there are
 
 A request names a model and texts by strings that come over the network. They are turned into a ``ModelSource`` or a
 ``TextSource`` here, before anything is opened, so that no string can reach another host (SSRF) or climb out of the
@@ -11,11 +14,15 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 from shared.api import OWN_ROWS, CalibrationSpec
 from shared.errors import InvalidModelId, InvalidRequest
 from shared.tasks.named_tasks import SPLIT_FILES
+
+HUB_PREFIX = "hub:"
+"""What a request writes in front of a hub id that must not be taken for a folder's name; it is recorded without."""
 
 C4 = "c4"
 """Name of the hub's C4-en as a text."""
@@ -37,7 +44,11 @@ class SourcePolicy:
     Attributes:
         model_roots: Folders whose subfolders may be named as models.
         text_roots: Folders whose files may be named as texts.
-        allow_any_local: Whether any local path may be named: true for a person at a terminal, false for the service.
+        allow_any_local: Whether any local path and any hub id may be named: true for a person at a terminal, false for
+            the service.
+        hub_namespaces: Patterns of the hub ids that need no ``hub:`` in front, such as ``meta-llama/*``; ``*`` is all.
+            Any other name stands for a folder alone: where its disk is not mounted, no stranger's model takes its
+            place.
         hub_endpoint: The only host that models are fetched from. C4 comes from the host that HF_ENDPOINT names.
         is_offline: Whether only files that are already on this machine are used.
         hub_token: Token for gated models, sent to ``hub_endpoint`` alone; never written anywhere.
@@ -46,6 +57,7 @@ class SourcePolicy:
     model_roots: tuple[Path, ...] = ()
     text_roots: tuple[Path, ...] = ()
     allow_any_local: bool = False
+    hub_namespaces: tuple[str, ...] = ()
     hub_endpoint: str = "https://huggingface.co"
     is_offline: bool = False
     hub_token: str | None = None
@@ -101,18 +113,30 @@ def locate_model(model: str, revision: str | None, policy: SourcePolicy) -> Mode
     """Return where the model ``model`` names comes from; an existing allowed folder wins over a hub id.
 
     Raises:
-        InvalidModelId: It is a URL, leaves the allowed roots, names no existing folder, or is no hub id.
+        InvalidModelId: It is a URL, leaves the allowed roots, names no existing folder and is not a hub id, or is a hub
+            id that needs ``hub:`` in front.
     """
     if _URL.match(model):
         raise _invalid(f"model {_shorten(model)!r} is a URL")
-    folder = _local_path(model, policy.model_roots, policy)
+    hub_id = model.removeprefix(HUB_PREFIX)
+    is_explicit = hub_id != model
+    folder = None if is_explicit else _local_path(model, policy.model_roots, policy)
     if folder is not None and folder.is_dir():
         return LocalModel(folder)
     if ".." in model:
         raise _invalid(f"model {_shorten(model)!r} contains '..'")
-    if not _HUB_ID.fullmatch(model):
-        raise _invalid(f"model {_shorten(model)!r} is no folder that may be read and no hub id")
-    return HubModel(model, revision)
+    if not _HUB_ID.fullmatch(hub_id):
+        raise _invalid(f"model {_shorten(model)!r} is not a folder that may be read, and not a hub id")
+    is_allowed = policy.allow_any_local or any(fnmatchcase(hub_id, pattern) for pattern in policy.hub_namespaces)
+    if not is_explicit and not is_allowed:
+        explicit = f"{HUB_PREFIX}{hub_id}"
+        raise InvalidModelId(
+            f"there is no folder {model!r} under a model root",
+            needed=f"a folder under one of the model roots, or {explicit} for the hub's model of that name",
+            next_step=f"give {explicit}, or allow such names: zo-cloud serve --hub-namespace '{_namespace(hub_id)}'",
+            param="model",
+        )
+    return HubModel(hub_id, revision)
 
 
 def locate_text(text: str, policy: SourcePolicy, *, param: str) -> TextSource:
@@ -189,10 +213,15 @@ def _existing(path: Path) -> Path | None:
         return None
 
 
+def _namespace(hub_id: str) -> str:
+    owner, slash, _ = hub_id.partition("/")
+    return f"{owner}/*" if slash else hub_id
+
+
 def _invalid(found: str) -> InvalidModelId:
     return InvalidModelId(
         found,
-        needed="a hub id such as 'facebook/opt-125m', or a folder under one of the model roots",
+        needed="a hub id such as 'hub:facebook/opt-125m', or a folder under one of the model roots",
         next_step="check the spelling; zo-cloud serve --model-root FOLDER allows the models in FOLDER",
         param="model",
     )

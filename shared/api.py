@@ -160,7 +160,8 @@ class PrepareRequest(Message):
     """Body of ``POST /prepare-model``.
 
     Attributes:
-        model: Hub id such as ``meta-llama/Llama-2-7b-hf``, or a folder under one of the service's model roots.
+        model: A folder under one of the service's model roots, or ``hub:`` and a hub id, such as
+            ``hub:meta-llama/Llama-2-7b-hf``; the service's setting ``hub_namespaces`` says which ids need no ``hub:``.
         revision: Hub revision; None means the default branch. The commit that was resolved is recorded.
         name: Name to publish under; None derives it from the model.
         tag: Tag to publish under.

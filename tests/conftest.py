@@ -17,7 +17,7 @@ if not torch.cuda.is_available():
 @pytest.fixture(scope="session")
 def real_data() -> Path:
     """The folder of real models and texts; the test is skipped where it is absent."""
-    folder = Path(os.environ.get("ZO_DATA_DIR", Path(__file__).resolve().parents[2] / "shared" / "data"))
+    folder = Path(os.environ.get("ZO_DATA_DIR", Path(__file__).resolve().parents[2] / "shared" / "data")).resolve()
     if not (folder / "models").is_dir():
         pytest.skip(f"real test data is not at {folder} (set ZO_DATA_DIR)")
     return folder

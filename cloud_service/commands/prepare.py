@@ -86,7 +86,7 @@ def add_prepare_command(commands: argparse._SubParsersAction[argparse.ArgumentPa
     """Add the command to the parser."""
     parser = commands.add_parser("prepare", help="prepare a model here, without a service", description=__doc__,
                                  formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
-    parser.add_argument("model", help="hub id, or a Hugging Face folder")
+    parser.add_argument("model", help="hub id (hub:ID where there is a folder of that name), or a Hugging Face folder")
     parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="where the bundle goes")
     add_request_options(parser)
     add_means_options(parser)

@@ -27,6 +27,10 @@ _OPTIONS: dict[str, dict[str, Any]] = {
         "action": "append", "dest": "immutable_tags", "metavar": "PATTERN",
         "help": "tags such as 'v*' that name the same digest for ever once published; may be repeated",
     },
+    "--hub-namespace": {
+        "action": "append", "dest": "hub_namespaces", "metavar": "PATTERN",
+        "help": "hub ids that need no 'hub:' in front, such as 'meta-llama/*', or '*' for all; may be repeated",
+    },
     **{option: {"metavar": "SIZE", "help": text} for option, text in MEMORY_OPTIONS.items()},
     **LAUNCHER_OPTIONS,
     "--hub-endpoint": {"metavar": "URL", "help": "the only hub that models and C4 are fetched from"},

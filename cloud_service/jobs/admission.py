@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from pathlib import Path
-
 from cloud_service.bundle_names import bundle_name
 from cloud_service.sources import SourcePolicy, locate_calibration, locate_model, locate_text
 from shared.api import PrepareRequest
 
 
-def check_request(request: PrepareRequest, *, model_roots: Sequence[Path], text_roots: Sequence[Path]) -> str:
+def check_request(request: PrepareRequest, policy: SourcePolicy) -> str:
     """Refuse a request that names what this service does not open; return the name that it would publish under.
 
     Raises:
-        InvalidModelId: The model is neither a hub id nor a folder under a model root.
+        InvalidModelId: The model is neither a folder under a model root nor a hub id that may be named so.
         InvalidRequest: A text is neither ``c4`` nor a text under a text root; ``param`` names the field.
     """
-    policy = SourcePolicy(tuple(model_roots), tuple(text_roots))
     model = locate_model(request.model, request.revision, policy)
     locate_calibration(request.calibration, policy)
     if request.evaluation.text is not None:

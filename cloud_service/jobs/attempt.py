@@ -167,6 +167,7 @@ class Attempt:
             request=self._job.request,
             model_roots=settings.model_roots,
             text_roots=settings.text_roots,
+            hub_namespaces=settings.hub_namespaces,
             hub_endpoint=settings.hub_endpoint,
             hub_token=settings.hub_token_text,
             is_offline=settings.is_offline,

@@ -48,6 +48,7 @@ class JobOrder(Line):
     request: PrepareRequest
     model_roots: tuple[Path, ...] = ()
     text_roots: tuple[Path, ...] = ()
+    hub_namespaces: tuple[str, ...] = ()
     hub_endpoint: str | None = None
     hub_token: str | None = Field(default=None, repr=False)
     is_offline: bool = False

@@ -166,6 +166,7 @@ def _source_policy(order: JobOrder) -> SourcePolicy:
     policy = SourcePolicy(
         model_roots=order.model_roots,
         text_roots=order.text_roots,
+        hub_namespaces=order.hub_namespaces,
         is_offline=order.is_offline,
         hub_token=order.hub_token,
     )

@@ -26,14 +26,13 @@ import torch
 from torch import Tensor
 
 from cloud_service.pipeline.calibration_rows import calibration_examples
-from cloud_service.pipeline.documents import read_documents
+from cloud_service.pipeline.documents import read_documents, read_rows
 from cloud_service.pipeline.tokenization import TextEncoder
 from cloud_service.sources import SourcePolicy, TextSource
 from shared.api import CalibrationSpec
 from shared.bundle.digest import digest_of_bytes
 from shared.errors import DataError
 from shared.perturbation import random_generator
-from shared.tasks.datasets import read_records
 from shared.tasks.examples import Example
 
 _SMALLEST_POOL = 1000
@@ -118,7 +117,7 @@ def read_calibration(
     """
     if source.task is None or source.path is None:
         return calibration_sequences(read_documents(source, policy), encoder, spec, held_out=held_out)
-    records = read_records(source.path)
+    records = read_rows(source.path)
     return Calibration.of_examples(calibration_examples(records, encoder, spec, model_type=model_type))
 
 

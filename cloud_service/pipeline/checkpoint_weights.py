@@ -14,10 +14,14 @@ import safetensors
 import torch
 from torch import Tensor
 
+from cloud_service.contained_folder import ContainedFolder
 from cloud_service.pipeline.weight_files import stored_tensors, unsupported, weight_files
 
 _BASE_PREFIX = "model."
 """What the names of a checkpoint without a language-model head lack."""
+
+_DTYPES = ("BF16", "F16", "F32", "F64")
+"""What weights may be stored as."""
 
 _REDUNDANT_WEIGHTS = ("rotary_emb.inv_freq", "lm_head.weight")
 """What checkpoints may hold besides the parameters: computed frequencies, and the copy of a tied embedding."""
@@ -30,16 +34,20 @@ class CheckpointWeights:
         folder: With ``model.safetensors``, or several files and their index.
 
     Raises:
-        UnsupportedModel: A file is missing or damaged, or an index names a file elsewhere.
+        UnsupportedModel: A file is missing or damaged, an index names a file elsewhere, or a weight has a type of 8 or
+            fewer bits.
     """
 
     def __init__(self, folder: Path) -> None:
-        self._files: dict[str, Path] = {}
+        self._folder = ContainedFolder(folder)
+        self._files: dict[str, str] = {}
         self._shapes: dict[str, tuple[int, ...]] = {}
         self._dtypes: set[str] = set()
-        for path in weight_files(folder):
-            for name, tensor in stored_tensors(path).items():
-                self._files[name], self._shapes[name] = path, tensor.shape
+        for file in weight_files(self._folder):
+            for name, tensor in stored_tensors(self._folder, file).items():
+                if tensor.dtype not in _DTYPES:
+                    raise unsupported(f"weight {name[:80]} is stored as {tensor.dtype}", f"one of {', '.join(_DTYPES)}")
+                self._files[name], self._shapes[name] = file, tensor.shape
                 self._dtypes.add(tensor.dtype)
         self._stored_names = {name: name for name in self._files}
 
@@ -67,6 +75,11 @@ class CheckpointWeights:
         """Whether every weight is stored in float16, so that the model was made for its range."""
         return self._dtypes == {"F16"}
 
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shape of every weight, by stored name."""
+        return dict(self._shapes)
+
     def shape(self, name: str) -> tuple[int, ...]:
         """Return the stored shape of a weight."""
         return self._shapes[self._stored_names[name]]
@@ -75,11 +88,17 @@ class CheckpointWeights:
         """Return a weight in float16, on the CPU.
 
         Raises:
-            UnsupportedModel: The file is damaged, or a value is not finite in float16.
+            UnsupportedModel: The file is damaged or has been replaced, or a value is not finite in float16.
         """
         stored = self._stored_names[name]
-        with safetensors.safe_open(self._files[stored], "pt") as file:
-            return _to_float16(stored, file.get_tensor(stored))
+        try:
+            with self._folder.open(self._files[stored]) as file, safetensors.safe_open(file.path, "pt") as opened:
+                tensor = opened.get_tensor(stored)
+                if tuple(tensor.shape) != self._shapes[stored]:
+                    raise unsupported(f"weight {stored} has another shape than before", "files that nobody changes")
+                return _to_float16(stored, tensor)
+        except safetensors.SafetensorError as error:
+            raise unsupported(f"{self._files[stored]}: {error}", "an undamaged file that nobody changes") from error
 
     def __contains__(self, name: str) -> bool:
         return name in self._stored_names

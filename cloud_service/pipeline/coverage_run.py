@@ -31,6 +31,7 @@ from cloud_service.pipeline.coverage import (
     measure_coverage,
     rank_largest,
 )
+from cloud_service.pipeline.documents import read_rows
 from cloud_service.pipeline.first_order import FirstOrderSettings
 from cloud_service.pipeline.identity import ResolvedInput, resolve
 from cloud_service.pipeline.load_model import LoadedModel
@@ -40,7 +41,7 @@ from cloud_service.progress import ProgressSink
 from cloud_service.sources import SourcePolicy, TextSource, locate_calibration
 from shared.api import OWN_ROWS, CalibrationSpec, EvaluationSpec, Message, PrepareRequest, Stage
 from shared.errors import DataError
-from shared.tasks.datasets import Record, read_records
+from shared.tasks.datasets import Record
 
 _DEFAULT_ROWS = 256
 _TRAINING_ROWS = 1000
@@ -176,7 +177,7 @@ def _measure(
 def _read_rows(request: CoverageRequest, rows: TextSource, model: PlannedModel) -> CoverageData:
     if rows.path is None:
         raise DataError("the task's rows are no file", needed="a folder of tasks, or a file of rows", param="task.text")
-    records = read_records(rows.path)
+    records = read_rows(rows.path)
     count = _row_count(request, records)
     drawn = max(count, min(len(records), _TRAINING_ROWS)) if request.steps else count
     spec = request.task.model_copy(update={"sequences": drawn})

@@ -78,6 +78,8 @@ def find_snapshot(model: HubModel, policy: SourcePolicy) -> Snapshot:
 def fetch(model: HubModel, snapshot: Snapshot, policy: SourcePolicy, progress: ProgressSink) -> Path:
     """Return the folder with the files of a snapshot, fetching what is missing; the hub is asked for nothing else.
 
+    No part of the folder's path is a link.
+
     Raises:
         DiskError: The disk cannot hold it.
         NotFound, Unauthorized, NetworkError: As ``find_snapshot``; what was fetched is kept.
@@ -85,7 +87,7 @@ def fetch(model: HubModel, snapshot: Snapshot, policy: SourcePolicy, progress: P
     with _hub_errors(model, policy):
         missing = [name for name, size in snapshot.sizes.items() if _cached_size(model, snapshot.commit, name) != size]
         if not missing:
-            return _cached_folder(model, snapshot.commit)
+            return _cached_folder(model, snapshot.commit).resolve()
         if policy.is_offline:
             raise LocalEntryNotFoundError(f"{missing[0]} is not cached")
         _check_disk(model, sum(snapshot.sizes[name] for name in missing))
@@ -98,7 +100,7 @@ def fetch(model: HubModel, snapshot: Snapshot, policy: SourcePolicy, progress: P
                 raise NetworkError(found, needed=f"{size} bytes", next_step="try again")
             done += size
             progress.advance(done)
-        return path.parent
+        return path.parent.resolve()
 
 
 def _cached_size(model: HubModel, commit: str, name: str) -> int | None:

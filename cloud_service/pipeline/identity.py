@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from cloud_service.contained_folder import MAX_DOCUMENT_BYTES, MAX_JSON_BYTES, ContainedFolder
+from cloud_service.pipeline.documents import open_text, text_folder_files
 from cloud_service.pipeline.hub import check_has_safetensors, fetch, find_snapshot, is_wanted
 from cloud_service.pipeline.pinned_commit import pinned_snapshot
 from cloud_service.progress import ProgressSink
@@ -26,7 +28,7 @@ from cloud_service.sources import (
     locate_text,
 )
 from shared.api import PrepareRequest, Stage
-from shared.bundle.digest import digest_of_bytes, digest_of_file
+from shared.bundle.digest import digest_of_bytes
 
 PIPELINE_VERSION = "2"
 """Raised whenever the same input would give another bundle."""
@@ -68,7 +70,8 @@ def resolve(
 
     Raises:
         InvalidModelId, UnsupportedModel, NotFound, Unauthorized, NetworkError: The model; see ``hub``.
-        InvalidRequest: A text is no file that may be read.
+        InvalidRequest: A text is not a file that may be read.
+        DataError: A folder of texts holds no data files, or a file of a text is a link out of its folder.
     """
     progress.stage(Stage.RESOLVING)
     calibration = locate_calibration(request.calibration, policy)
@@ -76,8 +79,9 @@ def resolve(
     evaluation = locate_text(request.evaluation.text or default_text, policy, param="evaluation.text")
     model = locate_model(request.model, request.revision, policy)
     if isinstance(model, LocalModel):
-        check_has_safetensors([path.name for path in model.folder.iterdir()], model.id)
-        folder, revision, content = model.folder, None, _folder_content(model.folder)
+        files = ContainedFolder(model.folder)
+        check_has_safetensors(files.names(), model.id)
+        folder, revision, content = model.folder, None, _folder_content(files)
     else:
         snapshot = find_snapshot(model, policy) if workspace is None else pinned_snapshot(model, policy, workspace)
         folder = fetch(model, snapshot, policy, progress)
@@ -97,14 +101,29 @@ def input_fingerprint(
     return digest_of_bytes(json.dumps(document, sort_keys=True, separators=(",", ":")).encode())
 
 
-def _folder_content(folder: Path) -> dict[str, str]:
-    return {path.name: digest_of_file(path) for path in sorted(folder.iterdir()) if is_wanted(path.name)}
+def _folder_content(folder: ContainedFolder) -> dict[str, str]:
+    content = {}
+    for name in (name for name in folder.names() if is_wanted(name)):
+        with folder.open(name, max_bytes=_max_bytes(name)) as file:
+            content[name] = file.digest()
+    return content
+
+
+def _max_bytes(name: str) -> int | None:
+    if name.endswith(".safetensors"):
+        return None
+    return MAX_JSON_BYTES if name.endswith((".json", "merges.txt")) else MAX_DOCUMENT_BYTES
 
 
 def _text_content(text: TextSource) -> dict[str, str]:
     if text.path is None:
         return {"name": text.name}
-    if text.path.is_file():
-        return {"name": text.name, "digest": digest_of_file(text.path)}
-    files = sorted(path for path in text.path.rglob("*") if path.is_file())
-    return {"name": text.name} | {str(path.relative_to(text.path)): digest_of_file(path) for path in files}
+    if text.path.is_dir():
+        folder, names = text_folder_files(text.path)
+        content = {"name": text.name}
+        for name in names:
+            with folder.open(name) as file:
+                content[name] = file.digest()
+        return content
+    with open_text(text.path) as file:
+        return {"name": text.name, "digest": file.digest()}

@@ -21,9 +21,17 @@ import transformers
 from huggingface_hub.errors import StrictDataclassError
 from torch import nn
 
+from cloud_service.contained_folder import ContainedFolder
 from cloud_service.pipeline.checkpoint_weights import CheckpointWeights
+from cloud_service.pipeline.config_bounds import check_config
 from cloud_service.pipeline.weight_files import read_json, unsupported
 from shared.architecture import family_of, safe_config
+
+_ERRORS_OF_A_CONFIGURATION = (
+    StrictDataclassError, ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError,
+    ValueError,
+)  # fmt: skip
+"""What transformers raises where a configuration that nobody checked makes no sense to it."""
 
 _DROPOUTS = ("attention_dropout", "dropout", "activation_dropout", "layerdrop")
 
@@ -108,9 +116,10 @@ def read_outline(folder: Path) -> ModelOutline:
     Raises:
         UnsupportedModel: The family or a shape is not served, or a weight is missing; the message names it.
     """
-    architecture = safe_config(read_json(folder / "config.json"))
+    architecture = safe_config(read_json(ContainedFolder(folder), "config.json"))
     family = family_of(architecture)
     weights = CheckpointWeights(folder)
+    check_config(architecture, weights.shapes)
     skeleton = build_skeleton(architecture)
     shapes = {name: tuple(parameter.shape) for name, parameter in skeleton.named_parameters()}
     weights.claim(shapes)
@@ -123,8 +132,6 @@ def read_outline(folder: Path) -> ModelOutline:
         for name, module in blocks.named_modules()
         if isinstance(module, nn.Linear)
     )
-    if not linear_names:
-        raise unsupported("the decoder has no linear layer", "a model with at least one decoder block")
     _check_tied_head(skeleton, weights)
     context_length = int(skeleton.config.max_position_embeddings)  # type: ignore[union-attr, arg-type]
     return ModelOutline(architecture, shapes, linear_names, len(list(blocks.children())), context_length, weights)
@@ -179,7 +186,7 @@ def build_skeleton(architecture: Mapping[str, Any]) -> nn.Module:
         config.use_cache = False
         with accelerate.init_empty_weights(include_buffers=False):
             network: nn.Module = getattr(transformers, family.architecture)(config)
-    except (StrictDataclassError, ValueError, TypeError, RuntimeError, KeyError, AttributeError) as error:
+    except _ERRORS_OF_A_CONFIGURATION as error:
         raise unsupported(f"config.json does not make a {family.architecture}: {error}", "") from error
     network.tie_weights()  # type: ignore[operator]
     return network.eval()

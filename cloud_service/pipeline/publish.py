@@ -24,6 +24,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from cloud_service.contained_folder import MAX_DOCUMENT_BYTES, ContainedFolder
 from cloud_service.pipeline.quantize import DensePart
 from cloud_service.pipeline.weight_files import read_json
 from shared.bundle.layout import ImageLayout
@@ -141,6 +142,7 @@ def add_documents(
         model_card: Text of README.md.
 
     Raises:
+        UnsupportedModel: The licence or the generation settings cannot be read inside the folder.
         DiskError: The disk is full or not writable.
     """
     documents = {
@@ -148,20 +150,30 @@ def add_documents(
         REPORT_TITLE: (json.dumps(report, sort_keys=True, indent=1).encode(), JSON_MEDIA_TYPE),
         "README.md": (model_card.encode(), TEXT_MEDIA_TYPE),
     }
-    if (settings := _generation_settings(folder)) is not None:
+    files = ContainedFolder(folder)
+    if (settings := _generation_settings(files)) is not None:
         documents["generation_config.json"] = (settings, JSON_MEDIA_TYPE)
-    for path in sorted(folder.glob("LICENSE*")):
-        if path.stat().st_size <= _MAX_DOCUMENT_BYTES:
-            documents["LICENSE"] = (path.read_bytes(), TEXT_MEDIA_TYPE)
+    for name in (name for name in files.names() if name.startswith("LICENSE")):
+        licence = files.read(name, max_bytes=MAX_DOCUMENT_BYTES)
+        if len(licence) <= _MAX_DOCUMENT_BYTES:
+            documents["LICENSE"] = (licence, TEXT_MEDIA_TYPE)
     return [add_document(layout, title, data, media) for title, (data, media) in sorted(documents.items())]
 
 
 def license_of(folder: Path) -> str | None:
-    """Return the licence that the front matter of the checkpoint's README.md states, or None."""
-    readme = folder / "README.md"
-    if not readme.exists() or readme.stat().st_size > _MAX_DOCUMENT_BYTES:
+    """Return the licence that the front matter of the checkpoint's README.md states, or None.
+
+    Raises:
+        UnsupportedModel: README.md is not a regular file inside the folder, or is too long.
+    """
+    files = ContainedFolder(folder)
+    if not files.has("README.md"):
         return None
-    front = re.match(r"---\n(.*?)\n---", readme.read_text(encoding="utf-8", errors="replace"), re.DOTALL)
+    card = files.read("README.md", max_bytes=MAX_DOCUMENT_BYTES)
+    if len(card) > _MAX_DOCUMENT_BYTES:
+        return None
+    text = card.decode("utf-8", errors="replace").replace("\r\n", "\n")
+    front = re.match(r"---\n(.*?)\n---", text, re.DOTALL)
     stated = dict(
         re.findall(r"^(license|license_name):[ \t]*['\"]?([\w.+-]+)", front[1] if front else "", re.MULTILINE)
     )
@@ -217,11 +229,11 @@ def _quantized_entry(name: str, title: str, dense: DensePart, sensitive_count: i
     )
 
 
-def _generation_settings(folder: Path) -> bytes | None:
-    path = folder / "generation_config.json"
-    if not path.exists():
+def _generation_settings(folder: ContainedFolder) -> bytes | None:
+    if not folder.has("generation_config.json"):
         return None
-    settings = {key: value for key, value in read_json(path).items() if key in _GENERATION_KEYS and _is_number(value)}
+    stated = read_json(folder, "generation_config.json")
+    settings = {key: value for key, value in stated.items() if key in _GENERATION_KEYS and _is_number(value)}
     return json.dumps(settings, sort_keys=True).encode()
 
 

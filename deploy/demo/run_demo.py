@@ -89,10 +89,11 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def own_model(arguments: argparse.Namespace) -> tuple[str, str]:
-    """Return the user's model and calibration text; what is a folder or file here is made absolute."""
-    return tuple(
-        str(Path(name).resolve()) if Path(name).exists() else name for name in (arguments.model, arguments.text)
-    )  # type: ignore[return-value]
+    """Return the user's model and text: the absolute path of what is a folder or file here, else what the hub has."""
+    is_folder = Path(arguments.model).exists()
+    model = str(Path(arguments.model).resolve()) if is_folder else f"hub:{arguments.model.removeprefix('hub:')}"
+    text = str(Path(arguments.text).resolve()) if Path(arguments.text).exists() else arguments.text
+    return model, text
 
 
 def pretrained_model(output: Path, seed: int, console: Console) -> tuple[str, str]:

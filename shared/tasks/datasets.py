@@ -18,6 +18,7 @@ from typing import Any, Literal
 
 from shared.errors import DataError
 from shared.perturbation import random_generator
+from shared.strict_json import parse_json
 
 _DRAW_STREAM = 1 << 62
 """Step number of the row draw: far above every training step, so that both never share random words."""
@@ -69,23 +70,39 @@ def read_records(path: Path) -> list[Record]:
     """Return every row of a ``.jsonl``, ``.csv`` or ``.tsv`` file, in order; blank lines are passed over.
 
     Raises:
-        DataError: The file is missing, empty, no UTF-8, or a line cannot be parsed.
+        DataError: The file is missing, or as ``parse_records``.
     """
-    parse = _PARSERS.get(path.suffix.lower())
-    if parse is None:
-        raise DataError(f"{path} has the ending {path.suffix!r}", needed=f"one of {', '.join(sorted(_PARSERS))}")
+    _parser_of(path)
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        return parse_records(path, path.read_bytes())
     except FileNotFoundError as error:
         raise DataError(f"there is no file {path}", next_step="check the path given") from error
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path}: byte {error.start} is no UTF-8", next_step="save the file as UTF-8") from error
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror}", needed="a readable file") from error
+
+
+def parse_records(path: Path, data: bytes) -> list[Record]:
+    """Return every row of the file ``path`` whose content is ``data``; see ``read_records``.
+
+    Raises:
+        DataError: The content is empty or not UTF-8, the path's ending is not served, or a line cannot be parsed.
+    """
+    parse = _parser_of(path)
+    try:
+        text = io.TextIOWrapper(io.BytesIO(data), encoding="utf-8-sig").read()
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: byte {error.start} is not UTF-8", next_step="save the file as UTF-8") from error
     records = list(parse(path.name, text))
     if not records:
         raise DataError(f"{path} holds no rows", needed=f"at least one row: {ROW_FORMATS}")
     return records
+
+
+def _parser_of(path: Path) -> Callable[[str, str], Iterator[Record]]:
+    parse = _PARSERS.get(path.suffix.lower())
+    if parse is None:
+        raise DataError(f"{path} has the ending {path.suffix!r}", needed=f"one of {', '.join(sorted(_PARSERS))}")
+    return parse
 
 
 def digest_of_rows(records: Sequence[Record]) -> str:
@@ -128,12 +145,12 @@ def _parse_jsonl(name: str, text: str) -> Iterator[Record]:
             continue
         place = f"{name} line {number}"
         try:
-            fields = json.loads(line)
-        except ValueError as error:
-            reason = f"{error.msg} at column {error.colno}" if isinstance(error, json.JSONDecodeError) else "not JSON"
+            fields = parse_json(line)
+        except json.JSONDecodeError as error:
+            reason = f"{error.msg} at column {error.colno}"
             raise DataError(f"{place}: {reason}", needed="one JSON object per line") from error
-        except RecursionError as error:
-            raise DataError(f"{place}: nested too deeply", needed="one flat JSON object per line") from error
+        except ValueError as error:
+            raise DataError(f"{place}: {error}", needed="one flat JSON object per line") from error
         if not isinstance(fields, dict):
             raise DataError(f"{place}: {_kind(fields)}", needed="one JSON object per line")
         yield Record(fields, place)

@@ -36,7 +36,7 @@ from recording import record_headlines, write_result  # noqa: E402
 
 from cloud_service.pipeline.quantizers.lut import quantize_lut, row_codebooks  # noqa: E402
 
-DATA = Path(os.environ.get("ZO_DATA_DIR", HERE.parents[2] / "shared" / "data"))
+DATA = Path(os.environ.get("ZO_DATA_DIR", HERE.parents[2] / "shared" / "data")).resolve()
 RUNS = 5
 BITS, SIZE = 4, 16
 WIDE_ROWS = {4096: 1024, 11008: 512}

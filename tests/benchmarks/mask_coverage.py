@@ -23,7 +23,7 @@ from cloud_service.pipeline.coverage_run import CoverageRequest, run_coverage
 from cloud_service.sources import SourcePolicy
 from shared.api import CalibrationSpec
 
-DATA = Path(os.environ.get("ZO_DATA_DIR", Path(__file__).resolve().parents[3] / "shared" / "data"))
+DATA = Path(os.environ.get("ZO_DATA_DIR", Path(__file__).resolve().parents[3] / "shared" / "data")).resolve()
 HEADLINES: tuple[Criterion, ...] = ("text_static", "task_static", "task_dynamic", "in_sample", "random")
 
 

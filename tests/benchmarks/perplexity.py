@@ -56,7 +56,7 @@ from shared.quantization.codec import QuantizedTensor, dequantize
 from shared.quantization.packing import pack_codes
 from shared.sensitivity_mask import SensitivityMask
 
-DATA = Path(os.environ.get("ZO_DATA_DIR", Path(__file__).resolve().parents[3] / "shared" / "data"))
+DATA = Path(os.environ.get("ZO_DATA_DIR", Path(__file__).resolve().parents[3] / "shared" / "data")).resolve()
 MODELS = {"picollama": "picollama-sentiment", "stories260k": "stories260K-hf"}
 C4 = TextSource(DATA / "text" / "c4" / "c4-en-1000.jsonl")
 WIKITEXT2 = DATA / "text" / "wikitext-2" / "test.txt"

@@ -28,7 +28,7 @@ from recording import record_headlines, write_result
 from shared.api import Stage
 from shared.perturbation import random_generator
 
-DATA = Path(os.environ.get("ZO_DATA_DIR", Path(__file__).resolve().parents[3] / "shared" / "data"))
+DATA = Path(os.environ.get("ZO_DATA_DIR", Path(__file__).resolve().parents[3] / "shared" / "data")).resolve()
 ZO_CLOUD = Path(sys.executable).with_name("zo-cloud")
 BOUNDARIES = (Stage.RESOLVING, Stage.CALIBRATING, Stage.SELECTING, Stage.QUANTIZING, Stage.EVALUATING, Stage.PUBLISHING)
 

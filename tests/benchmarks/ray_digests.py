@@ -34,7 +34,7 @@ from shared.bundle.layout import ImageLayout
 from shared.bundle.manifest import SENSITIVE_TITLE
 from shared.bundle.read import read_bundle
 
-DATA = Path(os.environ.get("ZO_DATA_DIR", Path(__file__).resolve().parents[3] / "shared" / "data"))
+DATA = Path(os.environ.get("ZO_DATA_DIR", Path(__file__).resolve().parents[3] / "shared" / "data")).resolve()
 SEQUENCES, TOKENS = 64, 256
 
 

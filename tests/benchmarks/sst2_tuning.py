@@ -55,7 +55,7 @@ from shared.tasks.datasets import draw_rows, read_records  # noqa: E402
 from shared.tasks.examples import Example, encode_rows  # noqa: E402
 from shared.tasks.named_tasks import named_task  # noqa: E402
 
-DATA = Path(os.environ.get("ZO_DATA_DIR", HERE.parents[2] / "shared" / "data"))
+DATA = Path(os.environ.get("ZO_DATA_DIR", HERE.parents[2] / "shared" / "data")).resolve()
 MICRO_BATCH = 16
 TASKS = "tasks"
 DECODED_CACHE_BYTES = 1 << 30

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -35,8 +36,34 @@ def policy(tmp_path: Path) -> SourcePolicy:
 @pytest.mark.parametrize(
     "model", ["gpt2", "facebook/opt-125m", "meta-llama/Llama-2-7b-hf", "a_/b", "a/b_", "a/b.c_d-e"]
 )
-def test_a_hub_id_is_a_hub_model(policy: SourcePolicy, model: str) -> None:
-    assert locate_model(model, "main", policy) == HubModel(model, "main")
+def test_a_hub_id_is_a_hub_model_where_it_is_said_to_be_one(policy: SourcePolicy, model: str) -> None:
+    assert locate_model(f"hub:{model}", "main", policy) == HubModel(model, "main")
+    assert locate_model(model, "main", replace(policy, hub_namespaces=("*",))) == HubModel(model, "main")
+    assert locate_model(model, "main", SourcePolicy(allow_any_local=True)) == HubModel(model, "main")
+
+
+@pytest.mark.attack
+@pytest.mark.parametrize("model", ["team/unmounted", "gpt2", "meta-llama/Llama-2-7b-hf"])
+def test_the_name_of_a_folder_that_is_not_there_is_not_asked_of_the_hub(policy: SourcePolicy, model: str) -> None:
+    with pytest.raises(InvalidModelId, match=f"there is no folder '{model}' under a model root") as caught:
+        locate_model(model, None, policy)
+    assert caught.value.next_step.startswith(f"give hub:{model}, or allow such names: zo-cloud serve --hub-namespace '")
+    assert caught.value.param == "model"
+
+
+def test_namespaces_say_which_hub_ids_need_no_prefix(policy: SourcePolicy) -> None:
+    policy = replace(policy, hub_namespaces=("meta-llama/*", "gpt2"))
+    assert locate_model("meta-llama/Llama-2-7b-hf", None, policy) == HubModel("meta-llama/Llama-2-7b-hf")
+    assert locate_model("gpt2", None, policy) == HubModel("gpt2")
+    for model in ("Meta-Llama/x", "meta-llama-2/x", "gpt2/x"):
+        with pytest.raises(InvalidModelId, match="there is no folder"):
+            locate_model(model, None, policy)
+
+
+def test_the_prefix_names_the_hubs_model_although_there_is_such_a_folder(policy: SourcePolicy, tmp_path: Path) -> None:
+    everything = replace(policy, hub_namespaces=("*",))
+    assert locate_model("org/tiny", None, everything) == LocalModel(tmp_path / "models" / "org" / "tiny")
+    assert locate_model("hub:org/tiny", None, everything) == HubModel("org/tiny")
 
 
 @pytest.mark.parametrize("relative", [True, False])
@@ -53,6 +80,7 @@ def test_a_folder_under_a_root_is_local_by_relative_or_absolute_name(
         "../secret", "org/../../secret", "a..b/c", "https://example.org/model", "http:example", "file:///etc", "hf://a/b",
         "/etc", "a/b/c", "-a/b", "a b/c", "a/b.git", "a\0b", "", ".", "~/x", "a/b-", "a/b.", "a--b/c", "a//b", "a/.b",
         "a/b?x", "user@host/b", "a/b\n", "é", "x" * 97, "x" * 300, "\ud800",
+        "hub:", "hub:../secret", "hub:/etc", "hub:hub:a/b", "hub://a/b", "hub:https://example.org/model",
     ],
 )  # fmt: skip
 def test_anything_else_is_refused(policy: SourcePolicy, model: str) -> None:
@@ -62,13 +90,14 @@ def test_anything_else_is_refused(policy: SourcePolicy, model: str) -> None:
 
 
 def test_a_link_that_leaves_the_root_is_not_followed(policy: SourcePolicy, tmp_path: Path) -> None:
-    assert locate_model("escape", None, policy) == HubModel("escape")
+    with pytest.raises(InvalidModelId, match="there is no folder 'escape'"):
+        locate_model("escape", None, policy)
     with pytest.raises(InvalidModelId):
         locate_model(str(tmp_path / "models" / "escape"), None, policy)
 
 
 def test_an_unknown_local_folder_is_refused(policy: SourcePolicy, tmp_path: Path) -> None:
-    with pytest.raises(InvalidModelId, match="no folder that may be read and no hub id"):
+    with pytest.raises(InvalidModelId, match="not a folder that may be read, and not a hub id"):
         locate_model(str(tmp_path / "models" / "absent"), None, policy)
 
 

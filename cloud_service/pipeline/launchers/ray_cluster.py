@@ -158,7 +158,7 @@ def _sum_blocks(
 @functools.lru_cache(maxsize=1)
 def _loaded_once(where: _Model) -> LoadedModel:
     device_map = None if where.device_map is None else dict(where.device_map)
-    return load_model(read_outline(Path(where.folder)), device=where.device, device_map=device_map)
+    return load_model(read_outline(Path(where.folder).resolve()), device=where.device, device_map=device_map)
 
 
 def _tensors(sums: BlockSums) -> dict[str, torch.Tensor]:

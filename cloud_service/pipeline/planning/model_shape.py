@@ -16,6 +16,8 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
+from cloud_service.contained_folder import ContainedFolder
+from cloud_service.pipeline.config_bounds import check_config, dimension
 from cloud_service.pipeline.weight_files import read_json, stored_tensors, unsupported, weight_files
 from shared.architecture import ModelFamily, family_of, safe_config
 
@@ -118,11 +120,14 @@ def read_model_shape(folder: Path) -> ModelShape:
     """Return the shape of the model in a Hugging Face folder: from the headers of its weights where they are there.
 
     Raises:
-        UnsupportedModel: config.json or a header is missing or malformed, or the family is not served.
+        UnsupportedModel: config.json or a header is missing or malformed, its numbers contradict each other or the
+            headers, or the family is not served.
     """
-    config = safe_config(read_json(folder / "config.json"))
-    headers = (stored_tensors(path) for path in weight_files(folder))
+    files = ContainedFolder(folder)
+    config = safe_config(read_json(files, "config.json"))
+    headers = (stored_tensors(files, name) for name in weight_files(files))
     shapes = {name: tensor.shape for header in headers for name, tensor in header.items()}
+    check_config(config, shapes)
     return shape_of_tensors(config, shapes or shapes_of_config(config))
 
 
@@ -130,9 +135,11 @@ def read_config_shape(folder: Path) -> ModelShape:
     """Return the shape of the model that the config.json in a folder describes; nothing else is read.
 
     Raises:
-        UnsupportedModel: config.json is missing or malformed, or the family is not served.
+        UnsupportedModel: config.json is missing or malformed, its numbers contradict each other, or the family is not
+            served.
     """
-    config = safe_config(read_json(folder / "config.json"))
+    config = safe_config(read_json(ContainedFolder(folder), "config.json"))
+    check_config(config)
     return shape_of_tensors(config, shapes_of_config(config))
 
 
@@ -151,12 +158,12 @@ def shape_of_tensors(config: Mapping[str, Any], shapes: Shapes) -> ModelShape:
     known = {_canonical(name, family): shape for name, shape in shapes.items() if not name.endswith(_NOT_PARAMETERS)}
     if is_tied:
         known.pop(_TIED_COPY, None)
-    blocks = tuple(_blocks(known, family, _dimension(config, "num_hidden_layers")))
+    blocks = tuple(_blocks(known, family, dimension(config, "num_hidden_layers")))
     trunk = {name: prod(shape) for name, shape in known.items() if not name.startswith(f"{family.decoder_blocks}.")}
     front, rear = _trunk_modules(trunk)
-    heads = _dimension(config, "num_attention_heads")
-    head_width = _dimension(config, "head_dim", _dimension(config, "hidden_size") // heads)
-    key_heads = _dimension(config, "num_key_value_heads", heads)
+    heads = dimension(config, "num_attention_heads")
+    head_width = dimension(config, "head_dim", dimension(config, "hidden_size") // heads)
+    key_heads = dimension(config, "num_key_value_heads", heads)
     embedding = sum(count for name, count in trunk.items() if name.rpartition(".")[0] in front)
     return ModelShape(
         model_type=family.model_type,
@@ -164,15 +171,15 @@ def shape_of_tensors(config: Mapping[str, Any], shapes: Shapes) -> ModelShape:
         block_path=family.decoder_blocks,
         embedding_elements=embedding,
         head_elements=sum(trunk.values()) - embedding,
-        hidden=_dimension(config, "hidden_size"),
-        intermediate=_dimension(config, "ffn_dim" if family.model_type == "opt" else "intermediate_size"),
+        hidden=dimension(config, "hidden_size"),
+        intermediate=dimension(config, "ffn_dim" if family.model_type == "opt" else "intermediate_size"),
         query_width=heads * head_width,
         key_width=key_heads * head_width,
         heads=heads,
         key_heads=key_heads,
-        vocabulary=_dimension(config, "vocab_size"),
+        vocabulary=dimension(config, "vocab_size"),
         is_tied=is_tied,
-        context=_dimension(config, "max_position_embeddings"),
+        context=dimension(config, "max_position_embeddings"),
         front_modules=front,
         rear_modules=rear,
     )
@@ -185,7 +192,7 @@ def shapes_of_config(config: Mapping[str, Any]) -> Shapes:
         UnsupportedModel: A dimension is missing.
     """
     family = family_of(dict(config))
-    layers = _dimension(config, "num_hidden_layers")
+    layers = dimension(config, "num_hidden_layers")
     block = _opt_block(config) if family.model_type == "opt" else _llama_block(config, family.model_type)
     trunk = _opt_trunk(config) if family.model_type == "opt" else _llama_trunk(config)
     numbered = {
@@ -195,10 +202,10 @@ def shapes_of_config(config: Mapping[str, Any]) -> Shapes:
 
 
 def _llama_block(config: Mapping[str, Any], model_type: str) -> Shapes:
-    hidden, middle = _dimension(config, "hidden_size"), _dimension(config, "intermediate_size")
-    heads = _dimension(config, "num_attention_heads")
-    head_width = _dimension(config, "head_dim", hidden // heads)
-    queries, keys = heads * head_width, _dimension(config, "num_key_value_heads", heads) * head_width
+    hidden, middle = dimension(config, "hidden_size"), dimension(config, "intermediate_size")
+    heads = dimension(config, "num_attention_heads")
+    head_width = dimension(config, "head_dim", hidden // heads)
+    queries, keys = heads * head_width, dimension(config, "num_key_value_heads", heads) * head_width
     has_bias = config.get("attention_bias") is True
     shapes: Shapes = {"input_layernorm.weight": (hidden,), "post_attention_layernorm.weight": (hidden,)}
     for letter, width in (("q", queries), ("k", keys), ("v", keys)):
@@ -218,7 +225,7 @@ def _llama_block(config: Mapping[str, Any], model_type: str) -> Shapes:
 
 
 def _llama_trunk(config: Mapping[str, Any]) -> Shapes:
-    hidden, vocabulary = _dimension(config, "hidden_size"), _dimension(config, "vocab_size")
+    hidden, vocabulary = dimension(config, "hidden_size"), dimension(config, "vocab_size")
     return {
         "model.embed_tokens.weight": (vocabulary, hidden),
         "model.norm.weight": (hidden,),
@@ -227,7 +234,7 @@ def _llama_trunk(config: Mapping[str, Any]) -> Shapes:
 
 
 def _opt_block(config: Mapping[str, Any]) -> Shapes:
-    hidden, middle = _dimension(config, "hidden_size"), _dimension(config, "ffn_dim")
+    hidden, middle = dimension(config, "hidden_size"), dimension(config, "ffn_dim")
     linears = {f"self_attn.{name}_proj": (hidden, hidden) for name in ("q", "k", "v", "out")}
     linears |= {"fc1": (middle, hidden), "fc2": (hidden, middle)}
     shapes: Shapes = {f"{name}.weight": shape for name, shape in linears.items()}
@@ -240,12 +247,12 @@ def _opt_block(config: Mapping[str, Any]) -> Shapes:
 
 
 def _opt_trunk(config: Mapping[str, Any]) -> Shapes:
-    hidden, vocabulary = _dimension(config, "hidden_size"), _dimension(config, "vocab_size")
-    width = _dimension(config, "word_embed_proj_dim", hidden)
+    hidden, vocabulary = dimension(config, "hidden_size"), dimension(config, "vocab_size")
+    width = dimension(config, "word_embed_proj_dim", hidden)
     decoder = "model.decoder"
     shapes: Shapes = {
         f"{decoder}.embed_tokens.weight": (vocabulary, width),
-        f"{decoder}.embed_positions.weight": (_dimension(config, "max_position_embeddings") + 2, hidden),
+        f"{decoder}.embed_positions.weight": (dimension(config, "max_position_embeddings") + 2, hidden),
         _TIED_COPY: (vocabulary, width),
     }
     if width != hidden:
@@ -281,10 +288,3 @@ def _trunk_modules(trunk: Mapping[str, int]) -> tuple[tuple[str, ...], tuple[str
     front = tuple(module for module in modules if module.rpartition(".")[2].startswith(("embed_", "project_in")))
     rear = tuple(module for module in modules if module not in front)
     return front, rear
-
-
-def _dimension(config: Mapping[str, Any], key: str, default: int | None = None) -> int:
-    value = default if config.get(key) is None else config[key]
-    if type(value) is not int or value < 1:
-        raise unsupported(f"config.json: {key} is {value!r}", "a positive whole number")
-    return value

@@ -163,10 +163,11 @@ def test_the_checkpoints_of_a_cancelled_job_are_adopted_unless_force_asks_for_ne
         bench.cancel()
 
 
-def test_the_hub_token_reaches_the_order_and_not_its_text(bench: Bench) -> None:
-    bench.settings = Settings(data=bench.settings.data, hub_token="hf_secret")
+def test_the_hubs_settings_reach_the_order_and_the_token_not_its_text(bench: Bench) -> None:
+    bench.settings = Settings(data=bench.settings.data, hub_token="hf_secret", hub_namespaces=("Qwen/*",))
     launcher = ScriptedLauncher([Ended(0)])
     bench.attempt(launcher).run()
     assert launcher.order is not None
     assert launcher.order.hub_token == "hf_secret"
+    assert launcher.order.hub_namespaces == ("Qwen/*",)
     assert "hf_secret" not in repr(launcher.order)

@@ -20,7 +20,7 @@ from cloud_service.pipeline.pinned_commit import pinned_snapshot
 from cloud_service.progress import SilentProgress
 from cloud_service.sources import HubModel, SourcePolicy
 from shared.api import PrepareRequest
-from shared.errors import NetworkError, NotFound, Unauthorized, UnsupportedModel
+from shared.errors import InvalidModelId, NetworkError, NotFound, Unauthorized, UnsupportedModel
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -110,7 +110,7 @@ def test_only_the_files_that_are_read_are_fetched(hub: FakeHub) -> None:
     assert set(hub.requested) == set(wanted)
 
 
-REQUEST = PrepareRequest.model_validate({"model": "org/tiny", "calibration": {"text": "text.txt"}})
+REQUEST = PrepareRequest.model_validate({"model": "hub:org/tiny", "calibration": {"text": "text.txt"}})
 
 
 @pytest.fixture
@@ -142,6 +142,24 @@ def test_resumed_a_preparation_needs_no_hub_where_everything_is_cached(
     first = resolve(REQUEST, policy, SilentProgress(), workspace=tmp_path / "work")
     unreachable = replace(policy, hub_endpoint="http://127.0.0.1:9")
     assert resolve(REQUEST, unreachable, SilentProgress(), workspace=tmp_path / "work") == first
+
+
+def test_the_prefix_of_a_hub_id_is_not_recorded_and_changes_no_fingerprint(hub: FakeHub, text_root: Path) -> None:
+    hub.repositories["org/tiny"] = {"model.safetensors": b"weights", "config.json": b"{}"}
+    policy = SourcePolicy(hub_endpoint=hub.endpoint, text_roots=(text_root,), hub_namespaces=("org/*",))
+    explicit = resolve(REQUEST, policy, SilentProgress())
+    plain = resolve(REQUEST.model_copy(update={"model": "org/tiny"}), policy, SilentProgress())
+    assert explicit == plain
+    assert explicit.model_id == "org/tiny"
+
+
+@pytest.mark.attack
+def test_an_unmounted_models_name_reaches_no_hub(hub: FakeHub, text_root: Path) -> None:
+    hub.repositories["org/tiny"] = {"model.safetensors": b"a stranger's", "config.json": b"{}"}
+    policy = SourcePolicy(hub_endpoint=hub.endpoint, text_roots=(text_root,))
+    with pytest.raises(InvalidModelId, match="there is no folder 'org/tiny' under a model root"):
+        resolve(REQUEST.model_copy(update={"model": "org/tiny"}), policy, SilentProgress())
+    assert hub.requested == []
 
 
 def test_a_file_that_was_cut_in_the_cache_is_fetched_again(hub: FakeHub, tmp_path: Path, text_root: Path) -> None:

@@ -48,8 +48,10 @@ def test_settings_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setenv("ZO_CLOUD_PORT", "9")
     monkeypatch.setenv("ZO_CLOUD_MODEL_ROOTS", '["/models"]')
     monkeypatch.setenv("ZO_CLOUD_HUB_TOKEN", "hf_secret")
+    monkeypatch.setenv("ZO_CLOUD_HUB_NAMESPACES", '["Qwen/*"]')
     settings = Settings()
     assert (settings.port, settings.model_roots) == (9, (Path("/models"),))
+    assert settings.hub_namespaces == ("Qwen/*",)
     assert settings.hub_token_text == "hf_secret"
     assert "hf_secret" not in repr(settings)
     assert Settings(port=10).port == 10

@@ -84,7 +84,7 @@ def test_a_folder_is_no_file_of_rows(tmp_path: Path) -> None:
 def test_bytes_that_are_no_utf8_are_named(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     path.write_bytes(b'{"text": "\xff"}')
-    with pytest.raises(DataError, match="byte 10 is no UTF-8"):
+    with pytest.raises(DataError, match="byte 10 is not UTF-8"):
         read_records(path)
 
 
