@@ -16,6 +16,7 @@ from fastapi import APIRouter, Depends, Request, Response
 from fastapi.responses import FileResponse
 
 from cloud_service.routes.access import Access
+from cloud_service.routes.conditional import is_unchanged
 from cloud_service.routes.problems import InvalidRange
 from cloud_service.storage.bundles import BundleStore, StoredBlob
 from cloud_service.storage.keys import Scope
@@ -106,7 +107,7 @@ def _file(blob: StoredBlob, request: Request, *, cache_control: str) -> Response
         "Cache-Control": cache_control,
         "X-Content-Type-Options": "nosniff",
     }
-    if request.headers.get("if-none-match") == headers["ETag"]:
+    if is_unchanged(",".join(request.headers.getlist("if-none-match")) or None, headers["ETag"]):
         return Response(status_code=HTTPStatus.NOT_MODIFIED, headers=headers)
     status = blob.path.stat()
     check_range(request.headers.get("range"), status.st_size)
