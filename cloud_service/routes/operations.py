@@ -1,13 +1,15 @@
 """For those who run the service: is it alive, can it work, what does it do.
 
-``/healthz`` and ``/readyz`` need no key, as load balancers have none; they tell no names. ``/metrics`` needs any key.
+``/healthz`` and ``/readyz`` need no key, as load balancers have none; they tell no names, and answer HEAD too.
+``/metrics`` and ``/openapi.json`` need any key.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from fastapi import APIRouter, Depends, Response
+from fastapi import APIRouter, Depends, Request, Response
+from fastapi.responses import JSONResponse
 from prometheus_client import CONTENT_TYPE_LATEST
 from sqlalchemy.exc import SQLAlchemyError
 
@@ -29,11 +31,13 @@ def operation_routes(checks: Mapping[str, Check], metrics: RequestMetrics, acces
     """
     router = APIRouter(tags=["operations"])
 
+    @router.head("/healthz", include_in_schema=False)
     @router.get("/healthz")
     def healthz() -> dict[str, str]:
         """Say that the process answers."""
         return {"status": "ok"}
 
+    @router.head("/readyz", include_in_schema=False)
     @router.get("/readyz")
     def readyz() -> dict[str, str]:
         """Say whether database, store, disk and workers can do their part."""
@@ -50,6 +54,11 @@ def operation_routes(checks: Mapping[str, Check], metrics: RequestMetrics, acces
     def show_metrics() -> Response:
         """Show the metrics in Prometheus's text format."""
         return Response(metrics.render(), media_type=CONTENT_TYPE_LATEST)
+
+    @router.get("/openapi.json", dependencies=[Depends(access.needs(None))])
+    def describe_api(request: Request) -> JSONResponse:
+        """Describe this API as an OpenAPI document."""
+        return JSONResponse(request.app.openapi())
 
     return router
 
