@@ -22,7 +22,7 @@ from cloud_service.storage.database import events, jobs, reading, writing
 from cloud_service.storage.disk_reserve import DiskReserve
 from shared.api import JobEvent, JobStatus, PrepareRequest
 from shared.bundle.digest import digest_of_bytes
-from shared.errors import DiskError, InvalidRequest, NotFound
+from shared.errors import DiskError, InvalidRequest, NotFound, ZoError
 
 Transition = Callable[[JobRecord], JobRecord]
 Clock = Callable[[], datetime]
@@ -45,6 +45,12 @@ class Idempotency:
     key: str
 
 
+class QuotaExceeded(ZoError):
+    """The caller has as many jobs waiting as one key may have."""
+
+    status = 429
+
+
 class JobStore:
     """The jobs of one service.
 
@@ -59,28 +65,45 @@ class JobStore:
         self.clock = clock
         self._reserve = reserve
 
-    def create(self, request: PrepareRequest, idempotency: Idempotency | None = None) -> JobRecord:
+    def create(
+        self,
+        request: PrepareRequest,
+        idempotency: Idempotency | None = None,
+        *,
+        owner_key: str | None = None,
+        max_queued: int | None = None,
+    ) -> JobRecord:
         """Queue a job and return it, or the job that the same key and request made before.
 
+        Args:
+            request: What is to be prepared.
+            idempotency: Makes a repeated call harmless.
+            owner_key: Id of the API key that asks.
+            max_queued: Queued jobs that this API key may have, the new one included; None sets no limit.
+
         Raises:
-            InvalidRequest: The key was used with another request.
+            InvalidRequest: The idempotency key was used with another request.
+            QuotaExceeded: ``owner_key`` has ``max_queued`` jobs waiting.
         """
         body_digest = _digest(request.model_dump(mode="json"))
         with writing(self._engine) as connection:
             if idempotency is not None and (known := _find_by_key(connection, idempotency)) is not None:
                 return _same_request(known, body_digest, idempotency)
+            if max_queued is not None:
+                _check_quota(connection, owner_key, max_queued)
             job = JobRecord(
                 id=secrets.token_hex(12),
                 request=request,
                 input_digest=input_digest(request),
                 created=self.clock(),
             )
-            key = {
+            origin = {
+                "owner_key": owner_key,
                 "idempotency_owner": idempotency and idempotency.owner,
                 "idempotency_key": idempotency and idempotency.key,
                 "body_digest": body_digest,
             }
-            connection.execute(sa.insert(jobs).values(**row_of_record(job), **key))
+            connection.execute(sa.insert(jobs).values(**row_of_record(job), **origin))
             _insert_event(connection, job, self.clock())
             return job
 
@@ -227,6 +250,21 @@ def input_digest(request: PrepareRequest) -> str:
 
 def _digest(document: object) -> str:
     return digest_of_bytes(json.dumps(document, sort_keys=True, separators=(",", ":")).encode())
+
+
+def _check_quota(connection: sa.Connection, owner_key: str | None, max_queued: int) -> None:
+    waiting = (
+        sa.select(sa.func.count())
+        .select_from(jobs)
+        .where(jobs.c.status == JobStatus.QUEUED, jobs.c.owner_key == owner_key)
+    )
+    queued = connection.execute(waiting).scalar_one()
+    if queued >= max_queued:
+        raise QuotaExceeded(
+            f"{queued} queued jobs of key {owner_key}",
+            needed=f"fewer than {max_queued}",
+            next_step="wait until some have started, or cancel one: POST /v1/jobs/{id}/cancel",
+        )
 
 
 def _find_by_key(connection: sa.Connection, idempotency: Idempotency) -> sa.Row[Any] | None:

@@ -17,6 +17,7 @@ from cloud_service.jobs.store import Idempotency, JobStore
 from cloud_service.routes.access import Access
 from cloud_service.storage.keys import Scope
 from shared.api import Job, JobEvent, JobEvents, JobList, JobStatus, PrepareRequest
+from shared.errors import Unauthorized
 
 SSE_COMMENT_SECONDS = 15
 _logger = logging.getLogger(__name__)
@@ -31,6 +32,7 @@ def job_routes(
     wake_workers: Callable[[], None],
     is_stopping: threading.Event,
     poll_seconds: float,
+    max_queued_per_key: int,
 ) -> APIRouter:
     """Return the routes.
 
@@ -40,10 +42,12 @@ def job_routes(
         check_request: Refuses a request that names what this service does not open.
         wake_workers: Called after a job was queued.
         is_stopping: Ends event streams when it is set.
-        poll_seconds: How often event streams look for new events.
+        poll_seconds: How often event streams look for new events, and whether the caller may still see them.
+        max_queued_per_key: Jobs that one API key may have waiting.
     """
     router = APIRouter(tags=["jobs"])
-    caller = Depends(access.needs(Scope.JOBS))
+    admit = access.needs(Scope.JOBS)
+    caller = Depends(admit)
 
     @router.post("/prepare-model", status_code=202, response_model=Job)
     def prepare_model(
@@ -55,7 +59,7 @@ def job_routes(
         """Queue the preparation of a model."""
         check_request(request)
         idempotency = Idempotency(owner, idempotency_key) if idempotency_key is not None else None
-        job = store.create(request, idempotency)
+        job = store.create(request, idempotency, owner_key=owner, max_queued=max_queued_per_key)
         _logger.info("job queued", extra={"job_id": job.id})
         wake_workers()
         response.headers["Location"] = f"/v1/jobs/{job.id}"
@@ -101,18 +105,25 @@ def job_routes(
             return JobEvents(events=store.events(job_id, after=seen))
         if job.status.is_terminal and seen >= job.last_event:
             return Response(status_code=204)  # tells an EventSource to stop connecting again
-        stream = _follow(store, job_id, seen, is_stopping, poll_seconds)
-        return EventSourceResponse(stream, ping=SSE_COMMENT_SECONDS)
+
+        def look(after: int) -> list[JobEvent]:
+            admit(request)
+            return store.events(job_id, after=after)
+
+        return EventSourceResponse(_follow(look, seen, is_stopping, poll_seconds), ping=SSE_COMMENT_SECONDS)
 
     return router
 
 
 async def _follow(
-    store: JobStore, job_id: str, seen: int, is_stopping: threading.Event, poll_seconds: float
+    look: Callable[[int], list[JobEvent]], seen: int, is_stopping: threading.Event, poll_seconds: float
 ) -> AsyncIterator[ServerSentEvent]:
-    """Yield a job's events until the one that ends it, or until the service stops."""
+    """Yield a job's events until the one that ends it, until the caller's key is refused, or the service stops."""
     while not is_stopping.is_set():
-        events = await anyio.to_thread.run_sync(lambda after: store.events(job_id, after=after), seen)
+        try:
+            events = await anyio.to_thread.run_sync(look, seen)
+        except Unauthorized:
+            return
         for event in events:
             yield _server_sent(event)
             seen = event.id

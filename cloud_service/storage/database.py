@@ -21,7 +21,7 @@ from sqlalchemy.types import TypeDecorator
 from shared.durable_files import disk_errors, free_bytes
 from shared.errors import DiskError, UpgradeNeeded
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 _BUSY_MILLISECONDS = 30_000
 _IS_WRITING = "zo_is_writing"
 
@@ -70,6 +70,7 @@ jobs = sa.Table(
     sa.Column("error", sa.JSON(none_as_null=True)),
     sa.Column("last_event", sa.Integer, nullable=False),
     sa.Column("message", sa.String, nullable=False),
+    sa.Column("owner_key", sa.String),
     sa.Column("idempotency_owner", sa.String),
     sa.Column("idempotency_key", sa.String),
     sa.Column("body_digest", sa.String),
@@ -167,6 +168,8 @@ def _create_tables(connection: sa.Connection, path: Path) -> None:
     if version == 1:
         connection.exec_driver_sql("ALTER TABLE jobs ADD COLUMN crashed_stage VARCHAR")
         connection.exec_driver_sql("ALTER TABLE jobs ADD COLUMN crashed_done INTEGER NOT NULL DEFAULT 0")
+    if version in (1, 2):
+        connection.exec_driver_sql("ALTER TABLE jobs ADD COLUMN owner_key VARCHAR")
     metadata.create_all(connection)
     connection.exec_driver_sql(f"PRAGMA user_version = {SCHEMA_VERSION}")
 

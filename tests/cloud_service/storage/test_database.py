@@ -29,9 +29,9 @@ def test_the_database_is_private_and_opens_again(tmp_path: Path) -> None:
 def test_a_database_of_a_newer_service_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "jobs.sqlite3"
     with sqlite3.connect(path) as connection:
-        connection.execute("PRAGMA user_version = 3")
+        connection.execute("PRAGMA user_version = 4")
     connection.close()
-    with pytest.raises(UpgradeNeeded, match="schema 3"):
+    with pytest.raises(UpgradeNeeded, match="schema 4"):
         open_database(path)
 
 
@@ -43,7 +43,7 @@ def test_the_jobs_of_a_database_of_schema_1_are_kept(tmp_path: Path) -> None:
             "INSERT INTO jobs (id, request, input_digest, status, progress, created, attempt, crashes, last_event,"
             " message) VALUES ('j', '{\"model\": \"gpt2\"}', 'sha256:0', 'queued', '{}', 0, 0, 0, 1, 'queued')"
         )
-        for column in ("crashed_stage", "crashed_done"):
+        for column in ("crashed_stage", "crashed_done", "owner_key"):
             connection.execute(f"ALTER TABLE jobs DROP COLUMN {column}")
         connection.execute("PRAGMA user_version = 1")
     connection.close()
