@@ -175,7 +175,7 @@ class PrepareRequest(Message):
         force: Prepare again although the same input was prepared before.
     """
 
-    model: Annotated[PlainText, Field(min_length=1, max_length=4096)]
+    model: Annotated[PlainText, Field(min_length=1, max_length=4096, examples=["my-llama"])]
     revision: Annotated[PlainText, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._/-]{0,127}$")] | None = None
     name: BundleName | None = None
     tag: Tag = "latest"

@@ -15,6 +15,7 @@ from sse_starlette import EventSourceResponse, ServerSentEvent
 from cloud_service.jobs.record import request_cancel
 from cloud_service.jobs.store import Idempotency, JobStore
 from cloud_service.routes.access import Access
+from cloud_service.routes.openapi import JobId, problems
 from cloud_service.storage.keys import Scope
 from shared.api import Job, JobEvent, JobEvents, JobList, JobStatus, PrepareRequest
 from shared.errors import Unauthorized
@@ -22,6 +23,10 @@ from shared.errors import Unauthorized
 SSE_COMMENT_SECONDS = 15
 _logger = logging.getLogger(__name__)
 _STREAM = "text/event-stream"
+_MAX_EVENT_ID = 2**63 - 1
+"""What the database can compare with."""
+
+_STARTED = {"headers": {"Location": {"required": True, "schema": {"type": "string"}}}}
 
 
 def job_routes(
@@ -49,7 +54,7 @@ def job_routes(
     admit = access.needs(Scope.JOBS)
     caller = Depends(admit)
 
-    @router.post("/prepare-model", status_code=202, response_model=Job)
+    @router.post("/prepare-model", status_code=202, response_model=Job, responses={202: _STARTED})
     def prepare_model(
         request: PrepareRequest,
         response: Response,
@@ -65,7 +70,7 @@ def job_routes(
         response.headers["Location"] = f"/v1/jobs/{job.id}"
         return job.to_message()
 
-    @router.get("/v1/jobs", dependencies=[caller], response_model=JobList)
+    @router.get("/v1/jobs", dependencies=[caller], response_model=JobList, responses=problems(404))
     def list_jobs(
         status: JobStatus | None = None,
         after: Annotated[str | None, Query(max_length=64)] = None,
@@ -76,13 +81,19 @@ def job_routes(
         page = [job.to_message() for job in found[:limit]]
         return JobList(jobs=page, next=page[-1].id if len(found) > limit else None)
 
-    @router.get("/v1/jobs/{job_id}", dependencies=[caller], response_model=Job)
-    def get_job(job_id: str) -> Job:
+    @router.get("/v1/jobs/{job_id}", dependencies=[caller], response_model=Job, responses=problems(404))
+    def get_job(job_id: JobId) -> Job:
         """Show one job."""
         return store.get(job_id).to_message()
 
-    @router.post("/v1/jobs/{job_id}/cancel", status_code=202, dependencies=[caller], response_model=Job)
-    def cancel_job(job_id: str) -> Job:
+    @router.post(
+        "/v1/jobs/{job_id}/cancel",
+        status_code=202,
+        dependencies=[caller],
+        response_model=Job,
+        responses=problems(404),
+    )
+    def cancel_job(job_id: JobId) -> Job:
         """Ask a job to stop; repeating it, or cancelling what is over, changes nothing."""
         return store.change(job_id, lambda job: request_cancel(job, now=store.clock())).to_message()
 
@@ -90,13 +101,17 @@ def job_routes(
         "/v1/jobs/{job_id}/events",
         dependencies=[caller],
         response_model=None,
-        responses={200: {"model": JobEvents, "content": {_STREAM: {}}}},
+        responses={
+            200: {"model": JobEvents, "content": {_STREAM: {}}},
+            204: {"description": "Nothing will come after the event that the client has seen."},
+            **problems(404),
+        },
     )
     def job_events(
-        job_id: str,
+        job_id: JobId,
         request: Request,
-        after: Annotated[int, Query(ge=0)] = 0,
-        last_event_id: Annotated[int | None, Header(ge=0)] = None,
+        after: Annotated[int, Query(ge=0, le=_MAX_EVENT_ID)] = 0,
+        last_event_id: Annotated[int | None, Header(ge=0, le=_MAX_EVENT_ID)] = None,
     ) -> Response | JobEvents:
         """Show a job's events after an id, as JSON or, where the client accepts text/event-stream, as they come."""
         seen = last_event_id if last_event_id is not None else after
