@@ -151,7 +151,7 @@ def create_app(service: Service) -> FastAPI:
         service.supervisor.stop()
         housekeeper.stop()
 
-    app = FastAPI(title="zo-cloud", lifespan=lifespan, docs_url=None, redoc_url=None)
+    app = FastAPI(title="zo-cloud", lifespan=lifespan, openapi_url=None, docs_url=None, redoc_url=None)
     app.add_middleware(RequestEnvelope, metrics=metrics)
     add_problem_handlers(app)
     app.include_router(
@@ -162,6 +162,7 @@ def create_app(service: Service) -> FastAPI:
             wake_workers=service.supervisor.wake,
             is_stopping=service.is_stopping,
             poll_seconds=settings.poll_seconds,
+            max_queued_per_key=settings.max_queued_jobs_per_key,
         )
     )
     app.include_router(registry_routes(service.catalog, access))

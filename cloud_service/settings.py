@@ -67,6 +67,7 @@ class Settings(BaseSettings):
         is_offline: Use only what is on this machine.
         workers: Jobs that run at the same time.
         max_attempts: Crashes (an end without a result or an error of ours) without progress after which a job fails.
+        max_queued_jobs_per_key: Jobs that one API key may have waiting; further requests get 429.
         lease_seconds: How long a job stays a worker's without a heartbeat.
         poll_seconds: How often workers look for new jobs and cancellations, and event streams for new events.
         progress_seconds: Shortest time between two progress events of a stage.
@@ -104,6 +105,7 @@ class Settings(BaseSettings):
     is_offline: bool = False
     workers: Annotated[int, Field(ge=1, le=64)] = 1
     max_attempts: Annotated[int, Field(ge=1)] = 5
+    max_queued_jobs_per_key: Annotated[int, Field(ge=1)] = 100
     lease_seconds: Annotated[float, Field(gt=0)] = 30.0
     poll_seconds: Annotated[float, Field(gt=0)] = 0.5
     progress_seconds: Annotated[float, Field(ge=0)] = 1.0

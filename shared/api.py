@@ -12,6 +12,8 @@ from typing import Annotated, Literal, get_args
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from shared.text_types import PlainText, ShownText
+
 PROBLEM_MEDIA_TYPE = "application/problem+json"
 BUNDLE_NAME_PATTERN = r"^[a-z0-9]+([._-][a-z0-9]+)*(/[a-z0-9]+([._-][a-z0-9]+)*){0,3}$"
 TAG_PATTERN = r"^[A-Za-z0-9_][A-Za-z0-9._-]{0,127}$"
@@ -26,8 +28,8 @@ def _is_no_signature(tag: str) -> str:
     return tag
 
 
-BundleName = Annotated[str, Field(pattern=BUNDLE_NAME_PATTERN, max_length=200)]
-Tag = Annotated[str, Field(pattern=TAG_PATTERN), AfterValidator(_is_no_signature)]
+BundleName = Annotated[PlainText, Field(pattern=BUNDLE_NAME_PATTERN, max_length=200)]
+Tag = Annotated[PlainText, Field(pattern=TAG_PATTERN), AfterValidator(_is_no_signature)]
 
 
 class Message(BaseModel):
@@ -86,10 +88,10 @@ class CalibrationSpec(Message):
         seed: Seed of the choice of documents or rows.
     """
 
-    text: Annotated[str, Field(min_length=1, max_length=4096)] = "c4"
+    text: Annotated[PlainText, Field(min_length=1, max_length=4096)] = "c4"
     task: CalibrationTask | None = None
-    template: Annotated[str, Field(max_length=4096)] | None = None
-    label_words: Annotated[dict[str, str], Field(min_length=2, max_length=1000)] | None = None
+    template: Annotated[PlainText, Field(max_length=4096)] | None = None
+    label_words: Annotated[dict[PlainText, PlainText], Field(min_length=2, max_length=1000)] | None = None
     sequences: Annotated[int, Field(ge=2, le=65536)] = 128
     tokens_per_sequence: Annotated[int, Field(ge=8, le=32768)] = 512
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
@@ -134,7 +136,7 @@ class EvaluationSpec(Message):
             calibration leaves them out. 0 evaluates nothing.
     """
 
-    text: Annotated[str, Field(min_length=1, max_length=4096)] | None = None
+    text: Annotated[PlainText, Field(min_length=1, max_length=4096)] | None = None
     documents: Annotated[int, Field(ge=0, le=100_000)] = 200
 
 
@@ -174,8 +176,8 @@ class PrepareRequest(Message):
         force: Prepare again although the same input was prepared before.
     """
 
-    model: Annotated[str, Field(min_length=1, max_length=4096)]
-    revision: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._/-]{0,127}$")] | None = None
+    model: Annotated[PlainText, Field(min_length=1, max_length=4096, examples=["my-llama"])]
+    revision: Annotated[PlainText, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._/-]{0,127}$")] | None = None
     name: BundleName | None = None
     tag: Tag = "latest"
     sparsity: Annotated[float, Field(gt=0, le=0.5)] = 0.001
@@ -199,7 +201,7 @@ class Progress(Message):
 
     done: Annotated[int, Field(ge=0)] = 0
     total: Annotated[int, Field(ge=0)] = 0
-    unit: str = ""
+    unit: ShownText = ""
 
     @model_validator(mode="after")
     def _done_within_total(self) -> Progress:
@@ -221,8 +223,8 @@ class JobError(Message):
     """Why a job failed; the fields of ``Problem`` that make sense without a request."""
 
     type: str
-    message: str
-    param: str | None = None
+    message: ShownText
+    param: ShownText | None = None
 
 
 class Job(Message):
@@ -257,7 +259,7 @@ class JobEvent(Message):
     status: JobStatus
     stage: Stage | None = None
     progress: Progress = Progress()
-    message: str = ""
+    message: ShownText = ""
 
 
 class JobEvents(Message):
@@ -273,7 +275,7 @@ class BundleSummary(Message):
     tag: str
     digest: str
     size_bytes: int
-    base_model: str
+    base_model: ShownText
     parameter_count: int
     sensitive_count: int
     perplexity_16bit: float | None = None
@@ -367,6 +369,6 @@ class Problem(BaseModel):
     type: str
     title: str
     status: int
-    detail: str = ""
-    instance: str | None = None
-    param: str | None = None
+    detail: ShownText = ""
+    instance: ShownText | None = None
+    param: ShownText | None = None

@@ -15,6 +15,7 @@ _OPTIONS: dict[str, dict[str, Any]] = {
     "--port": {"type": int, "help": "port to listen on; 0 takes any free one (default: 8080)"},
     "--workers": {"type": int, "help": "jobs that run at the same time (default: 1)"},
     "--max-attempts": {"type": int, "help": "crashes without progress after which a job fails (default: 5)"},
+    "--max-queued-jobs-per-key": {"type": int, "help": "jobs that one key may have waiting (default: 100)"},
     "--model-root": {
         "type": Path, "action": "append", "dest": "model_roots", "metavar": "FOLDER",
         "help": "folder whose models a request may name; may be repeated",

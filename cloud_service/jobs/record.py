@@ -42,6 +42,10 @@ class JobCrashed(ZoError):
     """The job's process ended too often without a result."""
 
 
+class UnreadableRecord(ZoError):
+    """What is stored of the job is refused by today's rules, for example a request that an older service accepted."""
+
+
 class Outcome(BaseModel):
     """What a job's process produced: a bundle in the store that nothing refers to yet.
 

@@ -10,31 +10,23 @@ from __future__ import annotations
 import json
 import secrets
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
 import sqlalchemy as sa
-from pydantic import BaseModel
 
-from cloud_service.jobs.record import JobRecord, Outcome, claim, crash, is_abandoned, release
+from cloud_service.jobs.record import JobRecord, claim, crash, fail, is_abandoned, release
+from cloud_service.jobs.rows import event_of_row, record_of_row, row_of_record
 from cloud_service.storage.database import events, jobs, reading, writing
 from cloud_service.storage.disk_reserve import DiskReserve
-from shared.api import JobError, JobEvent, JobResult, JobStatus, PrepareRequest, Progress, Stage
+from shared.api import JobEvent, JobStatus, PrepareRequest
 from shared.bundle.digest import digest_of_bytes
-from shared.errors import DiskError, InvalidRequest, NotFound
+from shared.errors import DiskError, InvalidRequest, NotFound, ZoError
 
 Transition = Callable[[JobRecord], JobRecord]
 Clock = Callable[[], datetime]
 
-_DOCUMENTS: dict[str, type[BaseModel]] = {
-    "request": PrepareRequest,
-    "progress": Progress,
-    "outcome": Outcome,
-    "result": JobResult,
-    "error": JobError,
-}
-_ENUMS: dict[str, Callable[[str], Any]] = {"status": JobStatus, "stage": Stage, "crashed_stage": Stage}
 _HELD = (JobStatus.RUNNING, JobStatus.CANCELLING)
 _ENDING = (JobStatus.CANCELLING, JobStatus.CANCELLED, JobStatus.FAILED)
 """States that free something when they are written down."""
@@ -51,6 +43,12 @@ class Idempotency:
 
     owner: str
     key: str
+
+
+class QuotaExceeded(ZoError):
+    """The caller has as many jobs waiting as one key may have."""
+
+    status = 429
 
 
 class JobStore:
@@ -74,6 +72,7 @@ class JobStore:
         *,
         owner_key: str | None = None,
         owner_peer: str | None = None,
+        max_queued: int | None = None,
     ) -> JobRecord:
         """Queue a job and return it, or the job that the same key and request made before.
 
@@ -82,14 +81,18 @@ class JobStore:
             idempotency: What makes a repeated request harmless.
             owner_key: The API key that asks; its rights decide again when the bundle is published.
             owner_peer: The address that asks.
+            max_queued: Queued jobs that this API key may have, the new one included; None sets no limit.
 
         Raises:
-            InvalidRequest: The key was used with another request.
+            InvalidRequest: The idempotency key was used with another request.
+            QuotaExceeded: ``owner_key`` has ``max_queued`` jobs waiting.
         """
         body_digest = _digest(request.model_dump(mode="json"))
         with writing(self._engine) as connection:
             if idempotency is not None and (known := _find_by_key(connection, idempotency)) is not None:
                 return _same_request(known, body_digest, idempotency)
+            if max_queued is not None:
+                _check_quota(connection, owner_key, max_queued)
             job = JobRecord(
                 id=secrets.token_hex(12),
                 request=request,
@@ -98,12 +101,12 @@ class JobStore:
                 owner_key=owner_key,
                 owner_peer=owner_peer,
             )
-            key = {
+            origin = {
                 "idempotency_owner": idempotency and idempotency.owner,
                 "idempotency_key": idempotency and idempotency.key,
                 "body_digest": body_digest,
             }
-            connection.execute(sa.insert(jobs).values(**_to_row(job), **key))
+            connection.execute(sa.insert(jobs).values(**row_of_record(job), **origin))
             _insert_event(connection, job, self.clock())
             return job
 
@@ -130,7 +133,7 @@ class JobStore:
                 _load(connection, after)
                 position = sa.select(jobs.c.sequence).where(jobs.c.id == after).scalar_subquery()
                 query = query.where(jobs.c.sequence < position)
-            return [_from_row(row) for row in connection.execute(query)]
+            return [record_of_row(row) for row in connection.execute(query)]
 
     def events(self, job_id: str, *, after: int = 0) -> list[JobEvent]:
         """Return a job's events with ids above ``after``, oldest first.
@@ -140,7 +143,7 @@ class JobStore:
         """
         query = sa.select(events).where(events.c.job_id == job_id, events.c.id > after).order_by(events.c.id)
         with reading(self._engine) as connection:
-            found = [_event(row) for row in connection.execute(query)]
+            found = [event_of_row(row) for row in connection.execute(query)]
             if not found:
                 _load(connection, job_id)
             return found
@@ -180,16 +183,17 @@ class JobStore:
                     raise
 
     def claim_next(self, *, owner: str, lease_seconds: float) -> JobRecord | None:
-        """Give the oldest queued job to ``owner`` and return it, or None where none waits."""
+        """Give the oldest queued job to ``owner`` and return it, or None where none waits; unreadable ones fail."""
         oldest = sa.select(jobs).where(jobs.c.status == JobStatus.QUEUED).order_by(jobs.c.sequence).limit(1)
         with writing(self._engine) as connection:
-            row = connection.execute(oldest).one_or_none()
-            if row is None:
-                return None
-            job, now = _from_row(row), self.clock()
-            claimed = claim(job, owner=owner, now=now, lease_seconds=lease_seconds)
-            _save(connection, job, claimed, now)
-            return claimed
+            while (row := connection.execute(oldest).one_or_none()) is not None:
+                job, now = record_of_row(row), self.clock()
+                claimed = claim(job, owner=owner, now=now, lease_seconds=lease_seconds)
+                _save(connection, job, claimed, now)
+                if job.error is None:
+                    return claimed
+                _save(connection, claimed, fail(claimed, attempt=claimed.attempt, error=job.error, now=now), now)
+        return None
 
     def requeue_abandoned(self, *, max_attempts: int, is_any_lease_over: bool = False) -> list[JobRecord]:
         """Put back each running job whose lease has expired, and return these jobs.
@@ -205,7 +209,7 @@ class JobStore:
         abandoned = []
         with writing(self._engine) as connection:
             now = self.clock()
-            for job in map(_from_row, connection.execute(held).all()):
+            for job in map(record_of_row, connection.execute(held).all()):
                 if is_any_lease_over or is_abandoned(job, now):
                     attempt, message = job.attempt, f"attempt {job.attempt} was interrupted"
                     if is_any_lease_over or job.outcome is not None:
@@ -224,7 +228,7 @@ class JobStore:
             .order_by(jobs.c.sequence)
         )
         with reading(self._engine) as connection:
-            return [_from_row(row) for row in connection.execute(query)]
+            return [record_of_row(row) for row in connection.execute(query)]
 
     def unfinished_with_input(self, digest: str, *, other_than: str) -> list[str]:
         """Return the ids of failed and cancelled jobs with that input, newest first."""
@@ -254,6 +258,21 @@ def _digest(document: object) -> str:
     return digest_of_bytes(json.dumps(document, sort_keys=True, separators=(",", ":")).encode())
 
 
+def _check_quota(connection: sa.Connection, owner_key: str | None, max_queued: int) -> None:
+    waiting = (
+        sa.select(sa.func.count())
+        .select_from(jobs)
+        .where(jobs.c.status == JobStatus.QUEUED, jobs.c.owner_key == owner_key)
+    )
+    queued = connection.execute(waiting).scalar_one()
+    if queued >= max_queued:
+        raise QuotaExceeded(
+            f"{queued} queued jobs of key {owner_key}",
+            needed=f"fewer than {max_queued}",
+            next_step="wait until some have started, or cancel one: POST /v1/jobs/{id}/cancel",
+        )
+
+
 def _find_by_key(connection: sa.Connection, idempotency: Idempotency) -> sa.Row[Any] | None:
     return connection.execute(
         sa.select(jobs).where(jobs.c.idempotency_owner == idempotency.owner, jobs.c.idempotency_key == idempotency.key)
@@ -268,53 +287,24 @@ def _same_request(row: sa.Row[Any], body_digest: str, idempotency: Idempotency) 
             next_step="send a new Idempotency-Key for a new request",
             param="Idempotency-Key",
         )
-    return _from_row(row)
+    return record_of_row(row)
 
 
 def _load(connection: sa.Connection, job_id: str) -> JobRecord:
     row = connection.execute(sa.select(jobs).where(jobs.c.id == job_id)).one_or_none()
     if row is None:
         raise NotFound(f"no job {job_id[:80]!r}", next_step="list the jobs: GET /v1/jobs")
-    return _from_row(row)
+    return record_of_row(row)
 
 
 def _save(connection: sa.Connection, old: JobRecord, new: JobRecord, now: datetime) -> None:
-    connection.execute(sa.update(jobs).where(jobs.c.id == old.id).values(**_to_row(new)))
+    changed = {name: value for name, value in row_of_record(new).items() if name != "request"}  # which never changes
+    connection.execute(sa.update(jobs).where(jobs.c.id == old.id).values(**changed))
     if new.last_event != old.last_event:
         _insert_event(connection, new, now)
 
 
 def _insert_event(connection: sa.Connection, job: JobRecord, now: datetime) -> None:
-    row = _to_row(job)
+    row = row_of_record(job)
     shown = {name: row[name] for name in ("status", "stage", "progress", "message")}
     connection.execute(sa.insert(events).values(job_id=job.id, id=job.last_event, at=now, **shown))
-
-
-def _to_row(job: JobRecord) -> dict[str, Any]:
-    values = {field.name: getattr(job, field.name) for field in fields(JobRecord)}
-    for name in _DOCUMENTS:
-        if values[name] is not None:
-            values[name] = values[name].model_dump(mode="json", by_alias=True)
-    return values
-
-
-def _from_row(row: sa.Row[Any]) -> JobRecord:
-    values = {field.name: getattr(row, field.name) for field in fields(JobRecord)}
-    for name, model in _DOCUMENTS.items():
-        if values[name] is not None:
-            values[name] = model.model_validate(values[name])
-    for name, enum in _ENUMS.items():
-        if values[name] is not None:
-            values[name] = enum(values[name])
-    return JobRecord(**values)
-
-
-def _event(row: sa.Row[Any]) -> JobEvent:
-    return JobEvent(
-        id=row.id,
-        at=row.at,
-        status=JobStatus(row.status),
-        stage=None if row.stage is None else Stage(row.stage),
-        progress=Progress.model_validate(row.progress),
-        message=row.message,
-    )

@@ -13,6 +13,8 @@ from fastapi import APIRouter, Depends, Query, Request, Response
 from fastapi.responses import FileResponse
 
 from cloud_service.routes.access import Access
+from cloud_service.routes.openapi import BundleNamePath, Digest, TagInPath, file_described, problems
+from cloud_service.routes.registry import check_range
 from cloud_service.storage.audit import AuditLog, Author
 from cloud_service.storage.bundles import BundleStore
 from cloud_service.storage.catalog import Catalog
@@ -52,20 +54,23 @@ def bundle_routes(
         page = found[:limit]
         return BundleList(bundles=page, next=f"{page[-1].name}:{page[-1].tag}" if len(found) > limit else None)
 
-    @router.get("/v1/bundles/{name:path}/report", dependencies=[reader], response_class=FileResponse)
+    @router.get(
+        "/v1/bundles/{name:path}/report", dependencies=[reader], response_class=Response, **file_described("text/html")
+    )
     @router.head("/v1/bundles/{name:path}/report", dependencies=[reader], include_in_schema=False)
-    def report(name: str, reference: str = "latest") -> Response:
+    def report(name: BundleNamePath, request: Request, reference: str = "latest") -> Response:
         """Return the report page of a bundle by tag or digest."""
         path = bundles.report_path(catalog.manifest(name, reference).digest)
         if not path.is_file():
             raise NotFound(f"no report of {name}:{reference}", needed="a bundle that this service prepared")
+        check_range(request.headers.get("range"), path.stat().st_size)
         headers = {"Content-Security-Policy": _REPORT_POLICY, "X-Content-Type-Options": "nosniff"}
         return FileResponse(path, media_type="text/html; charset=utf-8", headers=headers)
 
-    @router.get("/v1/bundles/{name:path}/tags/{tag}/history", response_model=AuditList)
+    @router.get("/v1/bundles/{name:path}/tags/{tag}/history", response_model=AuditList, responses=problems(404))
     def history(
-        name: str,
-        tag: str,
+        name: BundleNamePath,
+        tag: TagInPath,
         owner: str = publisher,
         after: Annotated[int | None, Query(ge=0, le=_LARGEST_ID)] = None,
         limit: Limit = 50,
@@ -74,18 +79,20 @@ def bundle_routes(
         check_name(owner, name)
         return _audit_page(log, after, limit, name=name, tag=tag)
 
-    @router.post("/v1/bundles/{name:path}/tags/{tag}", response_model=PublishedTag)
-    def retag(name: str, tag: str, move: TagMove, request: Request, owner: str = publisher) -> PublishedTag:
+    @router.post("/v1/bundles/{name:path}/tags/{tag}", response_model=PublishedTag, responses=problems(404, 409))
+    def retag(
+        name: BundleNamePath, tag: TagInPath, move: TagMove, request: Request, owner: str = publisher
+    ) -> PublishedTag:
         """Let a tag name another bundle that was published under the same name, or what it named before."""
         return bundles.retag(name, tag, move.digest, _author(request, owner))
 
-    @router.delete("/v1/bundles/{name:path}/tags/{tag}", status_code=204)
-    def delete_tag(name: str, tag: str, request: Request, owner: str = publisher) -> None:
+    @router.delete("/v1/bundles/{name:path}/tags/{tag}", status_code=204, responses=problems(404, 409))
+    def delete_tag(name: BundleNamePath, tag: TagInPath, request: Request, owner: str = publisher) -> None:
         """Remove a tag; its bundle stays readable by digest."""
         bundles.delete_tag(name, tag, _author(request, owner))
 
-    @router.delete("/v1/bundles/{name:path}/digests/{digest}", status_code=204)
-    def delete_bundle(name: str, digest: str, request: Request, owner: str = publisher) -> None:
+    @router.delete("/v1/bundles/{name:path}/digests/{digest}", status_code=204, responses=problems(404, 409))
+    def delete_bundle(name: BundleNamePath, digest: Digest, request: Request, owner: str = publisher) -> None:
         """Remove a bundle from a name, with every tag that names it."""
         bundles.delete_bundle(name, digest, _author(request, owner))
 

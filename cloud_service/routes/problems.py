@@ -19,6 +19,7 @@ from cloud_service.json_logs import request_id
 from cloud_service.routes.oci_errors import BASIC_CHALLENGE, is_oci_path, with_oci_errors
 from shared.api import PROBLEM_MEDIA_TYPE, Problem
 from shared.errors import InvalidRequest, ZoError
+from shared.text_types import showable
 
 _SLUGS = {404: "not-found", 405: "method-not-allowed", 413: "content-too-large"}
 _PLACES = ("body", "query", "path", "header")
@@ -91,7 +92,9 @@ def _headers(error: ZoError, path: str) -> dict[str, str]:
 
 def _validation_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)  # noqa: S101 - registered for this type
-    faults = [{"param": _field(fault["loc"]), "message": str(fault["msg"])} for fault in error.errors()]
+    faults = [
+        {"param": showable(_field(fault["loc"])), "message": showable(str(fault["msg"]))} for fault in error.errors()
+    ]
     first = faults[0]
     document = {
         "type": InvalidRequest("").slug,

@@ -21,14 +21,18 @@ from fastapi import APIRouter, Depends, Query, Request, Response
 from fastapi.responses import FileResponse
 
 from cloud_service.routes.access import Access
+from cloud_service.routes.conditional import is_unchanged
+from cloud_service.routes.openapi import BundleNamePath, Digest, Reference, content, file_described, problems
 from cloud_service.routes.problems import InvalidRange
 from cloud_service.storage.catalog import Catalog, StoredBlob
 from cloud_service.storage.keys import Scope
+from shared.bundle.manifest import MANIFEST_MEDIA_TYPE
 from shared.errors import InvalidRequest
 
 INDEX_MEDIA_TYPE = "application/vnd.oci.image.index.v1+json"
 _IMMUTABLE = "private, max-age=31536000, immutable"
 _LARGEST_PAGE = 1000
+_BLOB_HEADERS = ("Docker-Content-Digest", "ETag", "Cache-Control")
 Endpoint = TypeVar("Endpoint", bound=Callable[..., Response])
 PageSize = Annotated[int, Query(ge=0, le=2**31)]
 After = Annotated[str | None, Query(max_length=400)]
@@ -52,28 +56,32 @@ def registry_routes(catalog: Catalog, access: Access) -> APIRouter:
     caller = Depends(access.needs(Scope.BUNDLES))
     router = APIRouter(tags=["bundles"], dependencies=[caller])
 
-    @_readable(router, "/v2/")
+    @_readable(router, "/v2/", responses={200: content("application/json")})
     def api_version() -> Response:
         """Tell an OCI client that it speaks to a registry."""
         return _document({})
 
-    @_readable(router, "/v2/_catalog")
+    @_readable(router, "/v2/_catalog", responses={200: content("application/json")})
     def names(request: Request, n: PageSize = 100, last: After = None) -> Response:
         """List the names that bundles are published under."""
         limit = min(n, _LARGEST_PAGE)
         found = catalog.names(after=last, limit=limit + 1)
         return _document({"repositories": found[:limit]}, headers=_link(request, found, limit))
 
-    @_readable(router, "/v2/{name:path}/tags/list")
-    def tags(name: str, request: Request, n: PageSize = 100, last: After = None) -> Response:
+    @_readable(router, "/v2/{name:path}/tags/list", responses={200: content("application/json"), **problems(404)})
+    def tags(name: BundleNamePath, request: Request, n: PageSize = 100, last: After = None) -> Response:
         """List the tags of a name, with those of its signatures."""
         limit = min(n, _LARGEST_PAGE)
         found = catalog.tags(name, after=last, limit=limit + 1)
         return _document({"name": name, "tags": found[:limit]}, headers=_link(request, found, limit))
 
-    @_readable(router, "/v2/{name:path}/referrers/{digest}")
+    @_readable(
+        router,
+        "/v2/{name:path}/referrers/{digest}",
+        responses={200: content(INDEX_MEDIA_TYPE), **problems(404)},
+    )
     def referrers(
-        name: str, digest: str, artifact_type: Annotated[str | None, Query(alias="artifactType")] = None
+        name: BundleNamePath, digest: Digest, artifact_type: Annotated[str | None, Query(alias="artifactType")] = None
     ) -> Response:
         """List the signatures of a bundle, as an OCI image index; empty where there is none."""
         found = catalog.signatures_of(name, digest)
@@ -85,15 +93,17 @@ def registry_routes(catalog: Catalog, access: Access) -> APIRouter:
         index = {"schemaVersion": 2, "mediaType": INDEX_MEDIA_TYPE, "manifests": entries}
         return _document(index, media_type=INDEX_MEDIA_TYPE, headers=headers)
 
-    @_readable(router, "/v2/{name:path}/manifests/{reference}")
-    def manifest(name: str, reference: str, request: Request) -> Response:
+    @_readable(
+        router, "/v2/{name:path}/manifests/{reference}", **file_described(MANIFEST_MEDIA_TYPE, _BLOB_HEADERS, 406)
+    )
+    def manifest(name: BundleNamePath, reference: Reference, request: Request) -> Response:
         """Return a manifest by tag or digest."""
         found = catalog.manifest(name, reference)
         check_accepted(request.headers.getlist("accept"), found.media_type)
         return _file(found, request, cache_control=_IMMUTABLE if reference == found.digest else "no-cache")
 
-    @_readable(router, "/v2/{name:path}/blobs/{digest}")
-    def blob(name: str, digest: str, request: Request) -> Response:
+    @_readable(router, "/v2/{name:path}/blobs/{digest}", **file_described("application/octet-stream", _BLOB_HEADERS))
+    def blob(name: BundleNamePath, digest: Digest, request: Request) -> Response:
         """Return a blob of a published bundle, whole or in part."""
         return _file(catalog.blob(name, digest), request, cache_control=_IMMUTABLE)
 
@@ -134,17 +144,11 @@ def check_accepted(headers: Sequence[str], media_type: str) -> None:
         )
 
 
-def is_unchanged(header: str | None, etag: str) -> bool:
-    """Whether an If-None-Match header lists ``etag`` or is ``*``; a weak tag counts as the strong one."""
-    listed = [tag.strip().removeprefix("W/") for tag in (header or "").split(",")]
-    return "*" in listed or etag in listed
-
-
-def _readable(router: APIRouter, path: str) -> Callable[[Endpoint], Endpoint]:
+def _readable(router: APIRouter, path: str, **described: Any) -> Callable[[Endpoint], Endpoint]:
     """Return a decorator that answers GET and HEAD; the API's description shows GET alone."""
 
     def register(endpoint: Endpoint) -> Endpoint:
-        router.get(path)(endpoint)
+        router.get(path, response_class=Response, **described)(endpoint)
         router.head(path, include_in_schema=False)(endpoint)
         return endpoint
 
@@ -160,7 +164,7 @@ def _file(blob: StoredBlob, request: Request, *, cache_control: str) -> Response
         "Cache-Control": cache_control,
         "X-Content-Type-Options": "nosniff",
     }
-    if is_unchanged(request.headers.get("if-none-match"), etag):
+    if is_unchanged(",".join(request.headers.getlist("if-none-match")) or None, etag):
         return Response(status_code=HTTPStatus.NOT_MODIFIED, headers=headers)
     status = blob.path.stat()
     check_range(request.headers.get("range"), status.st_size)

@@ -72,10 +72,10 @@ jobs = sa.Table(
     sa.Column("error", sa.JSON(none_as_null=True)),
     sa.Column("last_event", sa.Integer, nullable=False),
     sa.Column("message", sa.String, nullable=False),
+    sa.Column("owner_key", sa.String),
     sa.Column("idempotency_owner", sa.String),
     sa.Column("idempotency_key", sa.String),
     sa.Column("body_digest", sa.String),
-    sa.Column("owner_key", sa.String),
     sa.Column("owner_peer", sa.String),
     sa.UniqueConstraint("idempotency_owner", "idempotency_key"),
 )

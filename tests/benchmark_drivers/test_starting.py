@@ -12,7 +12,7 @@ import pytest
 BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
 
 
-@pytest.mark.parametrize("name", ["device_runtime", "figures", "memory_plan_error", "prepare_7b_gpu"])
+@pytest.mark.parametrize("name", ["device_runtime", "figures", "memory_plan_error", "prepare_7b_gpu", "service_fuzz"])
 def test_a_benchmark_starts_by_its_path_alone(tmp_path: Path, name: str) -> None:
     plain = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
 

@@ -9,6 +9,7 @@ from fastapi.testclient import TestClient
 
 from cloud_service.app import create_app, open_service
 from cloud_service.settings import Settings
+from cloud_service.storage.keys import Scope
 
 
 @pytest.mark.parametrize(
@@ -121,6 +122,22 @@ def test_health_needs_no_key_and_readiness_names_what_is_missing(api: Any) -> No
     assert answer.status_code == 503
     assert answer.json()["type"] == "not-ready"
     assert answer.json()["detail"].startswith("workers: ")
+
+
+def test_health_checks_answer_head_without_a_body(api: Any, data: Any) -> None:
+    alive = api.client.head("/healthz", headers={"Authorization": ""})
+    assert (alive.status_code, alive.content) == (200, b"")
+    not_ready = api.client.head("/readyz", headers={"Authorization": ""})
+    assert (not_ready.status_code, not_ready.content) == (503, b"")
+    with open_service(Settings(data=data, min_free_bytes=0)) as service, TestClient(create_app(service)) as client:
+        assert client.head("/readyz").status_code == 200
+
+
+@pytest.mark.parametrize("path", ["/openapi.json", "/metrics"])
+def test_what_describes_the_service_needs_a_key_of_any_scope(api: Any, path: str) -> None:
+    refused = api.client.get(path, headers={"Authorization": ""})
+    assert (refused.status_code, refused.json()["type"]) == (401, "unauthorized")
+    assert api.client.get(path, headers=api.headers(Scope.BUNDLES)).status_code == 200
 
 
 def test_a_service_with_workers_is_ready(data: Any) -> None:

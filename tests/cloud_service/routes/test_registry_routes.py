@@ -50,6 +50,16 @@ def test_a_blob_is_served_whole_and_may_be_cached_for_ever(api: Any) -> None:
     assert (unchanged.status_code, unchanged.content) == (304, b"")
 
 
+def test_a_list_of_etags_over_several_headers_is_understood(api: Any) -> None:
+    url, data = largest_blob(api)
+    etag = api.client.get(url).headers["etag"]
+    for headers in ([f'"other", W/{etag}'], ['"other"', etag], ["*"]):
+        lines = [("If-None-Match", header) for header in headers]
+        unchanged = api.client.get(url, headers=[*lines, ("Range", "bytes=0-1")])
+        assert (unchanged.status_code, unchanged.content, unchanged.headers["etag"]) == (304, b"", etag)
+    assert api.client.get(url, headers={"If-None-Match": '"other", "third"'}).content == data
+
+
 @pytest.mark.parametrize(
     ("header", "first", "end"), [("bytes=0-99", 0, 100), ("bytes=100-", 100, None), ("bytes=-7", -7, None)]
 )
