@@ -101,6 +101,12 @@ def test_a_field_of_another_type_is_named_by_its_kind(tmp_path: Path) -> None:
         record.text("text")
 
 
+def test_half_of_a_surrogate_pair_is_refused_by_file_and_line(tmp_path: Path) -> None:
+    path = write(tmp_path, "a.jsonl", '{"text": "whole \\ud83d\\ude00"}\n{"text": "half \\ud83d"}\n')
+    with pytest.raises(DataError, match=r"a\.jsonl line 2: a string holds half of a surrogate pair"):
+        read_records(path)
+
+
 def test_rows_held_out_and_the_rest_are_the_file(tmp_path: Path) -> None:
     records = read_records(write(tmp_path, "a.jsonl", "".join(f'{{"text": "{i}"}}\n' for i in range(10))))
     rest, held = hold_out(records, 0.3, seed=5)
