@@ -165,7 +165,6 @@ class Attempt:
             self._adopt_workspace()
         return JobOrder(
             request=self._job.request,
-            store=settings.store,
             model_roots=settings.model_roots,
             text_roots=settings.text_roots,
             hub_endpoint=settings.hub_endpoint,
@@ -202,7 +201,7 @@ class Attempt:
             return
         for job_id in self._shop.store.unfinished_with_input(self._job.input_digest, other_than=self._job.id):
             earlier = self._shop.folder(job_id) / WORKSPACE_NAME
-            if earlier.is_dir():
+            if earlier.is_dir() and not earlier.is_symlink():
                 with disk_errors(own):
                     own.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
                     (earlier / PINNED_COMMIT).unlink(missing_ok=True)

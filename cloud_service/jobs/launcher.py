@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from cloud_service.jobs.messages import LOG_NAME, JobOrder, Message, parse_message
+from cloud_service.jobs.messages import LOCK_NAME, LOG_NAME, WORKSPACE_NAME, JobOrder, Message, parse_message
 from shared.durable_files import disk_errors
 
 RUN_JOB = (sys.executable, "-m", "cloud_service.jobs.run_job")
@@ -67,7 +67,7 @@ class SubprocessLauncher:
 
     Args:
         environment: The whole environment of the process; see ``settings.job_environment``.
-        command: What to run; the job's folder is added as the last argument.
+        command: What to run; the job's folder and the number of the open lock file are added as arguments.
     """
 
     def __init__(self, environment: Mapping[str, str], command: Sequence[str] = RUN_JOB) -> None:
@@ -81,15 +81,16 @@ class SubprocessLauncher:
             DiskError: The job's folder cannot be written.
         """
         with disk_errors(folder):
-            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-            with (folder / LOG_NAME).open("ab") as log:
+            (folder / WORKSPACE_NAME).mkdir(parents=True, exist_ok=True, mode=0o700)
+            with (folder / LOG_NAME).open("ab") as log, (folder / LOCK_NAME).open("ab") as lock:
                 process = subprocess.Popen(
-                    [*self._command, str(folder)],
+                    [*self._command, str(folder), str(lock.fileno())],
                     stdin=subprocess.PIPE,
                     stdout=subprocess.PIPE,
                     stderr=log,
                     env=self._environment,
                     start_new_session=True,
+                    pass_fds=(lock.fileno(),),
                 )
         return _LocalProcess(process, order)
 

@@ -19,9 +19,13 @@ from cloud_service.launcher_choice import LauncherChoice
 from shared.api import JobError, PrepareRequest, Stage
 
 LOG_NAME = "log.txt"
-REPORT_NAME = "report.html"
+LOCK_NAME = "lock"
 WORKSPACE_NAME = "workspace"
-"""What lies in a job's folder, besides its lock."""
+"""What lies in a job's folder. The job's process writes in the workspace alone; the rest is the service's."""
+
+STORE_NAME = "store"
+REPORT_NAME = "report.html"
+"""What lies in a workspace besides checkpoints: the image layout of the job's blobs, and the report page."""
 
 
 class Line(BaseModel):
@@ -34,7 +38,6 @@ class JobOrder(Line):
     """What a process shall do.
 
     Attributes:
-        store: Root of the image layout that blobs are added to.
         max_accelerator_bytes: What may be used of each accelerator; None allows all of it.
         max_host_bytes: What may be used of main memory; None allows what is free.
         launcher: Where the Fisher pass runs.
@@ -43,7 +46,6 @@ class JobOrder(Line):
     """
 
     request: PrepareRequest
-    store: Path
     model_roots: tuple[Path, ...] = ()
     text_roots: tuple[Path, ...] = ()
     hub_endpoint: str | None = None
@@ -80,7 +82,7 @@ class Noted(Line):
 
 
 class Finished(Line):
-    """The bundle's blobs are in the store, and the report page beside the workspace."""
+    """The bundle's blobs and the report page are in the workspace."""
 
     kind: Literal["finished"] = "finished"
     outcome: Outcome

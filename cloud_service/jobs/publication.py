@@ -1,6 +1,6 @@
 """Turns a job's outcome into a published bundle, exactly once.
 
-    validate and sign (nothing visible) → [ fence · tag bundle and signature · job succeeded ]
+    adopt · validate and sign (nothing visible) → [ fence · tag bundle and signature · job succeeded ]
 
 The bracket holds the database's write lock: no other attempt can be claimed between the fence and the commit. Killed
 between tagging and committing, the job is still running with its outcome written down; the next start repeats the
@@ -9,17 +9,21 @@ bracket, and the result is the same bytes.
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 from pathlib import Path
 
-from cloud_service.jobs.messages import REPORT_NAME, WORKSPACE_NAME
+from cloud_service.jobs.adoption import adopt_bundle
+from cloud_service.jobs.messages import REPORT_NAME, STORE_NAME, WORKSPACE_NAME
 from cloud_service.jobs.record import JobRecord, LeaseLost, Outcome, fail, heartbeat, job_error, stop, succeed
 from cloud_service.jobs.store import JobStore
+from cloud_service.jobs.untrusted_files import read_untrusted
 from cloud_service.storage.bundles import BundleStore
 from shared.api import JobResult, JobStatus
 from shared.errors import ZoError
 
 _VALIDATED_BYTES_PER_SECOND = 20e6
+_MAX_REPORT_BYTES = 64 * 1024 * 1024
 
 
 class Publisher:
@@ -63,8 +67,11 @@ class Publisher:
 
     def _publish(self, job: JobRecord, outcome: Outcome, folder: Path) -> JobRecord:
         digest, clock = outcome.manifest.digest, self._store.clock
+        adopt_bundle(folder, f"{WORKSPACE_NAME}/{STORE_NAME}", outcome.manifest, self._bundles.layout)
         signature = self._bundles.sign(outcome.manifest)
-        self._bundles.add_report(digest, folder / REPORT_NAME)
+        with contextlib.suppress(FileNotFoundError):  # the input was prepared before, with its report
+            page = read_untrusted(folder, f"{WORKSPACE_NAME}/{REPORT_NAME}", max_bytes=_MAX_REPORT_BYTES)
+            self._bundles.add_report(digest, page)
         result = JobResult(name=outcome.name, tag=outcome.tag, digest=digest, size_bytes=outcome.size_bytes)
 
         def end(current: JobRecord) -> JobRecord:

@@ -1,14 +1,16 @@
-"""The process of one job: ``python -m cloud_service.jobs.run_job FOLDER``, started by the launcher.
+"""The process of one job: ``python -m cloud_service.jobs.run_job FOLDER LOCK``, started by the launcher.
 
 Reads its order from standard input and tells its progress on standard output, both as the JSON lines of ``messages``;
 whatever libraries print goes to standard error, which is the job's log. Three things keep attempts from meeting:
 
 * the end of standard input means that the service died: the whole process group is killed at once;
-* an exclusive lock on the job's folder is held as long as the process lives, and waited for at the start;
+* an exclusive lock is held as long as the process lives, and waited for at the start: on the open file whose number is
+  LOCK, so that the process needs no right to the folder that the file is in;
 * SIGTERM raises ``Interrupted`` in the pipeline at its next report of progress, that is after its last checkpoint.
 
-Killed at any moment, the next attempt goes on from the checkpoints in ``FOLDER/workspace``. Nothing that this process
-writes is visible to clients: the service signs and tags. Exit status 0 after a result, else the error's own.
+All that this process writes is in ``FOLDER/workspace``: the bundle's blobs, the report page, and the checkpoints from
+which the next attempt continues where this one was killed. Nothing of it is visible to clients: the service copies the
+blobs, signs and tags. Exit status 0 after a result, else the error's own.
 """
 
 from __future__ import annotations
@@ -27,7 +29,7 @@ from types import FrameType
 from typing import Protocol
 
 from cloud_service.jobs.messages import (
-    REPORT_NAME,
+    STORE_NAME,
     WORKSPACE_NAME,
     Advanced,
     Failed,
@@ -43,9 +45,9 @@ from cloud_service.progress import ProgressSink
 from cloud_service.sources import SourcePolicy
 from shared.api import Stage
 from shared.bundle.layout import ImageLayout
-from shared.durable_files import write_atomically
+from shared.bundle.write import remove_unfinished
 from shared.errors import Interrupted, ZoError
-from shared.file_lock import exclusive
+from shared.file_lock import acquire
 
 
 class Work(Protocol):
@@ -54,8 +56,8 @@ class Work(Protocol):
     def fingerprint(self, order: JobOrder, workspace: Path, progress: ProgressSink) -> str:
         """Return the fingerprint of the order's input as it is now, or was when the workspace was begun."""
 
-    def prepare(self, order: JobOrder, workspace: Path, progress: ProgressSink) -> tuple[Outcome, bytes]:
-        """Put the bundle's blobs into the store and return what they are, and the report page."""
+    def prepare(self, order: JobOrder, workspace: Path, progress: ProgressSink) -> Outcome:
+        """Put the bundle's blobs and the report page into the workspace and return what they are."""
 
 
 class PipelineWork:
@@ -67,29 +69,30 @@ class PipelineWork:
 
         return resolve(order.request, _source_policy(order), progress, workspace=workspace).fingerprint
 
-    def prepare(self, order: JobOrder, workspace: Path, progress: ProgressSink) -> tuple[Outcome, bytes]:
+    def prepare(self, order: JobOrder, workspace: Path, progress: ProgressSink) -> Outcome:
         """Run all stages."""
         from cloud_service.pipeline.launchers.choose import choose_launcher
         from cloud_service.pipeline.planned_model import Means
         from cloud_service.pipeline.prepare import prepare
 
         budget = MemoryBudget(order.max_accelerator_bytes, order.max_host_bytes)
+        layout = ImageLayout(workspace / STORE_NAME)
+        remove_unfinished(layout)
         made = prepare(
             order.request,
             workspace=workspace,
-            layout=ImageLayout.create(order.store),
+            layout=layout,
             progress=progress,
             sources=_source_policy(order),
             means=Means(choose_launcher(order.launcher), budget),
         )
-        outcome = Outcome(
+        return Outcome(
             name=made.name,
             tag=made.tag,
             manifest=made.manifest,
             size_bytes=made.size_bytes,
             fingerprint=made.fingerprint,
         )
-        return outcome, made.report_html.read_bytes()
 
 
 class MessageProgress:
@@ -133,32 +136,30 @@ class MessageProgress:
 
 def main(argv: Sequence[str] | None = None, *, work: Work | None = None) -> int:
     """Run the job and return the exit status."""
-    folder = Path((sys.argv[1:] if argv is None else argv)[0])
+    folder, lock = sys.argv[1:] if argv is None else argv
     logging.basicConfig(level=logging.INFO, stream=sys.stderr)
     write = _private_output()
     order = _read_order()
     is_stopping = _stop_on_sigterm()
-    with exclusive(folder / "lock"):
-        progress = MessageProgress(write, order.progress_seconds, is_stopping)
-        try:
-            write(Finished(outcome=_run(folder, order, progress, work or PipelineWork())))
-        except Interrupted as error:
-            return error.exit_code
-        except ZoError as error:
-            traceback.print_exc()
-            write(Failed(error=job_error(error)))
-            return error.exit_code
+    os.set_inheritable(int(lock), False)
+    acquire(int(lock))
+    progress = MessageProgress(write, order.progress_seconds, is_stopping)
+    try:
+        write(Finished(outcome=_run(Path(folder) / WORKSPACE_NAME, order, progress, work or PipelineWork())))
+    except Interrupted as error:
+        return error.exit_code
+    except ZoError as error:
+        traceback.print_exc()
+        write(Failed(error=job_error(error)))
+        return error.exit_code
     return 0
 
 
-def _run(folder: Path, order: JobOrder, progress: ProgressSink, work: Work) -> Outcome:
-    workspace = folder / WORKSPACE_NAME
+def _run(workspace: Path, order: JobOrder, progress: ProgressSink, work: Work) -> Outcome:
     if order.prepared and (known := order.prepared.get(work.fingerprint(order, workspace, progress))) is not None:
         progress.note(f"the same input was prepared before: {known.manifest.digest}")
         return known
-    outcome, page = work.prepare(order, workspace, progress)
-    write_atomically(folder / REPORT_NAME, page)
-    return outcome
+    return work.prepare(order, workspace, progress)
 
 
 def _source_policy(order: JobOrder) -> SourcePolicy:

@@ -143,6 +143,7 @@ def _begin(
     checkpoints = Workspace(workspace)
     if is_resumed := checkpoints.claim(source.fingerprint):
         progress.note("resuming from the checkpoints of an earlier attempt")
+    ImageLayout.create(layout.root)  # it may lie in the workspace, which is empty where there is nothing to resume
     model = plan_model(request, source.folder, means, checkpoints, progress)
     recorder = RunRecorder(model.plan, model.accelerators, is_resumed=is_resumed)
     return _Job(request, source, policy, checkpoints, layout, progress, model, recorder)

@@ -89,13 +89,13 @@ class BundleStore:
         """
         self.layout.update({f"{name}:{tag}": manifest, f"{name}:{signature_tag(manifest.digest)}": signature})
 
-    def add_report(self, digest: str, page: Path) -> None:
-        """Keep a copy of a bundle's report page; does nothing where there is one or ``page`` is absent."""
+    def add_report(self, digest: str, page: bytes) -> None:
+        """Keep a bundle's report page; does nothing where there is one."""
         target = self.report_path(digest)
-        if not target.exists() and page.exists():
+        if not target.exists():
             with disk_errors(target):
                 target.parent.mkdir(parents=True, exist_ok=True)
-                write_atomically(target, page.read_bytes())
+                write_atomically(target, page)
 
     def report_path(self, digest: str) -> Path:
         """Return where the report page of a bundle lies or would lie."""

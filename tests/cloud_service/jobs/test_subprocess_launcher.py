@@ -15,7 +15,6 @@ from cloud_service.jobs.launcher import Ended, JobProcess, SubprocessLauncher
 from cloud_service.jobs.messages import Finished, JobOrder, Message, StageBegan
 from cloud_service.settings import job_environment
 from shared.api import PrepareRequest
-from shared.bundle.layout import ImageLayout
 
 FAKE = Path(__file__).resolve().parents[1] / "service" / "fake_job.py"
 PATIENCE_SECONDS = 60
@@ -29,7 +28,6 @@ class Job:
         self.model = folder / "models" / "tiny"
         self.order = JobOrder(
             request=PrepareRequest(model="tiny"),
-            store=ImageLayout.create(folder / "store").root,
             model_roots=(folder / "models",),
             progress_seconds=0,
         )
@@ -66,7 +64,7 @@ def test_a_process_tells_its_stages_and_its_outcome_and_ends(job: Job) -> None:
     assert heard[-1] == Ended(0)
     assert isinstance(heard[-2], Finished)
     assert sum(isinstance(message, StageBegan) for message in heard) >= 7
-    assert (job.folder / "report.html").read_bytes().startswith(b"<!doctype html>")
+    assert (job.folder / "workspace" / "report.html").read_bytes().startswith(b"<!doctype html>")
 
 
 def test_a_second_attempt_waits_until_the_first_is_gone(job: Job) -> None:
@@ -75,7 +73,7 @@ def test_a_second_attempt_waits_until_the_first_is_gone(job: Job) -> None:
         fcntl.flock(lock, fcntl.LOCK_EX)
         process = job.start()
         assert process.receive(1.5) is None
-        assert not (job.folder / "trace.txt").exists()
+        assert "trace" not in (job.folder / "log.txt").read_text()
     assert messages_until_end(process)[-1] == Ended(0)
 
 

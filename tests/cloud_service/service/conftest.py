@@ -123,7 +123,12 @@ class LiveService:
         return events
 
     def trace(self, job_id: str) -> list[str]:
-        return (self.data / "jobs" / job_id / "trace.txt").read_text().split()
+        return self.logged(job_id, "trace")
+
+    def logged(self, job_id: str, label: str) -> list[str]:
+        """What the fake work printed after ``label: ``."""
+        lines = (self.data / "jobs" / job_id / "log.txt").read_text().splitlines()
+        return [line.removeprefix(f"{label}: ") for line in lines if line.startswith(f"{label}: ")]
 
     def tell(self, file: str, text: str | None) -> None:
         """Write (or remove) a file that the fake work obeys."""

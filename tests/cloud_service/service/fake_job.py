@@ -6,7 +6,8 @@
     fail            the message of a DataError to raise at the stage ``calibrating``
     content         part of the fingerprint, as a model's weights are
 
-Each stage leaves a checkpoint in the workspace and a line in ``trace.txt`` when it is done; a resumed attempt skips it.
+Each stage leaves a checkpoint in the workspace and a line ``trace: STAGE`` in the job's log when it is done; a resumed
+attempt skips it.
 """
 
 import json
@@ -16,7 +17,7 @@ import sys
 import time
 from pathlib import Path
 
-from cloud_service.jobs.messages import JobOrder
+from cloud_service.jobs.messages import REPORT_NAME, STORE_NAME, JobOrder
 from cloud_service.jobs.record import Outcome
 from cloud_service.jobs.run_job import main
 from cloud_service.progress import ProgressSink
@@ -33,26 +34,25 @@ class ObedientWork:
         progress.stage(Stage.RESOLVING)
         return digest_of_bytes(self.model(order).joinpath("content").read_bytes())
 
-    def prepare(self, order: JobOrder, workspace: Path, progress: ProgressSink) -> tuple[Outcome, bytes]:
+    def prepare(self, order: JobOrder, workspace: Path, progress: ProgressSink) -> Outcome:
         model = self.model(order)
-        workspace.mkdir(exist_ok=True)
-        (workspace.parent / "environment.json").write_text(json.dumps(dict(os.environ)))
+        print(f"environment: {json.dumps(dict(os.environ))}")
         for stage in Stage:
             self.run_stage(stage, model, workspace, progress)
         print("a library prints to standard output")
         made = ImageLayout(model / "bundle")
         (manifest,) = made.references().values()
-        store = ImageLayout(order.store)
+        store = ImageLayout.create(workspace / STORE_NAME)
         for blob in made.blobs.iterdir():
             shutil.copy(blob, store.blobs)
-        outcome = Outcome(
+        (workspace / REPORT_NAME).write_bytes(b"<!doctype html><title>report</title>")
+        return Outcome(
             name=order.request.name or "derived",
             tag=order.request.tag,
             manifest=manifest.model_copy(update={"annotations": None}),
             size_bytes=sum(blob.stat().st_size for blob in made.blobs.iterdir()),
             fingerprint=self.fingerprint(order, workspace, progress),
         )
-        return outcome, b"<!doctype html><title>report</title>"
 
     def model(self, order: JobOrder) -> Path:
         return order.model_roots[0] / order.request.model
@@ -71,8 +71,7 @@ class ObedientWork:
             while says(model / "deaf", stage) and done == 1:
                 time.sleep(0.02)
             progress.advance(done)
-        with (workspace.parent / "trace.txt").open("a") as trace:
-            trace.write(f"{stage}\n")
+        print(f"trace: {stage}", flush=True)
         (workspace / stage).touch()
 
 

@@ -92,7 +92,7 @@ def test_the_same_input_is_answered_with_the_bundle_that_exists(service: Any) ->
     again = service.wait(service.post(tag="other", name="renamed")["id"])
     assert again["result"]["digest"] == first["result"]["digest"]
     assert (again["result"]["name"], again["result"]["tag"]) == ("renamed", "other")
-    assert not (service.data / "jobs" / again["id"] / "trace.txt").exists()
+    assert service.trace(again["id"]) == []
     assert service.client.get("/v2/renamed/manifests/other").status_code == 200
 
 
@@ -155,7 +155,7 @@ def test_no_secret_reaches_the_environment_of_a_job(make_service: Callable[..., 
     service.start()
     job = service.post()
     service.wait(job["id"])
-    seen = json.loads((service.data / "jobs" / job["id"] / "environment.json").read_text())
+    seen = json.loads(*service.logged(job["id"], "environment"))
     assert "secret" not in json.dumps(seen)
     assert seen["HTTP_PROXY"] == "http://proxy:3128"
     assert seen["HF_HUB_DISABLE_IMPLICIT_TOKEN"] == "1"
