@@ -16,7 +16,7 @@ import signal
 import socket
 import sys
 import threading
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -26,10 +26,14 @@ import sqlalchemy as sa
 import uvicorn
 from fastapi import FastAPI
 
+from cloud_service.host_memory import accelerator_count, machine_bytes
 from cloud_service.housekeeping import Freed, Housekeeper, clean
 from cloud_service.jobs.admission import check_request
 from cloud_service.jobs.attempt import Workshop
-from cloud_service.jobs.launcher import Launcher, SubprocessLauncher
+from cloud_service.jobs.confinement.choose import Confinement, ConfinementRules
+from cloud_service.jobs.confinement.visibility import hide_from_same_user
+from cloud_service.jobs.launcher import RUN_JOB, Launcher, SubprocessLauncher
+from cloud_service.jobs.limits import JobLimits, memory_ceiling
 from cloud_service.jobs.publication import Publisher
 from cloud_service.jobs.store import JobStore
 from cloud_service.jobs.supervisor import Supervisor
@@ -109,11 +113,12 @@ def open_service(settings: Settings, launcher: Launcher | None = None) -> Iterat
         bundles = BundleStore(engine, layout, settings.reports, signer, settings.immutable_tags)
         shop = Workshop(
             store=jobs,
-            launcher=launcher or SubprocessLauncher(job_environment(hub_endpoint=settings.hub_endpoint)),
+            launcher=launcher or job_launcher(settings),
             publisher=Publisher(jobs, bundles, settings.lease_seconds),
             has_blob=catalog.has_bundle,
             settings=settings,
             is_stopping=is_stopping,
+            limits=job_limits(settings),
         )
         supervisor = Supervisor(shop, owner=secrets.token_hex(8))
         yield Service(
@@ -128,6 +133,30 @@ def open_service(settings: Settings, launcher: Launcher | None = None) -> Iterat
             supervisor=supervisor,
             is_stopping=is_stopping,
         )
+
+
+def job_launcher(settings: Settings, command: Sequence[str] = RUN_JOB) -> SubprocessLauncher:
+    """Return what runs jobs as confined processes of this machine.
+
+    Args:
+        settings: How jobs are confined.
+        command: What to run.
+    """
+    environment = job_environment(hub_endpoint=settings.hub_endpoint)
+    rules = ConfinementRules(settings.job_isolation, settings.job_uid, hidden=(settings.data,))
+    confinement = Confinement(rules, environment)
+    return SubprocessLauncher(environment, command, confinement=confinement, limits=job_limits(settings).for_kernel())
+
+
+def job_limits(settings: Settings) -> JobLimits:
+    """Return what each job may use."""
+    return JobLimits(
+        memory_bytes=memory_ceiling(machine_bytes(), settings.max_host_bytes),
+        accelerators=accelerator_count(),
+        tasks=settings.max_job_tasks,
+        file_bytes=settings.max_job_file_bytes,
+        stage_seconds=settings.stage_seconds,
+    )
 
 
 def create_app(service: Service) -> FastAPI:
@@ -183,6 +212,7 @@ def serve(settings: Settings, launcher: Launcher | None = None) -> None:
     """
     check_exposure(settings)
     os.umask(0o077)  # what the service and its jobs make is for their user alone
+    hide_from_same_user()
     log_as_json(sys.stdout)
     with open_service(settings, launcher) as service, _listen(settings.host, settings.port) as listener:
         if settings.is_auth_enabled and (first := service.keys.create_first()) is not None:

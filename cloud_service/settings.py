@@ -16,7 +16,9 @@ from urllib.parse import urlsplit
 from pydantic import BeforeValidator, Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
 
+from cloud_service.job_isolation import DEFAULT_JOB_UID, Isolation
 from cloud_service.launcher_choice import LauncherChoice
+from shared.api import Stage
 from shared.byte_sizes import parse_bytes
 from shared.errors import InvalidRequest
 
@@ -82,6 +84,12 @@ class Settings(BaseSettings):
         ray_worker_threads: Processor threads of each. Another number gives sums that differ in their last bits; those
             of ``local`` are OMP_NUM_THREADS, or all cores.
         ray_worker_gpus: Accelerators of each; 0 computes on the processor.
+        job_isolation: How a job's process is kept from the service's data and the network; ``auto`` takes the strongest
+            way that works here, another one is used or the job fails. See ADR 0018.
+        job_uid: User and group that jobs run as where ``job_isolation`` is ``user``; nothing else may run as it.
+        max_job_tasks: Processes and threads of a job.
+        max_job_file_bytes: Length of any file that a job writes, the model's files in the hub's cache included.
+        stage_seconds: Longest time of an attempt in a stage, by the stage's name; generous where it is not given.
         min_free_bytes: ``/readyz`` fails below this much free disk.
         immutable_tags: Patterns of tags, such as ``v*``, that name the same digest for ever once they are published.
         release_days: How long devices may take what a tag means for the newest; signed again at half of it.
@@ -118,6 +126,11 @@ class Settings(BaseSettings):
     ray_workers: Annotated[int, Field(ge=1, le=4096)] = 1
     ray_worker_threads: Annotated[int, Field(ge=1, le=1024)] = 1
     ray_worker_gpus: Annotated[int, Field(ge=0, le=64)] = 0
+    job_isolation: Isolation = "auto"
+    job_uid: Annotated[int, Field(ge=1, lt=2**31)] = DEFAULT_JOB_UID
+    max_job_tasks: Annotated[int, Field(ge=64)] = 4096
+    max_job_file_bytes: ByteCount = 64 * 1024**3
+    stage_seconds: dict[Stage, Annotated[float, Field(gt=0)]] = {}
     min_free_bytes: Annotated[int, Field(ge=0)] = 1024**3
     immutable_tags: tuple[str, ...] = ()
     release_days: Annotated[int, Field(ge=1, le=3650)] = 30

@@ -34,6 +34,10 @@ _OPTIONS: dict[str, dict[str, Any]] = {
     },
     **{option: {"metavar": "SIZE", "help": text} for option, text in MEMORY_OPTIONS.items()},
     **LAUNCHER_OPTIONS,
+    "--job-isolation": {
+        "choices": ["auto", "user", "namespace", "landlock", "none"],
+        "help": "how jobs are kept from the service's data and the network (default: auto, the strongest that works)",
+    },
     "--hub-endpoint": {"metavar": "URL", "help": "the only hub that models and C4 are fetched from"},
     "--tls-cert": {"type": Path, "dest": "tls_certificate", "metavar": "PEM", "help": "certificate chain"},
     "--tls-key": {"type": Path, "metavar": "PEM", "help": "the certificate's private key"},

@@ -1,8 +1,9 @@
 """One attempt of one job, from its claim to its end: what a worker does.
 
 Starts the process, turns its messages into events, renews the lease, passes a cancellation or the service's stop on as
-SIGTERM and, after a grace period, SIGKILL, and publishes the outcome. An attempt that lost its lease kills its process
-and leaves everything else to the attempt that has it. Knows nothing about threads or HTTP.
+SIGTERM and, after a grace period, SIGKILL, ends what uses more than it may, and publishes the outcome. An attempt that
+lost its lease kills its process and leaves everything else to the attempt that has it. Knows nothing about threads or
+HTTP.
 """
 
 from __future__ import annotations
@@ -11,23 +12,27 @@ import shutil
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from cloud_service.jobs import record
+from cloud_service.jobs.faults import fault_of_signal
 from cloud_service.jobs.launcher import Ended, JobProcess, Launcher
+from cloud_service.jobs.limit_watch import LimitWatch
+from cloud_service.jobs.limits import JobLimits
 from cloud_service.jobs.messages import (
     WORKSPACE_NAME,
     Advanced,
     Failed,
     Finished,
     JobOrder,
+    MemoryPlanned,
     Message,
     Noted,
     StageBegan,
 )
 from cloud_service.jobs.publication import Publisher
-from cloud_service.jobs.record import JobRecord, Outcome
+from cloud_service.jobs.record import JobRecord, Outcome, job_error
 from cloud_service.jobs.store import JobStore
 from cloud_service.settings import Settings
 from cloud_service.sources import PINNED_COMMIT
@@ -44,6 +49,7 @@ class Workshop:
     Attributes:
         has_blob: Whether the store still has the blob of a digest.
         is_stopping: Set when the service stops.
+        limits: What a job may use.
     """
 
     store: JobStore
@@ -52,6 +58,7 @@ class Workshop:
     has_blob: Callable[[str], bool]
     settings: Settings
     is_stopping: threading.Event
+    limits: JobLimits = field(default_factory=JobLimits)
 
     def folder(self, job_id: str) -> Path:
         """Return the folder of a job."""
@@ -69,6 +76,7 @@ class Attempt:
         self._kill_at: float | None = None
         self._next_beat = 0.0
         self._next_look = 0.0
+        self._watch = LimitWatch(shop.limits, has_workers=shop.settings.launcher == "ray", now=time.monotonic())
 
     def run(self) -> JobRecord:
         """Do the job as far as it goes, and return its record afterwards.
@@ -97,14 +105,20 @@ class Attempt:
                 return Ended(0)
             self._keep_lease()
             self._stop_where_asked(process)
+            if self._failure is None and (excess := self._watch.excess(process.usage, time.monotonic())) is not None:
+                self._failure = Failed(error=job_error(excess))
+                process.kill()
 
     def _tell(self, message: Message) -> None:
         attempt, now = self._job.attempt, self._shop.store.clock()
         match message:
             case StageBegan(stage=stage, total=total, unit=unit):
+                self._watch.enter(stage, time.monotonic())
                 self._change(
                     lambda job: record.enter_stage(job, attempt=attempt, stage=stage, total=total, unit=unit, now=now)
                 )
+            case MemoryPlanned(host_bytes=host_bytes):
+                self._watch.plan_memory(host_bytes)
             case Advanced(done=done):
                 self._change(lambda job: record.advance(job, attempt=attempt, done=done, now=now))
             case Noted(message=text):
@@ -151,6 +165,8 @@ class Attempt:
                 return record.fail(job, attempt=attempt, error=self._failure.error, now=now)
             if self._kill_at is not None:
                 return record.release(job, attempt=attempt, message="the service stops; the job goes on later", now=now)
+            if ended.exit_status < 0 and (fault := fault_of_signal(-ended.exit_status)) is not None:
+                return record.fail(job, attempt=attempt, error=job_error(fault), now=now)
             limit = self._shop.settings.max_attempts
             return record.crash(job, attempt=attempt, message=str(ended), max_attempts=limit, now=now)
 

@@ -1,7 +1,9 @@
 """What the service and a job's process say to each other, as JSON lines.
 
     service → process (stdin)   one JobOrder; then the pipe stays open as long as the service lives
-    process → service (stdout)  Stage, Advance and Note messages; at the end one Finished or Failed
+    process → service (stdout)  stages, progress, the planned memory and notes; at the end one Finished or Failed
+
+A job's process is not trusted: what it says is bounded in length and number, and cleaned of what cannot be shown.
 
 The hub token travels in the order: a pipe, unlike an environment, cannot be read by other processes, and unlike a file
 it leaves nothing behind.
@@ -12,20 +14,25 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, field_validator
 
-from cloud_service.jobs.record import Outcome
+from cloud_service.jobs.record import MAX_ERROR, Outcome, printable
 from cloud_service.launcher_choice import LauncherChoice
 from shared.api import JobError, PrepareRequest, Stage
 
 LOG_NAME = "log.txt"
 LOCK_NAME = "lock"
 WORKSPACE_NAME = "workspace"
-"""What lies in a job's folder. The job's process writes in the workspace alone; the rest is the service's."""
+TEMPORARY_NAME = "tmp"
+"""What lies in a job's folder. The job's process writes in the last two alone; the others are the service's."""
 
 STORE_NAME = "store"
 REPORT_NAME = "report.html"
 """What lies in a workspace besides checkpoints: the image layout of the job's blobs, and the report page."""
+
+
+_MAX_NAME, _MAX_NOTE = 100, 2000
+"""Characters of a name and of a note; what is longer is cut."""
 
 
 class Line(BaseModel):
@@ -59,27 +66,38 @@ class JobOrder(Line):
     progress_seconds: float = 1.0
 
 
+Count = Annotated[int, Field(ge=0, lt=2**53)]
+"""A number that every reader of JSON, and the database, can hold."""
+
+
 class StageBegan(Line):
     """A stage begins."""
 
     kind: Literal["stage"] = "stage"
     stage: Stage
-    total: int = 0
-    unit: str = ""
+    total: Count = 0
+    unit: Annotated[str, Field(max_length=40)] = ""
 
 
 class Advanced(Line):
     """So many units of the stage are done."""
 
     kind: Literal["advance"] = "advance"
-    done: int
+    done: Count
+
+
+class MemoryPlanned(Line):
+    """The plan is known: the process will use so much main memory. The service allows it a margin."""
+
+    kind: Literal["memory"] = "memory"
+    host_bytes: Count
 
 
 class Noted(Line):
     """Something a person should know."""
 
     kind: Literal["note"] = "note"
-    message: str
+    message: Annotated[str, BeforeValidator(lambda text: printable(str(text), _MAX_NOTE))]
 
 
 class Finished(Line):
@@ -95,8 +113,14 @@ class Failed(Line):
     kind: Literal["failed"] = "failed"
     error: JobError
 
+    @field_validator("error")
+    @classmethod
+    def _is_bounded(cls, error: JobError) -> JobError:
+        changes = {"type": printable(error.type, _MAX_NAME), "message": printable(error.message, MAX_ERROR)}
+        return error.model_copy(update=changes | {"param": error.param and printable(error.param, _MAX_NAME)})
 
-Message = StageBegan | Advanced | Noted | Finished | Failed
+
+Message = StageBegan | Advanced | MemoryPlanned | Noted | Finished | Failed
 _MESSAGE: TypeAdapter[Message] = TypeAdapter(Annotated[Message, Field(discriminator="kind")])
 
 

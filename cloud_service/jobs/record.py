@@ -24,14 +24,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
+from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from shared.api import Job, JobError, JobResult, JobStatus, PrepareRequest, Progress, Stage
 from shared.bundle.manifest import Descriptor
 from shared.errors import Conflict, ZoError
 
 NO_PROGRESS = Progress()
+MAX_ERROR = 10_000
+"""Characters of an error's message; what is longer is cut."""
 
 
 class LeaseLost(Conflict):
@@ -55,11 +58,11 @@ class Outcome(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    name: str
-    tag: str
+    name: Annotated[str, Field(max_length=255)]
+    tag: Annotated[str, Field(max_length=128)]
     manifest: Descriptor
-    size_bytes: int
-    fingerprint: str
+    size_bytes: Annotated[int, Field(ge=0, lt=2**53)]
+    fingerprint: Annotated[str, Field(max_length=255)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -243,7 +246,7 @@ def crash(job: JobRecord, *, attempt: int, message: str, max_attempts: int, now:
         error = JobCrashed(
             message,
             needed=f"an attempt that ends by itself or comes further; {crashed.crashes} did not",
-            next_step=f"read jobs/{job.id}/log.txt in the service's data folder, then POST the same request again",
+            next_step=f"POST the same request again; the operator finds more in jobs/{job.id}/log.txt",
         )
         return _over(replace(crashed, status=JobStatus.FAILED, error=job_error(error)), now, message)
     return _told(_unowned(replace(crashed, status=JobStatus.QUEUED)), message)
@@ -265,7 +268,16 @@ def check_held(job: JobRecord, attempt: int) -> JobRecord:
 
 def job_error(error: ZoError) -> JobError:
     """Return what a failed job tells of an error."""
-    return JobError(type=error.slug, message=str(error), param=error.param)
+    return JobError(type=error.slug, message=printable(str(error), MAX_ERROR), param=error.param)
+
+
+def printable(text: str, length: int) -> str:
+    """Return the text as it can be stored and shown: cut to length, lone surrogates and control characters replaced."""
+    cut = text[:length].encode(errors="replace").decode()
+    return "".join(
+        character if character.isprintable() or character in "\n\t" else "\N{REPLACEMENT CHARACTER}"
+        for character in cut
+    )
 
 
 def is_abandoned(job: JobRecord, now: datetime) -> bool:

@@ -10,24 +10,26 @@ whatever libraries print goes to standard error, which is the job's log. Three t
 
 All that this process writes is in ``FOLDER/workspace``: the bundle's blobs, the report page, and the checkpoints from
 which the next attempt continues where this one was killed. Nothing of it is visible to clients: the service copies the
-blobs, signs and tags. Exit status 0 after a result, else the error's own.
+blobs, signs and tags. Exit status 0 after a result, else the error's own; an unexpected error that would come again is
+told like one of ours (``faults``).
 """
 
 from __future__ import annotations
 
 import logging
 import os
+import resource
 import signal
 import sys
 import threading
 import time
 import traceback
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 from typing import Protocol
 
+from cloud_service.jobs.faults import fault_of
 from cloud_service.jobs.messages import (
     STORE_NAME,
     WORKSPACE_NAME,
@@ -36,40 +38,48 @@ from cloud_service.jobs.messages import (
     Finished,
     JobOrder,
     Line,
+    MemoryPlanned,
     Noted,
     StageBegan,
 )
+from cloud_service.jobs.order_sources import source_policy
 from cloud_service.jobs.record import Outcome, job_error
 from cloud_service.memory_budget import MemoryBudget
 from cloud_service.progress import ProgressSink
-from cloud_service.sources import SourcePolicy
 from shared.api import Stage
 from shared.bundle.layout import ImageLayout
 from shared.bundle.write import remove_unfinished
-from shared.errors import Interrupted, ZoError
+from shared.errors import Interrupted
 from shared.file_lock import acquire
+
+
+class JobProgress(ProgressSink, Protocol):
+    """Receives the progress of a job."""
+
+    def plan_memory(self, host_bytes: int) -> None:
+        """Say how much main memory the work will use: what it may allocate is limited to little until then."""
 
 
 class Work(Protocol):
     """What a job's process does; the real one is ``PipelineWork``, tests bring their own."""
 
-    def fingerprint(self, order: JobOrder, workspace: Path, progress: ProgressSink) -> str:
+    def fingerprint(self, order: JobOrder, workspace: Path, progress: JobProgress) -> str:
         """Return the fingerprint of the order's input as it is now, or was when the workspace was begun."""
 
-    def prepare(self, order: JobOrder, workspace: Path, progress: ProgressSink) -> Outcome:
+    def prepare(self, order: JobOrder, workspace: Path, progress: JobProgress) -> Outcome:
         """Put the bundle's blobs and the report page into the workspace and return what they are."""
 
 
 class PipelineWork:
     """The preparation pipeline."""
 
-    def fingerprint(self, order: JobOrder, workspace: Path, progress: ProgressSink) -> str:
+    def fingerprint(self, order: JobOrder, workspace: Path, progress: JobProgress) -> str:
         """Resolve the request without loading the model."""
         from cloud_service.pipeline.identity import resolve
 
-        return resolve(order.request, _source_policy(order), progress, workspace=workspace).fingerprint
+        return resolve(order.request, source_policy(order), progress, workspace=workspace).fingerprint
 
-    def prepare(self, order: JobOrder, workspace: Path, progress: ProgressSink) -> Outcome:
+    def prepare(self, order: JobOrder, workspace: Path, progress: JobProgress) -> Outcome:
         """Run all stages."""
         from cloud_service.pipeline.launchers.choose import choose_launcher
         from cloud_service.pipeline.planned_model import Means
@@ -83,8 +93,8 @@ class PipelineWork:
             workspace=workspace,
             layout=layout,
             progress=progress,
-            sources=_source_policy(order),
-            means=Means(choose_launcher(order.launcher), budget),
+            sources=source_policy(order),
+            means=Means(choose_launcher(order.launcher), budget, after_plan=progress.plan_memory),
         )
         return Outcome(
             name=made.name,
@@ -129,6 +139,12 @@ class MessageProgress:
         self._check()
         self._write(Noted(message=message))
 
+    def plan_memory(self, host_bytes: int) -> None:
+        """Tell what the work will use, and lift this process's own limit: from now on the service watches."""
+        _, most = resource.getrlimit(resource.RLIMIT_DATA)
+        resource.setrlimit(resource.RLIMIT_DATA, (most, most))
+        self._write(MemoryPlanned(host_bytes=host_bytes))
+
     def _check(self) -> None:
         if self._is_stopping.is_set():
             raise Interrupted("asked to stop", next_step="nothing: the next attempt goes on from here")
@@ -148,29 +164,21 @@ def main(argv: Sequence[str] | None = None, *, work: Work | None = None) -> int:
         write(Finished(outcome=_run(Path(folder) / WORKSPACE_NAME, order, progress, work or PipelineWork())))
     except Interrupted as error:
         return error.exit_code
-    except ZoError as error:
+    except BaseException as error:
         traceback.print_exc()
-        write(Failed(error=job_error(error)))
-        return error.exit_code
+        fault = fault_of(error)
+        if fault is None:
+            raise
+        write(Failed(error=job_error(fault)))
+        return fault.exit_code
     return 0
 
 
-def _run(workspace: Path, order: JobOrder, progress: ProgressSink, work: Work) -> Outcome:
+def _run(workspace: Path, order: JobOrder, progress: JobProgress, work: Work) -> Outcome:
     if order.prepared and (known := order.prepared.get(work.fingerprint(order, workspace, progress))) is not None:
         progress.note(f"the same input was prepared before: {known.manifest.digest}")
         return known
     return work.prepare(order, workspace, progress)
-
-
-def _source_policy(order: JobOrder) -> SourcePolicy:
-    policy = SourcePolicy(
-        model_roots=order.model_roots,
-        text_roots=order.text_roots,
-        hub_namespaces=order.hub_namespaces,
-        is_offline=order.is_offline,
-        hub_token=order.hub_token,
-    )
-    return policy if order.hub_endpoint is None else replace(policy, hub_endpoint=order.hub_endpoint)
 
 
 def _private_output() -> Callable[[Line], None]:

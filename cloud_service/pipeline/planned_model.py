@@ -11,7 +11,7 @@ Costs what is asked for. Knows nothing about masks and quantisers.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -48,11 +48,13 @@ class Means:
         launcher: Where the Fisher shards are computed.
         budget: Memory that may be used.
         device: Torch device; None means all CUDA devices where there are any, else the CPU.
+        after_plan: Told the bytes of main memory that the plan takes at most, before any of it is used.
     """
 
     launcher: FisherLauncher = field(default_factory=LocalLauncher)
     budget: MemoryBudget = field(default_factory=MemoryBudget)
     device: str | None = None
+    after_plan: Callable[[int], None] = lambda _: None
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,6 +163,7 @@ def plan_model(
     encoder = load_encoder(folder, outline.architecture, outline.context_length)
     plan = plan_request(request, folder, means.budget, device=means.device, workspace=workspace.folder)
     progress.note(f"plan: {plan_line(plan)}")
+    means.after_plan(plan.host_bytes)
     return PlannedModel(folder, outline, encoder, plan, accelerator_indices(means.device), means.launcher)
 
 

@@ -20,7 +20,7 @@ from shelf import KEY, copy_blobs, make_shelf
 from shared.bundle.layout import ImageLayout
 from shared.bundle.signature import fingerprint_of, signature_tag
 
-PUBLISHER = fingerprint_of(KEY.public_key().public_bytes_raw())
+PUBLISHER = fingerprint_of(KEY.private.public_key().public_bytes_raw())
 
 
 class Service(NamedTuple):

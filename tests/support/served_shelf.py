@@ -29,7 +29,7 @@ class Served(NamedTuple):
 def serving_shelf(folder: Path) -> Iterator[Served]:
     """Serve what a shelf has published, signed by the shelf's key."""
     key_file = folder / "signing-key.pem"
-    key_file.write_bytes(KEY.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
+    key_file.write_bytes(KEY.private.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
     key_file.chmod(0o600)
     command = [sys.executable, "-m", "cloud_service.cli", "serve", "--data", str(folder), "--port", "0"]
     with _running(command, folder / "serve.log") as log:

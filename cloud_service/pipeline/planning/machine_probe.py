@@ -13,11 +13,12 @@ from __future__ import annotations
 import os
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 
+from cloud_service.host_memory import cgroup_limits
 from cloud_service.memory_budget import MemoryBudget
 from cloud_service.pipeline.planning.peak_memory import CONTEXT_BYTES
 from cloud_service.pipeline.planning.workload import Machine, Rates
@@ -31,8 +32,6 @@ LIBRARIES_BYTES = 440 << 20
 """What a process holds that has imported torch, transformers, a model's class and a tokenizer, and used them once."""
 
 _MEMINFO = Path("/proc/meminfo")
-_CGROUPS = Path("/sys/fs/cgroup")
-_CGROUP_MEMBERSHIP = Path("/proc/self/cgroup")
 _COPY_BYTES = 64 << 20
 _FILE_BYTES = 16 << 20
 _PROBE_ROWS, _PROBE_COLUMNS = {"cpu": 16, "cuda": 1024}, 4096
@@ -101,32 +100,6 @@ def available_host_bytes() -> int:
     else:
         free = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return min([used + free, *cgroup_limits()])
-
-
-def cgroup_limits(membership: Path = _CGROUP_MEMBERSHIP, root: Path = _CGROUPS) -> list[int]:
-    """Return the memory limits of the cgroups that this process is in, from its own up to the root, in bytes.
-
-    Args:
-        membership: The kernel's list of them, a line ``hierarchy:controllers:path`` each.
-        root: Where they are mounted: version 2, and version 1's memory controller below it.
-    """
-    limits: list[int] = []
-    for line in membership.read_text().splitlines() if membership.exists() else []:
-        _, controllers, path = line.split(":", 2)
-        if not controllers:
-            limits += _limits_above(root, path, "memory.max")
-        elif "memory" in controllers.split(","):
-            limits += _limits_above(root / "memory", path, "memory.limit_in_bytes")
-    return limits
-
-
-def _limits_above(root: Path, path: str, name: str) -> Iterator[int]:
-    # In a container the path may be the host's and not exist here; the root is then the container's own group.
-    own = Path(path.lstrip("/"))
-    for group in (own, *own.parents):
-        limit = root / group / name
-        if limit.exists() and (text := limit.read_text().strip()).isdigit():
-            yield int(text)
 
 
 def _usable_accelerator_bytes(index: int) -> int:

@@ -12,6 +12,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cloud_service.jobs import record
 from cloud_service.jobs.attempt import Attempt, Workshop
 from cloud_service.jobs.launcher import Ended, JobProcess
+from cloud_service.jobs.limits import Usage
 from cloud_service.jobs.messages import Advanced, Failed, JobOrder, Message, Noted, StageBegan
 from cloud_service.jobs.publication import Publisher
 from cloud_service.jobs.record import JobRecord, LeaseLost
@@ -39,6 +40,9 @@ class ScriptedProcess:
             step()
             return None
         return step
+
+    def usage(self) -> Usage:
+        return Usage()
 
     def interrupt(self) -> None:
         self.signals.append("SIGTERM")

@@ -12,6 +12,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from cloud_service.jobs.attempt import Workshop
 from cloud_service.jobs.launcher import Ended, JobProcess
+from cloud_service.jobs.limits import Usage
 from cloud_service.jobs.messages import Failed, JobOrder, Message
 from cloud_service.jobs.publication import Publisher
 from cloud_service.jobs.record import JobRecord
@@ -36,6 +37,9 @@ class FailedProcess:
 
     def receive(self, timeout_seconds: float) -> Message | Ended | None:
         return self._messages.pop(0)
+
+    def usage(self) -> Usage:
+        return Usage()
 
     def interrupt(self) -> None:
         """Never asked here."""

@@ -107,7 +107,8 @@ class LiveService:
         wait_for(lambda: (job := self.job(job_id))["stage"] == stage and job["attempt"] == attempt and self.pid(job_id))
 
     def pid(self, job_id: str) -> int | None:
-        """The pid of the job's process, as the lock file's holder."""
+        """The pid of the process that does the job's work: the last of those that its guard started."""
+        found = []
         for process in Path("/proc").iterdir():
             try:
                 words = (process / "cmdline").read_bytes().split(b"\0")
@@ -115,8 +116,8 @@ class LiveService:
             except (OSError, ValueError):
                 continue
             if process.name.isdigit() and not is_dead and str(self.data / "jobs" / job_id).encode() in words:
-                return int(process.name)
-        return None
+                found.append(int(process.name))
+        return max(found, default=None)
 
     def events(self, job_id: str) -> list[dict[str, Any]]:
         events: list[dict[str, Any]] = self.client.get(f"/v1/jobs/{job_id}/events").json()["events"]

@@ -116,7 +116,7 @@ def test_a_failed_job_tells_the_error_and_its_work_is_not_lost(service: Any) -> 
     assert failed["attempt"] == 1
     service.tell("fail", None)
     again = service.wait(service.post()["id"])
-    assert again["status"] == "succeeded"
+    assert again["status"] == "succeeded", again["error"]
     assert service.trace(again["id"]) == STAGES[2:]
     assert service.trace(failed["id"]) == STAGES[:2]
 

@@ -20,7 +20,7 @@ def test_a_job_whose_process_is_killed_in_each_stage_finishes(make_service: Any)
         service.tell("hold", following)
         assert service.client.get("/v1/bundles").json() == {"bundles": [], "next": None}
     done = service.wait(job["id"])
-    assert (done["status"], done["attempt"]) == ("succeeded", len(STAGES) + 1)
+    assert (done["status"], done["attempt"]) == ("succeeded", len(STAGES) + 1), done["error"]
     assert service.trace(job["id"]) == STAGES
     events = service.events(job["id"])
     assert [event["id"] for event in events] == list(range(1, len(events) + 1))
@@ -38,7 +38,7 @@ def test_a_job_finishes_although_the_service_is_killed_in_each_stage(make_servic
         service.start()
         assert service.client.get("/v1/bundles").json() == {"bundles": [], "next": None}
     done = service.wait(job["id"])
-    assert (done["status"], done["attempt"]) == ("succeeded", len(STAGES) + 1)
+    assert (done["status"], done["attempt"]) == ("succeeded", len(STAGES) + 1), done["error"]
     assert service.trace(job["id"]) == STAGES
     events = service.events(job["id"])
     assert [event["id"] for event in events] == list(range(1, len(events) + 1))
