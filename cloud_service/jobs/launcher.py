@@ -251,7 +251,10 @@ class _LocalProcess:
                     _logger.warning("job process %d said %.200r", self._process.pid, line)
 
     def _refuse(self, found: str) -> None:
-        """End a process that does not keep to the protocol."""
+        """End a process that does not keep to the protocol; what it said and nobody has heard yet is dropped."""
+        with contextlib.suppress(queue.Empty):
+            while True:
+                self._messages.get_nowait()
         self._messages.put(
             Failed(error=job_error(PreparationFault(found, needed="messages of this project's own jobs")))
         )

@@ -50,9 +50,9 @@ def main(argv: list[str]) -> NoReturn:
             syscalls.prctl(syscalls.PR_SET_CHILD_SUBREAPER, 1)
         _end_as(_run(lambda: _become(plan, command)), end_others=True)
     reading, writing = os.pipe()
-    _run(lambda: _be_first(plan, command, user_namespace, writing), close=(writing,))
-    status = os.read(reading, _STATUS.size)
-    _end_as(_STATUS.unpack(status)[0] if status else signal.SIGKILL)
+    status = _run(lambda: _be_first(plan, command, user_namespace, writing), close=(writing,))
+    told = os.read(reading, _STATUS.size)
+    _end_as(_STATUS.unpack(told)[0] if told else status)
 
 
 def _be_first(plan: ConfinementPlan, command: list[str], user_namespace: int | None, report: int) -> NoReturn:
@@ -114,7 +114,7 @@ def _give_up_rights(plan: ConfinementPlan) -> None:
     devices = (*device_paths(), "/dev/shm")  # noqa: S108
     has_network = plan.network != "none" or plan.has_tree
     if plan.has_tree:
-        writable: tuple[str, ...] = (*plan.writable, "/tmp", "/proc", *devices)  # noqa: S108
+        writable: tuple[str, ...] = (*plan.writable, JOB_TEMPORARY, "/proc", *devices)
         with contextlib.suppress(OSError):  # the tree stands without it
             restrict(("/",), writable, has_network=has_network)
     else:

@@ -4,7 +4,8 @@
     system, readable        read-only copies
     hidden                  empty folders over what a readable folder would show
     workspace, writable     copies that can be changed
-    /tmp, /dev/shm          small tmpfs; /tmp/job is the job's temporary folder on the disk
+    /tmp/job                the job's temporary folder on the disk, by a name that is short enough for sockets
+    /dev/shm                a small tmpfs
     /dev, /proc, /sys       a handful of devices, the job's own processes, read-only facts about the machine
 
 Parents of copies are made in the root, so a model folder is reached even below a folder that is private. Owners are
@@ -21,7 +22,6 @@ from pathlib import Path
 from cloud_service.jobs.confinement import syscalls
 from cloud_service.jobs.confinement.plan import JOB_TEMPORARY, ConfinementPlan
 
-_SMALL = 64 << 20
 _NO_PROGRAMS_OF_OTHERS = syscalls.MS_NOSUID | syscalls.MS_NODEV
 
 
@@ -63,7 +63,6 @@ def _steps(plan: ConfinementPlan, user_namespace: int | None) -> list[tuple[str,
     steps += [(path, _empty) for path in plan.hidden]
     steps += [(path, _copy(path, syscalls.ATTR_NOSUID)) for path in device_paths()]
     steps.append((JOB_TEMPORARY, _copy(plan.temporary, changeable, user_namespace, is_needed=True)))
-    steps.append(("/tmp", lambda place: _tmpfs(place, _SMALL)))  # noqa: S108 - in the job's own file tree
     steps.append(("/dev/shm", lambda place: _tmpfs(place, plan.shared_memory_bytes)))  # noqa: S108
     steps.append(("/proc", _processes(_copy("/proc", syscalls.ATTR_NOSUID))))
     return steps

@@ -33,6 +33,7 @@ class ScriptedProcess:
     def __init__(self, script: list[Step]) -> None:
         self._script = script
         self.signals: list[str] = []
+        self.used = Usage()
 
     def receive(self, timeout_seconds: float) -> Message | Ended | None:
         step = self._script.pop(0)
@@ -42,7 +43,7 @@ class ScriptedProcess:
         return step
 
     def usage(self) -> Usage:
-        return Usage()
+        return self.used
 
     def interrupt(self) -> None:
         self.signals.append("SIGTERM")
@@ -127,6 +128,23 @@ def test_an_end_without_a_result_is_a_crash_that_names_the_signal(bench: Bench) 
     queued = bench.attempt(ScriptedLauncher([Ended(-9)])).run()
     assert (queued.status, queued.crashes) == (JobStatus.QUEUED, 1)
     assert queued.message == "the job's process was ended by SIGKILL"
+
+
+def test_an_end_by_a_signal_that_would_come_again_fails_the_job_at_once(bench: Bench) -> None:
+    failed = bench.attempt(ScriptedLauncher([Ended(-6, "memory allocation failed")])).run()
+    assert (failed.status, failed.attempt) == (JobStatus.FAILED, 1)
+    assert failed.error is not None
+    assert failed.error.type == "preparation-fault"
+
+
+def test_an_attempt_that_uses_too_much_is_killed_and_fails_with_the_reason(bench: Bench) -> None:
+    launcher = ScriptedLauncher([Noted(message="busy"), Ended(-9)])
+    launcher.process.used = Usage(tasks=5000)
+    failed = bench.attempt(launcher).run()
+    assert (failed.status, failed.attempt) == (JobStatus.FAILED, 1)
+    assert failed.error is not None
+    assert "5000 processes and threads" in failed.error.message
+    assert launcher.process.signals[0] == "SIGKILL"
 
 
 def test_an_attempt_that_lost_its_lease_kills_its_process(bench: Bench) -> None:

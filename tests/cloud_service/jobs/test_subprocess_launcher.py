@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import os
 import shutil
 import sys
 from collections.abc import Iterator
@@ -12,9 +13,11 @@ from typing import Any
 import pytest
 
 from cloud_service.jobs.launcher import Ended, JobProcess, SubprocessLauncher
-from cloud_service.jobs.messages import Finished, JobOrder, Message, StageBegan
+from cloud_service.jobs.messages import Finished, JobOrder, Message, Noted, StageBegan
+from cloud_service.jobs.process_usage import descendants
 from cloud_service.settings import job_environment
-from shared.api import PrepareRequest
+from shared.api import CalibrationSpec, PrepareRequest
+from shared.errors import InvalidRequest
 
 FAKE = Path(__file__).resolve().parents[1] / "service" / "fake_job.py"
 PATIENCE_SECONDS = 60
@@ -94,3 +97,55 @@ def test_the_hub_token_is_written_nowhere_in_the_folder_of_the_job(job: Job) -> 
     files = [path for path in job.folder.rglob("*") if path.is_file()]
     assert files
     assert not any(b"hf_secret" in path.read_bytes() for path in files)
+
+
+def test_a_request_that_cannot_be_written_down_is_refused_before_anything_is_started(job: Job) -> None:
+    text = CalibrationSpec.model_construct(text="\ud800")
+    job.order = job.order.model_copy(update={"request": job.order.request.model_copy(update={"calibration": text})})
+    with pytest.raises(InvalidRequest, match="cannot be written down"):
+        job.start()
+    assert not job.folder.exists()
+
+
+def test_a_process_that_ends_before_it_read_its_order_is_reaped(tmp_path: Path) -> None:
+    launcher = SubprocessLauncher(job_environment(), (sys.executable, "-c", "raise SystemExit('no order for me')"))
+    order = JobOrder(request=PrepareRequest(model="tiny"), model_roots=tuple(map(Path, ["/" + "x" * 200] * 2000)))
+    process = launcher.start(tmp_path / "job", order)
+    ended = messages_until_end(process)[-1]
+    process.kill()
+    assert str(ended) == "the job's process ended with exit status 1 and no result: no order for me"
+    assert descendants(os.getpid()) == []
+
+
+def test_an_order_that_is_never_read_blocks_nobody(tmp_path: Path) -> None:
+    launcher = SubprocessLauncher(job_environment(), (sys.executable, "-c", "import time; time.sleep(60)"))
+    order = JobOrder(request=PrepareRequest(model="tiny"), model_roots=tuple(map(Path, ["/" + "x" * 200] * 2000)))
+    process = launcher.start(tmp_path / "job", order)
+    process.kill()
+    assert messages_until_end(process) == [Ended(-9)]
+
+
+def test_usage_counts_all_processes_and_the_log(tmp_path: Path) -> None:
+    script = (
+        "import os, time; taken = bytearray(b'x') * (100 << 20); os.fork(); os.write(2, b'said' * 25);"
+        'os.write(1, b\'{"kind":"note","message":"ready"}\\n\'); time.sleep(60)'
+    )
+    process = SubprocessLauncher(job_environment(), (sys.executable, "-c", script)).start(
+        tmp_path / "job", JobOrder(request=PrepareRequest(model="tiny"))
+    )
+    for _ in range(2):
+        assert isinstance(process.receive(PATIENCE_SECONDS), Noted)
+    usage = process.usage()
+    process.kill()
+    assert 100 << 20 <= usage.memory_bytes < 300 << 20
+    assert (usage.tasks, usage.log_bytes) == (2, 200)
+
+
+def test_a_temporary_folder_is_empty_at_the_start_and_gone_at_the_end(job: Job) -> None:
+    (job.folder / "tmp").mkdir(parents=True)
+    (job.folder / "tmp" / "left").touch()
+    process = job.start()
+    assert not (job.folder / "tmp" / "left").exists()
+    messages_until_end(process)
+    process.kill()
+    assert not (job.folder / "tmp").exists()

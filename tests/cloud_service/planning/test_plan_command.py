@@ -120,14 +120,12 @@ def test_a_preparation_takes_the_device_that_was_planned_for(
     assert "device 'cuda:99'" in capsys.readouterr().err
 
 
-def test_sizes_are_read_from_the_environment_and_reach_the_jobs_order(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_sizes_are_read_from_the_environment_and_reach_the_jobs_order(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ZO_CLOUD_MAX_ACCELERATOR_BYTES", "24GiB")
     monkeypatch.setenv("ZO_CLOUD_MAX_HOST_BYTES", "1000000000")
     settings = load_settings()
     assert (settings.max_accelerator_bytes, settings.max_host_bytes) == (24 * GIB, 10**9)
-    order = JobOrder(request=PrepareRequest(model="tiny"), store=tmp_path, max_accelerator_bytes=24 * GIB)
+    order = JobOrder(request=PrepareRequest(model="tiny"), max_accelerator_bytes=24 * GIB)
     sent = JobOrder.model_validate_json(order.model_dump_json())
     assert (sent.max_accelerator_bytes, sent.max_host_bytes) == (24 * GIB, None)
 

@@ -31,7 +31,8 @@ class HasLayout(Protocol):
 class LiveService:
     """One data folder and the service process on it, which can be killed and started again."""
 
-    def __init__(self, folder: Path, **settings: Any) -> None:
+    def __init__(self, folder: Path, program: str = "fake_job.py", **settings: Any) -> None:
+        self.program = program
         self.data = folder / "data"
         self.models = folder / "models"
         self.settings = {**FAST, "data": str(self.data), "model_roots": [str(self.models)], **settings}
@@ -46,7 +47,7 @@ class LiveService:
         script = Path(__file__).with_name("serve_fake.py")
         with self.stderr.open("a") as errors, self.stdout.open("w") as output:
             self.process = subprocess.Popen(
-                [sys.executable, "-W", "error", str(script), json.dumps(self.settings)],
+                [sys.executable, "-W", "error", str(script), json.dumps(self.settings), self.program],
                 stdout=output,
                 stderr=errors,
                 text=True,

@@ -4,6 +4,7 @@
     hold            name of the stage at which to wait as long as the file exists, reporting progress
     deaf            name of the stage at which to wait without reporting anything, so that SIGTERM goes unheard
     fail            the message of a DataError to raise at the stage ``calibrating``
+    break           the message of a TypeError to raise there, as a library might
     content         part of the fingerprint, as a model's weights are
 
 Each stage leaves a checkpoint in the workspace and a line ``trace: STAGE`` in the job's log when it is done; a resumed
@@ -64,6 +65,8 @@ class ObedientWork:
             return
         if stage is Stage.CALIBRATING and (model / "fail").exists():
             raise DataError((model / "fail").read_text(), next_step="mend the text", param="calibration.text")
+        if stage is Stage.CALIBRATING and (model / "break").exists():
+            raise TypeError((model / "break").read_text())
         for done in range(UNITS + 1):
             while says(model / "hold", stage) and done == 1:
                 progress.advance(done)

@@ -1,4 +1,4 @@
-"""``zo-cloud serve`` with the fake work of ``fake_job.py``: the settings come as JSON in the first argument."""
+"""``zo-cloud serve`` with jobs that a program of the tests does: settings as JSON and the program are the arguments."""
 
 import sys
 from pathlib import Path
@@ -8,7 +8,7 @@ from cloud_service.settings import Settings
 from shared.errors import ZoError
 
 if __name__ == "__main__":
-    command = (sys.executable, str(Path(__file__).with_name("fake_job.py")))
+    command = (sys.executable, str(Path(__file__).with_name(sys.argv[2])))
     try:
         settings = Settings.model_validate_json(sys.argv[1])
         serve(settings, job_launcher(settings, command))

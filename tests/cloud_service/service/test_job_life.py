@@ -121,6 +121,15 @@ def test_a_failed_job_tells_the_error_and_its_work_is_not_lost(service: Any) -> 
     assert service.trace(failed["id"]) == STAGES[:2]
 
 
+def test_an_error_that_nobody_foresaw_fails_the_job_at_its_first_attempt_with_its_reason(service: Any) -> None:
+    service.tell("break", "argument 'text': lone surrogate")
+    failed = service.wait(service.post()["id"])
+    assert (failed["status"], failed["attempt"]) == ("failed", 1)
+    assert failed["error"]["type"] == "preparation-fault"
+    assert failed["error"]["message"].startswith("TypeError: argument 'text': lone surrogate")
+    assert "Traceback" in (service.data / "jobs" / failed["id"] / "log.txt").read_text()
+
+
 def test_a_running_job_is_cancelled_and_cancelling_again_changes_nothing(service: Any) -> None:
     service.tell("hold", "calibrating")
     job = service.post(name="never")
@@ -193,7 +202,10 @@ def test_a_second_service_on_the_same_data_is_refused(service: Any) -> None:
 
     script = Path(__file__).with_name("serve_fake.py")
     second = subprocess.run(
-        [sys.executable, str(script), json.dumps(service.settings)], capture_output=True, text=True, timeout=60
+        [sys.executable, str(script), json.dumps(service.settings), service.program],
+        capture_output=True,
+        text=True,
+        timeout=60,
     )
     assert second.returncode == 11
     assert "another zo-cloud serve uses" in second.stderr

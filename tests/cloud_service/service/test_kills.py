@@ -57,7 +57,7 @@ def test_the_process_of_a_job_ends_when_the_service_is_killed(make_service: Any)
         time.sleep(0.02)
 
 
-def test_a_job_that_crashes_too_often_fails_and_says_where_its_log_is(make_service: Any) -> None:
+def test_a_job_that_crashes_too_often_fails_and_says_how_it_ended_and_where_its_log_is(make_service: Any) -> None:
     service = make_service(max_attempts=2).start()
     service.tell("hold", "selecting")
     job = service.post()
@@ -66,4 +66,5 @@ def test_a_job_that_crashes_too_often_fails_and_says_where_its_log_is(make_servi
         os.kill(service.pid(job["id"]), signal.SIGKILL)
     failed = service.wait(job["id"])
     assert (failed["status"], failed["error"]["type"]) == ("failed", "job-crashed")
+    assert "ended by SIGKILL" in failed["error"]["message"]
     assert f"jobs/{job['id']}/log.txt" in failed["error"]["message"]
