@@ -9,20 +9,15 @@ Imports no torch: it starts in a second, and its image needs none.
 from __future__ import annotations
 
 import contextlib
-import logging
 import os
 import secrets
-import signal
-import socket
 import sys
 import threading
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 
 import sqlalchemy as sa
-import uvicorn
 from fastapi import FastAPI
 
 from cloud_service.jobs.admission import check_request
@@ -39,6 +34,7 @@ from cloud_service.routes.operations import Check, operation_routes
 from cloud_service.routes.problems import NotReady, add_problem_handlers
 from cloud_service.routes.registry import registry_routes
 from cloud_service.routes.requests import RequestEnvelope
+from cloud_service.serving.server import listen, run_server
 from cloud_service.settings import Settings, check_exposure, job_environment
 from cloud_service.storage.bundles import BundleStore
 from cloud_service.storage.database import open_database, reading
@@ -52,8 +48,6 @@ from shared.bundle.write import remove_unfinished
 from shared.durable_files import free_bytes
 from shared.errors import Conflict, DiskError
 from shared.file_lock import exclusive
-
-_logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,39 +141,10 @@ def serve(settings: Settings, launcher: Launcher | None = None) -> None:
     check_exposure(settings)
     os.umask(0o077)  # what the service and its jobs make is for their user alone
     log_as_json(sys.stdout)
-    with open_service(settings, launcher) as service, _listen(settings.host, settings.port) as listener:
+    with open_service(settings, launcher) as service, listen(settings.host, settings.port) as listener:
         if settings.is_auth_enabled and (first := service.keys.create_first()) is not None:
             print(f"Admin key of this service, shown only once: {first}", file=sys.stderr, flush=True)  # noqa: T201
-        config = uvicorn.Config(
-            create_app(service),
-            log_config=None,
-            access_log=False,
-            server_header=False,
-            timeout_graceful_shutdown=settings.drain_seconds,
-            ssl_certfile=settings.tls_certificate,
-            ssl_keyfile=settings.tls_key,
-        )
-        # uvicorn raises the signal again after its shutdown; the exit status shall tell that this one went well.
-        signal.signal(signal.SIGTERM, lambda _number, _frame: None)
-        signal.signal(signal.SIGINT, lambda _number, _frame: None)
-        _Server(config, service.is_stopping, _url(settings, listener)).run(sockets=[listener])
-
-
-class _Server(uvicorn.Server):
-    """Tells event streams and workers to stop as soon as the signal comes, and logs where it listens."""
-
-    def __init__(self, config: uvicorn.Config, is_stopping: threading.Event, url: str) -> None:
-        super().__init__(config)
-        self._is_stopping = is_stopping
-        self._url = url
-
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets)
-        _logger.info("listening on %s", self._url, extra={"event": "listening", "url": self._url})
-
-    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        self._is_stopping.set()
-        super().handle_exit(sig, frame)
+        run_server(create_app(service), settings, listener, service.is_stopping)
 
 
 class _Disposing:
@@ -202,24 +167,6 @@ def _sole_service(data: Path) -> contextlib.AbstractContextManager[None]:
         param="data",
     )
     return exclusive(data / "service.lock", busy=busy)
-
-
-def _listen(host: str, port: int) -> socket.socket:
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    try:
-        return socket.create_server((host, port), family=family)
-    except OSError as error:
-        raise Conflict(
-            f"cannot listen on {host} port {port}: {error.strerror}",
-            needed="a free port and an address of this machine",
-            next_step="give another --port; 0 takes any free one",
-            param="port",
-        ) from error
-
-
-def _url(settings: Settings, listener: socket.socket) -> str:
-    host = f"[{settings.host}]" if ":" in settings.host else settings.host
-    return f"{'https' if settings.has_tls else 'http'}://{host}:{listener.getsockname()[1]}"
 
 
 def _readiness(service: Service) -> dict[str, Check]:

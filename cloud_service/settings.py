@@ -80,6 +80,13 @@ class Settings(BaseSettings):
         ray_worker_threads: Processor threads of each. Another number gives sums that differ in their last bits; those
             of ``local`` are OMP_NUM_THREADS, or all cores.
         ray_worker_gpus: Accelerators of each; 0 computes on the processor.
+        header_timeout_seconds: From a connection, or from its last answer, to a request's complete head.
+        body_timeout_seconds: From a request's head to the end of its body.
+        write_stall_seconds: Time without a single byte taken, after which a client that is sent something is cut off.
+        max_connections: Open at the same time; for a new one the oldest without a request is closed.
+        max_connections_per_address: The same for one client address; 0 is no limit, for use behind a proxy.
+        max_wrong_keys_per_minute: From one client address; more are answered with 429. Right keys always pass.
+        forwarded_allow_ips: Addresses or networks of proxies whose X-Forwarded-For and X-Forwarded-Proto are believed.
         min_free_bytes: ``/readyz`` fails below this much free disk.
         is_auth_enabled: Whether API keys are needed.
         is_public_without_tls_allowed: Whether a non-loopback address may be served in plain HTTP.
@@ -109,6 +116,13 @@ class Settings(BaseSettings):
     ray_workers: Annotated[int, Field(ge=1, le=4096)] = 1
     ray_worker_threads: Annotated[int, Field(ge=1, le=1024)] = 1
     ray_worker_gpus: Annotated[int, Field(ge=0, le=64)] = 0
+    header_timeout_seconds: Annotated[float, Field(gt=0)] = 10.0
+    body_timeout_seconds: Annotated[float, Field(gt=0)] = 30.0
+    write_stall_seconds: Annotated[float, Field(gt=0)] = 60.0
+    max_connections: Annotated[int, Field(ge=8)] = 512
+    max_connections_per_address: Annotated[int, Field(ge=0)] = 256
+    max_wrong_keys_per_minute: Annotated[int, Field(ge=1)] = 10
+    forwarded_allow_ips: tuple[str, ...] = ()
     min_free_bytes: Annotated[int, Field(ge=0)] = 1024**3
     tls_certificate: Path | None = None
     tls_key: Path | None = None
