@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import fcntl
+import socket
 import struct
 import termios
 from typing import Any
@@ -38,7 +39,7 @@ class GuardedProtocol(H11Protocol):
         _loop: The event loop; the name is uvicorn's.
     """
 
-    cycle: RequestResponseCycle | None  # None until the first request
+    cycle: RequestResponseCycle | None  # type: ignore[assignment]  # None until the first request
 
     def __init__(
         self,
@@ -50,7 +51,7 @@ class GuardedProtocol(H11Protocol):
     ) -> None:
         super().__init__(config, server_state, app_state, _loop)
         self._wrapped_app = self.app
-        self.app = self._answer  # type: ignore[assignment]
+        self.app = self._answer
         self.peer = ""
         self._table = table
         self._since = self.loop.time()  # the connection, the last head or the last answer
@@ -97,10 +98,9 @@ class GuardedProtocol(H11Protocol):
     def is_overdue(self, now: float) -> bool:
         """Whether the head, the body or the reader took longer than allowed."""
         limits = self._table.limits
-        unsent = self._transfer is not None or self.transport.get_write_buffer_size() > 0
-        if unsent and not self._is_answering:
-            self._since = now  # time to take the answer is not time to send the next request
-        if unsent:
+        if self._is_sending:
+            if not self._is_answering:
+                self._since = now  # time to take the answer is not time to send the next request
             return self._is_stalled(now)
         self._unsent = None
         if self.conn.their_state is h11.SEND_BODY:
@@ -108,7 +108,10 @@ class GuardedProtocol(H11Protocol):
         return not self._is_answering and now - self._since > limits.header_timeout_seconds
 
     def abort(self) -> None:
-        """Close the connection at once, without sending what is left."""
+        """Close the connection at once; where an answer is cut short, reset it, so that the kernel keeps none of it."""
+        if self._is_sending:
+            reset = struct.pack("ii", 1, 0)
+            self.transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, reset)
         if self.cycle is not None:
             self.cycle.disconnected = True
             self.cycle.message_event.set()
@@ -117,6 +120,10 @@ class GuardedProtocol(H11Protocol):
     @property
     def _is_answering(self) -> bool:
         return self.cycle is not None and not self.cycle.response_complete
+
+    @property
+    def _is_sending(self) -> bool:
+        return self._transfer is not None or self.transport.get_write_buffer_size() > 0
 
     def _is_stalled(self, now: float) -> bool:
         # What the kernel still holds shrinks as the peer acknowledges; a socket counts as writable much later.
