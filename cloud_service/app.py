@@ -27,13 +27,14 @@ from cloud_service.jobs.publication import Publisher
 from cloud_service.jobs.store import JobStore
 from cloud_service.jobs.supervisor import Supervisor
 from cloud_service.json_logs import log_as_json
-from cloud_service.routes.access import Access
+from cloud_service.routes.access import Access, KeyFirst
 from cloud_service.routes.jobs import job_routes
 from cloud_service.routes.metrics import RequestMetrics, ServiceState
 from cloud_service.routes.operations import Check, operation_routes
 from cloud_service.routes.problems import NotReady, add_problem_handlers
 from cloud_service.routes.registry import registry_routes
 from cloud_service.routes.requests import RequestEnvelope
+from cloud_service.routes.wrong_keys import WrongKeys
 from cloud_service.serving.server import listen, run_server
 from cloud_service.settings import Settings, check_exposure, job_environment
 from cloud_service.storage.bundles import BundleStore
@@ -112,6 +113,7 @@ def create_app(service: Service) -> FastAPI:
         service.supervisor.stop()
 
     app = FastAPI(title="zo-cloud", lifespan=lifespan, docs_url=None, redoc_url=None)
+    app.add_middleware(KeyFirst, access=access, wrong_keys=WrongKeys(settings.max_wrong_keys_per_minute))
     app.add_middleware(RequestEnvelope, metrics=metrics)
     add_problem_handlers(app)
     app.include_router(
