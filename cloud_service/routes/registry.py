@@ -16,6 +16,7 @@ from fastapi import APIRouter, Depends, Request, Response
 from fastapi.responses import FileResponse
 
 from cloud_service.routes.access import Access
+from cloud_service.routes.blob_response import BlobResponse
 from cloud_service.routes.problems import InvalidRange
 from cloud_service.storage.bundles import BundleStore, StoredBlob
 from cloud_service.storage.keys import Scope
@@ -26,12 +27,6 @@ _IMMUTABLE = "private, max-age=31536000, immutable"
 _REPORT_POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; frame-ancestors 'none'"
 Endpoint = TypeVar("Endpoint", bound=Callable[..., Response])
 _RANGE = re.compile(r"\s*bytes\s*=\s*(\d{0,18})\s*-\s*(\d{0,18})\s*", re.IGNORECASE | re.ASCII)
-
-
-class BlobResponse(FileResponse):
-    """A file in pieces large enough that a fast disk and network are the limit."""
-
-    chunk_size = 1024 * 1024
 
 
 def registry_routes(bundles: BundleStore, access: Access) -> APIRouter:
@@ -83,20 +78,21 @@ def _readable(router: APIRouter, path: str) -> Callable[[Endpoint], Endpoint]:
     return register
 
 
-def check_range(header: str | None, size: int) -> None:
-    """Do nothing where a Range header is absent or asks for one range of bytes that a blob of ``size`` bytes has.
+def requested_span(header: str | None, size: int) -> tuple[int, int] | None:
+    """Return the first byte and the one after the last that a Range header asks of a blob; None without a header.
 
     Raises:
-        InvalidRange: It is malformed, lists several ranges, or lies outside.
+        InvalidRange: It is malformed, lists several ranges, or lies outside of ``size`` bytes.
     """
     if header is None:
-        return
+        return None
     match = _RANGE.fullmatch(header)
     first, last = match.groups() if match else ("", "")
-    is_suffix = not first and last
-    is_inside = first and int(first) < size and (not last or int(first) <= int(last))
-    if not (is_inside or (is_suffix and int(last) > 0 and size > 0)):
-        raise InvalidRange(header, size)
+    if first and int(first) < size and (not last or int(first) <= int(last)):
+        return int(first), min(int(last) + 1, size) if last else size
+    if not first and last and int(last) > 0 and size > 0:
+        return max(0, size - int(last)), size
+    raise InvalidRange(header, size)
 
 
 def _file(blob: StoredBlob, request: Request, *, cache_control: str) -> Response:
@@ -108,9 +104,10 @@ def _file(blob: StoredBlob, request: Request, *, cache_control: str) -> Response
     }
     if request.headers.get("if-none-match") == headers["ETag"]:
         return Response(status_code=HTTPStatus.NOT_MODIFIED, headers=headers)
-    status = blob.path.stat()
-    check_range(request.headers.get("range"), status.st_size)
-    return BlobResponse(blob.path, media_type=blob.media_type, headers=headers, stat_result=status)
+    size = blob.path.stat().st_size
+    is_same = request.headers.get("if-range", headers["ETag"]) == headers["ETag"]
+    span = requested_span(request.headers.get("range"), size) if is_same else None
+    return BlobResponse(blob.path, size, headers=headers, media_type=blob.media_type, span=span)
 
 
 def _registry_headers() -> dict[str, str]:

@@ -2,14 +2,14 @@
 
 Each connection stands in a ``ConnectionTable``, which closes those that take too long and makes room for new ones.
 Applications may answer with ``http.response.zerocopysend`` (an extension of ASGI): a span of an open file, framed by
-h11 like any other body and sent by ``FileTransfer``. It is offered on plain connections only, since TLS has to see
-the bytes.
+h11 like any other body and sent by ``FileTransfer``; over TLS, which has to see the bytes, it is read piece by piece.
 """
 
 from __future__ import annotations
 
 import asyncio
 import fcntl
+import os
 import socket
 import struct
 import termios
@@ -26,6 +26,7 @@ from cloud_service.serving.file_transfer import FileTransfer
 ZERO_COPY_SEND = "http.response.zerocopysend"
 MAX_DISCARDED_BYTES = 1024 * 1024
 """Of a body that goes on after its request was answered; then the connection is closed."""
+_COPY_BYTES = 256 * 1024
 
 
 class GuardedProtocol(H11Protocol):
@@ -134,11 +135,9 @@ class GuardedProtocol(H11Protocol):
         return now - self._unsent_since > self._table.limits.write_stall_seconds
 
     async def _answer(self, scope: Any, receive: Any, send: Any) -> None:
-        """Run the application, with the extension where the connection can do it."""
+        """Run the application with the extension."""
         cycle = self.cycle
-        if cycle is None or self.transport.get_extra_info("ssl_object") is not None:
-            await self._wrapped_app(scope, receive, send)
-            return
+        assert cycle is not None  # noqa: S101 - made for this request
 
         async def send_or_transfer(message: Any) -> None:
             if message["type"] != ZERO_COPY_SEND:
@@ -157,18 +156,36 @@ class GuardedProtocol(H11Protocol):
                 self.transport.write(piece)
                 continue
             try:
-                await self._written()
-                if cycle.disconnected:
-                    return
-                self._transfer = FileTransfer(self.transport.get_extra_info("socket"), file, offset, count)
-                await self._transfer.run()
+                if self.transport.get_extra_info("ssl_object") is None:
+                    await self._transfer_span(cycle, file, offset, count)
+                else:
+                    await self._copy_span(cycle, file, offset, count)
             except (ConnectionError, EOFError) as error:
                 if isinstance(error, EOFError):
                     self.logger.error("a file became shorter while it was sent: %s", error)
                 self.abort()
+            if cycle.disconnected:
                 return
-            finally:
-                self._transfer = None
+
+    async def _transfer_span(self, cycle: RequestResponseCycle, file: int, offset: int, count: int) -> None:
+        await self._written()
+        if cycle.disconnected:
+            return
+        self._transfer = FileTransfer(self.transport.get_extra_info("socket"), file, offset, count)
+        try:
+            await self._transfer.run()
+        finally:
+            self._transfer = None
+
+    async def _copy_span(self, cycle: RequestResponseCycle, file: int, offset: int, count: int) -> None:
+        end = offset + count
+        while offset < end and not cycle.disconnected:
+            piece = await self.loop.run_in_executor(None, os.pread, file, min(_COPY_BYTES, end - offset), offset)
+            if not piece:
+                raise EOFError(f"{end - offset} bytes are missing")
+            offset += len(piece)
+            self.transport.write(piece)
+            await self.flow.drain()
 
     async def _written(self) -> None:
         """Wait until the transport holds nothing: what the kernel sends next must come after it."""
