@@ -10,7 +10,7 @@ import asyncio
 import os
 import socket
 
-PIECE_BYTES = 1024 * 1024
+PIECE_BYTES = 2 * 1024 * 1024
 
 
 class FileTransfer:
@@ -26,52 +26,52 @@ class FileTransfer:
 
     def __init__(self, connection: socket.socket, file: int, offset: int, count: int) -> None:
         self.position = offset
-        self._connection = connection
+        self._connection = os.dup(connection.fileno())
         self._file = file
         self._end = offset + count
-        self._writable: asyncio.Future[None] | None = None
-        self._is_stopped = False
+        self._finished: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     async def run(self) -> None:
-        """Send the span.
+        """Send the span; to be called once.
 
         Raises:
             ConnectionError: The peer closed the connection, or ``stop`` was called.
             EOFError: The file is shorter than the span.
         """
-        connection = os.dup(self._connection.fileno())
+        loop = asyncio.get_running_loop()
         try:
-            while self.position < self._end and not self._is_stopped:
-                try:
-                    sent = os.sendfile(
-                        connection, self._file, self.position, min(PIECE_BYTES, self._end - self.position)
-                    )
-                except BlockingIOError:
-                    await self._wait_until_writable(connection)
-                    continue
-                if sent == 0:
-                    raise EOFError(f"{self._end - self.position} bytes are missing")
-                self.position += sent
-                await asyncio.sleep(0)
+            loop.add_writer(self._connection, self._send_piece)
+            try:
+                await self._finished
+            finally:
+                loop.remove_writer(self._connection)
         finally:
-            os.close(connection)
-        if self._is_stopped:
-            raise ConnectionAbortedError
+            os.close(self._connection)
 
     def stop(self) -> None:
         """Let ``run`` end; for use when the connection is lost."""
-        self._is_stopped = True
-        self._wake()
+        self._finish(ConnectionAbortedError())
 
-    def _wake(self) -> None:
-        if self._writable is not None and not self._writable.done():
-            self._writable.set_result(None)
-
-    async def _wait_until_writable(self, connection: int) -> None:
-        loop = asyncio.get_running_loop()
-        self._writable = loop.create_future()
-        loop.add_writer(connection, self._wake)
+    def _send_piece(self) -> None:
+        """Send as much as the socket takes at once; the event loop calls this as long as it takes something."""
+        count = min(PIECE_BYTES, self._end - self.position)
         try:
-            await self._writable
-        finally:
-            loop.remove_writer(connection)
+            sent = os.sendfile(self._connection, self._file, self.position, count)
+        except BlockingIOError:
+            return
+        except OSError as error:
+            self._finish(error)
+            return
+        self.position += sent
+        if self.position == self._end:
+            self._finish(None)
+        elif sent == 0:
+            self._finish(EOFError(f"{self._end - self.position} bytes are missing"))
+
+    def _finish(self, error: Exception | None) -> None:
+        if self._finished.done():
+            return
+        if error is None:
+            self._finished.set_result(None)
+        else:
+            self._finished.set_exception(error)

@@ -160,9 +160,10 @@ class GuardedProtocol(H11Protocol):
                     await self._transfer_span(cycle, file, offset, count)
                 else:
                     await self._copy_span(cycle, file, offset, count)
-            except (ConnectionError, EOFError) as error:
-                if isinstance(error, EOFError):
-                    self.logger.error("a file became shorter while it was sent: %s", error)
+            except (ConnectionError, TimeoutError):
+                self.abort()
+            except (OSError, EOFError) as error:
+                self.logger.error("a file cannot be sent to its end: %s", error)
                 self.abort()
             if cycle.disconnected:
                 return
