@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import base64
 import binascii
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 import anyio.to_thread
 from fastapi import Request
@@ -40,22 +40,26 @@ class Access:
     def __init__(self, keys: KeyStore | None) -> None:
         self._keys = keys
 
-    def needs(self, scope: Scope | None) -> Callable[[Request], str]:
+    def needs(self, scope: Scope | None) -> Callable[[Request], Awaitable[str]]:
         """Return a dependency that gives the caller's key id and refuses callers without ``scope``.
 
-        None stands for any valid key. The dependency raises Unauthorized or Forbidden. Called again for the same
-        request, it looks the key up again: it may have been revoked.
+        None stands for any valid key. The dependency raises Forbidden; it reads what ``KeyFirst`` found, so it needs
+        neither the database nor a thread.
         """
 
-        def check(request: Request) -> str:
-            key = request.scope.pop(_KEY, None) or self.authenticate(request)
-            if key is None:
-                return "local"
-            if scope is not None:
-                key.check_scope(scope)
-            return str(key.id)
+        async def check(request: Request) -> str:
+            return _caller(request.scope[_KEY], scope)
 
         return check
+
+    def recheck(self, request: Request, scope: Scope | None) -> str:
+        """Return the caller's key id after another look-up, for long answers: the key may have been revoked.
+
+        Raises:
+            Unauthorized: The key is not valid any more.
+            Forbidden: It lacks ``scope``.
+        """
+        return _caller(self.authenticate(request), scope)
 
     def authenticate(self, request: Request) -> ApiKey | None:
         """Return the caller's key, or None where the service needs none.
@@ -109,6 +113,14 @@ class KeyFirst:
             response.headers["Retry-After"] = str(too_many.retry_after_seconds)
             return response
         return zo_error_response(request, error)
+
+
+def _caller(key: ApiKey | None, scope: Scope | None) -> str:
+    if key is None:
+        return "local"
+    if scope is not None:
+        key.check_scope(scope)
+    return key.id
 
 
 def _check_local(request: Request) -> None:
