@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import socket
 import subprocess
 import sys
@@ -58,8 +59,6 @@ class Proxied(NamedTuple):
 
 @pytest.fixture(scope="module")
 def proxied(tmp_path_factory: pytest.TempPathFactory, tiny_bundle: Any) -> Iterator[Proxied]:
-    import shutil
-
     folder = tmp_path_factory.mktemp("proxied")
     model = folder / "models" / "tiny"
     model.mkdir(parents=True)
@@ -81,7 +80,9 @@ def proxied(tmp_path_factory: pytest.TempPathFactory, tiny_bundle: Any) -> Itera
         with socket.create_server(("127.0.0.1", 0)) as free:
             front = f"127.0.0.1:{free.getsockname()[1]}"
         example = EXAMPLE.read_text()
-        example = example.replace("server 127.0.0.1:8080;", f"server {behind};").replace("listen 80;", f"listen {front};")
+        example = example.replace("server 127.0.0.1:8080;", f"server {behind};").replace(
+            "listen 80;", f"listen {front};"
+        )
         assert behind in example
         assert front in example
         (folder / "zo-cloud.conf").write_text(example)
