@@ -12,18 +12,14 @@ import contextlib
 import logging
 import os
 import secrets
-import signal
-import socket
 import sys
 import threading
 from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from types import FrameType
 
 import sqlalchemy as sa
-import uvicorn
 from fastapi import FastAPI
 
 from cloud_service.host_memory import accelerator_count, machine_bytes
@@ -38,7 +34,7 @@ from cloud_service.jobs.publication import Publisher
 from cloud_service.jobs.store import JobStore
 from cloud_service.jobs.supervisor import Supervisor
 from cloud_service.json_logs import log_as_json
-from cloud_service.routes.access import Access
+from cloud_service.routes.access import Access, KeyFirst
 from cloud_service.routes.bundles import bundle_routes
 from cloud_service.routes.jobs import job_routes
 from cloud_service.routes.metrics import RequestMetrics, ServiceState
@@ -46,6 +42,8 @@ from cloud_service.routes.operations import Check, operation_routes
 from cloud_service.routes.problems import NotReady, add_problem_handlers
 from cloud_service.routes.registry import registry_routes
 from cloud_service.routes.requests import RequestEnvelope
+from cloud_service.routes.wrong_keys import WrongKeys
+from cloud_service.serving.server import listen, run_server
 from cloud_service.settings import Settings, check_exposure, job_environment
 from cloud_service.sources import SourcePolicy
 from cloud_service.storage.audit import AuditLog
@@ -181,6 +179,7 @@ def create_app(service: Service) -> FastAPI:
         housekeeper.stop()
 
     app = FastAPI(title="zo-cloud", lifespan=lifespan, openapi_url=None, docs_url=None, redoc_url=None)
+    app.add_middleware(KeyFirst, access=access, wrong_keys=WrongKeys(settings.max_wrong_keys_per_minute))
     app.add_middleware(RequestEnvelope, metrics=metrics)
     add_problem_handlers(app)
     app.include_router(
@@ -214,40 +213,11 @@ def serve(settings: Settings, launcher: Launcher | None = None) -> None:
     os.umask(0o077)  # what the service and its jobs make is for their user alone
     hide_from_same_user()
     log_as_json(sys.stdout)
-    with open_service(settings, launcher) as service, _listen(settings.host, settings.port) as listener:
+    with open_service(settings, launcher) as service, listen(settings.host, settings.port) as listener:
         if settings.is_auth_enabled and (first := service.keys.create_first()) is not None:
             print(f"Admin key of this service, shown only once: {first}", file=sys.stderr, flush=True)  # noqa: T201
         _announce_publisher(service.publisher)
-        config = uvicorn.Config(
-            create_app(service),
-            log_config=None,
-            access_log=False,
-            server_header=False,
-            timeout_graceful_shutdown=settings.drain_seconds,
-            ssl_certfile=settings.tls_certificate,
-            ssl_keyfile=settings.tls_key,
-        )
-        # uvicorn raises the signal again after its shutdown; the exit status shall tell that this one went well.
-        signal.signal(signal.SIGTERM, lambda _number, _frame: None)
-        signal.signal(signal.SIGINT, lambda _number, _frame: None)
-        _Server(config, service.is_stopping, _url(settings, listener)).run(sockets=[listener])
-
-
-class _Server(uvicorn.Server):
-    """Tells event streams and workers to stop as soon as the signal comes, and logs where it listens."""
-
-    def __init__(self, config: uvicorn.Config, is_stopping: threading.Event, url: str) -> None:
-        super().__init__(config)
-        self._is_stopping = is_stopping
-        self._url = url
-
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets)
-        _logger.info("listening on %s", self._url, extra={"event": "listening", "url": self._url})
-
-    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        self._is_stopping.set()
-        super().handle_exit(sig, frame)
+        run_server(create_app(service), settings, listener, service.is_stopping)
 
 
 class _Disposing:
@@ -285,27 +255,6 @@ def _sole_service(data: Path) -> contextlib.AbstractContextManager[None]:
         param="data",
     )
     return exclusive(data / "service.lock", busy=busy)
-
-
-def _listen(host: str, port: int) -> socket.socket:
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    try:
-        listener = socket.create_server((host, port), family=family)
-        # asyncio leaves sockets of protocol 0, as these are, with Nagle's delay: 40 ms for each small answer.
-        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        return listener
-    except OSError as error:
-        raise Conflict(
-            f"cannot listen on {host} port {port}: {error.strerror}",
-            needed="a free port and an address of this machine",
-            next_step="give another --port; 0 takes any free one",
-            param="port",
-        ) from error
-
-
-def _url(settings: Settings, listener: socket.socket) -> str:
-    host = f"[{settings.host}]" if ":" in settings.host else settings.host
-    return f"{'https' if settings.has_tls else 'http'}://{host}:{listener.getsockname()[1]}"
 
 
 def _readiness(service: Service) -> dict[str, Check]:

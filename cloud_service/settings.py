@@ -90,6 +90,13 @@ class Settings(BaseSettings):
         max_job_tasks: Processes and threads of a job.
         max_job_file_bytes: Length of any file that a job writes, the model's files in the hub's cache included.
         stage_seconds: Longest time of an attempt in a stage, by the stage's name; generous where it is not given.
+        header_timeout_seconds: From a connection, or from its last answer, to a request's complete head.
+        body_timeout_seconds: From a request's head to the end of its body.
+        write_stall_seconds: Time without a single byte taken, after which a client that is sent something is cut off.
+        max_connections: Open at the same time; for a new one the oldest without a request is closed.
+        max_connections_per_address: The same for one client address; 0 is no limit, for use behind a proxy.
+        max_wrong_keys_per_minute: From one client address; more are answered with 429. Right keys always pass.
+        forwarded_allow_ips: Addresses or networks of proxies whose X-Forwarded-For and X-Forwarded-Proto are believed.
         min_free_bytes: ``/readyz`` fails below this much free disk.
         immutable_tags: Patterns of tags, such as ``v*``, that name the same digest for ever once they are published.
         release_days: How long devices may take what a tag means for the newest; signed again at half of it.
@@ -131,6 +138,13 @@ class Settings(BaseSettings):
     max_job_tasks: Annotated[int, Field(ge=64)] = 4096
     max_job_file_bytes: ByteCount = 64 * 1024**3
     stage_seconds: dict[Stage, Annotated[float, Field(gt=0)]] = {}
+    header_timeout_seconds: Annotated[float, Field(gt=0)] = 10.0
+    body_timeout_seconds: Annotated[float, Field(gt=0)] = 30.0
+    write_stall_seconds: Annotated[float, Field(gt=0)] = 60.0
+    max_connections: Annotated[int, Field(ge=8)] = 512
+    max_connections_per_address: Annotated[int, Field(ge=0)] = 256
+    max_wrong_keys_per_minute: Annotated[int, Field(ge=1)] = 10
+    forwarded_allow_ips: tuple[str, ...] = ()
     min_free_bytes: Annotated[int, Field(ge=0)] = 1024**3
     immutable_tags: tuple[str, ...] = ()
     release_days: Annotated[int, Field(ge=1, le=3650)] = 30

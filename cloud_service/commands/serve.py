@@ -41,6 +41,14 @@ _OPTIONS: dict[str, dict[str, Any]] = {
     "--hub-endpoint": {"metavar": "URL", "help": "the only hub that models and C4 are fetched from"},
     "--tls-cert": {"type": Path, "dest": "tls_certificate", "metavar": "PEM", "help": "certificate chain"},
     "--tls-key": {"type": Path, "metavar": "PEM", "help": "the certificate's private key"},
+    "--max-connections": {
+        "type": int, "metavar": "NUMBER",
+        "help": "connections at the same time; for a new one the oldest without a request is closed (default: 512)",
+    },
+    "--forwarded-allow-ips": {
+        "action": "append", "metavar": "ADDRESS",
+        "help": "proxy, or network of proxies, whose X-Forwarded-For is believed; may be repeated (default: none)",
+    },
     "--offline": {
         "action": "store_const", "const": True, "dest": "is_offline", "help": "use only what is on this machine",
     },

@@ -14,7 +14,7 @@ from fastapi.responses import FileResponse
 
 from cloud_service.routes.access import Access
 from cloud_service.routes.openapi import BundleNamePath, Digest, TagInPath, file_described, problems
-from cloud_service.routes.registry import check_range
+from cloud_service.routes.registry import requested_span
 from cloud_service.storage.audit import AuditLog, Author
 from cloud_service.storage.bundles import BundleStore
 from cloud_service.storage.catalog import Catalog
@@ -63,7 +63,7 @@ def bundle_routes(
         path = bundles.report_path(catalog.manifest(name, reference).digest)
         if not path.is_file():
             raise NotFound(f"no report of {name}:{reference}", needed="a bundle that this service prepared")
-        check_range(request.headers.get("range"), path.stat().st_size)
+        requested_span(request.headers.get("range"), path.stat().st_size)
         headers = {"Content-Security-Policy": _REPORT_POLICY, "X-Content-Type-Options": "nosniff"}
         return FileResponse(path, media_type="text/html; charset=utf-8", headers=headers)
 

@@ -46,9 +46,9 @@ class NotReady(ZoError):
 
 def add_problem_handlers(app: FastAPI) -> None:
     """Make ``app`` answer all errors with problems."""
-    app.add_exception_handler(ZoError, _zo_error)
+    app.add_exception_handler(ZoError, zo_error_response)
     app.add_exception_handler(RequestValidationError, _validation_error)
-    app.add_exception_handler(HTTPException, _http_error)
+    app.add_exception_handler(HTTPException, http_error_response)
 
 
 def problem_response(problem: Problem, headers: Mapping[str, str] | None = None) -> Response:
@@ -66,7 +66,8 @@ def internal_error(path: str) -> Response:
     return problem_response(problem)
 
 
-def _zo_error(request: Request, error: Exception) -> Response:
+def zo_error_response(request: Request, error: Exception) -> Response:
+    """Return the response to an error of ours."""
     assert isinstance(error, ZoError)  # noqa: S101 - registered for this type
     if error.status >= HTTPStatus.INTERNAL_SERVER_ERROR:
         _logger.error("%s", error.found, exc_info=error)
@@ -108,7 +109,8 @@ def _validation_error(request: Request, error: Exception) -> Response:
     return problem_response(Problem.model_validate(document))
 
 
-def _http_error(request: Request, error: Exception) -> Response:
+def http_error_response(request: Request, error: Exception) -> Response:
+    """Return the response to an error of the framework, such as an unknown path."""
     assert isinstance(error, HTTPException)  # noqa: S101 - registered for this type
     title = _title(error.status_code)
     problem = Problem(

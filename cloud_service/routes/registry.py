@@ -18,9 +18,9 @@ from typing import Annotated, Any, TypeVar
 from urllib.parse import urlencode
 
 from fastapi import APIRouter, Depends, Query, Request, Response
-from fastapi.responses import FileResponse
 
 from cloud_service.routes.access import Access
+from cloud_service.routes.blob_response import BlobResponse
 from cloud_service.routes.conditional import is_unchanged
 from cloud_service.routes.openapi import BundleNamePath, Digest, Reference, content, file_described, problems
 from cloud_service.routes.problems import InvalidRange
@@ -43,12 +43,6 @@ class NotAcceptable(InvalidRequest):
     """The client accepts no media type that the manifest has."""
 
     status = 406
-
-
-class BlobResponse(FileResponse):
-    """A file in pieces large enough that a fast disk and network are the limit."""
-
-    chunk_size = 1024 * 1024
 
 
 def registry_routes(catalog: Catalog, access: Access) -> APIRouter:
@@ -110,20 +104,21 @@ def registry_routes(catalog: Catalog, access: Access) -> APIRouter:
     return router
 
 
-def check_range(header: str | None, size: int) -> None:
-    """Do nothing where a Range header is absent or asks for one range of bytes that a blob of ``size`` bytes has.
+def requested_span(header: str | None, size: int) -> tuple[int, int] | None:
+    """Return the first byte and the one after the last that a Range header asks of a blob; None without a header.
 
     Raises:
-        InvalidRange: It is malformed, lists several ranges, or lies outside.
+        InvalidRange: It is malformed, lists several ranges, or lies outside of ``size`` bytes.
     """
     if header is None:
-        return
+        return None
     match = _RANGE.fullmatch(header)
     first, last = match.groups() if match else ("", "")
-    is_suffix = not first and last
-    is_inside = first and int(first) < size and (not last or int(first) <= int(last))
-    if not (is_inside or (is_suffix and int(last) > 0 and size > 0)):
-        raise InvalidRange(header, size)
+    if first and int(first) < size and (not last or int(first) <= int(last)):
+        return int(first), min(int(last) + 1, size) if last else size
+    if not first and last and int(last) > 0 and size > 0:
+        return max(0, size - int(last)), size
+    raise InvalidRange(header, size)
 
 
 def check_accepted(headers: Sequence[str], media_type: str) -> None:
@@ -166,9 +161,10 @@ def _file(blob: StoredBlob, request: Request, *, cache_control: str) -> Response
     }
     if is_unchanged(",".join(request.headers.getlist("if-none-match")) or None, etag):
         return Response(status_code=HTTPStatus.NOT_MODIFIED, headers=headers)
-    status = blob.path.stat()
-    check_range(request.headers.get("range"), status.st_size)
-    return BlobResponse(blob.path, media_type=blob.media_type, headers=headers, stat_result=status)
+    size = blob.path.stat().st_size
+    is_same = request.headers.get("if-range", headers["ETag"]) == headers["ETag"]
+    span = requested_span(request.headers.get("range"), size) if is_same else None
+    return BlobResponse(blob.path, size, headers=headers, media_type=blob.media_type, span=span)
 
 
 def _document(

@@ -9,12 +9,14 @@ import logging
 import secrets
 import time
 
+from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
+from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from cloud_service.json_logs import request_id
 from cloud_service.routes.metrics import RequestMetrics
-from cloud_service.routes.problems import internal_error
+from cloud_service.routes.problems import http_error_response, internal_error
 
 MAX_BODY_BYTES = 64 * 1024
 REQUEST_ID_HEADER = "x-request-id"
@@ -56,7 +58,10 @@ class _Exchange:
     async def run(self) -> None:
         started = time.perf_counter()
         try:
-            await self._app(self._scope, self._receive_limited, self._send_with_id)
+            if _declared_bytes(self._scope) > MAX_BODY_BYTES:
+                await self._answer(http_error_response(Request(self._scope), _too_large()))
+            else:
+                await self._app(self._scope, self._receive_limited, self._send_with_id)
         except Exception:
             _logger.exception("unexpected error")
             if self._status is not None:
@@ -72,7 +77,7 @@ class _Exchange:
         message = await self._receive()
         self._body_bytes += len(message.get("body", b""))
         if self._body_bytes > MAX_BODY_BYTES:
-            raise HTTPException(413, f"a body above {MAX_BODY_BYTES} bytes")
+            raise _too_large()
         return message
 
     async def _send_with_id(self, message: Message) -> None:
@@ -98,3 +103,12 @@ class _Exchange:
                 "milliseconds": round(seconds * 1e3),
             },
         )
+
+
+def _declared_bytes(scope: Scope) -> int:
+    declared = Headers(scope=scope).get("content-length", "0")
+    return int(declared[:20]) if declared.isascii() and declared.isdigit() else 0
+
+
+def _too_large() -> HTTPException:
+    return HTTPException(413, f"a body above {MAX_BODY_BYTES} bytes")

@@ -19,6 +19,7 @@ from shelf import KEY, copy_blobs, make_shelf
 
 from shared.bundle.layout import ImageLayout
 from shared.bundle.signature import fingerprint_of, signature_tag
+from shared.bundle.statement import verify_release
 
 PUBLISHER = fingerprint_of(KEY.private.public_key().public_bytes_raw())
 
@@ -115,7 +116,9 @@ def test_a_bundle_keeps_its_digest_in_another_registry_and_is_pulled_from_there(
 ) -> None:
     raw = skopeo("inspect", "--raw", "--tls-verify=false", f"docker://{mirror}/mirror/tiny:latest")
     assert "sha256:" + hashlib.sha256(raw.encode()).hexdigest() == service.digest
-    pulled = device(tmp_path / "home", "pull", f"http://{mirror}/mirror/tiny", "--trusted-key", PUBLISHER)
+    place = f"http://{mirror}/mirror/tiny"
+    trust = ["--trusted-key", PUBLISHER, "--published-as", "team/tiny:latest"]
+    pulled = device(tmp_path / "home", "pull", place, *trust)
     assert (pulled["digest"], pulled["publisher"]) == (service.digest, PUBLISHER)
 
 
@@ -123,7 +126,8 @@ def test_a_bundle_comes_back_from_another_registry_into_a_folder(service: Servic
     for tag in service.tags:
         source = ["--src-tls-verify=false", f"docker://{mirror}/mirror/tiny:{tag}"]
         skopeo("copy", *source, f"oci:{tmp_path / 'back'}:tiny:{tag}")
-    imported = device(tmp_path / "home", "import", str(tmp_path / "back"), "--trusted-key", PUBLISHER)
+    trust = ["--trusted-key", PUBLISHER, "--published-as", "team/tiny:latest"]
+    imported = device(tmp_path / "home", "import", str(tmp_path / "back"), *trust)
     assert (imported["reference"], imported["digest"]) == ("tiny:latest", service.digest)
 
 
@@ -152,5 +156,5 @@ def test_the_catalog_and_the_referrers_of_a_live_service_lead_to_the_signature(s
         assert client.get("/v2/_catalog").json() == {"repositories": ["other", "team/tiny"]}
         (signature,) = client.get(f"/v2/team/tiny/referrers/{service.digest}").json()["manifests"]
         manifest = client.get(f"/v2/team/tiny/manifests/{signature['digest']}").json()
-        document = client.get(f"/v2/team/tiny/blobs/{manifest['layers'][0]['digest']}").json()
-    assert document["manifest"] == service.digest
+        envelope = client.get(f"/v2/team/tiny/blobs/{manifest['layers'][0]['digest']}").content
+    assert manifest["subject"]["digest"] == verify_release(envelope).statement.digest == service.digest

@@ -35,7 +35,7 @@ def enter_tree(plan: ConfinementPlan, user_namespace: int | None) -> None:
     Raises:
         OSError: The kernel refuses, or a file system cannot show other owners.
     """
-    os.umask(0o022)
+    mask = os.umask(0o022)  # whoever the job runs as has to pass the folders that lead to the copies
     syscalls.mount("", "/", "", syscalls.MS_REC | syscalls.MS_PRIVATE)
     steps = _steps(plan, user_namespace)
     root = plan.temporary
@@ -51,6 +51,7 @@ def enter_tree(plan: ConfinementPlan, user_namespace: int | None) -> None:
         Path(root, "dev", name).symlink_to(f"/proc/self/{target}")
     syscalls.pivot_root(root)
     syscalls.make_root_read_only()
+    os.umask(mask)
 
 
 def _steps(plan: ConfinementPlan, user_namespace: int | None) -> list[tuple[str, Callable[[str], None]]]:

@@ -77,7 +77,7 @@ def test_an_unexpected_error_is_a_problem_with_its_request_id_and_no_detail(data
         def broken() -> None:
             raise RuntimeError("a secret")
 
-        client = TestClient(app)
+        client = TestClient(app, headers={"Authorization": f"Bearer {service.keys.create_first()}"})
         answer = client.get("/broken")
         client.close()
     assert answer.status_code == 500

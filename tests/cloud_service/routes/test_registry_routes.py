@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from cloud_service.routes.registry import check_range
+from cloud_service.routes.registry import requested_span
 from cloud_service.storage.keys import Scope
 
 
@@ -78,6 +78,13 @@ def test_the_end_of_a_range_beyond_the_blob_is_cut(api: Any) -> None:
     assert (answer.status_code, answer.content) == (206, data[10:])
 
 
+def test_a_range_of_another_version_of_the_blob_gets_all_of_it(api: Any) -> None:
+    url, data = largest_blob(api)
+    same, other = f'"{url.rpartition("/")[2]}"', '"sha256:other"'
+    answers = [api.client.get(url, headers={"Range": "bytes=0-9", "If-Range": tag}) for tag in (same, other)]
+    assert [(answer.status_code, answer.content) for answer in answers] == [(206, data[:10]), (200, data)]
+
+
 @pytest.mark.parametrize("header", ["bytes=9-3", "bytes=abc", "bytes", "bytes=-", "bytes=-0", "lines=0-1",
                                     "bytes=0-1,4-5", "bytes=99999999-", "bytes=0x1-2", "bytes=²-3",
                                     f"bytes={'1' * 5000}-", f"bytes=0-{'1' * 5000}",
@@ -92,10 +99,10 @@ def test_a_bad_range_is_416_with_the_length_of_the_blob(api: Any, header: str) -
 
 
 def test_no_range_of_an_empty_blob_can_be_satisfied() -> None:
-    check_range(None, 0)
+    assert requested_span(None, 0) is None
     for header in ("bytes=0-", "bytes=-1"):
         with pytest.raises(Exception, match="of 0 bytes"):
-            check_range(header, 0)
+            requested_span(header, 0)
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import hashlib
 import ipaddress
 import json
 import ssl
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -61,6 +63,27 @@ def test_with_a_certificate_the_service_speaks_tls_only(make_service: Any, tmp_p
     except httpx.TransportError:
         plain = None
     assert plain != 200
+
+
+@pytest.mark.parametrize("has_tls", [False, True])
+def test_blobs_arrive_whole_and_in_part_over_plain_and_tls_connections(
+    make_service: Any, tmp_path: Path, has_tls: bool
+) -> None:
+    service = make_service(**(make_certificate(tmp_path) if has_tls else {})).start()
+    trust = ssl.create_default_context(cafile=str(tmp_path / "cert.pem")) if has_tls else True
+    with httpx.Client(base_url=service.client.base_url, headers=service.client.headers, verify=trust) as client:
+        job = client.post("/prepare-model", json={"model": service.model}).json()
+        while client.get(f"/v1/jobs/{job['id']}").json()["status"] != "succeeded":
+            pass
+        result = client.get(f"/v1/jobs/{job['id']}").json()["result"]
+        manifest = client.get(f"/v2/{result['name']}/manifests/{result['digest']}").json()
+        for blob in manifest["layers"]:
+            url = f"/v2/{result['name']}/blobs/{blob['digest']}"
+            whole = client.get(url)
+            assert "sha256:" + hashlib.sha256(whole.content).hexdigest() == blob["digest"]
+            part = client.get(url, headers={"Range": "bytes=3-"})
+            assert (part.status_code, part.content) == (206, whole.content[3:])
+            assert int(client.head(url).headers["content-length"]) == blob["size"]
 
 
 def test_every_log_line_is_json_and_a_job_can_be_followed_from_its_request(service: Any) -> None:

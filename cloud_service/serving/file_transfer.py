@@ -1,0 +1,77 @@
+"""Sends part of a file into a connected socket without copying it through this process (``sendfile``).
+
+Costs one system call for each piece; a piece is short enough that other connections of the event loop get their turn.
+Where the file is not in the page cache, the call waits for the disk. Knows nothing about HTTP.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+
+PIECE_BYTES = 2 * 1024 * 1024
+
+
+class FileTransfer:
+    """One span of a file on its way into a socket.
+
+    Args:
+        connection: A non-blocking socket that nothing else is written to meanwhile. It is duplicated, since the event
+            loop lets nobody wait for a socket that it has a transport for.
+        file: Descriptor of an open regular file; its own position stays as it is.
+        offset: Where the span begins.
+        count: Its bytes.
+    """
+
+    def __init__(self, connection: socket.socket, file: int, offset: int, count: int) -> None:
+        self.position = offset
+        self._connection = os.dup(connection.fileno())
+        self._file = file
+        self._end = offset + count
+        self._finished: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    async def run(self) -> None:
+        """Send the span; to be called once.
+
+        Raises:
+            ConnectionError: The peer closed the connection, or ``stop`` was called.
+            EOFError: The file is shorter than the span.
+        """
+        loop = asyncio.get_running_loop()
+        try:
+            loop.add_writer(self._connection, self._send_piece)
+            try:
+                await self._finished
+            finally:
+                loop.remove_writer(self._connection)
+        finally:
+            os.close(self._connection)
+
+    def stop(self) -> None:
+        """Let ``run`` end; for use when the connection is lost."""
+        self._finish(ConnectionAbortedError())
+
+    def _send_piece(self) -> None:
+        """Send as much as the socket takes at once; the event loop calls this as long as it takes something."""
+        count = min(PIECE_BYTES, self._end - self.position)
+        try:
+            sent = os.sendfile(self._connection, self._file, self.position, count)
+        except BlockingIOError:
+            return
+        except OSError as error:
+            self._finish(error)
+            return
+        self.position += sent
+        if self.position == self._end:
+            self._finish(None)
+        elif sent == 0:
+            self._finish(EOFError(f"{self._end - self.position} bytes are missing"))
+
+    def _finish(self, error: Exception | None) -> None:
+        if self._finished.done():
+            return
+        if error is None:
+            self._finished.set_result(None)
+        else:
+            self._finished.set_exception(error)
