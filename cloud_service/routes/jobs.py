@@ -53,8 +53,7 @@ def job_routes(
         max_queued_per_key: Jobs that one API key may have waiting.
     """
     router = APIRouter(tags=["jobs"])
-    admit = access.needs(Scope.JOBS)
-    caller = Depends(admit)
+    caller = Depends(access.needs(Scope.JOBS))
 
     @router.post("/prepare-model", status_code=202, response_model=Job, responses={202: _STARTED})
     def prepare_model(
@@ -126,7 +125,7 @@ def job_routes(
             return Response(status_code=204)  # tells an EventSource to stop connecting again
 
         def look(after: int) -> list[JobEvent]:
-            admit(request)
+            access.recheck(request, Scope.JOBS)
             return store.events(job_id, after=after)
 
         return EventSourceResponse(_follow(look, seen, is_stopping, poll_seconds), ping=SSE_COMMENT_SECONDS)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
-import functools
 import logging
 import resource
 import signal
 import socket
+import ssl
 import threading
 from types import FrameType
 from typing import Any
@@ -16,6 +17,7 @@ import uvicorn
 
 from cloud_service.serving.connection_table import ConnectionLimits, ConnectionTable
 from cloud_service.serving.protocol import GuardedProtocol
+from cloud_service.serving.tls_gate import TlsGate
 from cloud_service.settings import Settings
 from shared.errors import Conflict
 
@@ -34,10 +36,15 @@ def run_server(app: Any, settings: Settings, listener: socket.socket, is_stoppin
         is_stopping: Set as soon as the signal comes, so that streams and workers can end.
     """
     _allow_many_descriptors()
-    table = ConnectionTable(_limits(settings))
+    table, context = ConnectionTable(_limits(settings)), _tls_context(settings)
+
+    def make_protocol(**given: Any) -> asyncio.Protocol:
+        http = GuardedProtocol(table, **given)
+        return http if context is None else TlsGate(table, context, http)
+
     config = uvicorn.Config(
         app,
-        http=functools.partial(GuardedProtocol, table),  # type: ignore[arg-type]  # uvicorn only calls it
+        http=make_protocol,  # type: ignore[arg-type]  # uvicorn only calls it
         ws="none",
         log_config=None,
         access_log=False,
@@ -46,8 +53,6 @@ def run_server(app: Any, settings: Settings, listener: socket.socket, is_stoppin
         forwarded_allow_ips=list(settings.forwarded_allow_ips),
         backlog=_BACKLOG,
         timeout_graceful_shutdown=settings.drain_seconds,
-        ssl_certfile=settings.tls_certificate,
-        ssl_keyfile=settings.tls_key,
     )
     # uvicorn raises the signal again after its shutdown; the exit status shall tell that this one went well.
     signal.signal(signal.SIGTERM, lambda _number, _frame: None)
@@ -98,6 +103,14 @@ def _allow_many_descriptors() -> None:
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     with contextlib.suppress(OSError, ValueError):  # some systems refuse what they call the hard limit
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def _tls_context(settings: Settings) -> ssl.SSLContext | None:
+    if settings.tls_certificate is None or settings.tls_key is None:
+        return None
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(settings.tls_certificate, settings.tls_key)
+    return context
 
 
 def _limits(settings: Settings) -> ConnectionLimits:

@@ -84,7 +84,13 @@ def fuzzing_target(folder: Path) -> Iterator[Target]:
     (folder / "models" / _EXAMPLE_MODEL).mkdir(parents=True)
     shutil.copytree(made.layout.root, folder / "data" / "store")
     (folder / "data" / "store" / "index.json").unlink()
-    settings = Settings(data=folder / "data", model_roots=(folder / "models",), min_free_bytes=0, poll_seconds=0.02)
+    settings = Settings(
+        data=folder / "data",
+        model_roots=(folder / "models",),
+        min_free_bytes=0,
+        poll_seconds=0.02,
+        max_wrong_keys_per_minute=10**9,  # calls with wrong keys shall all be told that they are wrong
+    )
     with open_service(settings) as service:
         manifest = ImageLayout(made.layout.root).resolve(made.reference)
         bundle = service.bundles.validate(manifest)

@@ -6,6 +6,7 @@ import datetime
 import hashlib
 import ipaddress
 import json
+import socket
 import ssl
 import stat
 from pathlib import Path
@@ -63,6 +64,30 @@ def test_with_a_certificate_the_service_speaks_tls_only(make_service: Any, tmp_p
     except httpx.TransportError:
         plain = None
     assert plain != 200
+
+
+@pytest.mark.attack
+def test_connections_that_never_begin_tls_are_closed_to_make_room(make_service: Any, tmp_path: Path) -> None:
+    limits = {"max_connections": 16, "max_connections_per_address": 0, "header_timeout_seconds": 60}
+    service = make_service(**limits, **make_certificate(tmp_path)).start()
+    address = service.client.base_url.host, service.client.base_url.port
+    trust = ssl.create_default_context(cafile=str(tmp_path / "cert.pem"))
+    silent = [socket.create_connection(address, 20) for _ in range(100)]
+    try:
+        assert httpx.get(f"{service.client.base_url}/healthz", verify=trust).json() == {"status": "ok"}
+        assert silent[0].recv(1) == b""
+    finally:
+        for client in silent:
+            client.close()
+
+
+@pytest.mark.attack
+def test_a_tls_handshake_that_takes_too_long_is_cut_off(make_service: Any, tmp_path: Path) -> None:
+    service = make_service(header_timeout_seconds=0.2, **make_certificate(tmp_path)).start()
+    address = service.client.base_url.host, service.client.base_url.port
+    with socket.create_connection(address, 20) as client:
+        client.sendall(b"\x16\x03\x01")
+        assert client.recv(1) == b""
 
 
 @pytest.mark.parametrize("has_tls", [False, True])

@@ -117,3 +117,17 @@ def test_a_job_sees_only_listed_variables_and_no_password_of_a_proxy() -> None:
     assert seen["http_proxy"] == "http://proxy:3128"
     assert seen["NO_PROXY"] == "localhost"
     assert "https_proxy" not in seen
+
+
+def test_limits_of_connections_have_safe_defaults_and_no_proxy_is_trusted() -> None:
+    settings = Settings()
+    assert (settings.max_connections, settings.max_connections_per_address) == (512, 256)
+    assert (settings.header_timeout_seconds, settings.body_timeout_seconds, settings.write_stall_seconds) == (
+        10,
+        30,
+        60,
+    )
+    assert settings.forwarded_allow_ips == ()
+    with pytest.raises(InvalidRequest, match="max_connections"):
+        load_settings(max_connections=0)
+    assert load_settings(forwarded_allow_ips=["10.0.0.0/8"]).forwarded_allow_ips == ("10.0.0.0/8",)
