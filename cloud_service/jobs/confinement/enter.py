@@ -76,6 +76,7 @@ def _become(plan: ConfinementPlan, command: list[str]) -> NoReturn:
         _set_limits(plan)
         step = "give up rights"
         _give_up_rights(plan)
+        os.umask(0o077)
         step = "enter the workspace"
         os.chdir(plan.workspace)
         step = f"execute {command[0]}"
