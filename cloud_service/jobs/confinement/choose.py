@@ -22,7 +22,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from cloud_service.job_isolation import DEFAULT_JOB_UID, Isolation
-from cloud_service.jobs.confinement.paths import hub_caches, resolved, system_paths
+from cloud_service.jobs.confinement.paths import home_environment, hub_caches, package_folders, resolved, system_paths
 from cloud_service.jobs.confinement.plan import MODES, ConfinementPlan, Mode, Network
 from cloud_service.jobs.messages import TEMPORARY_NAME, WORKSPACE_NAME, JobOrder
 from cloud_service.jobs.order_sources import names_hub
@@ -124,6 +124,7 @@ class Confinement:
             uid=self._rules.job_uid,
             network=_network(order, uses_hub=uses_hub),
             system=system,
+            listable=resolved(package_folders())[0],
             readable=tuple(path for path in shown if path not in writable),
             writable=writable,
             hidden=resolved([path.absolute() for path in self._rules.hidden])[0],
@@ -131,6 +132,7 @@ class Confinement:
             workspace=writable[0],
             temporary=place,
             shared_memory_bytes=_machine_bytes() // _RAY_SHARED_MEMORY_SHARE if has_ray else _SHARED_MEMORY_BYTES,
+            environment=home_environment(self._environment),
             limits=dict(limits),
         )
 

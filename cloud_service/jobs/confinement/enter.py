@@ -76,10 +76,13 @@ def _become(plan: ConfinementPlan, command: list[str]) -> NoReturn:
         _set_limits(plan)
         step = "give up rights"
         _give_up_rights(plan)
+        os.umask(0o077)
         step = "enter the workspace"
         os.chdir(plan.workspace)
         step = f"execute {command[0]}"
-        environment = {**os.environ, "TMPDIR": JOB_TEMPORARY if plan.has_tree else plan.temporary}
+        home = JOB_TEMPORARY if plan.has_tree else plan.temporary
+        places = dict.fromkeys(("HOME", "TMPDIR", "XDG_CACHE_HOME", "HF_HOME"), home)
+        environment = {**os.environ, **places, "USER": "job", "LOGNAME": "job", **plan.environment}
         os.execve(command[0], command, environment)  # noqa: S606 - the launcher's own command
     except OSError as error:
         _refuse(plan, step, error)
@@ -101,8 +104,8 @@ def _set_limits(plan: ConfinementPlan) -> None:
 def _give_up_rights(plan: ConfinementPlan) -> None:
     if sys.platform != "linux":
         return
-    # As root and without a tree, models that only their owner may read stay readable; Landlock says which.
-    syscalls.drop_capabilities(keep=syscalls.CAP_DAC_OVERRIDE if plan.mode == "landlock" else None)
+    # Without a tree root's jobs read what only its owner may, as the service does; Landlock says where.
+    syscalls.drop_capabilities(keep=None if plan.has_tree else syscalls.CAP_DAC_OVERRIDE)
     if plan.mode == "user":
         os.setgroups([])
         os.setresgid(plan.uid, plan.uid, plan.uid)
@@ -119,7 +122,8 @@ def _give_up_rights(plan: ConfinementPlan) -> None:
             restrict(("/",), writable, has_network=has_network)
     else:
         readable = (*plan.system, *plan.readable, "/proc", "/sys")
-        restrict(readable, (*plan.writable, plan.temporary, *devices), has_network=has_network)
+        writable = (*plan.writable, plan.temporary, *devices)
+        restrict(readable, writable, has_network=has_network, listable=plan.listable)
 
 
 def _make_namespaces(plan: ConfinementPlan) -> None:

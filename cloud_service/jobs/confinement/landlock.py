@@ -38,13 +38,16 @@ def landlock_version() -> int:
     return syscall(_CREATE_RULESET, None, 0, _VERSION_FLAG)
 
 
-def restrict(readable: Iterable[str], writable: Iterable[str], *, has_network: bool) -> None:
+def restrict(
+    readable: Iterable[str], writable: Iterable[str], *, has_network: bool, listable: Iterable[str] = ()
+) -> None:
     """Allow this process, and what it starts, nothing but what is listed. ``no_new_privs`` must be set.
 
     Args:
         readable: Folders and files that may be read and executed; those that do not exist are left out.
         writable: Folders and files that may be changed too.
         has_network: Whether TCP is allowed.
+        listable: Folders below which names may be read, and nothing else.
 
     Raises:
         OSError: The kernel has no Landlock, or it is not enabled.
@@ -59,6 +62,8 @@ def restrict(readable: Iterable[str], writable: Iterable[str], *, has_network: b
     try:
         for path in readable:
             _allow(rules, path, _READ & known)
+        for path in listable:
+            _allow(rules, path, _READ_DIR)
         for path in writable:
             _allow(rules, path, known)
         syscall(_RESTRICT_SELF, rules, 0)

@@ -18,7 +18,7 @@ import shared
 
 _SYSTEM = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/nix/store", "/run/nvidia-persistenced")
 _SYSTEM_SETTINGS = (
-    "alternatives", "ca-certificates", "crypto-policies", "debian_version", "group", "host.conf", "hosts",
+    "alternatives", "ca-certificates", "crypto-policies", "debian_version", "fonts", "group", "host.conf", "hosts",
     "ld.so.cache", "ld.so.conf", "ld.so.conf.d", "localtime", "locale.conf", "nsswitch.conf", "os-release", "passwd",
     "pki/ca-trust/extracted", "pki/tls/certs", "protocols", "resolv.conf", "services", "ssl/cert.pem", "ssl/certs",
     "ssl/openssl.cnf", "timezone",
@@ -35,14 +35,21 @@ def system_paths(command: Iterable[str], environment: Mapping[str, str]) -> list
         command: Its words; those that are files are among the paths.
         environment: The job's, which names certificates and libraries.
     """
-    packages = [Path(package.__file__).parent for package in (cloud_service, shared) if package.__file__]
+    packages = [Path(package.__path__[0]) for package in (cloud_service, shared)]
     python = [Path(folder) for folder in (sys.prefix, sys.base_prefix, sys.exec_prefix, *site.getsitepackages())]
+    if site.ENABLE_USER_SITE:
+        python.append(Path(site.getusersitepackages()))
     named = [Path(path) for name in _NAMED_FOLDERS for path in environment.get(name, "").split(":")]
     named += [Path(environment[name]) for name in _NAMED_FILES if name in environment]
     files = [Path(word) for word in command if Path(word).is_file()]
     settings = [Path("/etc") / name for name in _SYSTEM_SETTINGS]
     candidates = [*map(Path, _SYSTEM), *settings, *python, *packages, *files, *named]
     return [path for path in candidates if path.is_absolute() and path.exists() and path != Path("/")]
+
+
+def package_folders() -> list[Path]:
+    """Return the folders that Python finds this project's packages in."""
+    return [Path(package.__path__[0]).parent for package in (cloud_service, shared)]
 
 
 def hub_caches(environment: Mapping[str, str]) -> list[Path]:
@@ -53,6 +60,13 @@ def hub_caches(environment: Mapping[str, str]) -> list[Path]:
     models = environment.get("HF_HUB_CACHE") or hub_home / "hub"
     data_sets = environment.get("HF_DATASETS_CACHE") or hub_home / "datasets"
     return [Path(models).absolute(), Path(data_sets).absolute()]
+
+
+def home_environment(environment: Mapping[str, str]) -> dict[str, str]:
+    """Return the variables that lead a job, whose home is a folder of its own, to what lies in the service's home."""
+    models, data_sets = hub_caches(environment)
+    caches = {"HF_HUB_CACHE": str(models), "HF_DATASETS_CACHE": str(data_sets)}
+    return caches | ({"PYTHONUSERBASE": site.getuserbase()} if site.ENABLE_USER_SITE else {})
 
 
 def resolved(paths: Iterable[Path]) -> tuple[tuple[str, ...], dict[str, str]]:

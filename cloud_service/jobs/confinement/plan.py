@@ -30,6 +30,7 @@ class ConfinementPlan:
         uid: The user and the group of mode ``user``.
         network: ``loopback``: only itself; Landlock cannot tell it from ``all``.
         system: Read-only folders and files of the operating system and of Python.
+        listable: Folders whose names Python looks through to find its packages; only Landlock has to be told.
         readable: Read-only folders and files that the job is about.
         writable: Folders that the job may change.
         hidden: The service's own folders: empty in the tree, even where a readable folder contains them.
@@ -37,6 +38,7 @@ class ConfinementPlan:
         workspace: The working directory; writable.
         temporary: The job's folder for temporary files; writable.
         shared_memory_bytes: Size of ``/dev/shm`` in the tree.
+        environment: Variables that the job gets besides the launcher's: where what its home would lead to lies.
         limits: Name of a resource limit (``RLIMIT_…`` without its prefix) → soft and hard limit; None is unlimited.
     """
 
@@ -45,6 +47,7 @@ class ConfinementPlan:
     uid: int
     network: Network
     system: tuple[str, ...]
+    listable: tuple[str, ...]
     readable: tuple[str, ...]
     writable: tuple[str, ...]
     hidden: tuple[str, ...]
@@ -52,6 +55,7 @@ class ConfinementPlan:
     workspace: str
     temporary: str
     shared_memory_bytes: int
+    environment: dict[str, str]
     limits: dict[str, tuple[int | None, int | None]]
 
     @property
@@ -67,7 +71,7 @@ class ConfinementPlan:
     def from_json(cls, text: str) -> ConfinementPlan:
         """Return the plan that ``to_json`` described."""
         fields = json.loads(text)
-        paths = {name: tuple(fields[name]) for name in ("system", "readable", "writable", "hidden")}
+        paths = {name: tuple(fields[name]) for name in ("system", "listable", "readable", "writable", "hidden")}
         links = tuple((str(link), str(target)) for link, target in fields["links"])
         limits = {name: (soft, hard) for name, (soft, hard) in fields["limits"].items()}
         return cls(**{**fields, **paths, "links": links, "limits": limits})

@@ -41,10 +41,10 @@ def enter(place: Path, mode: Mode, script: str, **changes: object) -> subprocess
     """Run a shell script as the other user, confined in that mode."""
     plan = {
         "mode": mode, "service_pid": os.getpid(), "uid": UID, "network": "none",
-        "system": ("/usr", f"{place}/python"), "readable": (), "writable": (f"{place}/workspace",),
+        "system": ("/usr", f"{place}/python"), "listable": (), "readable": (), "writable": (f"{place}/workspace",),
         "hidden": (f"{place}/secret",), "links": (("/bin", "usr/bin"), ("/lib", "usr/lib"), ("/lib64", "usr/lib64")),
         "workspace": f"{place}/workspace", "temporary": f"{place}/temporary", "shared_memory_bytes": 1 << 20,
-        "limits": {"CORE": (0, 0)},
+        "environment": {}, "limits": {"CORE": (0, 0)},
     }  # fmt: skip
     text = ConfinementPlan(**{**plan, **changes}).to_json()  # type: ignore[arg-type]
     return subprocess.run(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from cloud_service.jobs.confinement.paths import hub_caches, resolved, system_paths
+from cloud_service.jobs.confinement.paths import home_environment, hub_caches, resolved, system_paths
 from cloud_service.jobs.confinement.plan import ConfinementPlan
 
 
@@ -46,6 +46,12 @@ def test_a_job_sees_the_caches_of_the_hub_but_not_the_token_beside_them() -> Non
     ]
 
 
+def test_a_job_with_a_home_of_its_own_finds_the_caches_of_the_services_home() -> None:
+    found = home_environment({"HOME": "/h"})
+    assert found["HF_HUB_CACHE"] == "/h/.cache/huggingface/hub"
+    assert found["HF_DATASETS_CACHE"] == "/h/.cache/huggingface/datasets"
+
+
 def test_of_the_settings_of_the_system_no_keys_and_no_passwords_are_shown() -> None:
     shown = system_paths(["/bin/sh", "/", str(Path.home())], {"LD_LIBRARY_PATH": "relative::"})
     assert Path("/bin/sh") in shown
@@ -65,7 +71,7 @@ def test_of_the_settings_of_the_system_no_keys_and_no_passwords_are_shown() -> N
 
 def test_a_plan_is_read_back_as_it_was_written() -> None:
     plan = ConfinementPlan(
-        "user", 1, 65532, "loopback", ("/usr",), ("/models",), ("/w", "/c"), ("/data",), (("/bin", "usr/bin"),), "/w",
-        "/t", 64, {"DATA": (3, None)},
+        "user", 1, 65532, "loopback", ("/usr",), ("/opt",), ("/models",), ("/w", "/c"), ("/data",),
+        (("/bin", "usr/bin"),), "/w", "/t", 64, {"HF_HUB_CACHE": "/c"}, {"DATA": (3, None)},
     )  # fmt: skip
     assert ConfinementPlan.from_json(plan.to_json()) == plan
