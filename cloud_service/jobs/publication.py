@@ -74,7 +74,8 @@ class Publisher:
         with contextlib.suppress(FileNotFoundError):  # the input was prepared before, with its report
             page = read_untrusted(folder, f"{WORKSPACE_NAME}/{REPORT_NAME}", max_bytes=_MAX_REPORT_BYTES)
             self._bundles.add_report(digest, page)
-        result = JobResult(name=outcome.name, tag=outcome.tag, digest=digest, size_bytes=outcome.size_bytes)
+        name, tag = job.request.name or outcome.name, job.request.tag  # not where the job's process would like it
+        result = JobResult(name=name, tag=tag, digest=digest, size_bytes=outcome.size_bytes)
         author = Author(key_id=job.owner_key, peer=job.owner_peer, job_id=job.id)
 
         def end(current: JobRecord) -> JobRecord:
@@ -84,6 +85,6 @@ class Publisher:
 
         def publish(connection: sa.Connection, ended: JobRecord) -> None:
             if ended.status is JobStatus.SUCCEEDED:
-                self._bundles.publish(connection, outcome.name, outcome.tag, bundle, author)
+                self._bundles.publish(connection, name, tag, bundle, author)
 
         return self._store.change(job.id, end, with_it=publish)

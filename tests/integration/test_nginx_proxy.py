@@ -72,7 +72,7 @@ def proxied(tmp_path_factory: pytest.TempPathFactory, tiny_bundle: Any) -> Itera
     log, errors = folder / "service.log", folder / "service.err"
     with log.open("wb") as output, errors.open("wb") as error_output:
         service = subprocess.Popen(
-            [sys.executable, str(FAKE_SERVICE), json.dumps(settings)], stdout=output, stderr=error_output
+            [sys.executable, str(FAKE_SERVICE), json.dumps(settings), "fake_job.py"], stdout=output, stderr=error_output
         )
     try:
         behind = _wait_for_match(log, r'"url": "http://([0-9.:]+)"', service)

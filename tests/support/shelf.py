@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import sqlalchemy as sa
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
 from cloud_service.storage.audit import AuditLog, Author
 from cloud_service.storage.bundles import BundleStore
@@ -55,6 +56,8 @@ def make_shelf(folder: Path, *, immutable_tags: tuple[str, ...] = ()) -> Shelf:
     """Open a shelf in ``folder``; dispose its engine at the end."""
     engine = open_database(folder / "jobs.sqlite3")
     layout = ImageLayout.create(folder / "store")
+    pem = KEY.private.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    (folder / "signing-key.pem").write_bytes(pem)  # where commands on this folder look for it
     store = BundleStore(engine, layout, folder / "reports", BundleSigner(layout, KEY), immutable_tags)
     return Shelf(folder, engine, store, Catalog(engine, layout), KeyStore(engine), AuditLog(engine))
 

@@ -143,12 +143,22 @@ def test_a_job_fails_where_its_owner_may_not_publish_under_the_name_that_it_came
 
 def test_a_job_that_would_move_an_immutable_tag_fails_with_a_typed_conflict(parts: Parts) -> None:
     other = parts.shelf.variant(parts.outcome.manifest, 1)
-    parts.shelf.publish("tiny", "v1", other)
-    outcome = parts.outcome.model_copy(update={"tag": "v1"})
-    failed = parts.publisher(immutable_tags=("v*",)).publish(parts.claim(), outcome, parts.folder)
+    parts.shelf.publish("tiny", "latest", other)
+    failed = parts.publisher(immutable_tags=("late*",)).publish(parts.claim(), parts.outcome, parts.folder)
     assert failed.error is not None
     assert failed.error.type == "tag-is-immutable"
-    assert parts.shelf.catalog.manifest("tiny", "v1").digest == other.digest
+    assert parts.shelf.catalog.manifest("tiny", "latest").digest == other.digest
+
+
+@pytest.mark.attack
+def test_a_jobs_process_cannot_choose_another_name_or_tag_than_were_asked_for(parts: Parts) -> None:
+    parts.jobs.change(parts.claim().id, lambda held: record.request_cancel(held, now=utc_now()))
+    parts.jobs.create(PrepareRequest(model="tiny", name="team/tiny", tag="draft"))
+    elsewhere = parts.outcome.model_copy(update={"name": "team/big", "tag": "latest"})
+    done = parts.publisher().publish(parts.claim(), elsewhere, parts.folder)
+    assert done.result is not None
+    assert (done.result.name, done.result.tag) == ("team/tiny", "draft")
+    assert parts.published() == ["team/tiny:draft"]
 
 
 def test_a_bundle_that_is_not_valid_fails_the_job(parts: Parts) -> None:
