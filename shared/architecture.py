@@ -12,6 +12,7 @@ from typing import Any
 
 from shared.errors import UnsupportedModel
 
+_LARGEST_NUMBER = 2**63
 _COMMON_KEYS = frozenset(
     {
         "model_type", "vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads",
@@ -101,8 +102,10 @@ def safe_config(config: dict[str, Any]) -> dict[str, Any]:
 
 def _is_plain(value: object, *, depth: int = 0) -> bool:
     match value:
-        case None | bool() | int() | float():
+        case None | bool():
             return True
+        case int() | float():
+            return -_LARGEST_NUMBER <= value <= _LARGEST_NUMBER  # neither NaN nor infinite
         case str():
             return len(value) <= 64
         case list():

@@ -11,7 +11,7 @@ kilobytes. Imports no torch. Knows nothing about networks.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import PurePath
+from pathlib import Path, PurePath
 from typing import Any
 
 import safetensors
@@ -22,6 +22,7 @@ from shared.strict_json import parse_json
 
 _INDEX = "model.safetensors.index.json"
 _SINGLE = "model.safetensors"
+_MAX_HEADER_BYTES = 32 * 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,14 +63,24 @@ def stored_tensors(folder: ContainedFolder, file: str) -> dict[str, StoredTensor
         UnsupportedModel: The file is damaged, or is not a regular file inside the folder.
     """
     try:
-        with folder.open(file) as contained, safetensors.safe_open(contained.path, "np") as opened:
-            slices = {name: opened.get_slice(name) for name in opened.keys()}  # noqa: SIM118
-            found = {
-                name: StoredTensor(tuple(part.get_shape()), str(part.get_dtype())) for name, part in slices.items()
-            }
+        with folder.open(file) as contained:
+            _check_header_length(file, contained.path)
+            with safetensors.safe_open(contained.path, "np") as opened:
+                slices = {name: opened.get_slice(name) for name in opened.keys()}  # noqa: SIM118
+                found = {
+                    name: StoredTensor(tuple(part.get_shape()), str(part.get_dtype())) for name, part in slices.items()
+                }
     except safetensors.SafetensorError as error:
         raise unsupported(f"{file}: {error}", "an undamaged safetensors file; fetch it again") from error
     return {name: tensor for name, tensor in found.items() if "F" in tensor.dtype}
+
+
+def _check_header_length(file: str, path: Path) -> None:
+    """Refuse a header that would take the library seconds and gigabytes; the largest models' have a few megabytes."""
+    with path.open("rb") as opened:
+        length = int.from_bytes(opened.read(8), "little")
+    if length > _MAX_HEADER_BYTES:
+        raise unsupported(f"{file} states a header of {length} bytes", f"at most {_MAX_HEADER_BYTES} bytes")
 
 
 def read_json(folder: ContainedFolder, name: str, *, max_bytes: int = MAX_JSON_BYTES) -> dict[str, Any]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 
 from shared.architecture import FAMILIES, safe_config
@@ -30,7 +32,10 @@ def test_already_quantised_weights_are_refused():
         safe_config(LLAMA | {"quantization_config": {"bits": 4}})
 
 
-@pytest.mark.parametrize("value", ["x" * 65, [[[1]]], {"a": {"b": {"c": 1}}}, object(), list(range(1025)), {1: 2}])
+@pytest.mark.parametrize(
+    "value",
+    ["x" * 65, [[[1]]], {"a": {"b": {"c": 1}}}, object(), list(range(1025)), {1: 2}, math.nan, math.inf, 10**400],
+)
 def test_values_that_are_not_plain_are_refused(value):
     with pytest.raises(UnsupportedModel, match="rope_scaling"):
         safe_config(LLAMA | {"rope_scaling": value})

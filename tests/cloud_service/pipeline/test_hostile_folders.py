@@ -97,6 +97,14 @@ def test_a_shard_that_is_a_folder_is_refused(make_checkpoint: MakeCheckpoint) ->
         read_outline(folder)
 
 
+@pytest.mark.attack
+def test_a_header_that_states_gigabytes_is_refused_before_it_is_read(make_checkpoint: MakeCheckpoint) -> None:
+    folder = make_checkpoint()
+    (folder / "model.safetensors").write_bytes((33 * 2**20).to_bytes(8, "little") + b"{}")
+    with pytest.raises(UnsupportedModel, match="states a header of 34603008 bytes"):
+        read_outline(folder)
+
+
 def test_a_shard_outside_the_folder_is_refused(make_checkpoint: MakeCheckpoint) -> None:
     folder, other = make_checkpoint(), make_checkpoint(name="other")
     (folder / "model.safetensors").unlink()
