@@ -21,6 +21,7 @@ from starlette.types import Scope as AsgiScope
 from cloud_service.routes.problems import zo_error_response
 from cloud_service.routes.wrong_keys import TooManyWrongKeys, WrongKeys
 from cloud_service.serving.connection_table import peer_of
+from cloud_service.serving.protocol import KEEP_CONNECTION
 from cloud_service.settings import is_loopback
 from cloud_service.storage.keys import ApiKey, KeyStore, Scope
 from shared.errors import Forbidden, Unauthorized, ZoError
@@ -84,6 +85,8 @@ class Access:
 class KeyFirst:
     """Answers requests without a valid key before their body is read; ``PUBLIC_PATHS`` need none.
 
+    Only a request with a valid key keeps its connection where the service is full.
+
     Args:
         app: The application.
         access: Who may call.
@@ -102,6 +105,8 @@ class KeyFirst:
             except ZoError as error:
                 await self._refusal(request, error)(scope, receive, send)
                 return
+            if (keep := scope.get("extensions", {}).get(KEEP_CONNECTION)) is not None:
+                keep()
         await self._app(scope, receive, send)
 
     def _refusal(self, request: Request, error: ZoError) -> ASGIApp:

@@ -1,8 +1,8 @@
 """Which connections the service keeps, and which it closes: so many in all, so many from one peer, none for ever.
 
-Where there is no room for a new connection, the one that has waited longest without a request is closed. A request that
-is being answered is never cut for another: then the new connection is closed instead. So connections that send nothing,
-however many, cannot keep out those that ask something.
+Where there is no room for a new connection, the one that is longest without a welcome request is closed. A welcome
+request that is being answered is never cut for another: then the new connection is closed instead. So clients that send
+nothing, or that ask without a key, cannot keep out those that come after them, however many and busy they are.
 
 A connection is overdue where its head, its body or its reader takes too long; one pass over the table each second (or
 more often, for shorter limits) finds them. Nothing is logged about one connection; a line about all of them is written
@@ -51,7 +51,7 @@ class Connection(Protocol):
 
     @property
     def idle_rank(self) -> tuple[bool, float] | None:
-        """None where a request is being answered; else the smallest of all is closed first."""
+        """None where a welcome request is being answered; else the smallest of all is closed first."""
 
     def is_overdue(self, now: float) -> bool:
         """Whether it took longer than the limits allow."""

@@ -24,6 +24,9 @@ from cloud_service.serving.connection_table import ConnectionTable, peer_of
 from cloud_service.serving.file_transfer import FileTransfer
 
 ZERO_COPY_SEND = "http.response.zerocopysend"
+KEEP_CONNECTION = "zo_cloud.keep_connection"
+"""In ``scope["extensions"]``: a function that the application calls once it knows that the request is welcome."""
+
 MAX_DISCARDED_BYTES = 1024 * 1024
 """Of a body that goes on after its request was answered; then the connection is closed."""
 _COPY_BYTES = 256 * 1024
@@ -56,6 +59,8 @@ class GuardedProtocol(H11Protocol):
         self.peer = ""
         self._table = table
         self._since = self.loop.time()  # the connection, the last head or the last answer
+        self._welcome_since = self._since  # the connection, or the last answer to a welcome request
+        self._is_welcome = False  # the request that is being answered, or the last one
         self._discarded_bytes = 0
         self._transfer: FileTransfer | None = None
         self._unsent: tuple[int, int, int] | None = None
@@ -89,12 +94,20 @@ class GuardedProtocol(H11Protocol):
     def on_response_complete(self) -> None:
         """Begin to wait for the next request."""
         self._since = self.loop.time()
+        if self._is_welcome:
+            self._welcome_since = self._since
         super().on_response_complete()
 
     @property
     def idle_rank(self) -> tuple[bool, float] | None:
-        """None where a request is being answered; else those that are sent nothing and wait longest come first."""
-        return None if self._is_answering else (self.transport.get_write_buffer_size() > 0, self._since)
+        """None where a welcome request is being answered; else those come first that are longest without one.
+
+        Who still takes the answer to a welcome request comes after all others. A request that nobody called welcome
+        counts as none: else a client could keep its place by asking without a key again and again.
+        """
+        if not self._is_welcome:
+            return (False, self._welcome_since)
+        return None if self._is_answering else (self.transport.get_write_buffer_size() > 0, self._welcome_since)
 
     def is_overdue(self, now: float) -> bool:
         """Whether the head, the body or the reader took longer than allowed."""
@@ -135,7 +148,8 @@ class GuardedProtocol(H11Protocol):
         return now - self._unsent_since > self._table.limits.write_stall_seconds
 
     async def _answer(self, scope: Any, receive: Any, send: Any) -> None:
-        """Run the application with the extension."""
+        """Run the application with the extensions."""
+        self._is_welcome = False
         cycle = self.cycle
         assert cycle is not None  # noqa: S101 - made for this request
 
@@ -147,8 +161,12 @@ class GuardedProtocol(H11Protocol):
                 await self._send_file(cycle, message["file"], message["offset"], message["count"])
             await send({"type": "http.response.body", "body": b"", "more_body": message.get("more_body", False)})
 
-        scope["extensions"] = {**scope.get("extensions", {}), ZERO_COPY_SEND: {}}
+        extensions = {ZERO_COPY_SEND: {}, KEEP_CONNECTION: self._keep}
+        scope["extensions"] = {**scope.get("extensions", {}), **extensions}
         await self._wrapped_app(scope, receive, send_or_transfer)
+
+    def _keep(self) -> None:
+        self._is_welcome = True
 
     async def _send_file(self, cycle: RequestResponseCycle, file: int, offset: int, count: int) -> None:
         for piece in self.conn.send_with_data_passthrough(h11.Data(data=_Span(count))) or ():  # type: ignore[arg-type]

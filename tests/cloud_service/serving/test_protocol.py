@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from cloud_service.serving.protocol import MAX_DISCARDED_BYTES, ZERO_COPY_SEND
+from cloud_service.serving.protocol import KEEP_CONNECTION, MAX_DISCARDED_BYTES, ZERO_COPY_SEND
 
 Address = tuple[str, int]
 Serve = Callable[..., Address]
@@ -144,6 +144,46 @@ def test_half_open_connections_leave_room_for_a_request(serve: Serve) -> None:
     with connect(address, GET) as client:
         assert client.recv(15) == b"HTTP/1.1 200 OK"
     for one in silent:
+        one.close()
+
+
+@pytest.mark.attack
+def test_clients_that_ask_without_a_key_and_read_nothing_leave_room_for_a_request(serve: Serve) -> None:
+    size = 4_000_000
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        if scope["path"] == "/":
+            await answer(scope, receive, send)
+            return
+        headers = [(b"content-length", str(size).encode())]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        await send({"type": "http.response.body", "body": bytes(size)})
+
+    address = serve(app, max_connections=8, max_connections_per_address=0)
+    greedy = [connect(address, GET.replace(b"/", b"/large", 1) * 50) for _ in range(8)]
+    for one in greedy:
+        assert one.recv(15) == b"HTTP/1.1 200 OK"  # the rest is never read
+    for _ in range(3):
+        with connect(address, GET) as client:
+            assert client.recv(15) == b"HTTP/1.1 200 OK"
+    for one in greedy:
+        one.close()
+
+
+def test_a_welcome_request_that_is_being_answered_keeps_its_place(serve: Serve) -> None:
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        scope["extensions"][KEEP_CONNECTION]()
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"9")]})
+        while (await receive())["type"] != "http.disconnect":
+            pass
+
+    address = serve(app, max_connections=2, max_connections_per_address=0)
+    kept = [connect(address, GET) for _ in range(2)]
+    for one in kept:
+        assert one.recv(15) == b"HTTP/1.1 200 OK"
+    with connect(address) as client:
+        assert read_all(client) == b""
+    for one in kept:
         one.close()
 
 
