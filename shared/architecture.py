@@ -95,7 +95,8 @@ def safe_config(config: dict[str, Any]) -> dict[str, Any]:
     for key, value in kept.items():
         if not _is_plain(value):
             raise UnsupportedModel(
-                f"config.json: {key} is {str(value)[:80]!r}", needed="a number, a word or a flat list or table of them"
+                f"config.json: {key} is {str(value)[:80]!r}",
+                needed="a finite number, a word or a flat list or table of them",
             )
     return kept | {"architectures": [family.architecture]}
 

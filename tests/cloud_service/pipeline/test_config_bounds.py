@@ -100,7 +100,7 @@ def test_layers_are_counted_with_and_without_the_prefix_of_the_base_model() -> N
 @pytest.mark.attack
 @pytest.mark.parametrize(
     "settings",
-    [{"rope_scaling": {"rope_type": "linear", "factor": []}}, {"rope_theta": 10**400}, {"hidden_act": "exec"}],
+    [{"rope_scaling": {"rope_type": "linear", "factor": []}}, {"hidden_act": "exec"}],
 )
 def test_what_transformers_cannot_build_is_a_typed_refusal(
     make_checkpoint: MakeCheckpoint, settings: dict[str, Any]
