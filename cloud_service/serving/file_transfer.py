@@ -1,6 +1,7 @@
 """Sends part of a file into a connected socket without copying it through this process (``sendfile``).
 
-Costs one system call for each piece; a piece is short enough that other connections of the event loop get their turn.
+Costs a system call for each piece that the socket takes; after a few megabytes the other connections of the event loop
+get their turn (2 MiB a turn took a tenth longer, because the loop's own time between two turns counts).
 Where the file is not in the page cache, the call waits for the disk. Knows nothing about HTTP.
 """
 
@@ -10,7 +11,7 @@ import asyncio
 import os
 import socket
 
-PIECE_BYTES = 2 * 1024 * 1024
+TURN_BYTES = 8 * 1024 * 1024
 
 
 class FileTransfer:
@@ -53,20 +54,22 @@ class FileTransfer:
         self._finish(ConnectionAbortedError())
 
     def _send_piece(self) -> None:
-        """Send as much as the socket takes at once; the event loop calls this as long as it takes something."""
-        count = min(PIECE_BYTES, self._end - self.position)
-        try:
-            sent = os.sendfile(self._connection, self._file, self.position, count)
-        except BlockingIOError:
-            return
-        except OSError as error:
-            self._finish(error)
-            return
-        self.position += sent
+        """Send what the socket takes, a turn's worth at most; the event loop calls this whenever it takes more."""
+        turn = min(self.position + TURN_BYTES, self._end)
+        while self.position < turn:
+            try:
+                sent = os.sendfile(self._connection, self._file, self.position, turn - self.position)
+            except BlockingIOError:
+                return
+            except OSError as error:
+                self._finish(error)
+                return
+            if sent == 0:
+                self._finish(EOFError(f"{self._end - self.position} bytes are missing"))
+                return
+            self.position += sent
         if self.position == self._end:
             self._finish(None)
-        elif sent == 0:
-            self._finish(EOFError(f"{self._end - self.position} bytes are missing"))
 
     def _finish(self, error: Exception | None) -> None:
         if self._finished.done():
