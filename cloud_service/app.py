@@ -187,6 +187,7 @@ def create_app(service: Service) -> FastAPI:
             service.jobs,
             access,
             check_request=check,
+            check_owner=service.keys.check_owner,
             wake_workers=service.supervisor.wake,
             is_stopping=service.is_stopping,
             poll_seconds=settings.poll_seconds,

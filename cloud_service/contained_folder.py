@@ -163,7 +163,8 @@ class ContainedFolder:
         try:
             return os.open(path, flags | os.O_CLOEXEC)
         except FileNotFoundError as error:
-            raise self._refusal(f"there is no {name}", f"a complete {self._what}") from error
+            found = f"{name} is a link to what is not there" if self.has(name) else f"there is no {name}"
+            raise self._refusal(found, f"a complete {self._what}") from error
         except OSError as error:
             found = "is a loop of links" if error.errno == errno.ELOOP else f"cannot be opened: {error.strerror}"
             raise self._refusal(f"{name[:80]} {found}", "a readable file") from error

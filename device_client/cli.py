@@ -150,3 +150,7 @@ def _fail_unexpectedly(error: Exception, console: Console, settings: Settings, *
 
 def _print_json(result: dict[str, Any]) -> None:
     sys.stdout.write(json.dumps(result) + "\n")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -111,7 +111,9 @@ def resolve_reference(layout: ImageLayout, reference: str | None) -> tuple[str, 
         held, matching = known, [full_reference(name)] if full_reference(name) in known else []
     if not matching:
         raise NotFound(
-            f"no bundle {reference!r} in {layout.root}", needed=f"one of: {listing}", next_step=f"zo-device pull {name}"
+            f"no bundle {reference!r} in {layout.root}",
+            needed=f"one of: {listing}",
+            next_step=f"zo-device pull {reference}",
         )
     return matching[0], held[matching[0]]
 

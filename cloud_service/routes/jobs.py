@@ -35,6 +35,7 @@ def job_routes(
     access: Access,
     *,
     check_request: Callable[[PrepareRequest, str], None],
+    check_owner: Callable[[str, str | None], None],
     wake_workers: Callable[[], None],
     is_stopping: threading.Event,
     poll_seconds: float,
@@ -47,6 +48,7 @@ def job_routes(
         access: Who may call.
         check_request: Refuses a request that names what this service does not open, or what the key of that id may not
             publish to.
+        check_owner: Refuses the key of an id that may not change what another key began.
         wake_workers: Called after a job was queued.
         is_stopping: Ends event streams when it is set.
         poll_seconds: How often event streams look for new events, and whether the caller may still see them.
@@ -96,8 +98,9 @@ def job_routes(
         response_model=Job,
         responses=problems(404),
     )
-    def cancel_job(job_id: JobId) -> Job:
+    def cancel_job(job_id: JobId, caller_key: str = caller) -> Job:
         """Ask a job to stop; repeating it, or cancelling what is over, changes nothing."""
+        check_owner(caller_key, store.get(job_id).owner_key)
         return store.change(job_id, lambda job: request_cancel(job, now=store.clock())).to_message()
 
     @router.get(

@@ -37,6 +37,10 @@ class Scope(StrEnum):
     ADMIN = "admin"
 
 
+_PUBLISHES = {Scope.JOBS: " --publishes PATTERN"}
+"""What else a key of a scope needs."""
+
+
 @dataclass(frozen=True, slots=True)
 class ApiKey:
     """A key without its secret."""
@@ -58,7 +62,7 @@ class ApiKey:
             raise Forbidden(
                 f"key {self.id} with the scopes {', '.join(self.scopes)}",
                 needed=f"the scope {scope}",
-                next_step=f"zo-cloud keys create --scope {scope}",
+                next_step=f"zo-cloud keys create --scope {scope}{_PUBLISHES.get(scope, '')} --data FOLDER",
             )
 
     def check_name(self, name: str) -> None:
@@ -140,6 +144,22 @@ class KeyStore:
         """Do nothing where the key may publish under ``name``; see ``check_may_publish``."""
         with reading(self._engine) as connection:
             check_may_publish(connection, key_id, name)
+
+    def check_owner(self, key_id: str, owner_key: str | None) -> None:
+        """Do nothing where the key may change what ``owner_key`` began: it is that key, or an admin's.
+
+        Raises:
+            Forbidden: It is neither; what nobody's key began is an admin's alone.
+        """
+        if key_id == owner_key:
+            return
+        with reading(self._engine) as connection:
+            if not is_admin(connection, key_id):
+                raise Forbidden(
+                    f"key {key_id}, and what it shall change was begun by {owner_key or 'nobody with a key'}",
+                    needed="the key that began it, or an admin key",
+                    next_step="ask its owner, or the operator",
+                )
 
     def authenticate(self, token: str) -> ApiKey:
         """Return the key that ``token`` is.

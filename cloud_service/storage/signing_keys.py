@@ -144,11 +144,12 @@ def replace_lost_key(path: Path) -> SigningKey:
 
 
 def _not_the_publishers(path: Path, found: str, needed: str | None) -> Conflict:
+    restore = f"restore {path} from its backup, with {_record_path(path).name} beside it"
     return Conflict(
         found,
         needed=f"the signing key {needed}, which devices have pinned",
-        next_step=f"restore {path} from its backup. If it is lost for good: zo-cloud signing-key rotate --lost makes "
-        "another key, which devices refuse until they are given its fingerprint",
+        next_step=f"{restore}. If it is lost for good: zo-cloud signing-key rotate --lost makes another key, which "
+        "devices refuse until they are given its fingerprint",
     )
 
 

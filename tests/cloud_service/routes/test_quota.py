@@ -82,3 +82,15 @@ def test_requests_at_the_same_moment_do_not_pass_the_quota_together(service: Ser
     with ThreadPoolExecutor(12) as pool:
         statuses = list(pool.map(lambda _: post(client, caller).status_code, range(12)))
     assert sorted(statuses) == [202] * 3 + [429] * 9
+
+
+@pytest.mark.attack
+def test_a_job_is_cancelled_by_the_key_that_began_it_or_by_an_admin_alone(service: Service, client: TestClient) -> None:
+    owner, other = headers(service), headers(service)
+    admin = {"Authorization": f"Bearer {service.keys.create('', [Scope.ADMIN])[1]}"}
+    first, second = (post(client, owner).json()["id"] for _ in range(2))
+    refused = client.post(f"/v1/jobs/{first}/cancel", headers=other)
+    assert (refused.status_code, refused.json()["type"]) == (403, "forbidden")
+    assert service.jobs.get(first).status == "queued"
+    assert client.post(f"/v1/jobs/{first}/cancel", headers=owner).json()["status"] == "cancelled"
+    assert client.post(f"/v1/jobs/{second}/cancel", headers=admin).json()["status"] == "cancelled"
