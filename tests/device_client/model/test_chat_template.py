@@ -22,8 +22,9 @@ NESTED_LOOPS = "{% for a in range(99999) %}{% for b in range(99999) %}{% for c i
 
 
 def children() -> set[int]:
-    """The processes that this one has started and not yet reaped."""
-    return {int(pid) for pid in Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()}
+    """The rendering processes that this process has started and not yet reaped."""
+    started = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
+    return {int(pid) for pid in started if b"template_process" in Path(f"/proc/{pid}/cmdline").read_bytes()}
 
 
 @pytest.mark.attack
@@ -101,10 +102,4 @@ def test_the_reason_of_a_refusal_is_shown() -> None:
 def test_the_rendering_process_sees_nothing_of_the_environment() -> None:
     template = ChatTemplate("{{ n }}")
     template.render({"n": 1})
-    (environment,) = [
-        environ
-        for pid in children()
-        if b"template_process" in Path(f"/proc/{pid}/cmdline").read_bytes()
-        and (environ := Path(f"/proc/{pid}/environ").read_bytes()) is not None
-    ]
-    assert environment == b""
+    assert {Path(f"/proc/{pid}/environ").read_bytes() for pid in children()} == {b""}
