@@ -14,6 +14,7 @@ from importlib import metadata
 from pathlib import Path
 
 from device_client.settings import Settings
+from shared.api import SIGNATURE_SUFFIX
 from shared.bundle.digest import check_digest
 from shared.bundle.layout import ImageLayout
 from shared.bundle.manifest import Descriptor
@@ -22,7 +23,6 @@ from shared.durable_files import REFUSALS, disk_errors
 from shared.errors import DiskError, NotFound
 
 DISTRIBUTION = "zo-device"
-SIGNATURE_SUFFIX = ".sig"
 
 
 def client_version() -> tuple[int, int, int]:

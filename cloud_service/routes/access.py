@@ -23,7 +23,7 @@ from cloud_service.routes.wrong_keys import TooManyWrongKeys, WrongKeys
 from cloud_service.serving.connection_table import peer_of
 from cloud_service.serving.protocol import KEEP_CONNECTION
 from cloud_service.settings import is_loopback
-from cloud_service.storage.keys import ApiKey, KeyStore, Scope
+from cloud_service.storage.keys import LOCAL_CALLER, ApiKey, KeyStore, Scope
 from shared.errors import Forbidden, Unauthorized, ZoError
 
 PUBLIC_PATHS = frozenset({"/healthz", "/readyz"})
@@ -122,7 +122,7 @@ class KeyFirst:
 
 def _caller(key: ApiKey | None, scope: Scope | None) -> str:
     if key is None:
-        return "local"
+        return LOCAL_CALLER
     if scope is not None:
         key.check_scope(scope)
     return key.id

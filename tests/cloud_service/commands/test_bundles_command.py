@@ -4,31 +4,17 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from shelf import Shelf, copy_blobs, make_shelf
+from shelf import Shelf
 
 from cloud_service.cli import main
 from shared.bundle.manifest import Descriptor
 
 Call = Callable[..., dict[str, Any]]
-
-
-@pytest.fixture
-def shelf(tmp_path: Path, tiny_bundle: Any) -> Iterator[Shelf]:
-    copy_blobs(tiny_bundle.layout, tmp_path)
-    made = make_shelf(tmp_path)
-    yield made
-    made.engine.dispose()
-
-
-@pytest.fixture
-def manifest(tiny_bundle: Any) -> Descriptor:
-    descriptor: Descriptor = tiny_bundle.layout.resolve(tiny_bundle.reference)
-    return descriptor.model_copy(update={"annotations": None})
 
 
 @pytest.fixture
