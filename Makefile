@@ -9,6 +9,8 @@ PYTHON ?= python3
 test check coverage: export OMP_NUM_THREADS = 1
 # Threads that wait asleep: on a busy machine spinning ones made the demo several times slower.
 demo: export OMP_WAIT_POLICY = passive
+# A file's tests stay together: they share what is slow to make.
+PYTEST := pytest --numprocesses auto --maxprocesses 8 --dist loadfile
 VENV := .venv
 RUN := $(VENV)/bin
 
@@ -18,10 +20,10 @@ demo: $(VENV)/.installed
 	$(RUN)/python deploy/demo/run_demo.py $(if $(MODEL),--model "$(MODEL)") $(if $(DATA),--data "$(DATA)") $(if $(TEXT),--text "$(TEXT)")
 
 test: $(VENV)/.installed
-	$(RUN)/pytest
+	$(RUN)/$(PYTEST)
 
 check: lint
-	$(RUN)/pytest
+	$(RUN)/$(PYTEST)
 
 lint: $(VENV)/.installed
 	$(RUN)/ruff format --check .

@@ -108,13 +108,14 @@ def test_a_request_that_cannot_be_written_down_is_refused_before_anything_is_sta
 
 
 def test_a_process_that_ends_before_it_read_its_order_is_reaped(tmp_path: Path) -> None:
+    others = descendants(os.getpid())
     launcher = SubprocessLauncher(job_environment(), (sys.executable, "-c", "raise SystemExit('no order for me')"))
     order = JobOrder(request=PrepareRequest(model="tiny"), model_roots=tuple(map(Path, ["/" + "x" * 200] * 2000)))
     process = launcher.start(tmp_path / "job", order)
     ended = messages_until_end(process)[-1]
     process.kill()
     assert str(ended) == "the job's process ended with exit status 1 and no result: no order for me"
-    assert descendants(os.getpid()) == []
+    assert set(descendants(os.getpid())) <= set(others)
 
 
 def test_an_order_that_is_never_read_blocks_nobody(tmp_path: Path) -> None:
