@@ -123,7 +123,7 @@ def presented_key(request: Request) -> str:
     if header is None:
         raise Unauthorized(
             "no key",
-            needed="the header Authorization: Bearer zo_…",
+            needed="the header Authorization: Bearer zo_…; for reads also any user name with the key as password",
             next_step="ask the operator for one: zo-cloud keys create --data FOLDER",
         )
     return _token(header, is_read=request.method in _READS)
