@@ -42,6 +42,7 @@ from cloud_service.routes.operations import Check, operation_routes
 from cloud_service.routes.problems import NotReady, add_problem_handlers
 from cloud_service.routes.registry import registry_routes
 from cloud_service.routes.requests import RequestEnvelope
+from cloud_service.routes.token import token_routes
 from cloud_service.routes.wrong_keys import WrongKeys
 from cloud_service.serving.server import listen, run_server
 from cloud_service.settings import Settings, check_exposure, job_environment
@@ -194,6 +195,7 @@ def create_app(service: Service) -> FastAPI:
             max_queued_per_key=settings.max_queued_jobs_per_key,
         )
     )
+    app.include_router(token_routes(access))
     app.include_router(registry_routes(service.catalog, access))
     log, check_name = AuditLog(service.engine), service.keys.check_name
     app.include_router(bundle_routes(service.bundles, service.catalog, log, access, check_name=check_name))

@@ -72,14 +72,7 @@ class Access:
         if self._keys is None:
             _check_local(request)
             return None
-        header = request.headers.get("authorization")
-        if header is None:
-            raise Unauthorized(
-                "no key",
-                needed="the header Authorization: Bearer zo_…",
-                next_step="ask the operator for one: zo-cloud keys create --data FOLDER",
-            )
-        return self._keys.authenticate(_token(header, is_read=request.method in _READS))
+        return self._keys.authenticate(presented_key(request))
 
 
 class KeyFirst:
@@ -118,6 +111,22 @@ class KeyFirst:
             response.headers["Retry-After"] = str(too_many.retry_after_seconds)
             return response
         return zo_error_response(request, error)
+
+
+def presented_key(request: Request) -> str:
+    """Return the key that a request presents, valid or not; empty where its header cannot be read as one.
+
+    Raises:
+        Unauthorized: There is no ``Authorization`` header.
+    """
+    header = request.headers.get("authorization")
+    if header is None:
+        raise Unauthorized(
+            "no key",
+            needed="the header Authorization: Bearer zo_…; for reads also any user name with the key as password",
+            next_step="ask the operator for one: zo-cloud keys create --data FOLDER",
+        )
+    return _token(header, is_read=request.method in _READS)
 
 
 def _caller(key: ApiKey | None, scope: Scope | None) -> str:

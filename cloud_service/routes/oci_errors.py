@@ -1,7 +1,6 @@
 """Errors of the OCI distribution API: ``{"errors": [{"code", "message", "detail"}]}``, as members of our problems.
 
-A problem (RFC 9457) may have members of its own, so one body is read by both kinds of clients. Under ``/v2`` the
-challenge of a 401 is Basic alone: OCI clients take a Bearer challenge for the address of a token server.
+A problem (RFC 9457) may have members of its own, so one body is read by both kinds of clients.
 Reference: OCI distribution specification 1.1, "Error Codes".
 """
 
@@ -11,7 +10,6 @@ from http import HTTPStatus
 
 from shared.api import Problem
 
-BASIC_CHALLENGE = 'Basic realm="zo-cloud"'
 _ROOT = "/v2/"
 _CODES = {
     HTTPStatus.BAD_REQUEST: "UNSUPPORTED",

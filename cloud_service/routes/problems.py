@@ -16,7 +16,8 @@ from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
 
 from cloud_service.json_logs import request_id
-from cloud_service.routes.oci_errors import BASIC_CHALLENGE, is_oci_path, with_oci_errors
+from cloud_service.routes.challenges import challenge_to
+from cloud_service.routes.oci_errors import is_oci_path, with_oci_errors
 from shared.api import PROBLEM_MEDIA_TYPE, Problem
 from shared.errors import InvalidRequest, ZoError
 from shared.text_types import showable
@@ -79,15 +80,14 @@ def zo_error_response(request: Request, error: Exception) -> Response:
         instance=request.url.path,
         param=error.param,
     )
-    return problem_response(problem, _headers(error, request.url.path))
+    return problem_response(problem, _headers(error, request))
 
 
-def _headers(error: ZoError, path: str) -> dict[str, str]:
+def _headers(error: ZoError, request: Request) -> dict[str, str]:
     if isinstance(error, InvalidRange):
         return {"Content-Range": f"bytes */{error.size}"}
     if error.status == HTTPStatus.UNAUTHORIZED:
-        challenge = BASIC_CHALLENGE if is_oci_path(path) else f'Bearer realm="zo-cloud", {BASIC_CHALLENGE}'
-        return {"WWW-Authenticate": challenge}
+        return {"WWW-Authenticate": challenge_to(request)}
     return {}
 
 

@@ -134,6 +134,14 @@ def test_a_blob_passes_whole_and_in_part_with_its_key(proxied: Proxied) -> None:
     assert httpx.get(f"{proxied.client.base_url}{url}").status_code == 401
 
 
+def test_the_proxys_own_address_is_where_a_key_becomes_a_token(proxied: Proxied) -> None:
+    here, key = str(proxied.client.base_url).rstrip("/"), proxied.client.headers["Authorization"].partition(" ")[2]
+    challenge = httpx.get(f"{here}/v2/").headers["www-authenticate"]
+    assert challenge == f'Bearer realm="{here}/v2/token",service="{here.removeprefix("http://")}"'
+    token = httpx.get(f"{here}/v2/token", auth=("any", key)).json()["token"]
+    assert httpx.get(f"{here}/v2/", headers={"Authorization": f"Bearer {token}"}).status_code == 200
+
+
 def test_events_arrive_while_the_job_still_runs(proxied: Proxied) -> None:
     (proxied.model / "hold").write_text("calibrating")
     job_id = proxied.prepare()["id"]

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import httpx
 import oras.client
 import pytest
-from served_shelf import Served, empty_registry, serving_shelf
+from served_shelf import Served, running_registry, serving_shelf
 from shelf import KEY, copy_blobs, make_shelf
 
 from shared.bundle.layout import ImageLayout
@@ -63,7 +63,7 @@ def service(tmp_path_factory: pytest.TempPathFactory, tiny_bundle: Any) -> Itera
 @pytest.fixture(scope="module")
 def mirror(tmp_path_factory: pytest.TempPathFactory, service: Service) -> Iterator[str]:
     """A docker-registry that skopeo copied the bundle and its signature to, as ``mirror/tiny``."""
-    with empty_registry(tmp_path_factory.mktemp("other") / "registry") as host:
+    with running_registry(tmp_path_factory.mktemp("other") / "registry") as host:
         for tag in service.tags:
             target = ["--dest-tls-verify=false", f"{service.image}:{tag}", f"docker://{host}/mirror/tiny:{tag}"]
             skopeo("copy", *service.read("src"), *target)
@@ -94,9 +94,16 @@ def test_skopeo_logs_in_by_the_challenge_and_lists_tags(service: Service) -> Non
     assert listed["Tags"] == sorted(service.tags)
 
 
+def test_skopeo_keeps_a_login_and_uses_it(service: Service, tmp_path: Path) -> None:
+    kept = ["--authfile", str(tmp_path / "auth.json"), "--tls-verify=false"]
+    assert "Login Succeeded" in skopeo("login", *kept, "--username", "any", "--password", service.key, service.host)
+    assert json.loads(skopeo("list-tags", *kept, service.image))["Tags"] == sorted(service.tags)
+
+
 def test_skopeo_shows_the_reasons_that_we_give(service: Service) -> None:
     wrong = ["--creds", "any:zo_x_y", "--tls-verify=false"]
     assert "a key that is not valid here" in skopeo("list-tags", *wrong, service.image, fails=True)
+    assert "no key" in skopeo("list-tags", "--tls-verify=false", service.image, fails=True)
     absent = skopeo("inspect", "--raw", *service.read(), f"{service.image}:absent", fails=True)
     assert "manifest unknown: no bundle 'team/tiny' with the reference 'absent'" in absent
 
@@ -137,9 +144,16 @@ def test_skopeo_mirrors_a_whole_name_with_its_signatures(service: Service, tmp_p
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(f"tiny:{tag}" for tag in service.tags)
 
 
-def test_oras_logs_in_lists_tags_and_pulls(service: Service, tmp_path: Path) -> None:
-    # Its backend for registries without a token server, such as a docker-registry with a file of passwords.
-    client = oras.client.OrasClient(hostname=service.host, insecure=True, auth_backend="basic")
+def test_a_registry_that_caches_ours_logs_in_and_serves_the_bundle(service: Service, tmp_path: Path) -> None:
+    with running_registry(tmp_path / "cache", cache_of=Served(service.host, service.key)) as host:
+        place = f"docker://{host}/team/tiny:latest"
+        skopeo("copy", "--src-tls-verify=false", place, f"oci:{tmp_path / 'copy'}:tiny:latest")
+    assert ImageLayout(tmp_path / "copy").resolve("tiny:latest").digest == service.digest
+
+
+@pytest.mark.parametrize("options", [{}, {"auth_backend": "basic"}], ids=["default", "basic"])
+def test_oras_logs_in_lists_tags_and_pulls(service: Service, tmp_path: Path, options: dict[str, str]) -> None:
+    client = oras.client.OrasClient(hostname=service.host, insecure=True, **options)
     config = str(tmp_path / "docker.json")
     client.login(username="any", password=service.key, hostname=service.host, config_path=config)
     assert client.get_tags(f"{service.host}/team/tiny") == sorted(service.tags)
@@ -149,6 +163,27 @@ def test_oras_logs_in_lists_tags_and_pulls(service: Service, tmp_path: Path) -> 
     assert {
         layer["annotations"]["org.opencontainers.image.title"]: layer["digest"] for layer in manifest["layers"]
     } == {name: "sha256:" + hashlib.sha256(data).hexdigest() for name, data in pulled.items()}
+
+
+def test_oras_pulls_with_the_login_that_another_process_kept(service: Service, tmp_path: Path) -> None:
+    config = str(tmp_path / "docker.json")
+    first, second = (oras.client.OrasClient(hostname=service.host, insecure=True) for _ in range(2))
+    first.login(username="any", password=service.key, hostname=service.host, config_path=config)
+    files = second.pull(f"{service.host}/team/tiny:latest", outdir=str(tmp_path / "out"), config_path=config)
+    assert files
+    assert {Path(file).parent for file in files} == {tmp_path / "out"}
+
+
+def test_oras_is_told_that_nothing_is_pushed_here(
+    service: Service, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)  # oras pushes files of its working directory
+    (tmp_path / "file.txt").write_text("text")
+    client = oras.client.OrasClient(hostname=service.host, insecure=True)
+    client.auth.set_basic_auth("any", service.key)
+    with pytest.raises(ValueError, match="UNSUPPORTED"):
+        client.push(files=["file.txt"], target=f"{service.host}/team/tiny:pushed")
+    assert client.get_tags(f"{service.host}/team/tiny") == sorted(service.tags)
 
 
 def test_the_catalog_and_the_referrers_of_a_live_service_lead_to_the_signature(service: Service) -> None:

@@ -38,14 +38,21 @@ def serving_shelf(folder: Path) -> Iterator[Served]:
 
 
 @contextlib.contextmanager
-def empty_registry(folder: Path) -> Iterator[str]:
-    """Run docker-registry with its files and configuration in ``folder``, and give its host and port."""
+def running_registry(folder: Path, cache_of: Served | None = None) -> Iterator[str]:
+    """Run an empty docker-registry with its files and configuration in ``folder``, and give its host and port.
+
+    Args:
+        folder: Does not exist yet.
+        cache_of: Where it fetches what it is asked for and lacks; it is then read-only.
+    """
     folder.mkdir()
+    remote = {"remoteurl": f"http://{cache_of.host}", "username": "any", "password": cache_of.key} if cache_of else {}
     config = {
         "version": 0.1,
         "log": {"level": "info", "accesslog": {"disabled": True}},
         "storage": {"filesystem": {"rootdirectory": str(folder / "registry")}},
         "http": {"addr": "127.0.0.1:0"},
+        "proxy": remote,
     }
     (folder / "config.yml").write_text(json.dumps(config))  # JSON is YAML
     with _running(["docker-registry", "serve", str(folder / "config.yml")], folder / "log.txt") as log:

@@ -1,4 +1,4 @@
-"""What OCI clients rely on besides manifests and blobs: challenge, errors, lists, referrers, content negotiation."""
+"""What OCI clients rely on besides manifests and blobs: errors, lists, referrers, content negotiation."""
 
 from __future__ import annotations
 
@@ -14,15 +14,6 @@ from shared.bundle.statement import RELEASE_TYPE
 
 MANIFEST = "application/vnd.oci.image.manifest.v1+json"
 ZEROS = "sha256:" + "0" * 64
-
-
-def test_the_challenge_of_v2_is_basic_alone_and_bearer_keys_are_still_accepted(api: Any) -> None:
-    for path in ("/v2/", "/v2/team/tiny/manifests/latest", "/v2/_catalog"):
-        refused = api.client.get(path, headers={"Authorization": ""})
-        assert refused.status_code == 401
-        assert refused.headers["www-authenticate"] == 'Basic realm="zo-cloud"'
-    assert "Bearer" in api.client.get("/v1/bundles", headers={"Authorization": ""}).headers["www-authenticate"]
-    assert api.client.get("/v2/", headers=api.headers(Scope.BUNDLES)).status_code == 200
 
 
 @pytest.mark.parametrize(

@@ -21,6 +21,7 @@ CALLS_THAT_SUCCEED = {
     "GET /v1/bundles/{name}/tags/{tag}/history": 200,
     "GET /v1/audit": 200,
     "GET /v2/": 200,
+    "GET /v2/token": 200,
     "GET /v2/_catalog": 200,
     "GET /v2/{name}/tags/list": 200,
     "GET /v2/{name}/referrers/{digest}": 200,
