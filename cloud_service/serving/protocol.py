@@ -190,10 +190,13 @@ class GuardedProtocol(H11Protocol):
         await self._written()
         if cycle.disconnected:
             return
-        self._transfer = FileTransfer(self.transport.get_extra_info("socket"), file, offset, count)
+        connection = self.transport.get_extra_info("socket")
+        self._transfer = FileTransfer(connection, file, offset, count, is_alone=self._table.transfers == 0)
+        self._table.transfers += 1
         try:
             await self._transfer.run()
         finally:
+            self._table.transfers -= 1
             self._transfer = None
 
     async def _copy_span(self, cycle: RequestResponseCycle, file: int, offset: int, count: int) -> None:
