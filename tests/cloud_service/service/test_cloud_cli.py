@@ -99,13 +99,39 @@ def test_revoking_an_unknown_key_exits_with_not_found(tmp_path: Path, capsys: py
     assert "Next: zo-cloud keys list" in captured.err
 
 
-@pytest.mark.parametrize("action", [["list"], ["revoke", "some"]])
-def test_the_keys_of_a_folder_that_no_service_used_are_not_found(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], action: list[str]
+BESIDE_A_SERVICE = [
+    "keys list", "keys create --scope admin", "keys revoke some", "gc", "gc --dry-run",
+    "bundles list", "bundles retag n:t --back", "bundles delete n:t", "bundles history n:t", "bundles audit",
+    "signing-key show", "signing-key rotate", "signing-key rotate --lost --yes-every-device-must-be-told",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("words", BESIDE_A_SERVICE)
+def test_only_serve_makes_a_data_folder(words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    somebodys = tmp_path / "somebodys"
+    somebodys.mkdir()
+    (somebodys / "letter.txt").touch()
+    for folder in (tmp_path / "mistyped", somebodys):
+        assert main([*words.split(), "--data", str(folder)]) == 4
+        told = capsys.readouterr()
+        assert told.out == ""
+        assert str(folder) in told.err
+        assert "\nNeeded: " in told.err
+        assert "\nNext: zo-cloud " in told.err
+        assert "--data FOLDER" in told.err
+    assert [path.name for path in tmp_path.rglob("*")] == ["somebodys", "letter.txt"]
+
+
+def test_a_key_with_few_rights_made_before_the_first_start_leaves_the_first_start_its_admin_key(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["keys", *action, "--data", str(tmp_path / "mistyped")]) == 4
-    assert "no service has kept its data in" in capsys.readouterr().err
-    assert not (tmp_path / "mistyped").exists()
+    assert main(["keys", "create", "--scope", "bundles", "--data", str(tmp_path)]) == 0
+    capsys.readouterr()
+    with contextlib.closing(_Engine(tmp_path)) as opened:
+        first = opened.keys.create_first()
+        assert first is not None
+        assert opened.keys.authenticate(first).scopes == (Scope.ADMIN,)
+        assert opened.keys.create_first() is None
 
 
 def test_serving_in_public_without_tls_exits_with_a_wrong_call(
