@@ -21,6 +21,7 @@ from cloud_service.launcher_choice import LauncherChoice
 from shared.api import Stage
 from shared.byte_sizes import parse_bytes
 from shared.errors import InvalidRequest
+from shared.field_errors import first_fault
 
 JOB_VARIABLES = frozenset(
     {
@@ -223,16 +224,20 @@ def _settings(options: Mapping[str, object]) -> Settings:
     try:
         return Settings(**options)  # type: ignore[arg-type]  # checked by pydantic
     except ValidationError as error:
-        first = error.errors()[0]
-        field = ".".join(str(part) for part in first["loc"])
+        fault = first_fault(error)
+        variable = f"ZO_CLOUD_{fault.field.partition('.')[0].upper()}"
         raise InvalidRequest(
-            f"{field}: {first['msg']}",
-            needed=f"a valid option or variable ZO_CLOUD_{field.upper()}",
-            next_step="zo-cloud serve --help lists the options",
-            param=field,
+            fault.found_in(fault.field),
+            needed=fault.needed,
+            next_step=f"correct the option or the variable {variable}; zo-cloud serve --help lists the options",
+            param=fault.field,
         ) from error
     except SettingsError as error:
-        raise InvalidRequest(str(error), needed="lists as JSON, such as '[\"/models\"]'") from error
+        raise InvalidRequest(
+            str(error),
+            needed="lists as JSON, such as '[\"/models\"]'",
+            next_step="correct the variable ZO_CLOUD_… of that name",
+        ) from error
 
 
 def check_exposure(settings: Settings) -> None:

@@ -23,7 +23,7 @@ from cloud_service.commands.device_option import add_device_option
 from cloud_service.commands.label_words import label_words
 from cloud_service.commands.local_sources import add_source_options, local_sources
 from cloud_service.commands.means import add_means_options, means_of
-from cloud_service.commands.request_options import OptionTable, add_options, fill
+from cloud_service.commands.request_options import OptionTable, add_options, checked_request, fill
 from shared.errors import Conflict, InvalidRequest
 from shared.file_lock import exclusive
 
@@ -111,12 +111,12 @@ def add_request_options(parser: argparse.ArgumentParser) -> None:
 
 
 def request_of(arguments: argparse.Namespace) -> PrepareRequest:
-    """Return the request that the options describe. Raises pydantic's ValidationError where one is out of range."""
+    """Return the request that the options describe. Raises InvalidRequest where one is out of range."""
     from shared.api import PrepareRequest
 
     document: dict[str, Any] = {"model": arguments.model}
     fill(document, _OPTIONS, arguments)
-    return PrepareRequest.model_validate(document)
+    return checked_request(PrepareRequest, document, _OPTIONS, arguments)
 
 
 def _run(arguments: argparse.Namespace) -> None:
@@ -127,7 +127,10 @@ def _run(arguments: argparse.Namespace) -> None:
     request = request_of(arguments)
     if not 1 <= arguments.expires_days <= MAX_EXPIRES_DAYS:
         raise InvalidRequest(
-            f"--expires-days {arguments.expires_days}", needed=f"1 … {MAX_EXPIRES_DAYS}", param="expires-days"
+            f"--expires-days {arguments.expires_days}",
+            needed=f"1 … {MAX_EXPIRES_DAYS}",
+            next_step="give a number of days in that range, or leave the option out for 365",
+            param="expires-days",
         )
     layout = ImageLayout.create(arguments.output)
     workspace = arguments.output / _WORKSPACE

@@ -172,8 +172,30 @@ def test_an_impossible_sparsity_is_a_wrong_call(
     assert main(["prepare", "gpt2", *options]) == 2
     captured = capsys.readouterr()
     assert json.loads(captured.out)["error"]["param"] == "sparsity"
-    assert "error: sparsity" in captured.err
+    needed = "a number above 0.0" if sparsity == "0" else "a number that is at most 0.5"
+    assert f"error: --sparsity {float(sparsity)}\nNeeded: {needed}\nNext: zo-cloud prepare --help" in captured.err
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "found", "needed"),
+    [
+        ("--name Upper", '--name "Upper"', "lower-case letters and digits"),
+        ("--calibration-task SST-2", "--calibration-task", "the folder that holds the folder SST-2"),
+        ("--calibration-task MNLI", '--calibration-task "MNLI"', "one of 'SST-2', 'RTE'"),
+        ("--evaluation-documents -1", "--evaluation-documents -1", "a number that is at least 0"),
+        ("--tokens 3", "--tokens 3", "a number that is at least 8"),
+    ],
+)
+def test_a_refused_value_is_named_by_its_option(
+    words: str, found: str, needed: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["prepare", "gpt2", "--output", str(tmp_path / "out"), *words.split()]) == 2
+    told = capsys.readouterr().err
+    assert told.startswith(f"error: {found}")
+    assert needed in told
+    assert "Value error" not in told
+    assert "Next: zo-cloud prepare --help lists the options" in told
 
 
 def test_what_a_killed_preparation_left_is_removed_at_the_start_of_the_next(tmp_path: Path) -> None:

@@ -61,6 +61,8 @@ def test_a_bad_option_or_variable_is_a_wrong_call_that_names_it(monkeypatch: pyt
     with pytest.raises(InvalidRequest, match="port") as caught:
         load_settings(port=99_999)
     assert caught.value.param == "port"
+    assert (caught.value.found, caught.value.needed) == ("port = 99999", "a number that is at most 65535")
+    assert "ZO_CLOUD_PORT" in caught.value.next_step
     monkeypatch.setenv("ZO_CLOUD_MODEL_ROOTS", "/models")
     with pytest.raises(InvalidRequest, match="model_roots"):
         load_settings()
