@@ -1,7 +1,8 @@
 """The service's settings, and the only place where the cloud side reads environment variables.
 
 Each field may be given as ``ZO_CLOUD_<NAME>``; lists as JSON (``ZO_CLOUD_MODEL_ROOTS='["/models"]'``). Options of the
-command line win over the environment.
+command line win over the environment. ``ZO_CLOUD_DEBUG=1`` is none of them: it shows where an unexpected error of the
+command line was raised.
 """
 
 from __future__ import annotations
@@ -276,6 +277,11 @@ def is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return host == "localhost"
+
+
+def is_debugging() -> bool:
+    """Whether ``ZO_CLOUD_DEBUG`` asks the command line for the traceback of an unexpected error."""
+    return os.environ.get("ZO_CLOUD_DEBUG", "") not in ("", "0")
 
 
 def job_environment(environment: Mapping[str, str] | None = None, *, hub_endpoint: str | None = None) -> dict[str, str]:
