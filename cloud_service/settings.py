@@ -217,7 +217,12 @@ def load_settings(**options: object) -> Settings:
     stray = next((name for name in options if name.startswith("ray_")), None)
     if stray and settings.launcher != "ray":
         option = f"--{stray.replace('_', '-')}"
-        raise InvalidRequest(f"{option} with --launcher {settings.launcher}", needed="--launcher ray", param=stray)
+        raise InvalidRequest(
+            f"{option} with --launcher {settings.launcher}",
+            needed="--launcher ray",
+            next_step=f"add --launcher ray, or leave out {option}",
+            param=stray,
+        )
     return settings
 
 
@@ -241,6 +246,25 @@ def _settings(options: Mapping[str, object]) -> Settings:
         ) from error
 
 
+def check_roots(settings: Settings) -> None:
+    """Refuse roots that are no folders: requests would find nothing there, and nobody would know why.
+
+    A disk that is mounted later has to be there first; then no request sees half of what it should.
+
+    Raises:
+        InvalidRequest: A root does not exist, or is something else than a folder.
+    """
+    for option, roots in (("model-root", settings.model_roots), ("text-root", settings.text_roots)):
+        for root in roots:
+            if not root.is_dir():
+                raise InvalidRequest(
+                    f"--{option} {root}, which is {'not a folder' if root.exists() else 'not there'}",
+                    needed="an existing folder",
+                    next_step=f"check the path, mount its disk before the service starts, or leave --{option} out",
+                    param=option,
+                )
+
+
 def check_exposure(settings: Settings) -> None:
     """Refuse to listen in a way that would show keys or jobs to the network by accident.
 
@@ -249,10 +273,17 @@ def check_exposure(settings: Settings) -> None:
             of the two TLS files, or one that does not exist.
     """
     if (settings.tls_certificate is None) != (settings.tls_key is None):
-        raise InvalidRequest("only one of --tls-cert and --tls-key", needed="both", param="tls-cert")
+        raise InvalidRequest(
+            "only one of --tls-cert and --tls-key", needed="both", next_step="give the other one too", param="tls-cert"
+        )
     for file in (settings.tls_certificate, settings.tls_key):
         if file is not None and not file.is_file():
-            raise InvalidRequest(f"no file {file}", needed="a PEM file", param="tls-cert")
+            raise InvalidRequest(
+                f"no file {file}",
+                needed="a PEM file",
+                next_step="check the path of --tls-cert and --tls-key",
+                param="tls-cert",
+            )
     if is_loopback(settings.host):
         return
     if not settings.is_auth_enabled:

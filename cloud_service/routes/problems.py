@@ -77,7 +77,7 @@ def zo_error_response(request: Request, error: Exception) -> Response:
         type=error.slug,
         title=_title(error.status),
         status=error.status,
-        detail=str(error),
+        detail=error.http_text,
         instance=request.url.path,
         param=error.param,
     )
@@ -100,7 +100,7 @@ def _validation_error(request: Request, error: Exception) -> Response:
         "type": first.slug,
         "title": _title(422),
         "status": 422,
-        "detail": str(first),
+        "detail": first.http_text,
         "instance": request.url.path,
         "param": first.param,
         "errors": [
@@ -118,7 +118,7 @@ def http_error_response(request: Request, error: Exception) -> Response:
         type=_SLUGS.get(error.status_code, title.lower().replace(" ", "-")),
         title=title,
         status=error.status_code,
-        detail=str(framework_fault(request, error)),
+        detail=framework_fault(request, error).http_text,
         instance=request.url.path,
     )
     return problem_response(problem, error.headers)

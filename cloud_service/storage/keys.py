@@ -62,7 +62,8 @@ class ApiKey:
             raise Forbidden(
                 f"key {self.id} with the scopes {', '.join(self.scopes)}",
                 needed=f"the scope {scope}",
-                next_step=f"zo-cloud keys create --scope {scope}{_PUBLISHES.get(scope, '')} --data FOLDER",
+                next_step=f"ask the operator for one: zo-cloud keys create --scope {scope}{_PUBLISHES.get(scope, '')} "
+                "--data FOLDER",
             )
 
     def check_name(self, name: str) -> None:
@@ -80,7 +81,8 @@ class ApiKey:
             raise Forbidden(
                 f"key {self.id} publishes {', '.join(self.publishes) or 'nothing'}, not {name[:200]!r}",
                 needed="a name that fits one of the key's patterns",
-                next_step="give another name, or ask for a key: zo-cloud keys create --scope jobs --publishes PATTERN",
+                next_step="give another name, or ask the operator for a key: zo-cloud keys create --scope jobs "
+                "--publishes PATTERN",
                 param="name",
             )
 

@@ -127,6 +127,20 @@ def test_the_errors_of_the_framework_say_it_too(api: Any) -> None:
     assert parts_of(api.client.post("/prepare-model", content=b" " * 70_000, headers=JSON))[1] == "a shorter body"
 
 
+def test_over_http_the_next_step_is_a_request_or_the_operators(api: Any) -> None:
+    tag = "/v1/bundles/team/tiny/tags/latest"
+    for answer, step in (
+        (api.client.post(tag, json={"back": True}), f"GET {tag}/history"),
+        (api.client.post(tag, json={"digest": "sha256:" + "0" * 64}), "GET /v1/bundles?name=team/tiny"),
+        (api.client.delete("/v1/bundles/team/tiny/tags/absent"), "GET /v1/bundles?name=team/tiny"),
+        (api.client.get("/v1/bundles/nobody/report"), "GET /v1/bundles"),
+    ):
+        assert answer.status_code == 404
+        assert answer.json()["detail"].endswith(f"\nNext: {step}")
+    folder = api.client.post("/prepare-model", json={"model": "tiny", "calibration": {"text": "no.txt"}})
+    assert "the operator allows" in folder.json()["detail"]
+
+
 @pytest.mark.attack
 def test_what_a_stranger_sent_is_shown_printable_and_of_bounded_length(api: Any) -> None:
     hostile = "\x1b[31m\u202e" + "x" * 50_000

@@ -143,6 +143,13 @@ def test_serving_in_public_without_tls_exits_with_a_wrong_call(
     assert not (tmp_path / "data").exists()
 
 
+def test_serving_a_root_that_is_not_there_starts_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["serve", "--data", str(tmp_path / "data"), "--model-root", str(tmp_path / "nope"), "--port", "0"]
+    assert main(words) == 2
+    assert f"error: --model-root {tmp_path / 'nope'}, which is not there\nNeeded: " in capsys.readouterr().err
+    assert not (tmp_path / "data").exists()
+
+
 def test_every_option_of_prepare_lands_in_its_field() -> None:
     line = """prepare gpt2 --output out --revision main --name n --tag t --sparsity 0.01 --scope global
         --mask-source random --quantizer uniform --bits 8 --group-size 128 --compensation gptq --calibration-text a.txt
