@@ -45,7 +45,7 @@ from cloud_service.routes.requests import RequestEnvelope
 from cloud_service.routes.token import token_routes
 from cloud_service.routes.wrong_keys import WrongKeys
 from cloud_service.serving.server import listen, run_server
-from cloud_service.settings import Settings, check_exposure, job_environment
+from cloud_service.settings import Settings, check_exposure, check_roots, job_environment
 from cloud_service.sources import SourcePolicy
 from cloud_service.storage.audit import AuditLog
 from cloud_service.storage.bundle_index import last_publisher
@@ -209,10 +209,12 @@ def serve(settings: Settings, launcher: Launcher | None = None) -> None:
     Logs go to standard output; the first key, made where there is none, goes to standard error once.
 
     Raises:
-        InvalidRequest: The settings would expose the service; see ``check_exposure``.
+        InvalidRequest: The settings would expose the service, or name folders that are not there; see
+            ``check_exposure`` and ``check_roots``.
         Conflict: The port or the data folder is in use.
     """
     check_exposure(settings)
+    check_roots(settings)
     os.umask(0o077)  # what the service and its jobs make is for their user alone
     hide_from_same_user()
     log_as_json(sys.stdout)
@@ -268,10 +270,12 @@ def _readiness(service: Service) -> dict[str, Check]:
     def disk() -> None:
         free, needed = free_bytes(service.settings.data), service.settings.min_free_bytes
         if free < needed:
-            raise DiskError(f"{free} bytes free", needed=f"{needed} bytes")
+            raise DiskError(
+                f"{free} bytes free", needed=f"{needed} bytes", next_step="zo-cloud gc frees what nobody needs"
+            )
 
     def workers() -> None:
         if service.is_stopping.is_set() or not service.supervisor.is_working:
-            raise NotReady("no worker takes jobs")
+            raise NotReady("no worker takes jobs", next_step="wait until the service has started, or start it again")
 
     return {"database": database, "store": service.bundles.check_readable, "disk": disk, "workers": workers}

@@ -1,7 +1,8 @@
 """The service's settings, and the only place where the cloud side reads environment variables.
 
 Each field may be given as ``ZO_CLOUD_<NAME>``; lists as JSON (``ZO_CLOUD_MODEL_ROOTS='["/models"]'``). Options of the
-command line win over the environment.
+command line win over the environment. ``ZO_CLOUD_DEBUG=1`` is none of them: it shows where an unexpected error of the
+command line was raised.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from cloud_service.launcher_choice import LauncherChoice
 from shared.api import Stage
 from shared.byte_sizes import parse_bytes
 from shared.errors import InvalidRequest
+from shared.field_errors import first_fault
 
 JOB_VARIABLES = frozenset(
     {
@@ -215,7 +217,12 @@ def load_settings(**options: object) -> Settings:
     stray = next((name for name in options if name.startswith("ray_")), None)
     if stray and settings.launcher != "ray":
         option = f"--{stray.replace('_', '-')}"
-        raise InvalidRequest(f"{option} with --launcher {settings.launcher}", needed="--launcher ray", param=stray)
+        raise InvalidRequest(
+            f"{option} with --launcher {settings.launcher}",
+            needed="--launcher ray",
+            next_step=f"add --launcher ray, or leave out {option}",
+            param=stray,
+        )
     return settings
 
 
@@ -223,16 +230,39 @@ def _settings(options: Mapping[str, object]) -> Settings:
     try:
         return Settings(**options)  # type: ignore[arg-type]  # checked by pydantic
     except ValidationError as error:
-        first = error.errors()[0]
-        field = ".".join(str(part) for part in first["loc"])
+        fault = first_fault(error)
+        variable = f"ZO_CLOUD_{fault.field.partition('.')[0].upper()}"
         raise InvalidRequest(
-            f"{field}: {first['msg']}",
-            needed=f"a valid option or variable ZO_CLOUD_{field.upper()}",
-            next_step="zo-cloud serve --help lists the options",
-            param=field,
+            fault.found_in(fault.field),
+            needed=fault.needed,
+            next_step=f"correct the option or the variable {variable}; zo-cloud serve --help lists the options",
+            param=fault.field,
         ) from error
     except SettingsError as error:
-        raise InvalidRequest(str(error), needed="lists as JSON, such as '[\"/models\"]'") from error
+        raise InvalidRequest(
+            str(error),
+            needed="lists as JSON, such as '[\"/models\"]'",
+            next_step="correct the variable ZO_CLOUD_… of that name",
+        ) from error
+
+
+def check_roots(settings: Settings) -> None:
+    """Refuse roots that are no folders: requests would find nothing there, and nobody would know why.
+
+    A disk that is mounted later has to be there first; then no request sees half of what it should.
+
+    Raises:
+        InvalidRequest: A root does not exist, or is something else than a folder.
+    """
+    for option, roots in (("model-root", settings.model_roots), ("text-root", settings.text_roots)):
+        for root in roots:
+            if not root.is_dir():
+                raise InvalidRequest(
+                    f"--{option} {root}, which is {'not a folder' if root.exists() else 'not there'}",
+                    needed="an existing folder",
+                    next_step=f"check the path, mount its disk before the service starts, or leave --{option} out",
+                    param=option,
+                )
 
 
 def check_exposure(settings: Settings) -> None:
@@ -243,10 +273,17 @@ def check_exposure(settings: Settings) -> None:
             of the two TLS files, or one that does not exist.
     """
     if (settings.tls_certificate is None) != (settings.tls_key is None):
-        raise InvalidRequest("only one of --tls-cert and --tls-key", needed="both", param="tls-cert")
+        raise InvalidRequest(
+            "only one of --tls-cert and --tls-key", needed="both", next_step="give the other one too", param="tls-cert"
+        )
     for file in (settings.tls_certificate, settings.tls_key):
         if file is not None and not file.is_file():
-            raise InvalidRequest(f"no file {file}", needed="a PEM file", param="tls-cert")
+            raise InvalidRequest(
+                f"no file {file}",
+                needed="a PEM file",
+                next_step="check the path of --tls-cert and --tls-key",
+                param="tls-cert",
+            )
     if is_loopback(settings.host):
         return
     if not settings.is_auth_enabled:
@@ -271,6 +308,11 @@ def is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return host == "localhost"
+
+
+def is_debugging() -> bool:
+    """Whether ``ZO_CLOUD_DEBUG`` asks the command line for the traceback of an unexpected error."""
+    return os.environ.get("ZO_CLOUD_DEBUG", "") not in ("", "0")
 
 
 def job_environment(environment: Mapping[str, str] | None = None, *, hub_endpoint: str | None = None) -> dict[str, str]:

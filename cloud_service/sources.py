@@ -34,6 +34,7 @@ _PART = r"[A-Za-z0-9](?:[\w.-]*\w)?"
 _HUB_ID = re.compile(rf"(?=.{{1,96}}$)(?!.*(--|\.\.|\.git$)){_PART}(/{_PART})?", re.ASCII)
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://|(?:https?|hf|file):")
 _TEXT_SUFFIXES = (".jsonl", ".txt")
+_CHECK_TEXT = "check the path; the operator allows the files of a folder by zo-cloud serve --text-root FOLDER"
 _ROW_SUFFIXES = (".jsonl", ".csv", ".tsv")
 
 
@@ -64,6 +65,10 @@ class SourcePolicy:
 
     def __repr__(self) -> str:
         return f"SourcePolicy(model_roots={self.model_roots}, hub_endpoint={self.hub_endpoint!r})"
+
+    def place(self, kind: str) -> str:
+        """Return where a local model or text has to be, as the end of a sentence; anywhere at a terminal."""
+        return " that can be read" if self.allow_any_local else f" under one of the {kind} roots"
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,16 +122,16 @@ def locate_model(model: str, revision: str | None, policy: SourcePolicy) -> Mode
             id that needs ``hub:`` in front.
     """
     if _URL.match(model):
-        raise _invalid(f"model {_shorten(model)!r} is a URL")
+        raise _invalid(f"model {_shorten(model)!r} is a URL", policy)
     hub_id = model.removeprefix(HUB_PREFIX)
     is_explicit = hub_id != model
     folder = None if is_explicit else _local_path(model, policy.model_roots, policy)
     if folder is not None and folder.is_dir():
         return LocalModel(folder)
     if ".." in model:
-        raise _invalid(f"model {_shorten(model)!r} contains '..'")
+        raise _invalid(f"model {_shorten(model)!r} contains '..'", policy)
     if not _HUB_ID.fullmatch(hub_id):
-        raise _invalid(f"model {_shorten(model)!r} is not a folder that may be read, and not a hub id")
+        raise _invalid(f"model {_shorten(model)!r} is not a folder that may be read, and not a hub id", policy)
     is_allowed = policy.allow_any_local or any(fnmatchcase(hub_id, pattern) for pattern in policy.hub_namespaces)
     if not is_explicit and not is_allowed:
         explicit = f"{HUB_PREFIX}{hub_id}"
@@ -134,6 +139,8 @@ def locate_model(model: str, revision: str | None, policy: SourcePolicy) -> Mode
             f"there is no folder {model!r} under a model root",
             needed=f"a folder under one of the model roots, or {explicit} for the hub's model of that name",
             next_step=f"give {explicit}, or allow such names: zo-cloud serve --hub-namespace '{_namespace(hub_id)}'",
+            next_request=f"give {explicit}; the operator may allow such names: zo-cloud serve --hub-namespace "
+            f"'{_namespace(hub_id)}'",
             param="model",
         )
     return HubModel(hub_id, revision)
@@ -152,8 +159,9 @@ def locate_text(text: str, policy: SourcePolicy, *, param: str) -> TextSource:
         return TextSource(path)
     raise InvalidRequest(
         f"{param} {_shorten(text)!r} is no file that may be read",
-        needed="'c4', or a .jsonl (key text) or .txt file under one of the text roots",
-        next_step="check the path; zo-cloud serve --text-root FOLDER allows the texts in FOLDER",
+        needed=f"'c4', or a .jsonl (key text) or .txt file{policy.place('text')}",
+        next_step="check the path",
+        next_request=_CHECK_TEXT,
         param=param,
     )
 
@@ -173,11 +181,11 @@ def locate_calibration(spec: CalibrationSpec, policy: SourcePolicy, *, param: st
         path = None if _URL.match(name) else _local_path(name, policy.text_roots, policy)
         if path is not None and path.is_file() and path.suffix in _ROW_SUFFIXES:
             return TextSource(path, spec.task)
-    raise _no_rows(spec, param)
+    raise _no_rows(spec, policy, param)
 
 
-def _no_rows(spec: CalibrationSpec, param: str) -> InvalidRequest:
-    file = f"a {', '.join(_ROW_SUFFIXES)} file under one of the text roots"
+def _no_rows(spec: CalibrationSpec, policy: SourcePolicy, param: str) -> InvalidRequest:
+    file = f"a {', '.join(_ROW_SUFFIXES)} file{policy.place('text')}"
     if spec.task == OWN_ROWS:
         found, needed = "is no file of rows that may be read", file
     else:
@@ -186,7 +194,8 @@ def _no_rows(spec: CalibrationSpec, param: str) -> InvalidRequest:
     return InvalidRequest(
         f"{param} {_shorten(spec.text)!r} {found}",
         needed=needed,
-        next_step="check the path; zo-cloud serve --text-root FOLDER allows the files in FOLDER",
+        next_step="check the path",
+        next_request=_CHECK_TEXT,
         param=param,
     )
 
@@ -218,11 +227,12 @@ def _namespace(hub_id: str) -> str:
     return f"{owner}/*" if slash else hub_id
 
 
-def _invalid(found: str) -> InvalidModelId:
+def _invalid(found: str, policy: SourcePolicy) -> InvalidModelId:
     return InvalidModelId(
         found,
-        needed="a hub id such as 'hub:facebook/opt-125m', or a folder under one of the model roots",
-        next_step="check the spelling; zo-cloud serve --model-root FOLDER allows the models in FOLDER",
+        needed=f"a hub id such as 'hub:facebook/opt-125m', or a folder{policy.place('model')}",
+        next_step="check the spelling",
+        next_request="check the spelling; the operator allows folders by zo-cloud serve --model-root FOLDER",
         param="model",
     )
 

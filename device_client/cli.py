@@ -10,15 +10,17 @@ import dataclasses
 import importlib
 import json
 import os
+import shlex
 import sys
 import traceback
 from collections.abc import Sequence
-from typing import Any, NoReturn, Protocol
+from typing import Any, Protocol
 
 from device_client.console import Console
 from device_client.settings import Settings
 from device_client.store import refusals
-from shared.errors import InvalidRequest, ZoError
+from shared.command_line import CommandParser, dropping_unread_output
+from shared.errors import ZoError
 
 COMMAND_MODULES = (
     "doctor",
@@ -68,27 +70,27 @@ class Command(Protocol):
         """Do it and return the object that ``--json`` prints."""
 
 
-class _Parser(argparse.ArgumentParser):
-    """Raises usage errors instead of printing them, so that they can be JSON too."""
-
-    def error(self, message: str) -> NoReturn:
-        raise InvalidRequest(f"{self.prog}: {message}", next_step=f"{self.prog} --help")
-
-
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run ``zo-device`` and return its exit code."""
-    words = list(sys.argv[1:] if argv is None else argv)
+    """Run ``zo-device`` and return its exit code; it is 0 where nobody wants to read the rest of the output."""
+    with dropping_unread_output():
+        return _run(list(sys.argv[1:] if argv is None else argv))
+    return 0
+
+
+def _run(words: list[str]) -> int:
     settings = Settings.from_environment(os.environ)
     wants_json = "--json" in words
     console = Console(is_quiet="--quiet" in words, has_color=settings.has_color)
     try:
-        arguments = build_parser().parse_args(words)
+        arguments = build_parser().parse_args(words, argparse.Namespace(typed=shlex.join(["zo-device", *words])))
         settings = dataclasses.replace(settings, is_offline=arguments.offline)
         with refusals(settings):
             result = arguments.command.run(arguments, console, settings)
     except KeyboardInterrupt:
         error = ZoError("interrupted", next_step="run the same command again to go on")
         return _fail(error, "interrupted", INTERRUPTED, console, wants_json=wants_json)
+    except BrokenPipeError:
+        raise
     except ZoError as error:
         return _fail(error, error.slug, error.exit_code, console, wants_json=wants_json)
     except Exception as error:
@@ -100,7 +102,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser of ``zo-device`` with all its subcommands."""
-    parser = _Parser(
+    parser = CommandParser(
         prog="zo-device",
         description="Fetch a prepared language model and personalise it on this machine, with forward passes only.",
         epilog="exit codes:\n" + "\n".join(f"  {code:>3}  {meaning}" for code, meaning in EXIT_CODES),
@@ -123,9 +125,9 @@ def load_commands() -> list[Command]:
     return [importlib.import_module(f"device_client.commands.{name}") for name in COMMAND_MODULES]
 
 
-def _common_options() -> _Parser:
+def _common_options() -> CommandParser:
     """Return the options of every command; unset ones leave no attribute, so both places of an option count."""
-    common = _Parser(add_help=False, argument_default=argparse.SUPPRESS)
+    common = CommandParser(add_help=False, argument_default=argparse.SUPPRESS)
     common.add_argument("--json", action="store_true", help="print exactly one JSON object on stdout")
     common.add_argument("--quiet", action="store_true", help="show only warnings and errors")
     common.add_argument("--offline", action="store_true", help="open no socket at all")
@@ -136,7 +138,8 @@ def _fail(error: ZoError, slug: str, exit_code: int, console: Console, *, wants_
     console.error(str(error))
     if wants_json:
         described = {"found": error.found, "needed": error.needed, "next_step": error.next_step}
-        _print_json({"error": {"type": slug, **described}})
+        with dropping_unread_output():
+            _print_json({"error": {"type": slug, **described}})
     return exit_code
 
 

@@ -17,6 +17,17 @@ from shared.text_types import PlainText, ShownText
 PROBLEM_MEDIA_TYPE = "application/problem+json"
 BUNDLE_NAME_PATTERN = r"^[a-z0-9]+([._-][a-z0-9]+)*(/[a-z0-9]+([._-][a-z0-9]+)*){0,3}$"
 TAG_PATTERN = r"^[A-Za-z0-9_][A-Za-z0-9._-]{0,127}$"
+REVISION_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._/-]{0,127}$"
+DIGEST_PATTERN = r"^sha256:[0-9a-f]{64}$"
+
+PATTERNS_IN_WORDS = {
+    BUNDLE_NAME_PATTERN: "lower-case letters and digits, with single '.', '_' or '-' between them, "
+    "in one to four parts with '/' between them, such as team/my-llama",
+    TAG_PATTERN: "at most 128 letters, digits, '.', '_' or '-', of which the first is not '.' or '-', such as v1.0",
+    REVISION_PATTERN: "at most 128 letters, digits, '.', '_', '/' or '-', of which the first is a letter or digit",
+    DIGEST_PATTERN: "sha256: followed by 64 lower-case hexadecimal digits",
+}
+"""What each pattern asks for, for people whose text does not fit it."""
 
 SIGNATURE_SUFFIX = ".sig"
 """End of the tags that signatures are published under; no bundle may have such a tag."""
@@ -24,7 +35,7 @@ SIGNATURE_SUFFIX = ".sig"
 
 def _is_no_signature(tag: str) -> str:
     if tag.endswith(SIGNATURE_SUFFIX):
-        raise ValueError(f"a tag must not end in {SIGNATURE_SUFFIX}: such tags hold signatures")
+        raise ValueError(f"a tag that does not end in {SIGNATURE_SUFFIX}: such tags hold signatures")
     return tag
 
 
@@ -107,23 +118,23 @@ class CalibrationSpec(Message):
     def _template_has_both_places(cls, template: str | None) -> str | None:
         before, _, after = (template or "").partition("{text}")
         if template is not None and (after.count("{label}") != 1 or "{label}" in before or "{text}" in after):
-            raise ValueError("a template needs {text} once and, after it, {label} once")
+            raise ValueError("a template with {text} once and, after it, {label} once")
         return template
 
     @field_validator("label_words")
     @classmethod
     def _words_tell_labels_apart(cls, words: dict[str, str] | None) -> dict[str, str] | None:
         if words is not None and (not all(words.values()) or len(set(words.values())) < len(words)):
-            raise ValueError("every label needs a word of its own")
+            raise ValueError("a word of its own for every label")
         return words
 
     @model_validator(mode="after")
     def _rows_have_a_place(self) -> CalibrationSpec:
         if self.task is not None and self.text == "c4":
             what = "a file of rows" if self.task == OWN_ROWS else f"the folder that holds the folder {self.task}"
-            raise ValueError(f"task {self.task!r} needs text to name {what}; c4 has no task rows")
+            raise ValueError(f"a text that is {what}; c4 has no task rows")
         if self.task != OWN_ROWS and (self.template is not None or self.label_words is not None):
-            raise ValueError("template and label_words are for labelled rows: they need task 'rows'")
+            raise ValueError("the task 'rows', because template and label_words are for labelled rows")
         return self
 
 
@@ -177,7 +188,7 @@ class PrepareRequest(Message):
     """
 
     model: Annotated[PlainText, Field(min_length=1, max_length=4096, examples=["my-llama"])]
-    revision: Annotated[PlainText, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._/-]{0,127}$")] | None = None
+    revision: Annotated[PlainText, Field(pattern=REVISION_PATTERN)] | None = None
     name: BundleName | None = None
     tag: Tag = "latest"
     sparsity: Annotated[float, Field(gt=0, le=0.5)] = 0.001
@@ -192,7 +203,7 @@ class PrepareRequest(Message):
     @classmethod
     def _revision_stays_inside(cls, revision: str | None) -> str | None:
         if revision is not None and ".." in revision:
-            raise ValueError("a revision must not contain '..'")
+            raise ValueError("a revision without '..'")
         return revision
 
 
@@ -298,13 +309,13 @@ class TagMove(Message):
         back: Name again what the tag named before its last change.
     """
 
-    digest: Annotated[str, Field(pattern=r"^sha256:[0-9a-f]{64}$")] | None = None
+    digest: Annotated[str, Field(pattern=DIGEST_PATTERN)] | None = None
     back: bool = False
 
     @model_validator(mode="after")
     def _names_one_digest(self) -> TagMove:
         if (self.digest is None) is not self.back:
-            raise ValueError("give either a digest or back: true")
+            raise ValueError("either a digest or back: true")
         return self
 
 

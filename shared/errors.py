@@ -23,7 +23,9 @@
     ├── Conflict             the thing exists in another state      exit 11  HTTP 409
     └── Interrupted          run the same command again             exit 130
 
-The command line turns an error into its exit code; the HTTP service turns it into RFC 9457 problem+json.
+The command line turns an error into its exit code; the HTTP service turns it into RFC 9457 problem+json. Each names the
+next step in its own way: ``next_step`` is for who types commands, ``next_request`` for who calls over HTTP, where an
+error reaches both and the two differ. An error that was given no next step has the one of its kind.
 """
 
 from __future__ import annotations
@@ -38,25 +40,38 @@ class ZoError(Exception):
     Args:
         found: What was found, with the offending value.
         needed: What was needed instead.
-        next_step: What to do or type next.
+        next_step: What to do or type next; the usual step of the error's kind where nothing better is known.
+        next_request: The same for who calls over HTTP, where it is said in another way.
         param: The request field or option at fault, where there is one.
     """
 
     exit_code: ClassVar[int] = 1
     status: ClassVar[int] = 500
+    usual_next_step: ClassVar[str] = ""
 
-    def __init__(self, found: str, *, needed: str = "", next_step: str = "", param: str | None = None) -> None:
+    def __init__(
+        self, found: str, *, needed: str = "", next_step: str = "", next_request: str = "", param: str | None = None
+    ) -> None:
         self.found = found
         self.needed = needed
-        self.next_step = next_step
+        self.next_step = next_step or self.usual_next_step
+        self.next_request = next_request or self.next_step
         self.param = param
-        parts = [found, f"Needed: {needed}" if needed else "", f"Next: {next_step}" if next_step else ""]
-        super().__init__("\n".join(part for part in parts if part))
+        super().__init__(self._text(self.next_step))
+
+    @property
+    def http_text(self) -> str:
+        """The whole message for who calls over HTTP."""
+        return self._text(self.next_request)
 
     @property
     def slug(self) -> str:
         """The stable problem type, for example ``invalid-model-id``."""
         return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "-", type(self).__name__).lower()
+
+    def _text(self, next_step: str) -> str:
+        parts = [self.found, f"Needed: {self.needed}" if self.needed else "", f"Next: {next_step}" if next_step else ""]
+        return "\n".join(part for part in parts if part)
 
 
 class InvalidRequest(ZoError):
@@ -64,6 +79,7 @@ class InvalidRequest(ZoError):
 
     exit_code = 2
     status = 422
+    usual_next_step = "correct the call and try again"
 
 
 class InvalidModelId(InvalidRequest):
@@ -73,12 +89,15 @@ class InvalidModelId(InvalidRequest):
 class UnsupportedModel(InvalidRequest):
     """The model exists but cannot be prepared or run."""
 
+    usual_next_step = "choose another model"
+
 
 class Unauthorized(ZoError):
     """No key, or a key that is unknown."""
 
     exit_code = 3
     status = 401
+    usual_next_step = "ask the operator of the service for a key"
 
 
 class Forbidden(Unauthorized):
@@ -92,6 +111,7 @@ class NotFound(ZoError):
 
     exit_code = 4
     status = 404
+    usual_next_step = "check the name, and what there is"
 
 
 class Conflict(ZoError):
@@ -99,12 +119,14 @@ class Conflict(ZoError):
 
     exit_code = 11
     status = 409
+    usual_next_step = "wait until it is free, or choose another one"
 
 
 class IntegrityError(ZoError):
     """Bytes are not what their publisher signed; nothing was loaded."""
 
     exit_code = 5
+    usual_next_step = "do not use it; fetch it again, and if that does not help, ask its publisher"
 
 
 class InvalidDigest(IntegrityError):
@@ -203,6 +225,7 @@ class UpgradeNeeded(ZoError):
     """The bundle was written for a newer reader."""
 
     exit_code = 5
+    usual_next_step = "pip install --upgrade zo-device"
 
 
 class NetworkError(ZoError):
@@ -210,6 +233,7 @@ class NetworkError(ZoError):
 
     exit_code = 6
     status = 502
+    usual_next_step = "run the same command again later; what was fetched is kept"
 
 
 class DiskError(ZoError):
@@ -217,12 +241,14 @@ class DiskError(ZoError):
 
     exit_code = 7
     status = 507
+    usual_next_step = "free some disk space, or change the permissions, and try again"
 
 
 class ResourceError(ZoError):
     """Memory or the accelerator does not suffice."""
 
     exit_code = 8
+    usual_next_step = "give it more memory, or ask for less"
 
 
 class DataError(ZoError):
@@ -230,15 +256,18 @@ class DataError(ZoError):
 
     exit_code = 9
     status = 422
+    usual_next_step = "correct the data and try again"
 
 
 class Diverged(ZoError):
     """Training left the region where the loss is finite and sensible."""
 
     exit_code = 10
+    usual_next_step = "try again with a lower learning rate"
 
 
 class Interrupted(ZoError):
     """Stopped on request; the same command resumes."""
 
     exit_code = 130
+    usual_next_step = "run the same command again"

@@ -91,7 +91,9 @@ def _print_changes(arguments: argparse.Namespace, *, name: str | None, tag: str 
     from cloud_service.storage.audit import AuditLog
 
     if arguments.limit < 1:
-        raise InvalidRequest(f"--limit {arguments.limit}", needed="1 or more", param="limit")
+        raise InvalidRequest(
+            f"--limit {arguments.limit}", needed="1 or more", next_step="leave --limit out for 50", param="limit"
+        )
     with opened_database(existing_service(arguments)) as engine:
         entries = AuditLog(engine).newest(limit=arguments.limit, name=name, tag=tag)
     fields = {"entries": [entry.model_dump(mode="json") for entry in entries]}
@@ -109,7 +111,12 @@ def _line(entry: AuditEntry) -> str:
 def _tag(reference: str) -> tuple[str, str]:
     name, colon, tag = reference.rpartition(":")
     if not colon or "/" in tag or "@" in reference:
-        raise InvalidRequest(f"reference {reference!r}", needed="NAME:TAG", param="reference")
+        raise InvalidRequest(
+            f"reference {reference!r}",
+            needed="NAME:TAG",
+            next_step="zo-cloud bundles list shows the names and tags",
+            param="reference",
+        )
     return name, tag
 
 

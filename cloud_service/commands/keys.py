@@ -1,4 +1,7 @@
-"""``zo-cloud keys create | list | revoke``: the service's API keys. Works beside a running service."""
+"""``zo-cloud keys create | list | revoke``: the service's API keys. Works beside a running service.
+
+``create`` also works before the first ``zo-cloud serve``, in a data folder that exists and is empty.
+"""
 
 from __future__ import annotations
 
@@ -6,13 +9,7 @@ import argparse
 import sys
 from typing import TYPE_CHECKING, Any
 
-from cloud_service.commands.service_data import (
-    add_action,
-    existing_service,
-    opened_database,
-    print_result,
-    settings_of,
-)
+from cloud_service.commands.service_data import add_action, existing_service, opened_database, print_result
 from shared.errors import InvalidRequest
 
 if TYPE_CHECKING:
@@ -56,7 +53,7 @@ def _create(arguments: argparse.Namespace) -> None:
             next_step="zo-cloud keys create --scope jobs --publishes 'team/*'",
             param="publishes",
         )
-    settings = settings_of(arguments)
+    settings = existing_service(arguments, may_be_empty=True)
     with opened_database(settings) as engine:
         key, secret = KeyStore(engine).create(arguments.name, scopes, arguments.publishes)
     print(f"Key for the service whose data folder is {settings.data}; it is shown only once:", file=sys.stderr)  # noqa: T201

@@ -40,4 +40,6 @@ def _size(name: str, text: str) -> int:
         return parse_bytes(text)
     except InvalidRequest as error:
         option = "--" + name.replace("_", "-")
-        raise InvalidRequest(f"{option}: {error.found}", needed=error.needed, param=name) from error
+        raise InvalidRequest(
+            f"{option}: {error.found}", needed=error.needed, next_step=f"give {option} 24GiB, or the like", param=name
+        ) from error

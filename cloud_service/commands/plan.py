@@ -90,7 +90,12 @@ def _machine(arguments: argparse.Namespace, request: PrepareRequest) -> Machine:
                 device=arguments.device, budget=budget, folder=Path(folder), quantizer=request.quantizer
             )
     if arguments.accelerators < 1:
-        raise InvalidRequest(f"--accelerators {arguments.accelerators}", needed="at least 1", param="accelerators")
+        raise InvalidRequest(
+            f"--accelerators {arguments.accelerators}",
+            needed="at least 1",
+            next_step="leave --accelerators out for what this machine has",
+            param="accelerators",
+        )
     return imagined_machine(
         arguments.accelerators, budget, host_bytes=available_host_bytes(), host_baseline=LIBRARIES_BYTES
     )

@@ -23,7 +23,8 @@ from cloud_service.commands.device_option import add_device_option
 from cloud_service.commands.label_words import label_words
 from cloud_service.commands.local_sources import add_source_options, local_sources
 from cloud_service.commands.means import add_means_options, means_of
-from cloud_service.commands.request_options import OptionTable, add_options, fill
+from cloud_service.commands.request_options import OptionTable, add_options, checked_request, fill
+from cloud_service.request_words import OPTION_FIELDS
 from shared.errors import Conflict, InvalidRequest
 from shared.file_lock import exclusive
 
@@ -36,50 +37,38 @@ if TYPE_CHECKING:
 MAX_EXPIRES_DAYS = 3650
 _WORKSPACE = ".workspace"
 
-# Where each option goes in PrepareRequest; the request's own rules check the values.
-_OPTIONS: OptionTable = {
-    "--revision": ("revision", {"help": "hub revision (default: the default branch)"}),
-    "--name": ("name", {"help": "name to publish under (default: derived from the model)"}),
-    "--tag": ("tag", {"help": "tag to publish under (default: latest)"}),
-    "--sparsity": ("sparsity", {"type": float, "help": "share of sensitive weights (default: 0.001)"}),
-    "--scope": ("scope", {"choices": ["per_tensor", "global"], "help": "where exactly k are chosen"}),
-    "--mask-source": ("mask_source", {"choices": ["fisher", "magnitude", "random"], "help": "how they are chosen"}),
-    "--quantizer": ("quantizer.method", {"choices": ["lut", "uniform", "rtn"], "help": "codec of the dense part"}),
-    "--bits": ("quantizer.bits", {"type": int, "choices": [2, 3, 4, 8], "help": "bits per dense weight (default: 4)"}),
-    "--group-size": ("quantizer.group_size", {"type": int, "help": "columns per group for uniform and rtn"}),
-    "--compensation": (
-        "quantizer.compensation",
-        {"choices": ["none", "gptq"], "help": "gptq: let later columns make up for errors"},
-    ),
-    "--calibration-text": (
-        "calibration.text",
-        {"help": "c4, a .jsonl or .txt file; of a task: the folder of the tasks, or a file of rows (default: c4)"},
-    ),
-    "--calibration-task": (
-        "calibration.task",
-        {
-            "metavar": "TASK",
-            "help": "calibrate on task rows: SST-2, RTE, CB, BoolQ, WSC, WiC, COPA, or rows for your own",
-        },
-    ),
-    "--template": ("calibration.template", {"help": 'of labelled rows, for example "{text} It was {label}"'}),
-    "--label-words": (
-        "calibration.label_words",
-        {
-            "type": label_words,
-            "metavar": "LABEL=WORD,…",
-            "help": "of labelled rows: the words that stand for the labels",
-        },
-    ),
-    "--sequences": ("calibration.sequences", {"type": int, "help": "calibration sequences (default: 128)"}),
-    "--tokens": ("calibration.tokens_per_sequence", {"type": int, "help": "tokens of each (default: 512)"}),
-    "--seed": ("calibration.seed", {"type": int, "help": "seed of the choice of documents or rows (default: 0)"}),
-    "--evaluation-text": (
-        "evaluation.text",
-        {"help": "held-out text (default: the calibration text's first part; c4 for a task)"},
-    ),
-    "--evaluation-documents": ("evaluation.documents", {"type": int, "help": "0 evaluates nothing (default: 200)"}),
+# What argparse is told of each option; the request's own rules check the values.
+_SETTINGS: dict[str, dict[str, Any]] = {
+    "--revision": {"help": "hub revision (default: the default branch)"},
+    "--name": {"help": "name to publish under (default: derived from the model)"},
+    "--tag": {"help": "tag to publish under (default: latest)"},
+    "--sparsity": {"type": float, "help": "share of sensitive weights (default: 0.001)"},
+    "--scope": {"choices": ["per_tensor", "global"], "help": "where exactly k are chosen"},
+    "--mask-source": {"choices": ["fisher", "magnitude", "random"], "help": "how they are chosen"},
+    "--quantizer": {"choices": ["lut", "uniform", "rtn"], "help": "codec of the dense part"},
+    "--bits": {"type": int, "choices": [2, 3, 4, 8], "help": "bits per dense weight (default: 4)"},
+    "--group-size": {"type": int, "help": "columns per group for uniform and rtn"},
+    "--compensation": {"choices": ["none", "gptq"], "help": "gptq: let later columns make up for errors"},
+    "--calibration-text": {
+        "help": "c4, a .jsonl or .txt file; of a task: the folder of the tasks, or a file of rows (default: c4)"
+    },
+    "--calibration-task": {
+        "metavar": "TASK",
+        "help": "calibrate on task rows: SST-2, RTE, CB, BoolQ, WSC, WiC, COPA, or rows for your own",
+    },
+    "--template": {"help": 'of labelled rows, for example "{text} It was {label}"'},
+    "--label-words": {
+        "type": label_words,
+        "metavar": "LABEL=WORD,…",
+        "help": "of labelled rows: the words that stand for the labels",
+    },
+    "--sequences": {"type": int, "help": "calibration sequences (default: 128)"},
+    "--tokens": {"type": int, "help": "tokens of each (default: 512)"},
+    "--seed": {"type": int, "help": "seed of the choice of documents or rows (default: 0)"},
+    "--evaluation-text": {"help": "held-out text (default: the calibration text's first part; c4 for a task)"},
+    "--evaluation-documents": {"type": int, "help": "0 evaluates nothing (default: 200)"},
 }
+_OPTIONS: OptionTable = {option: (field, _SETTINGS[option]) for option, field in OPTION_FIELDS.items()}
 
 
 def add_prepare_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -111,12 +100,12 @@ def add_request_options(parser: argparse.ArgumentParser) -> None:
 
 
 def request_of(arguments: argparse.Namespace) -> PrepareRequest:
-    """Return the request that the options describe. Raises pydantic's ValidationError where one is out of range."""
+    """Return the request that the options describe. Raises InvalidRequest where one is out of range."""
     from shared.api import PrepareRequest
 
     document: dict[str, Any] = {"model": arguments.model}
     fill(document, _OPTIONS, arguments)
-    return PrepareRequest.model_validate(document)
+    return checked_request(PrepareRequest, document, _OPTIONS, arguments)
 
 
 def _run(arguments: argparse.Namespace) -> None:
@@ -127,7 +116,10 @@ def _run(arguments: argparse.Namespace) -> None:
     request = request_of(arguments)
     if not 1 <= arguments.expires_days <= MAX_EXPIRES_DAYS:
         raise InvalidRequest(
-            f"--expires-days {arguments.expires_days}", needed=f"1 … {MAX_EXPIRES_DAYS}", param="expires-days"
+            f"--expires-days {arguments.expires_days}",
+            needed=f"1 … {MAX_EXPIRES_DAYS}",
+            next_step="give a number of days in that range, or leave the option out for 365",
+            param="expires-days",
         )
     layout = ImageLayout.create(arguments.output)
     workspace = arguments.output / _WORKSPACE

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 from cloud_service.commands.label_words import label_words
 from cloud_service.commands.local_sources import add_source_options, local_sources
 from cloud_service.commands.means import add_means_options, means_of
-from cloud_service.commands.request_options import OptionTable, add_options, fill
+from cloud_service.commands.request_options import OptionTable, add_options, checked_request, fill
 from shared.errors import Conflict
 from shared.file_lock import exclusive
 
@@ -85,7 +85,7 @@ def add_coverage(reports: argparse._SubParsersAction[argparse.ArgumentParser]) -
 
 
 def request_of(arguments: argparse.Namespace) -> CoverageRequest:
-    """Return the request that the options describe. Raises pydantic's ValidationError where one is out of range."""
+    """Return the request that the options describe. Raises InvalidRequest where one is out of range."""
     from cloud_service.pipeline.coverage_run import CoverageRequest
     from shared.api import OWN_ROWS
 
@@ -93,7 +93,7 @@ def request_of(arguments: argparse.Namespace) -> CoverageRequest:
     fill(document, _OPTIONS, arguments)
     for spec in (document["task"], document["calibration"]):
         fill(spec, _SHARED_OPTIONS, arguments)
-    return CoverageRequest.model_validate(document)
+    return checked_request(CoverageRequest, document, {**_OPTIONS, **_SHARED_OPTIONS}, arguments)
 
 
 def _run(arguments: argparse.Namespace) -> None:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from cloud_service.commands.local_sources import add_source_options, local_sources
 from cloud_service.commands.means import add_means_options, means_of
-from cloud_service.commands.request_options import OptionTable, add_options, fill
+from cloud_service.commands.request_options import OptionTable, add_options, checked_request, fill
 
 if TYPE_CHECKING:
     from cloud_service.pipeline.quantizer_sweep import Sweep, SweepRequest
@@ -75,12 +75,12 @@ def add_quantizers(reports: argparse._SubParsersAction[argparse.ArgumentParser])
 
 
 def request_of(arguments: argparse.Namespace) -> SweepRequest:
-    """Return the request that the options describe. Raises pydantic's ValidationError where one is out of range."""
+    """Return the request that the options describe. Raises InvalidRequest where one is out of range."""
     from cloud_service.pipeline.quantizer_sweep import SweepRequest
 
     document: dict[str, Any] = {"model": arguments.model}
     fill(document, _OPTIONS, arguments)
-    return SweepRequest.model_validate(document)
+    return checked_request(SweepRequest, document, _OPTIONS, arguments)
 
 
 def _run(arguments: argparse.Namespace) -> None:

@@ -2,16 +2,21 @@
 
     {"--sequences": ("calibration.sequences", {"type": int, "help": …})}     option → dotted field, argparse settings
 
-The request's own rules check the values; an option that was not given fills nothing. Knows nothing about requests.
+The request's own rules check the values; an option that was not given fills nothing. What they refuse is named by its
+option, as whoever typed it knows it. Knows nothing about single requests.
 """
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
+
+if TYPE_CHECKING:
+    from pydantic import BaseModel
 
 OptionTable = Mapping[str, tuple[str, dict[str, Any]]]
+RequestType = TypeVar("RequestType", bound="BaseModel")
 
 
 def add_options(parser: argparse.ArgumentParser, table: OptionTable) -> None:
@@ -30,3 +35,35 @@ def fill(document: dict[str, Any], table: OptionTable, arguments: argparse.Names
             for parent in parents:
                 target = target.setdefault(parent, {})
             target[name] = value
+
+
+def checked_request(
+    model: type[RequestType], document: dict[str, Any], table: OptionTable, arguments: argparse.Namespace
+) -> RequestType:
+    """Return the request that a filled document holds.
+
+    Raises:
+        InvalidRequest: A value is refused; the message names its option, ``param`` its field.
+    """
+    from pydantic import ValidationError
+
+    from shared.errors import InvalidRequest
+    from shared.field_errors import first_fault
+
+    try:
+        return model.model_validate(document)
+    except ValidationError as error:
+        fault = first_fault(error)
+        given = {option: field for option, (field, _) in table.items() if getattr(arguments, field) is not None}
+        at_fault = next((option for option, field in given.items() if _is_of(fault.field, field)), None)
+        together = " with ".join(option for option, field in given.items() if field.startswith(f"{fault.field}."))
+        found = f"{at_fault} {fault.found}" if at_fault else together or fault.found_in(fault.field)
+        command = " ".join(word for word in (arguments.command, getattr(arguments, "report", None)) if word)
+        raise InvalidRequest(
+            found, needed=fault.needed, next_step=f"zo-cloud {command} --help lists the options", param=fault.field
+        ) from error
+
+
+def _is_of(fault: str, field: str) -> bool:
+    """Whether a fault is in the field of an option, also where that field is filled in several parts of a request."""
+    return f".{fault}".endswith(f".{field}") or fault.startswith(f"{field}.")

@@ -1,4 +1,9 @@
-"""What commands that work beside a running service share: its data folder, its database, and how they answer."""
+"""What commands that work beside a running service share: its data folder, its database, and how they answer.
+
+Only ``zo-cloud serve`` makes a data folder. The other commands refuse one that does not exist or that no service has
+used, because it is nearly always a mistyped or forgotten ``--data``; what they would make there would be found later
+by nobody. The one exception is said out loud: ``keys create`` fills a folder that exists and is empty.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from shared.durable_files import disk_errors
 from shared.errors import NotFound
 
 if TYPE_CHECKING:
@@ -40,22 +46,32 @@ def settings_of(arguments: argparse.Namespace) -> Settings:
     return load_settings() if arguments.data is None else load_settings(data=arguments.data)
 
 
-def existing_service(arguments: argparse.Namespace) -> Settings:
-    """Return the settings, refusing a folder that no service has used: it is a mistyped or forgotten ``--data``.
+def existing_service(arguments: argparse.Namespace, *, may_be_empty: bool = False) -> Settings:
+    """Return the settings, refusing a folder that no service has used; nothing is made.
+
+    Args:
+        arguments: The options of ``add_data_options``.
+        may_be_empty: Whether an existing empty folder will do: somebody made it for a service that has yet to start.
 
     Raises:
         NotFound: There is no database in the folder.
+        DiskError: The folder cannot be read.
     """
     settings = settings_of(arguments)
-    if not settings.database.is_file():
-        words = " ".join(word for word in (arguments.command, getattr(arguments, "action", None)) if word)
-        raise NotFound(
-            f"no service has kept its data in {settings.data}",
-            needed="the folder that zo-cloud serve was given as --data",
-            next_step=f"zo-cloud {words} --data FOLDER",
-            param="data",
-        )
-    return settings
+    if settings.database.is_file() or (may_be_empty and _is_empty_folder(settings.data)):
+        return settings
+    words = " ".join(word for word in (arguments.command, getattr(arguments, "action", None)) if word)
+    raise NotFound(
+        f"no service has kept its data in {settings.data}",
+        needed="the folder that zo-cloud serve was given as --data" + (", or an empty one" if may_be_empty else ""),
+        next_step=f"zo-cloud {words} --data FOLDER; zo-cloud serve --data FOLDER makes a new one",
+        param="data",
+    )
+
+
+def _is_empty_folder(path: Path) -> bool:
+    with disk_errors(path):
+        return path.is_dir() and not any(path.iterdir())
 
 
 @contextlib.contextmanager

@@ -13,6 +13,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from cloud_service.commands.service_data import settings_of
 from shared.errors import Conflict, InvalidRequest, NotFound
 from shared.file_lock import exclusive
 
@@ -47,11 +48,9 @@ def _add_action(
 
 
 def _show(arguments: argparse.Namespace) -> None:
-    from cloud_service.storage.signing_keys import has_signing_key, open_signing_key
+    from cloud_service.storage.signing_keys import open_signing_key
 
     path = _path(arguments)
-    if not has_signing_key(path):
-        raise NotFound(f"no signing key {path}", next_step="zo-cloud serve or zo-cloud prepare makes one")
     key = open_signing_key(path)
     _print(arguments, path, key.fingerprint, [step.rotation.old for step in key.rotations])
 
@@ -76,17 +75,28 @@ def _rotate(arguments: argparse.Namespace) -> None:
 
 
 def _path(arguments: argparse.Namespace) -> Path:
-    from cloud_service.settings import load_settings
+    """Return where the key lies, or lay before it was lost with its record.
 
-    if arguments.signing_key is not None:
-        return Path(arguments.signing_key)
-    return (load_settings() if arguments.data is None else load_settings(data=arguments.data)).signing_key
+    Raises:
+        NotFound: There never was one.
+    """
+    from cloud_service.storage.signing_keys import has_signing_key
+
+    settings = settings_of(arguments)
+    path = settings.signing_key if arguments.signing_key is None else Path(arguments.signing_key)
+    is_lost = getattr(arguments, "lost", False) and path == settings.signing_key and settings.database.is_file()
+    if not is_lost and not has_signing_key(path):
+        raise NotFound(
+            f"no signing key {path}",
+            needed="the data folder of a service, or the file that zo-cloud prepare was given as --signing-key",
+            next_step=f"zo-cloud signing-key {arguments.action} --data FOLDER; zo-cloud serve makes a key",
+            param="data" if arguments.signing_key is None else "signing-key",
+        )
+    return path
 
 
 def _no_service(path: Path) -> contextlib.AbstractContextManager[None]:
-    """Keep services away while the key changes: a running one would go on signing with the old key."""
-    if not path.parent.is_dir():
-        raise NotFound(f"no signing key {path}", next_step="zo-cloud serve or zo-cloud prepare makes one")
+    """Keep services away while the key changes: a running one would continue to sign with the old key."""
     busy = Conflict(
         f"a service is running on {path.parent}",
         needed="a stopped service",

@@ -123,7 +123,7 @@ def usage_excess(usage: Usage, *, memory_bytes: int | None, tasks: int) -> Resou
         return ResourceError(
             f"the job uses {format_bytes(usage.memory_bytes)} of main memory",
             needed=f"at most {format_bytes(memory_bytes)}: its plan and a margin, or before that what reading takes",
-            next_step="check the model's tokenizer and configuration; --max-host-bytes sets the most a job may use",
+            next_step="check the model's tokenizer and configuration; the operator sets the most by --max-host-bytes",
         )
     if usage.tasks > tasks:
         return ResourceError(
@@ -135,6 +135,7 @@ def usage_excess(usage: Usage, *, memory_bytes: int | None, tasks: int) -> Resou
         return ResourceError(
             f"the job has written {format_bytes(usage.log_bytes)} to its log",
             needed=f"at most {format_bytes(MAX_LOG_BYTES)}",
+            next_step="check the model: a sound one writes a few lines; the operator finds them in the job's log",
         )
     return None
 

@@ -28,6 +28,7 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from cloud_service.request_words import in_request_words
 from shared.api import Job, JobError, JobResult, JobStatus, PrepareRequest, Progress, Stage
 from shared.bundle.manifest import Descriptor
 from shared.errors import Conflict, ZoError
@@ -267,8 +268,8 @@ def check_held(job: JobRecord, attempt: int) -> JobRecord:
 
 
 def job_error(error: ZoError) -> JobError:
-    """Return what a failed job tells of an error."""
-    return JobError(type=error.slug, message=printable(str(error), MAX_ERROR), param=error.param)
+    """Return what a failed job tells of an error, to somebody who sent a request and typed no options."""
+    return JobError(type=error.slug, message=printable(in_request_words(error.http_text), MAX_ERROR), param=error.param)
 
 
 def printable(text: str, length: int) -> str:

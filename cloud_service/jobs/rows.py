@@ -16,6 +16,7 @@ from pydantic import BaseModel, ValidationError
 
 from cloud_service.jobs.record import NO_PROGRESS, JobRecord, Outcome, UnreadableRecord, job_error
 from shared.api import JobError, JobEvent, JobResult, JobStatus, PrepareRequest, Progress, Stage
+from shared.field_errors import first_fault
 from shared.text_types import showable, showable_document
 
 _DOCUMENTS: dict[str, type[BaseModel]] = {
@@ -77,12 +78,11 @@ def _readable_part(name: str, document: object) -> BaseModel | None:
 
 
 def _describe(name: str, error: ValidationError) -> JobError:
-    fault = error.errors(include_input=False)[0]
-    field = ".".join(str(part) for part in (name, *fault["loc"]))
+    fault = first_fault(error)
     return job_error(
         UnreadableRecord(
-            f"stored {field}: {fault['msg']}",
-            needed="what this version of the service accepts",
+            f"stored {fault.found_in('.'.join(part for part in (name, fault.field) if part))}",
+            needed=f"what this version of the service accepts: {fault.needed}",
             next_step="POST the request again without what is refused",
         )
     )

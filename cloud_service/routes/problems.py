@@ -18,12 +18,11 @@ from starlette.exceptions import HTTPException
 from cloud_service.json_logs import request_id
 from cloud_service.routes.challenges import challenge_to
 from cloud_service.routes.oci_errors import is_oci_path, with_oci_errors
+from cloud_service.routes.request_faults import framework_fault, request_faults
 from shared.api import PROBLEM_MEDIA_TYPE, Problem
 from shared.errors import InvalidRequest, ZoError
-from shared.text_types import showable
 
 _SLUGS = {404: "not-found", 405: "method-not-allowed", 413: "content-too-large"}
-_PLACES = ("body", "query", "path", "header")
 _logger = logging.getLogger(__name__)
 
 
@@ -34,7 +33,10 @@ class InvalidRange(InvalidRequest):
 
     def __init__(self, header: str, size: int) -> None:
         super().__init__(
-            f"Range {header[:80]!r} of {size} bytes", needed="one range such as bytes=0-1023 inside the blob"
+            f"Range {header[:80]!r} of {size} bytes",
+            needed="one range such as bytes=0-1023 inside the blob",
+            next_step="ask for bytes that exist, or leave the Range out",
+            param="Range",
         )
         self.size = size
 
@@ -76,7 +78,7 @@ def zo_error_response(request: Request, error: Exception) -> Response:
         type=error.slug,
         title=_title(error.status),
         status=error.status,
-        detail=str(error),
+        detail=error.http_text,
         instance=request.url.path,
         param=error.param,
     )
@@ -93,18 +95,17 @@ def _headers(error: ZoError, request: Request) -> dict[str, str]:
 
 def _validation_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)  # noqa: S101 - registered for this type
-    faults = [
-        {"param": showable(_field(fault["loc"])), "message": showable(str(fault["msg"]))} for fault in error.errors()
-    ]
-    first = faults[0]
+    first, *others = request_faults(request, error)
     document = {
-        "type": InvalidRequest("").slug,
+        "type": first.slug,
         "title": _title(422),
         "status": 422,
-        "detail": f"{first['param']}: {first['message']}\nNext: see /openapi.json for the fields and their limits",
+        "detail": first.http_text,
         "instance": request.url.path,
-        "param": first["param"],
-        "errors": faults,
+        "param": first.param,
+        "errors": [
+            {"param": fault.param, "message": f"{fault.found}; needed: {fault.needed}"} for fault in (first, *others)
+        ],
     }
     return problem_response(Problem.model_validate(document))
 
@@ -117,15 +118,10 @@ def http_error_response(request: Request, error: Exception) -> Response:
         type=_SLUGS.get(error.status_code, title.lower().replace(" ", "-")),
         title=title,
         status=error.status_code,
-        detail=f"{request.method} {request.url.path}: {error.detail}\nNext: see /openapi.json for the routes",
+        detail=framework_fault(request, error).http_text,
         instance=request.url.path,
     )
     return problem_response(problem, error.headers)
-
-
-def _field(location: tuple[int | str, ...]) -> str:
-    parts = location[1:] if location and location[0] in _PLACES else location
-    return ".".join(str(part) for part in parts) or "body"
 
 
 def _title(status: int) -> str:

@@ -117,7 +117,12 @@ class BundleStore:
             if digest is None:
                 digest = audit.previous_digest(connection, name, tag, _tag_digest(connection, name, tag))
                 if digest is None:
-                    raise NotFound(f"{name}:{tag} never named another bundle", next_step="zo-cloud bundles history")
+                    raise NotFound(
+                        f"{name}:{tag} never named another bundle",
+                        needed="a tag that was moved or deleted before",
+                        next_step=f"zo-cloud bundles history {name}:{tag}",
+                        next_request=f"GET /v1/bundles/{name}/tags/{tag}/history",
+                    )
             manifest = _manifest(_bundle_row(connection, name, digest))
             return self._name(connection, AuditAction.RETAG, name, tag, manifest, author)
 
@@ -236,7 +241,11 @@ class BundleStore:
     def _remove_tag(self, connection: sa.Connection, name: str, tag: str, author: Author) -> None:
         before = _tag_digest(connection, name, tag)
         if before is None:
-            raise NotFound(f"no tag {name}:{tag}"[:300], next_step="GET /v1/bundles")
+            raise NotFound(
+                f"no tag {name}:{tag}"[:300],
+                next_step=f"zo-cloud bundles list {name}"[:300],
+                next_request=f"GET /v1/bundles?name={name}"[:300],
+            )
         if not is_admin(connection, author.key_id):
             self._check_may_move(name, tag)
         set_tag(connection, name, tag, None)
@@ -268,6 +277,8 @@ def _bundle_row(connection: sa.Connection, name: str, digest: str) -> sa.Row[Any
     row = connection.execute(_bundle(name, digest)).one_or_none()
     if row is None:
         raise NotFound(
-            f"no bundle {name[:200]}@{digest[:80]}", next_step="GET /v1/bundles?name=NAME lists those of a name"
+            f"no bundle {name[:200]}@{digest[:80]}",
+            next_step=f"zo-cloud bundles list {name[:200]}",
+            next_request=f"GET /v1/bundles?name={name[:200]}",
         )
     return row

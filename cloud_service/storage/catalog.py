@@ -23,7 +23,8 @@ from shared.bundle.manifest import MANIFEST_MEDIA_TYPE, MAX_MANIFEST_BYTES, Desc
 from shared.errors import InvalidDigest, NotFound
 
 _BLOB_MEDIA_TYPE = "application/octet-stream"
-_LIST = "GET /v1/bundles"
+_LIST = {"next_step": "zo-cloud bundles list", "next_request": "GET /v1/bundles"}
+"""How to see what is published, at the command line and over HTTP."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +66,7 @@ class Catalog:
                 ).one_or_none()
             if found is not None:
                 return StoredBlob(self._layout.blob_path(found.digest), found.digest, found.media_type)
-        raise NotFound(f"no bundle {name[:200]!r} with the reference {reference[:80]!r}", next_step=_LIST)
+        raise NotFound(f"no bundle {name[:200]!r} with the reference {reference[:80]!r}", **_LIST)
 
     def blob(self, name: str, digest: str) -> StoredBlob:
         """Return a blob of a bundle published under ``name``.
@@ -85,7 +86,7 @@ class Catalog:
             with reading(self._engine) as connection:
                 if connection.execute(listed.limit(1)).one_or_none() is not None:
                     return StoredBlob(path, digest, _BLOB_MEDIA_TYPE)
-        raise NotFound(f"no blob {digest} in the bundles named {name[:200]!r}", next_step=_LIST)
+        raise NotFound(f"no blob {digest} in the bundles named {name[:200]!r}", **_LIST)
 
     def has_bundle(self, digest: str) -> bool:
         """Whether a bundle of that digest is published under any name, so that all its blobs are kept."""
@@ -139,7 +140,7 @@ class Catalog:
             query = query.where(listed.c.tag > after)
         with reading(self._engine) as connection:
             if connection.scalar(sa.select(bundles.c.name).where(bundles.c.name == name).limit(1)) is None:
-                raise NotFound(f"no bundle {name[:200]!r}", next_step=_LIST)
+                raise NotFound(f"no bundle {name[:200]!r}", **_LIST)
             return list(connection.scalars(query))
 
     def signatures_of(self, name: str, digest: str) -> list[Descriptor]:

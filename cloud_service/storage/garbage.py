@@ -70,7 +70,7 @@ def sweep(
     total = Swept()
     if not is_dry_run:
         _forget_old_signatures(engine, before=now - grace)
-    for files, sweep_batch in ((layout.blobs.iterdir(), _sweep_blobs), (reports.glob("*.html"), _sweep_reports)):
+    for files, sweep_batch in ((layout.blobs.glob("*"), _sweep_blobs), (reports.glob("*.html"), _sweep_reports)):
         while batch := list(islice(files, _BATCH)):
             with writing(engine) as connection:
                 total += sweep_batch(_Sweep(connection, layout, now, grace, is_dry_run), batch)

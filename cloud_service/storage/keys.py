@@ -62,7 +62,8 @@ class ApiKey:
             raise Forbidden(
                 f"key {self.id} with the scopes {', '.join(self.scopes)}",
                 needed=f"the scope {scope}",
-                next_step=f"zo-cloud keys create --scope {scope}{_PUBLISHES.get(scope, '')} --data FOLDER",
+                next_step=f"ask the operator for one: zo-cloud keys create --scope {scope}{_PUBLISHES.get(scope, '')} "
+                "--data FOLDER",
             )
 
     def check_name(self, name: str) -> None:
@@ -80,7 +81,8 @@ class ApiKey:
             raise Forbidden(
                 f"key {self.id} publishes {', '.join(self.publishes) or 'nothing'}, not {name[:200]!r}",
                 needed="a name that fits one of the key's patterns",
-                next_step="give another name, or ask for a key: zo-cloud keys create --scope jobs --publishes PATTERN",
+                next_step="give another name, or ask the operator for a key: zo-cloud keys create --scope jobs "
+                "--publishes PATTERN",
                 param="name",
             )
 
@@ -110,9 +112,12 @@ class KeyStore:
             return _insert(connection, name, scopes, publishes, author or audit.operator())
 
     def create_first(self) -> str | None:
-        """Make an admin key where there never was any key and return it; else return None."""
+        """Make an admin key where there never was one and return it; else return None.
+
+        Keys with fewer rights do not count: with them alone nobody could administer the service over HTTP.
+        """
         with writing(self._engine) as connection:
-            if connection.scalar(sa.select(sa.func.count()).select_from(api_keys)):
+            if any(Scope.ADMIN in scopes for scopes in connection.scalars(sa.select(api_keys.c.scopes))):
                 return None
             return _insert(connection, "first", [Scope.ADMIN], (), Author(peer="first start"))[1]
 

@@ -221,7 +221,11 @@ def _load(path: Path) -> Ed25519PrivateKey:
             next_step="restore it from its backup, or name another file",
         ) from error
     if not isinstance(loaded, Ed25519PrivateKey):
-        raise InvalidRequest(f"{path} holds a {type(loaded).__name__}", needed="an Ed25519 key in PEM")
+        raise InvalidRequest(
+            f"{path} holds a {type(loaded).__name__}",
+            needed="an Ed25519 key in PEM",
+            next_step="restore it from its backup",
+        )
     return loaded
 
 

@@ -28,7 +28,11 @@ def run(arguments: argparse.Namespace, console: Console, settings: Settings) -> 
     """Validate, copy, and return what was copied."""
     folder: Path = arguments.folder
     if folder.exists() and not (folder / "oci-layout").is_file() and (not folder.is_dir() or any(folder.iterdir())):
-        raise InvalidRequest(f"{folder} holds other files", needed="a new or empty folder, or an earlier export")
+        raise InvalidRequest(
+            f"{folder} holds other files",
+            needed="a new or empty folder, or an earlier export",
+            next_step="name another folder",
+        )
     reference, named = resolve_reference(settings.store, arguments.bundle)
     bundle = read_bundle(settings.store, named.digest, client_version=client_version())
     export_bundle(bundle, reference, folder, console)

@@ -68,6 +68,7 @@ def acceptance_rules(
         allows_expired=allows_expired,
         digest=digest,
         client_version=client_version(),
+        command=arguments.typed,
     )
 
 
@@ -77,6 +78,11 @@ def describe(pulled: Pulled, source: str, settings: Settings, console: Console) 
         console.say(f"{pulled.reference} is up to date; every byte was checked. {pulled.digest}")
     else:
         console.say(f"{pulled.reference} is here and verified: {format_bytes(pulled.size_bytes)}. {pulled.digest}")
+    if pulled.displaced is not None:
+        console.warn(
+            f"{pulled.reference} named another publisher's bundle until now, {pulled.displaced.manifest.digest}; that "
+            f"one stays here as {pulled.displaced.kept_as}"
+        )
     if pulled.publisher is None:
         console.warn("this bundle is not signed")
     elif pulled.statement is None:
@@ -101,6 +107,7 @@ def describe(pulled: Pulled, source: str, settings: Settings, console: Console) 
         "release": describe_statement(pulled.statement),
         "replaced_key": pulled.replaced_key,
         "is_first_contact": pulled.is_first_contact,
+        "displaced": pulled.displaced.kept_as if pulled.displaced else None,
         "size_bytes": pulled.size_bytes,
         "fetched_bytes": pulled.fetched_bytes,
         "was_complete": pulled.was_complete,

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import shlex
 import signal
-import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -91,7 +89,7 @@ def run(arguments: argparse.Namespace, console: Console, settings: Settings) -> 
     except KeyboardInterrupt as error:
         raise Interrupted(
             f"interrupted; everything done is in {planned.directory.path}",
-            next_step=shlex.join(["zo-device", *sys.argv[1:]]),
+            next_step=arguments.typed,
         ) from error
     show(report, console)
     return {

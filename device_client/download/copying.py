@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from device_client.console import Console
+from device_client.download.local_name import displaced_by
 from device_client.download.partial import Disk, check_room
 from device_client.download.pull import (
     Accepted,
@@ -56,19 +57,20 @@ def import_bundle(
     Raises:
         IntegrityError: The bundle is damaged, forged or by another publisher; nothing became visible.
         DiskError: There is no room.
-        Conflict: A pull is running.
+        Conflict: A pull is running, or another publisher's bundle has that name in the store.
     """
     name = reference.rpartition(":")[0]
     with sole_writer(layout):
         rules = replace(rules, pinned=keys.pinned_for_import(name), memory=keys.memory())
         accepted = _accept(source, reference, manifest, rules, keys)
+        displaced = displaced_by(reference, accepted.digest, accepted.publisher, layout, keys.memory(), rules)
         layers = [blob for blob in accepted.manifest.blobs if blob.digest != accepted.manifest.config.digest]
         missing = [blob for blob in layers if not is_intact(layout, blob)]
         was_complete = not missing and reference in layout.references()
         _copy_blobs(source, layout, missing, partial_folder(layout), console, f"Importing {reference}")
-        admit(accepted, reference, layout, keys, rules)
+        admit(accepted, reference, layout, keys, rules, displaced)
     fetched_bytes = sum(blob.size for blob in missing)
-    return summarize(accepted, reference, rules, fetched_bytes=fetched_bytes, was_complete=was_complete)
+    return summarize(accepted, reference, rules, displaced, fetched_bytes=fetched_bytes, was_complete=was_complete)
 
 
 def export_bundle(bundle: Bundle, reference: str, target: Path, console: Console) -> ImageLayout:

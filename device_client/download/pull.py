@@ -8,6 +8,8 @@
     the whole bundle                       validated by ``shared.bundle.read``
     key pinned, reference tagged           last: until then nothing is visible
 
+Before any layer is fetched, ``local_name`` says whether the bundle may have its name in the store.
+
 Every step may be killed and repeated.
 """
 
@@ -22,6 +24,7 @@ from pathlib import Path
 
 from device_client.console import Console
 from device_client.download.fetch import Fetch
+from device_client.download.local_name import Displaced, displaced_by
 from device_client.download.partial import Disk, PartialBlob, check_room, pieces_of
 from device_client.download.rate_limit import RateLimit
 from device_client.download.reference import BundleReference
@@ -77,6 +80,7 @@ class Pulled:
         statement: What its publisher stated about it, or None where it has no signature or an older one.
         replaced_key: Fingerprint of the key that was trusted before the publisher's took its place, or None.
         is_first_contact: Whether the publisher's key was pinned just now.
+        displaced: The bundle of another publisher that had the reference before, or None.
         size_bytes: Bytes of all blobs.
         fetched_bytes: Bytes of layers that came over the network.
         was_complete: Whether nothing had to be changed.
@@ -88,6 +92,7 @@ class Pulled:
     statement: ReleaseStatement | None
     replaced_key: str | None
     is_first_contact: bool
+    displaced: Displaced | None
     size_bytes: int
     fetched_bytes: int
     was_complete: bool
@@ -107,6 +112,11 @@ class Accepted:
     def digest(self) -> str:
         """The manifest's digest."""
         return digest_of_bytes(self.manifest_bytes)
+
+    @property
+    def publisher(self) -> str | None:
+        """Fingerprint of the key that signed it, or None."""
+        return self.signature.publisher if self.signature else None
 
 
 def pull(
@@ -136,30 +146,40 @@ def pull(
         IntegrityError: The bundle is damaged, forged or by another publisher; nothing became visible.
         NetworkError: The server or the line failed for too long; what was fetched is kept.
         DiskError: There is no room; what was fetched is kept.
-        Conflict: Another pull is running.
+        Conflict: Another pull is running, or another publisher's bundle has that name in the store.
     """
     with sole_writer(layout):
         rules = replace(rules, pinned=keys.pinned(reference.source), memory=keys.memory())
         accepted = _accept(reference, rules, registry, keys)
+        displaced = displaced_by(reference.local, accepted.digest, accepted.publisher, layout, keys.memory(), rules)
         missing = _missing_blobs(accepted, layout, console)
         fetched_bytes = _fetch(missing, reference, registry, layout, console, options)
         was_complete = not missing and _names(layout, reference.local, accepted.digest)
-        admit(accepted, reference.local, layout, keys, rules)
-    return summarize(accepted, reference.local, rules, fetched_bytes=fetched_bytes, was_complete=was_complete)
+        admit(accepted, reference.local, layout, keys, rules, displaced)
+    return summarize(
+        accepted, reference.local, rules, displaced, fetched_bytes=fetched_bytes, was_complete=was_complete
+    )
 
 
 def summarize(
-    accepted: Accepted, reference: str, rules: AcceptanceRules, *, fetched_bytes: int, was_complete: bool
+    accepted: Accepted,
+    reference: str,
+    rules: AcceptanceRules,
+    displaced: Displaced | None,
+    *,
+    fetched_bytes: int,
+    was_complete: bool,
 ) -> Pulled:
     """Return what is to be told of a bundle that was admitted as ``reference`` under rules made before."""
     signature = accepted.signature
     return Pulled(
         reference=reference,
         digest=accepted.digest,
-        publisher=signature.publisher if signature else None,
+        publisher=accepted.publisher,
         statement=signature.statement if signature else None,
         replaced_key=signature.path[0].rotation.old if signature and signature.path else None,
         is_first_contact=signature is not None and not rules.pinned,
+        displaced=displaced,
         size_bytes=accepted.manifest.size_bytes,
         fetched_bytes=fetched_bytes,
         was_complete=was_complete,
@@ -181,7 +201,14 @@ def accept_signature(
     return accepted
 
 
-def admit(accepted: Accepted, reference: str, layout: ImageLayout, keys: TrustedKeys, rules: AcceptanceRules) -> None:
+def admit(
+    accepted: Accepted,
+    reference: str,
+    layout: ImageLayout,
+    keys: TrustedKeys,
+    rules: AcceptanceRules,
+    displaced: Displaced | None,
+) -> None:
     """Validate a bundle whose layers are all in the store, pin its publisher and make it visible.
 
     Args:
@@ -190,6 +217,7 @@ def admit(accepted: Accepted, reference: str, layout: ImageLayout, keys: Trusted
         layout: The store.
         keys: The pins.
         rules: The rules that accepted it; the publisher's key is pinned for their source.
+        displaced: The bundle that loses the reference and gets one by its digest.
 
     Raises:
         IntegrityError: Something in the layers is wrong, or another key is pinned; nothing became visible.
@@ -200,9 +228,11 @@ def admit(accepted: Accepted, reference: str, layout: ImageLayout, keys: Trusted
     layout.add_bytes(accepted.manifest_bytes, manifest.media_type)
     read_bundle(layout, manifest.digest, verify_digests=False, client_version=rules.client_version)
     changes: dict[str, Descriptor | None] = {reference: manifest}
+    if displaced is not None:
+        changes[displaced.kept_as] = displaced.manifest
     if (signature := accepted.signature) is not None:
         may_replace = rules.required is not None or bool(signature.path)
-        keys.pin(rules.source, signature.publisher, may_replace=may_replace)
+        keys.pin(rules.source, signature.publisher, may_replace=may_replace, command=rules.command)
         name = reference.rpartition(":")[0]
         changes[f"{name}:{signature_tag(manifest.digest)}"] = _keep_signature(layout, name, manifest, signature)
     if any(not _names(layout, name, named.digest) for name, named in changes.items() if named):

@@ -46,11 +46,15 @@ class BundleReference:
     @property
     def local(self) -> str:
         """The reference in the local store; a bundle pulled by digest alone is tagged by its first 12 digits."""
-        tag = self.tag or (self.digest or "").replace(":", "-")[:19]
-        return f"{self.name}:{tag}"
+        return f"{self.name}:{self.tag or tag_of_digest(self.digest or '')}"
 
     def __str__(self) -> str:
         return f"{self.source}{f':{self.tag}' if self.tag else ''}{f'@{self.digest}' if self.digest else ''}"
+
+
+def tag_of_digest(digest: str) -> str:
+    """Return the local tag of a bundle that is known by its digest alone: the algorithm and 12 digits."""
+    return digest.replace(":", "-")[:19]
 
 
 def parse_reference(text: str, server: str | None) -> BundleReference:

@@ -9,6 +9,7 @@ validator. Knows nothing about files.
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -37,6 +38,7 @@ _PAGE_BUNDLES = 200
 _MAX_PROBLEM_BYTES = 8192
 _TEMPORARY_REFUSALS = frozenset({408, 425, 429})
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
+_NEEDED_OR_NEXT = re.compile(r"(?:^|\n)(?:Needed|Next): ")
 _KEY_HINT = "set ZO_DEVICE_API_KEY or give --api-key-file FILE"
 
 Outcome = TypeVar("Outcome")
@@ -176,7 +178,7 @@ class Registry:
         if status == 403:
             raise Forbidden(found, needed="a key with the right to read bundles", next_step=_KEY_HINT)
         if status == 404:
-            raise NotFound(found)
+            raise NotFound(found, needed="something that the server has", next_step="zo-device list --remote")
         raise NetworkError(found, needed="status 200 or 206", next_step="check the address of the server")
 
     def _read(self, url: str, headers: Mapping[str, str], max_bytes: int) -> bytes:
@@ -212,8 +214,10 @@ def _redirect_target(url: str, answer: Response) -> str:
 
 
 def _problem_detail(answer: Response) -> str:
-    """Return what the body of an error says, made safe to print; empty where it says nothing.
+    """Return what the body of an error says was found, made safe to print; empty where it says nothing.
 
+    What the server needs and what to do next is said to those who call it themselves: with routes and headers. People
+    here get the next step of a device, and one alone.
     Our service answers with a problem (RFC 9457), other registries with the errors of the OCI distribution API.
     """
     data = b""
@@ -227,7 +231,8 @@ def _problem_detail(answer: Response) -> str:
         return ""
     first = said.errors[0] if said.errors else _OciError()
     text = said.detail or said.title or ": ".join(part for part in (first.code, first.message) if part)
-    shown = "".join(letter if letter.isprintable() else " " for letter in text)
+    found = _NEEDED_OR_NEXT.split(text, maxsplit=1)[0]
+    shown = "".join(letter if letter.isprintable() else " " for letter in found)
     return f": {shown[:500]}" if shown else ""
 
 

@@ -93,6 +93,7 @@ class AcceptanceRules:
         allows_expired: Whether an expired statement is accepted.
         digest: The manifest digest that was asked for, or None.
         client_version: This program's version, or None to skip the comparison.
+        command: What was typed, to be repeated with an option that allows more.
     """
 
     source: str
@@ -107,6 +108,7 @@ class AcceptanceRules:
     allows_expired: bool = False
     digest: str | None = None
     client_version: tuple[int, int, int] | None = None
+    command: str = "zo-device pull"
 
     def accept_manifest(self, data: bytes) -> Manifest:
         """Return the manifest.
@@ -185,9 +187,9 @@ class AcceptanceRules:
     def _accept_release(self, documents: SignatureDocuments, manifest_digest: str) -> AcceptedSignature:
         rotations = tuple(map(verify_rotation, documents.rotations))
         releases = list(map(verify_release, documents.releases))
-        release = find_release(releases, self.name, self._tag_that_counts, self.source)
+        release = find_release(releases, self.name, self._tag_that_counts, self.source, self.command)
         statement = release.statement
-        path = path_to_publisher(statement.publisher, self._trusted, rotations, self.memory, self.source)
+        path = path_to_publisher(statement.publisher, self._trusted, rotations, self.memory, self.source, self.command)
         check_digest_matches(statement, manifest_digest)
         if self._tag_that_counts is not None:
             if not self.allows_expired:
@@ -200,14 +202,14 @@ class AcceptanceRules:
         if len(data) > MAX_SIGNATURE_BYTES:
             raise LimitExceeded(f"signature of {len(data)} bytes", needed=f"at most {MAX_SIGNATURE_BYTES}")
         signature = verify(data, manifest_digest)
-        path_to_publisher(signature.fingerprint, self._trusted, (), self.memory, self.source)
+        path_to_publisher(signature.fingerprint, self._trusted, (), self.memory, self.source, self.command)
         if not self.allows_old_signature and self.memory.knows_statements(self.source, signature.fingerprint):
             raise StatementMissing(
                 f"{self.source} offers a signature that proves neither the bundle's name nor its age, although its "
                 "publisher signs statements that do",
                 needed="a release statement",
-                next_step="do not use this server; for a bundle from before there were statements add "
-                "--allow-old-signature",
+                next_step="do not use this server; for a bundle from before there were statements: "
+                f"{self.command} --allow-old-signature",
             )
         return AcceptedSignature(signature.fingerprint, old_signature=signature)
 
@@ -223,7 +225,7 @@ class AcceptanceRules:
             raise SignatureMissing(
                 f"{self.source} offers no signature",
                 needed="a signed bundle",
-                next_step="ask its publisher, or add --allow-unsigned if you trust where it comes from",
+                next_step=f"ask its publisher; if you trust where it comes from: {self.command} --allow-unsigned",
             )
 
 

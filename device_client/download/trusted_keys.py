@@ -74,13 +74,14 @@ class TrustedKeys:
             return frozenset({own})
         return frozenset(key for known, key in pins.items() if urlsplit(known).path == f"/{name}")
 
-    def pin(self, source: str, fingerprint: str, *, may_replace: bool = False) -> None:
+    def pin(self, source: str, fingerprint: str, *, may_replace: bool = False, command: str = "zo-device pull") -> None:
         """Pin a publisher's key for a source.
 
         Args:
             source: Server and name, or ``import/<name>``.
             fingerprint: The key.
             may_replace: Whether it may take another one's place: the user demanded it, or the other key has named it.
+            command: What was typed, for messages.
 
         Raises:
             PublisherChanged: Another key is pinned, and this one may not replace it.
@@ -92,7 +93,7 @@ class TrustedKeys:
             raise PublisherChanged(
                 f"{source} is signed by {fingerprint}",
                 needed=f"a signature by {before}",
-                next_step=f"ask the publisher; if the new key is right, repeat with --trusted-key {fingerprint}",
+                next_step=f"ask the publisher; if the new key is right: {command} --trusted-key {fingerprint}",
             )
         self.remember(memory.model_copy(update={"pins": {**memory.pins, source: fingerprint}}))
 

@@ -22,7 +22,9 @@ from shared.errors import Equivocated, OtherName, PublisherChanged, RolledBack, 
 CLOCK_SKEW = timedelta(minutes=5)
 
 
-def find_release(releases: Sequence[SignedRelease], name: str, tag: str | None, source: str) -> SignedRelease:
+def find_release(
+    releases: Sequence[SignedRelease], name: str, tag: str | None, source: str, command: str
+) -> SignedRelease:
     """Return the release that speaks for a name and tag; of several for the name alone the newest.
 
     Args:
@@ -30,6 +32,7 @@ def find_release(releases: Sequence[SignedRelease], name: str, tag: str | None, 
         name: The name that was asked for.
         tag: The tag that was asked for, or None where a digest was.
         source: Server and name, for messages.
+        command: What was typed, for messages.
 
     Raises:
         OtherName: There is none.
@@ -42,8 +45,8 @@ def find_release(releases: Sequence[SignedRelease], name: str, tag: str | None, 
         raise OtherName(
             f"{source} answers with a bundle that is signed {f'as {signed}' if signed else 'for other tags only'}",
             needed=f"one that its publisher signed as {name}:{tag}" if tag else f"one signed under the name {name}",
-            next_step="do not use this server; ask the publisher. A server that keeps a bundle under a name of its own "
-            "needs --published-as NAME:TAG",
+            next_step="do not use this server; ask the publisher. Where a server keeps a bundle under a name of its "
+            f"own: {command} --published-as NAME:TAG",
         )
     return max(fitting, key=lambda release: release.statement.version)
 
@@ -54,6 +57,7 @@ def path_to_publisher(
     rotations: Sequence[SignedRotation],
     memory: PublisherMemory,
     source: str,
+    command: str,
 ) -> tuple[SignedRotation, ...]:
     """Return the rotations that lead from a trusted key to the one that signed; none where it is trusted itself.
 
@@ -64,6 +68,7 @@ def path_to_publisher(
         rotations: Verified rotations that came with the bundle.
         memory: What this device remembers.
         source: Server and name, for messages.
+        command: What was typed, for messages.
 
     Raises:
         PublisherChanged: None of the trusted keys leads to it, or it was replaced.
@@ -87,7 +92,7 @@ def path_to_publisher(
         raise PublisherChanged(
             f"{source} is signed by {publisher}",
             needed=f"a signature by {' or '.join(sorted(map(memory.newest_key, trusted)))}",
-            next_step=f"ask the publisher; if the new key is right: zo-device pull --trusted-key {publisher}",
+            next_step=f"ask the publisher; if the new key is right: {command} --trusted-key {publisher}",
         )
     return ()
 

@@ -22,6 +22,7 @@ from shared.errors import (
     LimitExceeded,
     UpgradeNeeded,
 )
+from shared.field_errors import first_fault
 
 FORMAT_MAJOR = 1
 FORMAT_VERSION = "1.0"
@@ -449,6 +450,6 @@ def _validate(model: type[DocumentType], data: bytes, what: str, error: type[Int
     try:
         return model.model_validate_json(data)
     except ValidationError as problem:
-        first = problem.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise error(f"{what}: {where or 'document'}: {first['msg']}", needed="see shared/bundle/FORMAT.md") from problem
+        fault = first_fault(problem)
+        found = fault.found_in(fault.field or "document")
+        raise error(f"{what}: {found}", needed=f"{fault.needed}; see shared/bundle/FORMAT.md") from problem

@@ -23,10 +23,12 @@ from shared.bundle.digest import check_digest
 from shared.bundle.layout import ImageLayout, manifest_descriptor
 from shared.bundle.manifest import TITLE_ANNOTATION, Descriptor, Document, Manifest
 from shared.errors import SignatureInvalid
+from shared.field_errors import first_fault
 
 SIGNATURE_ARTIFACT_TYPE = "application/vnd.zo-device.signature.v1+json"
 MAX_SIGNATURE_BYTES = 4096
 _CONTEXT = b"zo-device bundle signature v1\n"
+_DO_NOT_USE = "do not use this bundle; ask its publisher"
 
 
 class Signature(Document):
@@ -71,7 +73,12 @@ def verify(data: bytes, digest: str) -> Signature:
     try:
         document = Signature.model_validate_json(data)
     except ValidationError as error:
-        raise SignatureInvalid(f"signature document: {error.errors()[0]['msg']}") from error
+        fault = first_fault(error)
+        raise SignatureInvalid(
+            f"signature document: {fault.found_in(fault.field or 'document')}",
+            needed=fault.needed,
+            next_step=_DO_NOT_USE,
+        ) from error
     if document.manifest != digest:
         raise SignatureInvalid(f"a signature over {document.manifest[:80]}", needed=f"a signature over {digest}")
     try:
@@ -80,7 +87,7 @@ def verify(data: bytes, digest: str) -> Signature:
     except (InvalidSignature, ValueError) as error:
         raise SignatureInvalid(
             f"the signature of {digest} does not match its key {document.public_key}",
-            next_step="do not use this bundle; ask its publisher",
+            next_step=_DO_NOT_USE,
         ) from error
     return document
 

@@ -41,6 +41,7 @@ class Sources(NamedTuple):
 
     def start(self, data: Path) -> tuple[subprocess.Popen[str], httpx.Client]:
         """Start a service on ``data`` and return it with a client that has a key of its own."""
+        data.mkdir(exist_ok=True)
         made = subprocess.run(
             [*ZO_CLOUD, "keys", "create", "--scope", "admin", "--data", str(data), "--json"],
             capture_output=True, text=True, check=True,

@@ -142,7 +142,7 @@ class Confinement:
                 raise ConfinementError(
                     reason,
                     needed="a machine that allows the --job-isolation that was asked for",
-                    next_step="use --job-isolation auto, which takes the strongest mode that works",
+                    next_step="the operator may use --job-isolation auto, which takes the strongest mode that works",
                     param="job-isolation",
                 )
             return self._rules.isolation

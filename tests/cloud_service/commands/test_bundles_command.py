@@ -81,6 +81,22 @@ def test_what_cannot_be_done_says_so_and_changes_nothing(
     assert shelf.log.newest() == before
 
 
+def test_the_next_step_is_a_command_here_and_a_route_over_http(
+    shelf: Shelf, manifest: Descriptor, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shelf.publish("team/tiny", "latest", manifest)
+    absent = "sha256:" + "0" * 64
+    for words, step in (
+        (["retag", "team/tiny:latest", "--back"], "zo-cloud bundles history team/tiny:latest"),
+        (["retag", "team/tiny:latest", absent], "zo-cloud bundles list team/tiny"),
+        (["delete", "team/tiny:absent"], "zo-cloud bundles list team/tiny"),
+    ):
+        assert main(["bundles", *words, "--data", str(shelf.folder)]) == 4
+        told = capsys.readouterr().err
+        assert told.endswith(f"\nNext: {step}\n")
+        assert "/v1/" not in told
+
+
 def test_the_lines_for_people_say_who_did_what(
     shelf: Shelf, manifest: Descriptor, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -104,7 +104,7 @@ def test_requests_that_an_older_service_stored_are_listed_with_what_is_wrong(cli
     assert [job["error"]["type"] for job in refused] == ["unreadable-record"] * 4
     no_object, unknown, nul, half = refused
     assert half["input"]["calibration"]["label_words"] == {"a": "\ufffd", "b": "c"}
-    assert half["error"]["message"].startswith("stored request.calibration.label_words.a: ")
+    assert half["error"]["message"].startswith(r'stored request.calibration.label_words.a = "\ud800"')
     assert nul["input"]["model"] == "ti\ufffdny"
     assert "request.colour" in unknown["error"]["message"]
     assert no_object["input"]["model"] == "unreadable"

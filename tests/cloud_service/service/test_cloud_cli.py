@@ -99,13 +99,39 @@ def test_revoking_an_unknown_key_exits_with_not_found(tmp_path: Path, capsys: py
     assert "Next: zo-cloud keys list" in captured.err
 
 
-@pytest.mark.parametrize("action", [["list"], ["revoke", "some"]])
-def test_the_keys_of_a_folder_that_no_service_used_are_not_found(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], action: list[str]
+BESIDE_A_SERVICE = [
+    "keys list", "keys create --scope admin", "keys revoke some", "gc", "gc --dry-run",
+    "bundles list", "bundles retag n:t --back", "bundles delete n:t", "bundles history n:t", "bundles audit",
+    "signing-key show", "signing-key rotate", "signing-key rotate --lost --yes-every-device-must-be-told",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("words", BESIDE_A_SERVICE)
+def test_only_serve_makes_a_data_folder(words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    somebodys = tmp_path / "somebodys"
+    somebodys.mkdir()
+    (somebodys / "letter.txt").touch()
+    for folder in (tmp_path / "mistyped", somebodys):
+        assert main([*words.split(), "--data", str(folder)]) == 4
+        told = capsys.readouterr()
+        assert told.out == ""
+        assert str(folder) in told.err
+        assert "\nNeeded: " in told.err
+        assert "\nNext: zo-cloud " in told.err
+        assert "--data FOLDER" in told.err
+    assert [path.name for path in tmp_path.rglob("*")] == ["somebodys", "letter.txt"]
+
+
+def test_a_key_with_few_rights_made_before_the_first_start_leaves_the_first_start_its_admin_key(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["keys", *action, "--data", str(tmp_path / "mistyped")]) == 4
-    assert "no service has kept its data in" in capsys.readouterr().err
-    assert not (tmp_path / "mistyped").exists()
+    assert main(["keys", "create", "--scope", "bundles", "--data", str(tmp_path)]) == 0
+    capsys.readouterr()
+    with contextlib.closing(_Engine(tmp_path)) as opened:
+        first = opened.keys.create_first()
+        assert first is not None
+        assert opened.keys.authenticate(first).scopes == (Scope.ADMIN,)
+        assert opened.keys.create_first() is None
 
 
 def test_serving_in_public_without_tls_exits_with_a_wrong_call(
@@ -114,6 +140,13 @@ def test_serving_in_public_without_tls_exits_with_a_wrong_call(
     for options in (["--host", "0.0.0.0"], ["--host", "10.0.0.1", "--no-auth"]):  # noqa: S104
         assert main(["serve", *options, "--data", str(tmp_path / "data")]) == 2
         assert "error: --" in capsys.readouterr().err
+    assert not (tmp_path / "data").exists()
+
+
+def test_serving_a_root_that_is_not_there_starts_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["serve", "--data", str(tmp_path / "data"), "--model-root", str(tmp_path / "nope"), "--port", "0"]
+    assert main(words) == 2
+    assert f"error: --model-root {tmp_path / 'nope'}, which is not there\nNeeded: " in capsys.readouterr().err
     assert not (tmp_path / "data").exists()
 
 
@@ -146,8 +179,30 @@ def test_an_impossible_sparsity_is_a_wrong_call(
     assert main(["prepare", "gpt2", *options]) == 2
     captured = capsys.readouterr()
     assert json.loads(captured.out)["error"]["param"] == "sparsity"
-    assert "error: sparsity" in captured.err
+    needed = "a number above 0.0" if sparsity == "0" else "a number that is at most 0.5"
+    assert f"error: --sparsity {float(sparsity)}\nNeeded: {needed}\nNext: zo-cloud prepare --help" in captured.err
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "found", "needed"),
+    [
+        ("--name Upper", '--name "Upper"', "lower-case letters and digits"),
+        ("--calibration-task SST-2", "--calibration-task", "the folder that holds the folder SST-2"),
+        ("--calibration-task MNLI", '--calibration-task "MNLI"', "one of 'SST-2', 'RTE'"),
+        ("--evaluation-documents -1", "--evaluation-documents -1", "a number that is at least 0"),
+        ("--tokens 3", "--tokens 3", "a number that is at least 8"),
+    ],
+)
+def test_a_refused_value_is_named_by_its_option(
+    words: str, found: str, needed: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["prepare", "gpt2", "--output", str(tmp_path / "out"), *words.split()]) == 2
+    told = capsys.readouterr().err
+    assert told.startswith(f"error: {found}")
+    assert needed in told
+    assert "Value error" not in told
+    assert "Next: zo-cloud prepare --help lists the options" in told
 
 
 def test_what_a_killed_preparation_left_is_removed_at_the_start_of_the_next(tmp_path: Path) -> None:

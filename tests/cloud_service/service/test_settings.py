@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from cloud_service.settings import Settings, check_exposure, job_environment, load_settings
+from cloud_service.settings import Settings, check_exposure, check_roots, job_environment, load_settings
 from shared.errors import InvalidRequest
 
 
@@ -44,6 +44,17 @@ def test_half_of_the_tls_files_and_absent_ones_are_refused(tmp_path: Path, certi
         check_exposure(Settings(tls_certificate=tmp_path / "absent", tls_key=certificate["tls_key"]))
 
 
+@pytest.mark.parametrize(("field", "option"), [("model_roots", "--model-root"), ("text_roots", "--text-root")])
+def test_a_root_that_is_no_folder_is_refused_by_name(tmp_path: Path, field: str, option: str) -> None:
+    (tmp_path / "file").touch()
+    check_roots(Settings.model_validate({field: (tmp_path,)}))
+    for root, what in ((tmp_path / "mistyped", "not there"), (tmp_path / "file", "not a folder")):
+        with pytest.raises(InvalidRequest) as caught:
+            check_roots(Settings.model_validate({field: (tmp_path, root)}))
+        assert caught.value.found == f"{option} {root}, which is {what}"
+        assert "mount" in caught.value.next_step
+
+
 def test_settings_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ZO_CLOUD_PORT", "9")
     monkeypatch.setenv("ZO_CLOUD_MODEL_ROOTS", '["/models"]')
@@ -61,6 +72,8 @@ def test_a_bad_option_or_variable_is_a_wrong_call_that_names_it(monkeypatch: pyt
     with pytest.raises(InvalidRequest, match="port") as caught:
         load_settings(port=99_999)
     assert caught.value.param == "port"
+    assert (caught.value.found, caught.value.needed) == ("port = 99999", "a number that is at most 65535")
+    assert "ZO_CLOUD_PORT" in caught.value.next_step
     monkeypatch.setenv("ZO_CLOUD_MODEL_ROOTS", "/models")
     with pytest.raises(InvalidRequest, match="model_roots"):
         load_settings()

@@ -28,6 +28,9 @@ OCI = {"errors": [{"code": "DENIED", "message": "requested access to the resourc
         ({"errors": "none"}, ""),
         ({"detail": "a\u001b[31m\nb"}, ": a [31m b"),
         (["no object"], ""),
+        ({"detail": "no key\nNeeded: the header Authorization\nNext: ask the operator"}, ": no key"),
+        ({"detail": "line 1\nline 2\nNext: GET /v1/bundles"}, ": line 1 line 2"),
+        ({"detail": "Next: rm -r ~"}, ""),
     ],
 )
 def test_the_reason_is_shown_whichever_form_it_has(published: ImageLayout, body: Any, shown: str) -> None:
@@ -36,3 +39,4 @@ def test_the_reason_is_shown_whichever_form_it_has(published: ImageLayout, body:
     with pytest.raises(Forbidden) as caught:
         Registry(InMemoryTransport({SERVER: server}), SERVER).manifest("tiny", "latest", max_bytes=1000)
     assert caught.value.found == f"{SERVER}/v2/tiny/manifests/latest answers 403{shown}"
+    assert str(caught.value).count("Next: ") == str(caught.value).count("Needed: ") == 1

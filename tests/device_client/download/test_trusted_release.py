@@ -53,7 +53,7 @@ def rules(**changes: object) -> AcceptanceRules:
 def path(
     trusted: Ed25519PrivateKey, publisher: Ed25519PrivateKey, rotations: list[SignedRotation], memory: PublisherMemory
 ) -> tuple[SignedRotation, ...]:
-    return path_to_publisher(fingerprint(publisher), {fingerprint(trusted)}, rotations, memory, SOURCE)
+    return path_to_publisher(fingerprint(publisher), {fingerprint(trusted)}, rotations, memory, SOURCE, RULES.command)
 
 
 def test_a_statement_is_valid_until_it_expires_and_five_minutes_longer() -> None:
@@ -124,7 +124,7 @@ def test_a_replaced_key_is_not_trusted_again_even_at_first_contact_or_if_it_is_r
     memory = PublisherMemory(successors={fingerprint(CHAIN[0]): fingerprint(CHAIN[1])})
     for trusted in (set(), {fingerprint(CHAIN[0])}):
         with pytest.raises(PublisherChanged, match="has replaced"):
-            path_to_publisher(fingerprint(CHAIN[0]), trusted, [], memory, SOURCE)
+            path_to_publisher(fingerprint(CHAIN[0]), trusted, [], memory, SOURCE, RULES.command)
     assert path(CHAIN[0], CHAIN[1], [], memory) == ()
 
 
