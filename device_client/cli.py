@@ -8,19 +8,16 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import importlib
-import json
 import os
 import shlex
 import sys
-import traceback
 from collections.abc import Sequence
 from typing import Any, Protocol
 
 from device_client.console import Console
 from device_client.settings import Settings
 from device_client.store import refusals
-from shared.command_line import CommandParser, dropping_unread_output
-from shared.errors import ZoError
+from shared.command_line import CommandParser, print_json, program_parser, run_program
 
 COMMAND_MODULES = (
     "doctor",
@@ -39,22 +36,6 @@ COMMAND_MODULES = (
     "rm",
     "prune",
 )
-EXIT_CODES = (
-    (0, "done"),
-    (1, "failed in a way no other code names"),
-    (2, "wrong call"),
-    (3, "key missing, unknown or without the right"),
-    (4, "not found"),
-    (5, "damaged, forged or too new: nothing was loaded"),
-    (6, "network or server failed: try again, what was fetched is kept"),
-    (7, "disk full, or a file or folder that may not be used"),
-    (8, "memory or GPU does not suffice"),
-    (9, "data file or row unusable"),
-    (10, "training diverged"),
-    (11, "begun otherwise, made from another bundle, or in use by another command"),
-    (130, "interrupted: run the same command again"),
-)
-INTERRUPTED = 130
 
 
 class Command(Protocol):
@@ -71,42 +52,34 @@ class Command(Protocol):
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run ``zo-device`` and return its exit code; it is 0 where nobody wants to read the rest of the output."""
-    with dropping_unread_output():
-        return _run(list(sys.argv[1:] if argv is None else argv))
-    return 0
-
-
-def _run(words: list[str]) -> int:
+    """Run ``zo-device`` and return its exit code."""
+    words = list(sys.argv[1:] if argv is None else argv)
     settings = Settings.from_environment(os.environ)
-    wants_json = "--json" in words
     console = Console(is_quiet="--quiet" in words, has_color=settings.has_color)
-    try:
+
+    def run(words: Sequence[str]) -> int:
         arguments = build_parser().parse_args(words, argparse.Namespace(typed=shlex.join(["zo-device", *words])))
-        settings = dataclasses.replace(settings, is_offline=arguments.offline)
-        with refusals(settings):
-            result = arguments.command.run(arguments, console, settings)
-    except KeyboardInterrupt:
-        error = ZoError("interrupted", next_step="run the same command again to go on")
-        return _fail(error, "interrupted", INTERRUPTED, console, wants_json=wants_json)
-    except BrokenPipeError:
-        raise
-    except ZoError as error:
-        return _fail(error, error.slug, error.exit_code, console, wants_json=wants_json)
-    except Exception as error:
-        return _fail_unexpectedly(error, console, settings, wants_json=wants_json)
-    if wants_json:
-        _print_json(result)
-    return int(result.get("exit_code", 0))
+        effective = dataclasses.replace(settings, is_offline=arguments.offline)
+        with refusals(effective):
+            result = arguments.command.run(arguments, console, effective)
+        if arguments.json:
+            print_json(result)
+        return int(result.get("exit_code", 0))
+
+    return run_program(
+        run,
+        words,
+        show_error=console.error,
+        debug_variable="ZO_DEVICE_DEBUG",
+        is_debugging=lambda: settings.is_debugging,
+    )
 
 
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser of ``zo-device`` with all its subcommands."""
-    parser = CommandParser(
-        prog="zo-device",
-        description="Fetch a prepared language model and personalise it on this machine, with forward passes only.",
-        epilog="exit codes:\n" + "\n".join(f"  {code:>3}  {meaning}" for code, meaning in EXIT_CODES),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+    parser = program_parser(
+        "zo-device",
+        "Fetch a prepared language model and personalise it on this machine, with forward passes only.",
         parents=[_common_options()],
     )
     parser.set_defaults(json=False, quiet=False, offline=False)
@@ -132,27 +105,6 @@ def _common_options() -> CommandParser:
     common.add_argument("--quiet", action="store_true", help="show only warnings and errors")
     common.add_argument("--offline", action="store_true", help="open no socket at all")
     return common
-
-
-def _fail(error: ZoError, slug: str, exit_code: int, console: Console, *, wants_json: bool) -> int:
-    console.error(str(error))
-    if wants_json:
-        described = {"found": error.found, "needed": error.needed, "next_step": error.next_step}
-        with dropping_unread_output():
-            _print_json({"error": {"type": slug, **described}})
-    return exit_code
-
-
-def _fail_unexpectedly(error: Exception, console: Console, settings: Settings, *, wants_json: bool) -> int:
-    """Name the kind of an error nobody expected; its text may quote user data and is shown on request only."""
-    if settings.is_debugging:
-        console.error("".join(traceback.format_exception(error)))
-    described = ZoError(f"unexpected {type(error).__name__}", next_step="set ZO_DEVICE_DEBUG=1 to see where")
-    return _fail(described, "unexpected", 1, console, wants_json=wants_json)
-
-
-def _print_json(result: dict[str, Any]) -> None:
-    sys.stdout.write(json.dumps(result) + "\n")
 
 
 if __name__ == "__main__":

@@ -28,19 +28,10 @@ from rich.progress import (
 from rich.text import Text
 
 from shared.byte_sizes import format_bytes
+from shared.terminal_text import printable
 
 PLAIN_LINE_SECONDS = 5.0
 PIPED_COLUMNS = 1000
-
-_COMMANDS_OF_TERMINALS = dict.fromkeys(
-    {*range(0x20), *range(0x7F, 0xA0), *range(0x202A, 0x202F), *range(0x2066, 0x206A)} - {ord("\n"), ord("\t")}
-)
-"""Control characters (among them ESC) and those that turn the direction of writing."""
-
-
-def printable(text: str) -> str:
-    """Return a text without the characters that command a terminal; line feeds and tabs stay."""
-    return text.translate(_COMMANDS_OF_TERMINALS)
 
 
 class ProgressBar(Protocol):

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from device_client.commands.machine_arguments import add_machine_arguments, backend_options, compute_dtype
-from device_client.console import Console, printable
+from device_client.console import Console
 from device_client.model.memory_plan import MemoryPlan, plan_memory, spare_bytes
 from device_client.model.workload import Workload
 from device_client.settings import Settings
@@ -19,6 +19,7 @@ from shared.bundle.manifest import BundleConfig
 from shared.byte_sizes import parse_bytes
 from shared.errors import InvalidRequest
 from shared.perturbation import random_generator
+from shared.terminal_text import printable
 
 if TYPE_CHECKING:
     from device_client.model.sparse_model import SparseModel

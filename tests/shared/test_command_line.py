@@ -97,7 +97,7 @@ def test_an_unexpected_error_of_the_operators_command_is_no_traceback_unless_ask
     told = capsys.readouterr()
     assert json.loads(told.out)["error"]["type"] == "unexpected"
     assert "Traceback" not in told.err
-    assert told.err == "error: unexpected DatabaseError\nNext: set ZO_CLOUD_DEBUG=1 to see where\n"
+    assert told.err == "Error: unexpected DatabaseError\nNext: set ZO_CLOUD_DEBUG=1 to see where\n"
     monkeypatch.setenv("ZO_CLOUD_DEBUG", "1")
     assert cloud_service.cli.main(words) == 1
     assert "Traceback" in capsys.readouterr().err

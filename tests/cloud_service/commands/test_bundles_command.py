@@ -77,7 +77,9 @@ def test_what_cannot_be_done_says_so_and_changes_nothing(
 ) -> None:
     shelf.publish("team/tiny", "latest", manifest)
     before = shelf.log.newest()
-    assert "message" in call("bundles", *words, code=code)["error"]
+    error = call("bundles", *words, code=code)["error"]
+    assert error["found"]
+    assert error["next_step"]
     assert shelf.log.newest() == before
 
 

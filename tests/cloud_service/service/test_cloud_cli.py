@@ -139,14 +139,14 @@ def test_serving_in_public_without_tls_exits_with_a_wrong_call(
 ) -> None:
     for options in (["--host", "0.0.0.0"], ["--host", "10.0.0.1", "--no-auth"]):  # noqa: S104
         assert main(["serve", *options, "--data", str(tmp_path / "data")]) == 2
-        assert "error: --" in capsys.readouterr().err
+        assert "Error: --" in capsys.readouterr().err
     assert not (tmp_path / "data").exists()
 
 
 def test_serving_a_root_that_is_not_there_starts_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["serve", "--data", str(tmp_path / "data"), "--model-root", str(tmp_path / "nope"), "--port", "0"]
     assert main(words) == 2
-    assert f"error: --model-root {tmp_path / 'nope'}, which is not there\nNeeded: " in capsys.readouterr().err
+    assert f"Error: --model-root {tmp_path / 'nope'}, which is not there\nNeeded: " in capsys.readouterr().err
     assert not (tmp_path / "data").exists()
 
 
@@ -180,7 +180,7 @@ def test_an_impossible_sparsity_is_a_wrong_call(
     captured = capsys.readouterr()
     assert json.loads(captured.out)["error"]["param"] == "sparsity"
     needed = "a number above 0.0" if sparsity == "0" else "a number that is at most 0.5"
-    assert f"error: --sparsity {float(sparsity)}\nNeeded: {needed}\nNext: zo-cloud prepare --help" in captured.err
+    assert f"Error: --sparsity {float(sparsity)}\nNeeded: {needed}\nNext: zo-cloud prepare --help" in captured.err
     assert not (tmp_path / "out").exists()
 
 
@@ -199,7 +199,7 @@ def test_a_refused_value_is_named_by_its_option(
 ) -> None:
     assert main(["prepare", "gpt2", "--output", str(tmp_path / "out"), *words.split()]) == 2
     told = capsys.readouterr().err
-    assert told.startswith(f"error: {found}")
+    assert told.startswith(f"Error: {found}")
     assert needed in told
     assert "Value error" not in told
     assert "Next: zo-cloud prepare --help lists the options" in told

@@ -75,7 +75,7 @@ def test_a_lost_key_is_replaced_only_after_the_operator_has_said_yes(call: Any, 
     assert call("rotate")[1]["error"]["type"] == "conflict"
     code, answer = call("rotate", "--lost")
     assert (code, answer["error"]["param"]) == (2, "lost")
-    assert "--yes-every-device-must-be-told" in answer["error"]["message"]
+    assert "--yes-every-device-must-be-told" in answer["error"]["next_step"]
     assert not key.exists()
     code, answer = call("rotate", "--lost", "--yes-every-device-must-be-told")
     assert (code, answer["replaced"]) == (0, [])

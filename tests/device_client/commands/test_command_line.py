@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from device_client.cli import EXIT_CODES, build_parser, load_commands, main
+from device_client.cli import build_parser, load_commands, main
 from device_client.settings import Settings
 from shared import errors
+from shared.command_line import EXIT_CODES
 
 
 def test_help_names_every_command_and_exit_code_and_imports_no_torch() -> None:
@@ -52,7 +53,7 @@ def test_a_wrong_call_exits_2_as_json_too(home: Path, words: list[str], capsys: 
     captured = capsys.readouterr()
     error = json.loads(captured.out)["error"]
     assert error["type"] == "invalid-request"
-    assert set(error) == {"type", "found", "needed", "next_step"}
+    assert set(error) == {"type", "found", "needed", "next_step", "param"}
     assert "--help" in captured.err
 
 
