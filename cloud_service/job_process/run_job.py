@@ -1,4 +1,4 @@
-"""The process of one job: ``python -m cloud_service.jobs.run_job FOLDER LOCK``, started by the launcher.
+"""The process of one job: ``python -m cloud_service.job_process.run_job FOLDER LOCK``, started by the launcher.
 
 Reads its order from standard input and tells its progress on standard output, both as the JSON lines of ``messages``;
 whatever libraries print goes to standard error, which is the job's log. Three things keep attempts from meeting:
