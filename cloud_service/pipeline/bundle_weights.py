@@ -14,7 +14,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from cloud_service.pipeline.load_model import LoadedModel
+from cloud_service.pipeline.model.load_model import LoadedModel
 from cloud_service.pipeline.publish import TensorBlob
 from shared.bundle.layout import ImageLayout
 from shared.bundle.manifest import SENSITIVE_TITLE, QuantizedEntry

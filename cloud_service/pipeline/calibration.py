@@ -27,7 +27,7 @@ from torch import Tensor
 
 from cloud_service.pipeline.calibration_rows import calibration_examples
 from cloud_service.pipeline.documents import read_documents, read_rows
-from cloud_service.pipeline.tokenization import TextEncoder
+from cloud_service.pipeline.model.tokenization import TextEncoder
 from cloud_service.sources import SourcePolicy, TextSource
 from shared.api import CalibrationSpec
 from shared.bundle.digest import digest_of_bytes

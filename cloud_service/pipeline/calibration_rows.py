@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from cloud_service.pipeline.tokenization import TextEncoder
+from cloud_service.pipeline.model.tokenization import TextEncoder
 from shared.api import OWN_ROWS, CalibrationSpec
 from shared.errors import DataError, InvalidRequest
 from shared.tasks.datasets import Record, draw_rows

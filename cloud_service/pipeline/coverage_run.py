@@ -34,7 +34,7 @@ from cloud_service.pipeline.coverage import (
 from cloud_service.pipeline.documents import read_rows
 from cloud_service.pipeline.first_order import FirstOrderSettings
 from cloud_service.pipeline.identity import ResolvedInput, resolve
-from cloud_service.pipeline.load_model import LoadedModel
+from cloud_service.pipeline.model.load_model import LoadedModel
 from cloud_service.pipeline.planned_model import Means, PlannedModel, memory_errors, plan_model
 from cloud_service.pipeline.saved_texts import read_texts
 from cloud_service.progress import ProgressSink

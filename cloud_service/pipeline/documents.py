@@ -25,7 +25,7 @@ from io import BufferedIOBase
 from pathlib import Path
 
 from cloud_service.contained_folder import ContainedFile, ContainedFolder
-from cloud_service.pipeline.hub import TransportError, first_line
+from cloud_service.pipeline.model.hub import TransportError, first_line
 from cloud_service.sources import C4, SourcePolicy, TextSource
 from shared.errors import DataError, NetworkError
 from shared.strict_json import parse_json

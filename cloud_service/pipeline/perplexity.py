@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from cloud_service.pipeline.tokenization import TextEncoder
+from cloud_service.pipeline.model.tokenization import TextEncoder
 from shared.errors import DataError, UnsupportedModel
 
 _WINDOW_TOKENS = 512

@@ -31,9 +31,9 @@ from cloud_service.pipeline.calibration import Calibration, tokens_digest
 from cloud_service.pipeline.checkpoint import Workspace, require_space
 from cloud_service.pipeline.fisher_totals import FisherTotals
 from cloud_service.pipeline.identity import ResolvedInput, resolve
-from cloud_service.pipeline.load_model import LoadedModel
+from cloud_service.pipeline.model.load_model import LoadedModel
+from cloud_service.pipeline.model.pinned_commit import unpinned_if_unsupported
 from cloud_service.pipeline.perplexity import LossSum, evaluation_windows, sum_losses
-from cloud_service.pipeline.pinned_commit import unpinned_if_unsupported
 from cloud_service.pipeline.planned_model import Means, PlannedModel, memory_errors, plan_model
 from cloud_service.pipeline.publish import TensorBlob, add_documents, license_of, model_card
 from cloud_service.pipeline.report import FisherFigures, fisher_figures, report_document

@@ -25,8 +25,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from cloud_service.contained_folder import MAX_DOCUMENT_BYTES, ContainedFolder
+from cloud_service.pipeline.model.weight_files import read_json
 from cloud_service.pipeline.quantize import DensePart
-from cloud_service.pipeline.weight_files import read_json
 from shared.bundle.layout import ImageLayout
 from shared.bundle.manifest import (
     JSON_MEDIA_TYPE,

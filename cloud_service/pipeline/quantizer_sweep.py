@@ -29,8 +29,8 @@ from cloud_service.pipeline.bundle_weights import write_dense_part, write_sensit
 from cloud_service.pipeline.calibration import Calibration, tokens_digest
 from cloud_service.pipeline.checkpoint import Workspace
 from cloud_service.pipeline.identity import ResolvedInput, resolve
+from cloud_service.pipeline.model.pinned_commit import unpinned_if_unsupported
 from cloud_service.pipeline.perplexity import evaluation_windows, sum_losses
-from cloud_service.pipeline.pinned_commit import unpinned_if_unsupported
 from cloud_service.pipeline.planned_model import Means, PlannedModel, memory_errors, plan_model
 from cloud_service.pipeline.publish import TensorBlob
 from cloud_service.pipeline.report import bytes_by_part

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from cloud_service.pipeline.checkpoint import Workspace
-from cloud_service.pipeline.load_model import ModelOutline
+from cloud_service.pipeline.model.load_model import ModelOutline
 from cloud_service.pipeline.publish import TensorBlob, add_block, add_sensitive, add_trunk
 from cloud_service.pipeline.published_inputs import PublishedInputs
 from cloud_service.pipeline.quantize import flat_index, quantize_unmasked

@@ -43,7 +43,7 @@ from cloud_service.pipeline.checkpoint import Workspace  # noqa: E402
 from cloud_service.pipeline.fisher import sum_squares, zero_sums  # noqa: E402
 from cloud_service.pipeline.fisher_totals import FisherTotals  # noqa: E402
 from cloud_service.pipeline.launchers.local import FisherPasses, FisherWork, LocalLauncher  # noqa: E402
-from cloud_service.pipeline.load_model import read_outline  # noqa: E402
+from cloud_service.pipeline.model.load_model import read_outline  # noqa: E402
 from cloud_service.pipeline.planning.machine_probe import LIBRARIES_BYTES  # noqa: E402
 from cloud_service.pipeline.planning.memory_meter import MemoryMeter  # noqa: E402
 from cloud_service.pipeline.planning.model_shape import read_model_shape  # noqa: E402

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from cloud_service.pipeline.calibration import Calibration
 from cloud_service.pipeline.checkpoint import Workspace
-from cloud_service.pipeline.load_model import LoadedModel, load_model, read_outline
+from cloud_service.pipeline.model.load_model import LoadedModel, load_model, read_outline
 from cloud_service.pipeline.publish import TensorBlob
 from cloud_service.pipeline.published_inputs import PublishedInputs
 from cloud_service.pipeline.select_sensitive import Masks, select_random

@@ -19,7 +19,7 @@ from cloud_service.pipeline.fisher_totals import FisherTotals
 from cloud_service.pipeline.launchers.local import FisherLauncher, FisherPasses, FisherWork, LocalLauncher
 from cloud_service.pipeline.launchers.ray_cluster import RayLauncher
 from cloud_service.pipeline.launchers.ray_connection import own_cluster
-from cloud_service.pipeline.load_model import read_outline
+from cloud_service.pipeline.model.load_model import read_outline
 from shared.errors import Interrupted, ResourceError, UnsupportedModel
 
 MakeCheckpoint = Callable[..., Path]

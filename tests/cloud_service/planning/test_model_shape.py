@@ -10,7 +10,7 @@ import safetensors.torch
 import torch
 from tiny_checkpoint import CONFIGS, build_checkpoint
 
-from cloud_service.pipeline.load_model import read_outline
+from cloud_service.pipeline.model.load_model import read_outline
 from cloud_service.pipeline.planning.model_shape import (
     read_config_shape,
     read_model_shape,

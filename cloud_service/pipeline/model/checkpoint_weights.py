@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from cloud_service.contained_folder import ContainedFolder
-from cloud_service.pipeline.weight_files import stored_tensors, unsupported, weight_files
+from cloud_service.pipeline.model.weight_files import stored_tensors, unsupported, weight_files
 
 _BASE_PREFIX = "model."
 """What the names of a checkpoint without a language-model head lack."""

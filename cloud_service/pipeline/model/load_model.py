@@ -22,9 +22,9 @@ from huggingface_hub.errors import StrictDataclassError
 from torch import nn
 
 from cloud_service.contained_folder import ContainedFolder
-from cloud_service.pipeline.checkpoint_weights import CheckpointWeights
-from cloud_service.pipeline.config_bounds import check_config
-from cloud_service.pipeline.weight_files import read_json, unsupported
+from cloud_service.pipeline.model.checkpoint_weights import CheckpointWeights
+from cloud_service.pipeline.model.config_bounds import check_config
+from cloud_service.pipeline.model.weight_files import read_json, unsupported
 from shared.architecture import family_of, safe_config
 
 _ERRORS_OF_A_CONFIGURATION = (

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from cloud_service.pipeline.config_bounds import check_config
-from cloud_service.pipeline.load_model import read_outline
+from cloud_service.pipeline.model.config_bounds import check_config
+from cloud_service.pipeline.model.load_model import read_outline
 from cloud_service.pipeline.planning.model_shape import read_config_shape, read_model_shape
 from shared.errors import UnsupportedModel
 

@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from cloud_service.pipeline.weight_files import unsupported
+from cloud_service.pipeline.model.weight_files import unsupported
 from shared.architecture import family_of
 
 _SMALLEST_CONTEXT = 8

@@ -13,8 +13,8 @@ import safetensors.torch
 import torch
 
 from cloud_service.pipeline.identity import resolve
-from cloud_service.pipeline.load_model import LoadedModel, load_model, read_outline
-from cloud_service.pipeline.tokenization import load_encoder
+from cloud_service.pipeline.model.load_model import LoadedModel, load_model, read_outline
+from cloud_service.pipeline.model.tokenization import load_encoder
 from cloud_service.progress import SilentProgress
 from cloud_service.sources import SourcePolicy
 from shared.api import PrepareRequest

@@ -19,8 +19,8 @@ from typing import Any
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from cloud_service.contained_folder import MAX_DOCUMENT_BYTES, MAX_JSON_BYTES, ContainedFolder
-from cloud_service.pipeline.tokenizer_bounds import check_token, check_tokenizer, id_limit
-from cloud_service.pipeline.weight_files import parse_object, read_json, unsupported
+from cloud_service.pipeline.model.tokenizer_bounds import check_token, check_tokenizer, id_limit
+from cloud_service.pipeline.model.weight_files import parse_object, read_json, unsupported
 from shared.bundle.manifest import TokenizerSettings
 from shared.errors import UnsupportedModel, ZoError
 

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from cloud_service.pipeline.tokenization import TextEncoder, load_encoder
-from cloud_service.pipeline.tokenizer_bounds import check_tokenizer
+from cloud_service.pipeline.model.tokenization import TextEncoder, load_encoder
+from cloud_service.pipeline.model.tokenizer_bounds import check_tokenizer
 from shared.errors import UnsupportedModel
 
 MakeCheckpoint = Callable[..., Path]

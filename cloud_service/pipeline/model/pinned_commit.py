@@ -14,7 +14,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from cloud_service.pipeline.hub import Snapshot, find_snapshot
+from cloud_service.pipeline.model.hub import Snapshot, find_snapshot
 from cloud_service.sources import PINNED_COMMIT, HubModel, SourcePolicy
 from shared.durable_files import disk_errors, write_atomically
 from shared.errors import UnsupportedModel

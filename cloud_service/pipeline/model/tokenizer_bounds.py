@@ -17,7 +17,7 @@ import binascii
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from cloud_service.pipeline.weight_files import unsupported
+from cloud_service.pipeline.model.weight_files import unsupported
 from shared.errors import UnsupportedModel
 
 _UNKNOWN_VOCABULARY = 1 << 20
