@@ -30,7 +30,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from cloud_service.pipeline.calibration import Calibration
+from cloud_service.pipeline.calibration.sequences import Calibration
 from cloud_service.pipeline.first_order import FirstOrderSettings, FirstOrderTuner, mean_answer_loss
 from cloud_service.pipeline.fisher import not_finite, sum_squares, zero_sums
 from cloud_service.pipeline.select_sensitive import Masks, select_largest, select_random, sensitive_count

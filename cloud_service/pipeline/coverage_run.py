@@ -20,8 +20,9 @@ from typing import Annotated, Any, Literal
 import torch
 from pydantic import Field
 
-from cloud_service.pipeline.calibration import Calibration, tokens_digest
-from cloud_service.pipeline.calibration_rows import calibration_examples
+from cloud_service.pipeline.calibration.documents import read_rows
+from cloud_service.pipeline.calibration.rows import calibration_examples
+from cloud_service.pipeline.calibration.sequences import Calibration, tokens_digest
 from cloud_service.pipeline.checkpoint import Workspace
 from cloud_service.pipeline.coverage import (
     Coverage,
@@ -31,7 +32,6 @@ from cloud_service.pipeline.coverage import (
     measure_coverage,
     rank_largest,
 )
-from cloud_service.pipeline.documents import read_rows
 from cloud_service.pipeline.first_order import FirstOrderSettings
 from cloud_service.pipeline.identity import ResolvedInput, resolve
 from cloud_service.pipeline.model.load_model import LoadedModel

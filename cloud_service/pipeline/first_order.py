@@ -18,7 +18,7 @@ from typing import Literal
 import torch
 from torch import nn
 
-from cloud_service.pipeline.calibration import Calibration
+from cloud_service.pipeline.calibration.sequences import Calibration
 from cloud_service.pipeline.fisher import sequence_loss
 from shared.errors import Diverged
 from shared.perturbation import random_generator

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.utils.checkpoint import checkpoint
 
-from cloud_service.pipeline.calibration import Calibration
+from cloud_service.pipeline.calibration.sequences import Calibration
 from shared.errors import ResourceError, UnsupportedModel
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from cloud_service.contained_folder import MAX_DOCUMENT_BYTES, MAX_JSON_BYTES, ContainedFolder
-from cloud_service.pipeline.documents import open_text, text_folder_files
+from cloud_service.pipeline.calibration.documents import open_text, text_folder_files
 from cloud_service.pipeline.model.hub import check_has_safetensors, fetch, find_snapshot, is_wanted
 from cloud_service.pipeline.model.pinned_commit import pinned_snapshot
 from cloud_service.progress import ProgressSink

@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 
 from cloud_service.memory_budget import MemoryBudget
-from cloud_service.pipeline.calibration import Calibration
+from cloud_service.pipeline.calibration.sequences import Calibration
 from cloud_service.pipeline.checkpoint import Workspace, require_space
 from cloud_service.pipeline.fisher_totals import FisherTotals
 from cloud_service.pipeline.launchers.local import FisherLauncher, FisherPasses, FisherWork, LocalLauncher

@@ -27,7 +27,7 @@ import numpy as np
 
 from cloud_service.bundle_names import bundle_name
 from cloud_service.pipeline.bundle_weights import write_dense_part, write_sensitive_part
-from cloud_service.pipeline.calibration import Calibration, tokens_digest
+from cloud_service.pipeline.calibration.sequences import Calibration, tokens_digest
 from cloud_service.pipeline.checkpoint import Workspace, require_space
 from cloud_service.pipeline.fisher_totals import FisherTotals
 from cloud_service.pipeline.identity import ResolvedInput, resolve

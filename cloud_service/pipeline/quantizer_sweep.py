@@ -26,7 +26,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator
 
 from cloud_service.pipeline.bundle_weights import write_dense_part, write_sensitive_part
-from cloud_service.pipeline.calibration import Calibration, tokens_digest
+from cloud_service.pipeline.calibration.sequences import Calibration, tokens_digest
 from cloud_service.pipeline.checkpoint import Workspace
 from cloud_service.pipeline.identity import ResolvedInput, resolve
 from cloud_service.pipeline.model.pinned_commit import unpinned_if_unsupported

@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import itertools
 
-from cloud_service.pipeline.calibration import Calibration, read_calibration
+from cloud_service.pipeline.calibration.documents import read_documents
+from cloud_service.pipeline.calibration.sequences import Calibration, read_calibration
 from cloud_service.pipeline.checkpoint import Workspace
-from cloud_service.pipeline.documents import read_documents
 from cloud_service.pipeline.identity import ResolvedInput
 from cloud_service.pipeline.planned_model import PlannedModel
 from cloud_service.sources import SourcePolicy

@@ -38,7 +38,7 @@ from recording import record_headlines, write_result  # noqa: E402
 from safetensors.torch import save_file  # noqa: E402
 from torch.nn.functional import cross_entropy  # noqa: E402
 
-from cloud_service.pipeline.calibration import Calibration  # noqa: E402
+from cloud_service.pipeline.calibration.sequences import Calibration  # noqa: E402
 from cloud_service.pipeline.checkpoint import Workspace  # noqa: E402
 from cloud_service.pipeline.fisher import sum_squares, zero_sums  # noqa: E402
 from cloud_service.pipeline.fisher_totals import FisherTotals  # noqa: E402

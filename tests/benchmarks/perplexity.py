@@ -37,9 +37,9 @@ from sklearn.cluster import KMeans
 from torch import Tensor
 
 from cloud_service.pipeline.block_inputs import capture
-from cloud_service.pipeline.calibration import Calibration, calibration_sequences
+from cloud_service.pipeline.calibration.documents import read_documents
+from cloud_service.pipeline.calibration.sequences import Calibration, calibration_sequences
 from cloud_service.pipeline.checkpoint import Workspace
-from cloud_service.pipeline.documents import read_documents
 from cloud_service.pipeline.fisher_totals import FisherTotals
 from cloud_service.pipeline.launchers.local import FisherPasses, FisherWork, LocalLauncher
 from cloud_service.pipeline.model.load_model import LoadedModel, load_model, read_outline

@@ -38,7 +38,7 @@ from random_network import SEVEN_BILLION, TINY, RandomNetwork, random_network  #
 from recording import record_headlines, write_result  # noqa: E402
 
 from cloud_service.memory_budget import MemoryBudget  # noqa: E402
-from cloud_service.pipeline.calibration import Calibration  # noqa: E402
+from cloud_service.pipeline.calibration.sequences import Calibration  # noqa: E402
 from cloud_service.pipeline.fisher import sum_squares, zero_sums  # noqa: E402
 from cloud_service.pipeline.planning.machine_probe import probe_machine  # noqa: E402
 from cloud_service.pipeline.planning.memory_meter import MemoryMeter, TorchAccelerators  # noqa: E402

@@ -18,7 +18,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from cloud_service.pipeline.calibration import Calibration
+from cloud_service.pipeline.calibration.sequences import Calibration
 from cloud_service.pipeline.fisher import sum_squares, zero_sums
 from cloud_service.pipeline.fisher_totals import FisherTotals
 from cloud_service.pipeline.model.load_model import LoadedModel, ModelOutline, compute_dtype, load_model

@@ -15,7 +15,7 @@ from tiny_checkpoint import build_checkpoint, write_text
 from torch.nn.functional import cross_entropy
 
 from cloud_service.cli import main
-from cloud_service.pipeline.calibration import Calibration, tokens_digest
+from cloud_service.pipeline.calibration.sequences import Calibration, tokens_digest
 from cloud_service.pipeline.coverage import (
     CRITERIA,
     CoverageData,

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from cloud_service.pipeline.calibration import Calibration
+from cloud_service.pipeline.calibration.sequences import Calibration
 from cloud_service.pipeline.checkpoint import Workspace
 from cloud_service.pipeline.fisher import sum_squares, zero_sums
 from cloud_service.pipeline.fisher_totals import FisherTotals

@@ -135,7 +135,7 @@ def test_half_of_a_surrogate_pair_in_any_json_is_refused_by_the_files_name(
 
 
 def test_a_text_that_became_a_link_is_refused(make_checkpoint: MakeCheckpoint, text: Path, key: Path) -> None:
-    from cloud_service.pipeline.documents import open_text
+    from cloud_service.pipeline.calibration.documents import open_text
 
     resolved = text.resolve()
     text.unlink()

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from cloud_service.pipeline.calibration import Calibration
+from cloud_service.pipeline.calibration.sequences import Calibration
 from cloud_service.pipeline.checkpoint import Workspace
 from cloud_service.pipeline.fisher_totals import FisherTotals
 from cloud_service.pipeline.launchers.local import FisherWork, LocalLauncher

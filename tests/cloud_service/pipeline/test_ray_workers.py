@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from cloud_service.pipeline.calibration import Calibration
+from cloud_service.pipeline.calibration.sequences import Calibration
 from cloud_service.pipeline.launchers.local import FisherPasses, FisherWork
 from cloud_service.pipeline.launchers.ray_cluster import RayLauncher
 from cloud_service.pipeline.launchers.ray_workers import check_memory, largest_shard_bytes, worker_devices

@@ -15,8 +15,8 @@ import torch
 from tiny_checkpoint import build_checkpoint, byte_tokenizer
 from torch.nn import functional
 
-from cloud_service.pipeline.calibration import calibration_sequences, tokens_digest
-from cloud_service.pipeline.documents import read_documents
+from cloud_service.pipeline.calibration.documents import read_documents
+from cloud_service.pipeline.calibration.sequences import calibration_sequences, tokens_digest
 from cloud_service.pipeline.model.hub import TransportError
 from cloud_service.pipeline.model.load_model import load_model, read_outline
 from cloud_service.pipeline.model.tokenization import TextEncoder

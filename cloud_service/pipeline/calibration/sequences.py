@@ -25,8 +25,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from cloud_service.pipeline.calibration_rows import calibration_examples
-from cloud_service.pipeline.documents import read_documents, read_rows
+from cloud_service.pipeline.calibration.documents import read_documents, read_rows
+from cloud_service.pipeline.calibration.rows import calibration_examples
 from cloud_service.pipeline.model.tokenization import TextEncoder
 from cloud_service.sources import SourcePolicy, TextSource
 from shared.api import CalibrationSpec

@@ -12,7 +12,7 @@ import pytest
 import torch
 from tiny_checkpoint import byte_tokenizer
 
-from cloud_service.pipeline.calibration import Calibration, read_calibration, tokens_digest
+from cloud_service.pipeline.calibration.sequences import Calibration, read_calibration, tokens_digest
 from cloud_service.pipeline.model.tokenization import TextEncoder
 from cloud_service.sources import SourcePolicy, TextSource
 from shared.api import CalibrationSpec

@@ -9,7 +9,7 @@ from pathlib import Path
 import datasets
 import pytest
 
-from cloud_service.pipeline.documents import read_documents, text_folder_files
+from cloud_service.pipeline.calibration.documents import read_documents, text_folder_files
 from cloud_service.sources import SourcePolicy, TextSource
 from shared.errors import DataError
 
