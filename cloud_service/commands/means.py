@@ -24,7 +24,7 @@ def means_of(arguments: argparse.Namespace, *, device: str | None = None) -> Mea
     Raises:
         InvalidRequest: A value is malformed, or Ray is chosen but not installed.
     """
-    from cloud_service.pipeline.launchers.choose import choose_launcher
+    from cloud_service.pipeline.fisher.launchers.choose import choose_launcher
     from cloud_service.pipeline.planned_model import Means
 
     return Means(choose_launcher(launcher_choice(arguments)), memory_budget(arguments), device)

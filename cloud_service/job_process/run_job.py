@@ -81,7 +81,7 @@ class PipelineWork:
 
     def prepare(self, order: JobOrder, workspace: Path, progress: JobProgress) -> Outcome:
         """Run all stages."""
-        from cloud_service.pipeline.launchers.choose import choose_launcher
+        from cloud_service.pipeline.fisher.launchers.choose import choose_launcher
         from cloud_service.pipeline.planned_model import Means
         from cloud_service.pipeline.prepare import prepare
 

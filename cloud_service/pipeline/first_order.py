@@ -19,7 +19,7 @@ import torch
 from torch import nn
 
 from cloud_service.pipeline.calibration.sequences import Calibration
-from cloud_service.pipeline.fisher import sequence_loss
+from cloud_service.pipeline.fisher.squared_gradients import sequence_loss
 from shared.errors import Diverged
 from shared.perturbation import random_generator
 

@@ -29,7 +29,7 @@ from cloud_service.bundle_names import bundle_name
 from cloud_service.pipeline.bundle_weights import write_dense_part, write_sensitive_part
 from cloud_service.pipeline.calibration.sequences import Calibration, tokens_digest
 from cloud_service.pipeline.checkpoint import Workspace, require_space
-from cloud_service.pipeline.fisher_totals import FisherTotals
+from cloud_service.pipeline.fisher.totals import FisherTotals
 from cloud_service.pipeline.identity import ResolvedInput, resolve
 from cloud_service.pipeline.model.load_model import LoadedModel
 from cloud_service.pipeline.model.pinned_commit import unpinned_if_unsupported
@@ -41,9 +41,9 @@ from cloud_service.pipeline.report_page import report_page
 from cloud_service.pipeline.run_record import RunRecord
 from cloud_service.pipeline.run_recorder import RunRecorder
 from cloud_service.pipeline.saved_texts import read_texts
-from cloud_service.pipeline.select_sensitive import Masks, overlap, select_largest, select_random
+from cloud_service.pipeline.fisher.select_sensitive import Masks, overlap, select_largest, select_random
 from cloud_service.pipeline.split_blocks import missing_bundle_bytes, split_blocks
-from cloud_service.pipeline.stored_tensors import StoredTensors
+from cloud_service.pipeline.fisher.stored_tensors import StoredTensors
 from cloud_service.progress import ProgressSink
 from cloud_service.sources import SourcePolicy
 from shared.api import PrepareRequest, Stage

@@ -35,9 +35,9 @@ from cloud_service.pipeline.planned_model import Means, PlannedModel, memory_err
 from cloud_service.pipeline.publish import TensorBlob
 from cloud_service.pipeline.report import bytes_by_part
 from cloud_service.pipeline.saved_texts import read_texts
-from cloud_service.pipeline.select_sensitive import Masks, overlap, select_largest
+from cloud_service.pipeline.fisher.select_sensitive import Masks, overlap, select_largest
 from cloud_service.pipeline.split_blocks import split_blocks
-from cloud_service.pipeline.stored_tensors import StoredTensors
+from cloud_service.pipeline.fisher.stored_tensors import StoredTensors
 from cloud_service.progress import ProgressSink
 from cloud_service.sources import SourcePolicy
 from shared.api import CalibrationSpec, EvaluationSpec, Message, PrepareRequest, QuantizerSpec, Stage

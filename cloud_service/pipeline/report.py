@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from cloud_service.pipeline.publish import TensorBlob
-from cloud_service.pipeline.select_sensitive import Masks
+from cloud_service.pipeline.fisher.select_sensitive import Masks
 from shared.bundle.manifest import (
     FORMAT_VERSION,
     DenseEntry,

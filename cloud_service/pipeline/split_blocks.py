@@ -23,7 +23,7 @@ from cloud_service.pipeline.model.load_model import ModelOutline
 from cloud_service.pipeline.publish import TensorBlob, add_block, add_sensitive, add_trunk
 from cloud_service.pipeline.published_inputs import PublishedInputs
 from cloud_service.pipeline.quantize import flat_index, quantize_unmasked
-from cloud_service.pipeline.select_sensitive import Masks
+from cloud_service.pipeline.fisher.select_sensitive import Masks
 from shared.api import QuantizerSpec
 from shared.bundle.layout import ImageLayout
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 
-from cloud_service.pipeline.launchers.local import FisherLauncher, LocalLauncher
-from cloud_service.pipeline.launchers.ray_cluster import RayLauncher
+from cloud_service.pipeline.fisher.launchers.local import FisherLauncher, LocalLauncher
+from cloud_service.pipeline.fisher.launchers.ray_cluster import RayLauncher
 from cloud_service.pipeline.planning.preparation_plan import PreparationPlan, StagePlan
 from cloud_service.pipeline.run_record import PeakBytes, RunRecord, StageRecord
 from cloud_service.pipeline.run_recorder import RunRecorder

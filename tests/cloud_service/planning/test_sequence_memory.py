@@ -9,7 +9,7 @@ from random_network import random_network
 from tiny_checkpoint import CONFIGS
 
 from cloud_service.pipeline.calibration.sequences import Calibration
-from cloud_service.pipeline.fisher import sum_squares, zero_sums
+from cloud_service.pipeline.fisher.squared_gradients import sum_squares, zero_sums
 from cloud_service.pipeline.planning.model_shape import shape_of_tensors, shapes_of_config
 from cloud_service.pipeline.planning.sequence_memory import SequenceMemory
 from shared.architecture import safe_config

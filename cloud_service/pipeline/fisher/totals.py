@@ -20,9 +20,9 @@ import torch
 from torch import Tensor
 
 from cloud_service.pipeline.checkpoint import Workspace
-from cloud_service.pipeline.fisher import not_finite
-from cloud_service.pipeline.shards import half_of, shard_count
-from cloud_service.pipeline.stored_tensors import StoredTensors
+from cloud_service.pipeline.fisher.squared_gradients import not_finite
+from cloud_service.pipeline.fisher.shards import half_of, shard_count
+from cloud_service.pipeline.fisher.stored_tensors import StoredTensors
 
 _WRITING_SHARE = 0.1
 _FREE_WRITING_SECONDS = 10.0

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from cloud_service.pipeline.select_sensitive import (
+from cloud_service.pipeline.fisher.select_sensitive import (
     Masks,
     gradient_mass,
     overlap,
@@ -20,7 +20,7 @@ from cloud_service.pipeline.select_sensitive import (
     select_random,
     sensitive_count,
 )
-from cloud_service.pipeline.stored_tensors import StoredTensors
+from cloud_service.pipeline.fisher.stored_tensors import StoredTensors
 from shared.sensitivity_mask import SensitivityMask, check_indices, check_ranks
 
 

@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from cloud_service.pipeline.calibration.sequences import Calibration
-from cloud_service.pipeline.launchers.local import FisherPasses, FisherWork
-from cloud_service.pipeline.launchers.ray_cluster import RayLauncher
-from cloud_service.pipeline.launchers.ray_workers import check_memory, largest_shard_bytes, worker_devices
+from cloud_service.pipeline.fisher.launchers.local import FisherPasses, FisherWork
+from cloud_service.pipeline.fisher.launchers.ray_cluster import RayLauncher
+from cloud_service.pipeline.fisher.launchers.ray_workers import check_memory, largest_shard_bytes, worker_devices
 from cloud_service.pipeline.model.load_model import read_outline
 from shared.errors import ResourceError
 

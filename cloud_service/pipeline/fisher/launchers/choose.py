@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 
 from cloud_service.launcher_choice import LauncherChoice
-from cloud_service.pipeline.launchers.local import FisherLauncher, LocalLauncher
+from cloud_service.pipeline.fisher.launchers.local import FisherLauncher, LocalLauncher
 from shared.errors import InvalidRequest
 
 
@@ -24,7 +24,7 @@ def choose_launcher(choice: LauncherChoice) -> FisherLauncher:
             next_step="pip install 'zo-device[cloud,ray]'",
             param="launcher",
         )
-    from cloud_service.pipeline.launchers.ray_cluster import RayLauncher
+    from cloud_service.pipeline.fisher.launchers.ray_cluster import RayLauncher
 
     return RayLauncher(
         address=choice.ray_address,

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
-from cloud_service.pipeline.launchers.local import FisherWork
+from cloud_service.pipeline.fisher.launchers.local import FisherWork
 from shared.byte_sizes import format_bytes
 from shared.errors import ResourceError
 
