@@ -21,8 +21,9 @@ import torch
 from cloud_service.memory_budget import MemoryBudget
 from cloud_service.pipeline.calibration.sequences import Calibration
 from cloud_service.pipeline.checkpoint import Workspace, require_space
-from cloud_service.pipeline.fisher.totals import FisherTotals
 from cloud_service.pipeline.fisher.launchers.local import FisherLauncher, FisherPasses, FisherWork, LocalLauncher
+from cloud_service.pipeline.fisher.shards import half_of
+from cloud_service.pipeline.fisher.totals import FisherTotals
 from cloud_service.pipeline.model.hub import first_line
 from cloud_service.pipeline.model.load_model import (
     LoadedModel,
@@ -37,7 +38,6 @@ from cloud_service.pipeline.planning.plan_table import plan_line
 from cloud_service.pipeline.planning.preparation_plan import PreparationPlan
 from cloud_service.pipeline.planning.request_plan import plan_request
 from cloud_service.pipeline.published_inputs import PublishedInputs
-from cloud_service.pipeline.fisher.shards import half_of
 from cloud_service.progress import ProgressSink
 from shared.api import PrepareRequest, Stage
 from shared.errors import ResourceError

@@ -40,8 +40,9 @@ from cloud_service.pipeline.block_inputs import capture
 from cloud_service.pipeline.calibration.documents import read_documents
 from cloud_service.pipeline.calibration.sequences import Calibration, calibration_sequences
 from cloud_service.pipeline.checkpoint import Workspace
-from cloud_service.pipeline.fisher.totals import FisherTotals
 from cloud_service.pipeline.fisher.launchers.local import FisherPasses, FisherWork, LocalLauncher
+from cloud_service.pipeline.fisher.select_sensitive import Masks, gradient_mass, overlap, select_largest
+from cloud_service.pipeline.fisher.totals import FisherTotals
 from cloud_service.pipeline.model.load_model import LoadedModel, load_model, read_outline
 from cloud_service.pipeline.model.tokenization import TextEncoder, load_encoder
 from cloud_service.pipeline.perplexity import evaluation_windows, sum_losses
@@ -49,7 +50,6 @@ from cloud_service.pipeline.quantize import flat_index, importance_of, quantize,
 from cloud_service.pipeline.quantizers.lut import nearest_codes
 from cloud_service.pipeline.quantizers.rtn import split_into_groups
 from cloud_service.pipeline.report import mass_curve
-from cloud_service.pipeline.fisher.select_sensitive import Masks, gradient_mass, overlap, select_largest
 from cloud_service.sources import SourcePolicy, TextSource
 from shared.api import CalibrationSpec, QuantizerSpec
 from shared.quantization.codec import QuantizedTensor, dequantize

@@ -20,8 +20,8 @@ import torch
 from torch import Tensor
 
 from cloud_service.pipeline.checkpoint import Workspace
-from cloud_service.pipeline.fisher.squared_gradients import not_finite
 from cloud_service.pipeline.fisher.shards import half_of, shard_count
+from cloud_service.pipeline.fisher.squared_gradients import not_finite
 from cloud_service.pipeline.fisher.stored_tensors import StoredTensors
 
 _WRITING_SHARE = 0.1

@@ -28,8 +28,8 @@ from cloud_service.pipeline.coverage import (
 )
 from cloud_service.pipeline.coverage_run import CoverageRequest, MeasuredCoverage, run_coverage
 from cloud_service.pipeline.first_order import FirstOrderSettings
-from cloud_service.pipeline.fisher.totals import FisherTotals
 from cloud_service.pipeline.fisher.launchers.local import FisherWork, LocalLauncher
+from cloud_service.pipeline.fisher.totals import FisherTotals
 from cloud_service.pipeline.model.load_model import LoadedModel, load_model, read_outline
 from cloud_service.pipeline.planned_model import Means
 from cloud_service.progress import SilentProgress

@@ -19,10 +19,10 @@ import torch
 from torch import Tensor
 
 from cloud_service.pipeline.calibration.sequences import Calibration
+from cloud_service.pipeline.fisher.shards import shard_count, shard_rows
 from cloud_service.pipeline.fisher.squared_gradients import sum_squares, zero_sums
 from cloud_service.pipeline.fisher.totals import FisherTotals
 from cloud_service.pipeline.model.load_model import LoadedModel, ModelOutline, compute_dtype, load_model
-from cloud_service.pipeline.fisher.shards import shard_count, shard_rows
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,12 +26,12 @@ import torch
 from numpy.typing import NDArray
 
 from cloud_service.pipeline.calibration.sequences import Calibration
-from cloud_service.pipeline.fisher.totals import FisherTotals
 from cloud_service.pipeline.fisher.launchers.local import FisherPasses, FisherWork, arithmetic_of, sum_shard
 from cloud_service.pipeline.fisher.launchers.ray_connection import connection
 from cloud_service.pipeline.fisher.launchers.ray_workers import check_memory, worker_devices
-from cloud_service.pipeline.model.load_model import LoadedModel, load_model, read_outline
 from cloud_service.pipeline.fisher.shards import shard_count, shard_rows
+from cloud_service.pipeline.fisher.totals import FisherTotals
+from cloud_service.pipeline.model.load_model import LoadedModel, load_model, read_outline
 from shared.errors import ResourceError, ZoError
 
 _RETRIES = 8

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from example_report import example_report
 
-from cloud_service.pipeline.publish import model_card
+from cloud_service.pipeline.publish.documents import model_card
 from shared.bundle.manifest import SourceModel
 
 
