@@ -37,7 +37,7 @@ from cloud_service.pipeline.planning.machine_probe import accelerator_indices
 from cloud_service.pipeline.planning.plan_table import plan_line
 from cloud_service.pipeline.planning.preparation_plan import PreparationPlan
 from cloud_service.pipeline.planning.request_plan import plan_request
-from cloud_service.pipeline.published_inputs import PublishedInputs
+from cloud_service.pipeline.quantizers.published_inputs import PublishedInputs
 from cloud_service.progress import ProgressSink
 from shared.api import PrepareRequest, Stage
 from shared.errors import ResourceError

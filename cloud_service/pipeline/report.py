@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from cloud_service.pipeline.fisher.select_sensitive import Masks
-from cloud_service.pipeline.tensor_blobs import TensorBlob
+from cloud_service.pipeline.quantizers.tensor_blobs import TensorBlob
 from shared.bundle.manifest import (
     FORMAT_VERSION,
     DenseEntry,

@@ -48,8 +48,8 @@ from cloud_service.pipeline.planning.model_shape import ModelShape, shape_of_ten
 from cloud_service.pipeline.planning.peak_memory import CONTEXT_BYTES  # noqa: E402
 from cloud_service.pipeline.planning.preparation_plan import PreparationPlan, plan_preparation  # noqa: E402
 from cloud_service.pipeline.planning.workload import Machine, Workload  # noqa: E402
-from cloud_service.pipeline.quantize import DensePart, quantize_unmasked  # noqa: E402
-from cloud_service.pipeline.tensor_blobs import add_block  # noqa: E402
+from cloud_service.pipeline.quantizers.quantize import DensePart, quantize_unmasked  # noqa: E402
+from cloud_service.pipeline.quantizers.tensor_blobs import add_block  # noqa: E402
 from shared.api import QuantizerSpec  # noqa: E402
 from shared.bundle.layout import ImageLayout  # noqa: E402
 

@@ -15,12 +15,12 @@ from collections.abc import Callable, Iterator, Mapping
 import torch
 from torch import Tensor
 
-from cloud_service.pipeline.block_inputs import BlockInputs, capture
-from cloud_service.pipeline.bundle_weights import write_dense_part, write_values
 from cloud_service.pipeline.calibration.sequences import Calibration
 from cloud_service.pipeline.fisher.select_sensitive import Masks
 from cloud_service.pipeline.model.load_model import LoadedModel
-from cloud_service.pipeline.tensor_blobs import TensorBlob
+from cloud_service.pipeline.quantizers.block_inputs import BlockInputs, capture
+from cloud_service.pipeline.quantizers.bundle_weights import write_dense_part, write_values
+from cloud_service.pipeline.quantizers.tensor_blobs import TensorBlob
 from shared.bundle.layout import ImageLayout
 
 

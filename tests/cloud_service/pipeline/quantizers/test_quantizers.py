@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from cloud_service.pipeline.quantize import importance_of, quantize, quantize_unmasked
 from cloud_service.pipeline.quantizers.lut import row_codebooks
+from cloud_service.pipeline.quantizers.quantize import importance_of, quantize, quantize_unmasked
 from shared.api import QuantizerSpec
 from shared.quantization.codec import dequantize
 from shared.sensitivity_mask import SensitivityMask

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from cloud_service.pipeline.model.load_model import LoadedModel
-from cloud_service.pipeline.tensor_blobs import TensorBlob
+from cloud_service.pipeline.quantizers.tensor_blobs import TensorBlob
 from shared.bundle.layout import ImageLayout
 from shared.bundle.manifest import SENSITIVE_TITLE, QuantizedEntry
 from shared.quantization.codec import QuantizedTensor, dequantize

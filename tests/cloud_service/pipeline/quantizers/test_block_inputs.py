@@ -12,7 +12,7 @@ import transformers
 from tiny_checkpoint import build_checkpoint
 from torch import Tensor, nn
 
-from cloud_service.pipeline.block_inputs import capture
+from cloud_service.pipeline.quantizers.block_inputs import capture
 from shared.architecture import FAMILIES
 from shared.errors import UnsupportedModel
 

@@ -8,7 +8,6 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
-from cloud_service.pipeline.quantize import DensePart, quantize_unmasked
 from cloud_service.pipeline.quantizers.compensation import (
     CodebookCoder,
     ColumnCoder,
@@ -16,6 +15,7 @@ from cloud_service.pipeline.quantizers.compensation import (
     inverse_factor,
     quantize_compensated,
 )
+from cloud_service.pipeline.quantizers.quantize import DensePart, quantize_unmasked
 from cloud_service.pipeline.quantizers.rtn import range_grid
 from shared.api import QuantizerSpec
 from shared.errors import UnsupportedModel

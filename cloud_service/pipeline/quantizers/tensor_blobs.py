@@ -20,7 +20,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from cloud_service.pipeline.quantize import DensePart
+from cloud_service.pipeline.quantizers.quantize import DensePart
 from shared.bundle.layout import ImageLayout
 from shared.bundle.manifest import (
     SENSITIVE_TITLE,
