@@ -13,7 +13,14 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator, NullLocator
 
 from cloud_service.pipeline.coverage import CRITERIA, Coverage, Criterion, Moment
-from cloud_service.pipeline.svg_figure import INK, SERIES_COLORS, SERIES_MARKERS, Drawing, add_legend, new_drawing
+from cloud_service.pipeline.report.svg_figure import (
+    INK,
+    SERIES_COLORS,
+    SERIES_MARKERS,
+    Drawing,
+    add_legend,
+    new_drawing,
+)
 
 _LINES_OF_FIGURE_3: dict[Criterion, str] = {"text_static": "-", "task_static": "--", "in_sample": ":"}
 _BELOW = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.16)}

@@ -11,9 +11,9 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
-from cloud_service.pipeline.page_template import readable_seconds, render_page
 from cloud_service.pipeline.quantizer_sweep import Combination, Sweep
-from cloud_service.pipeline.svg_figure import (
+from cloud_service.pipeline.report.page_template import readable_seconds, render_page
+from cloud_service.pipeline.report.svg_figure import (
     INK,
     SERIES_COLORS,
     SERIES_MARKERS,

@@ -17,10 +17,10 @@ from torch.nn import functional
 
 from cloud_service.pipeline.calibration.documents import read_documents
 from cloud_service.pipeline.calibration.sequences import calibration_sequences, tokens_digest
+from cloud_service.pipeline.evaluation.perplexity import LossSum, evaluation_windows, sum_losses
 from cloud_service.pipeline.model.hub import TransportError
 from cloud_service.pipeline.model.load_model import load_model, read_outline
 from cloud_service.pipeline.model.tokenization import TextEncoder
-from cloud_service.pipeline.perplexity import LossSum, evaluation_windows, sum_losses
 from cloud_service.sources import SourcePolicy, TextSource
 from shared.api import CalibrationSpec
 from shared.bundle.manifest import TokenizerSettings

@@ -7,8 +7,8 @@ import json
 from cloud_service.pipeline.fisher.launchers.local import FisherLauncher, LocalLauncher
 from cloud_service.pipeline.fisher.launchers.ray_cluster import RayLauncher
 from cloud_service.pipeline.planning.preparation_plan import PreparationPlan, StagePlan
-from cloud_service.pipeline.run_record import PeakBytes, RunRecord, StageRecord
-from cloud_service.pipeline.run_recorder import RunRecorder
+from cloud_service.pipeline.report.run_record import PeakBytes, RunRecord, StageRecord
+from cloud_service.pipeline.report.run_recorder import RunRecorder
 
 
 def test_a_record_is_the_same_after_json() -> None:

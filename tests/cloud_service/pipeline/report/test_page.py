@@ -8,8 +8,8 @@ import re
 import pytest
 from example_report import DIGEST, PROJECTIONS, example_report, example_run
 
-from cloud_service.pipeline.page_template import percent, readable_bytes, readable_seconds, short_number
-from cloud_service.pipeline.report_page import density_grid, report_page, size_rows, stored_bits_per_weight
+from cloud_service.pipeline.report.page import density_grid, report_page, size_rows, stored_bits_per_weight
+from cloud_service.pipeline.report.page_template import percent, readable_bytes, readable_seconds, short_number
 
 
 def heading(page: str, title: str) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from example_report import example_report
 
-from cloud_service.pipeline.report_verdict import judge, outliers
+from cloud_service.pipeline.report.verdict import judge, outliers
 
 
 @pytest.mark.parametrize(

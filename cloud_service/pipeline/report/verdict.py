@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from cloud_service.pipeline.page_template import percent
+from cloud_service.pipeline.report.page_template import percent
 
 Level = Literal["good", "look", "poor", "unknown"]
 

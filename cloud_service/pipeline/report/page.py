@@ -12,11 +12,11 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from cloud_service.pipeline.block_grid import BlockGrid, block_grid, short_name
-from cloud_service.pipeline.page_template import render_page
-from cloud_service.pipeline.report_pictures import error_picture, mass_curve_picture
-from cloud_service.pipeline.report_verdict import judge, outliers
-from cloud_service.pipeline.run_record import PeakBytes, RunRecord
+from cloud_service.pipeline.report.block_grid import BlockGrid, block_grid, short_name
+from cloud_service.pipeline.report.page_template import render_page
+from cloud_service.pipeline.report.pictures import error_picture, mass_curve_picture
+from cloud_service.pipeline.report.run_record import PeakBytes, RunRecord
+from cloud_service.pipeline.report.verdict import judge, outliers
 
 _PARTS = {
     "codes": "Dense codes",

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 from matplotlib.ticker import MaxNLocator
 
-from cloud_service.pipeline.block_grid import block_grid
-from cloud_service.pipeline.svg_figure import (
+from cloud_service.pipeline.report.block_grid import block_grid
+from cloud_service.pipeline.report.svg_figure import (
     INK,
     SERIES_COLORS,
     SERIES_MARKERS,

@@ -11,7 +11,7 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-_WEB = Path(__file__).parents[1] / "web"
+_WEB = Path(__file__).parents[2] / "web"
 _BYTE_UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
 
 

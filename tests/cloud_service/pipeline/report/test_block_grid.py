@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from cloud_service.pipeline.block_grid import block_grid, place_of, short_name
+from cloud_service.pipeline.report.block_grid import block_grid, place_of, short_name
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ import transformers
 from cloud_service.pipeline.fisher.launchers.local import FisherLauncher, LocalLauncher
 from cloud_service.pipeline.planning.memory_meter import MemoryMeter, TorchAccelerators
 from cloud_service.pipeline.planning.preparation_plan import PreparationPlan, StagePlan
-from cloud_service.pipeline.run_record import PeakBytes, RunRecord, StageRecord
+from cloud_service.pipeline.report.run_record import PeakBytes, RunRecord, StageRecord
 
 _CPUINFO = Path("/proc/cpuinfo")
 
