@@ -75,14 +75,14 @@ class PipelineWork:
 
     def fingerprint(self, order: JobOrder, workspace: Path, progress: JobProgress) -> str:
         """Resolve the request without loading the model."""
-        from cloud_service.pipeline.identity import resolve
+        from cloud_service.pipeline.opening.identity import resolve
 
         return resolve(order.request, source_policy(order), progress, workspace=workspace).fingerprint
 
     def prepare(self, order: JobOrder, workspace: Path, progress: JobProgress) -> Outcome:
         """Run all stages."""
         from cloud_service.pipeline.fisher.launchers.choose import choose_launcher
-        from cloud_service.pipeline.planned_model import Means
+        from cloud_service.pipeline.opening.planned_model import Means
         from cloud_service.pipeline.prepare import prepare
 
         budget = MemoryBudget(order.max_accelerator_bytes, order.max_host_bytes)

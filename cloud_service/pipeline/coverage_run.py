@@ -23,7 +23,6 @@ from pydantic import Field
 from cloud_service.pipeline.calibration.documents import read_rows
 from cloud_service.pipeline.calibration.rows import calibration_examples
 from cloud_service.pipeline.calibration.sequences import Calibration, tokens_digest
-from cloud_service.pipeline.checkpoint import Workspace
 from cloud_service.pipeline.coverage import (
     Coverage,
     CoverageData,
@@ -33,10 +32,11 @@ from cloud_service.pipeline.coverage import (
     rank_largest,
 )
 from cloud_service.pipeline.first_order import FirstOrderSettings
-from cloud_service.pipeline.identity import ResolvedInput, resolve
 from cloud_service.pipeline.model.load_model import LoadedModel
-from cloud_service.pipeline.planned_model import Means, PlannedModel, memory_errors, plan_model
-from cloud_service.pipeline.saved_texts import read_texts
+from cloud_service.pipeline.opening.identity import ResolvedInput, resolve
+from cloud_service.pipeline.opening.planned_model import Means, PlannedModel, memory_errors, plan_model
+from cloud_service.pipeline.opening.saved_texts import read_texts
+from cloud_service.pipeline.workspace import Workspace
 from cloud_service.progress import ProgressSink
 from cloud_service.sources import SourcePolicy, TextSource, locate_calibration
 from shared.api import OWN_ROWS, CalibrationSpec, EvaluationSpec, Message, PrepareRequest, Stage

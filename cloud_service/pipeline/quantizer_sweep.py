@@ -26,18 +26,18 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator
 
 from cloud_service.pipeline.calibration.sequences import Calibration, tokens_digest
-from cloud_service.pipeline.checkpoint import Workspace
 from cloud_service.pipeline.evaluation.perplexity import evaluation_windows, sum_losses
 from cloud_service.pipeline.fisher.select_sensitive import Masks, overlap, select_largest
 from cloud_service.pipeline.fisher.stored_tensors import StoredTensors
-from cloud_service.pipeline.identity import ResolvedInput, resolve
 from cloud_service.pipeline.model.pinned_commit import unpinned_if_unsupported
-from cloud_service.pipeline.planned_model import Means, PlannedModel, memory_errors, plan_model
+from cloud_service.pipeline.opening.identity import ResolvedInput, resolve
+from cloud_service.pipeline.opening.planned_model import Means, PlannedModel, memory_errors, plan_model
+from cloud_service.pipeline.opening.saved_texts import read_texts
 from cloud_service.pipeline.quantizers.bundle_weights import write_dense_part, write_sensitive_part
 from cloud_service.pipeline.quantizers.split_blocks import split_blocks
 from cloud_service.pipeline.quantizers.tensor_blobs import TensorBlob
 from cloud_service.pipeline.report.document import bytes_by_part
-from cloud_service.pipeline.saved_texts import read_texts
+from cloud_service.pipeline.workspace import Workspace
 from cloud_service.progress import ProgressSink
 from cloud_service.sources import SourcePolicy
 from shared.api import CalibrationSpec, EvaluationSpec, Message, PrepareRequest, QuantizerSpec, Stage

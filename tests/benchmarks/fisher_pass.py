@@ -39,7 +39,6 @@ from safetensors.torch import save_file  # noqa: E402
 from torch.nn.functional import cross_entropy  # noqa: E402
 
 from cloud_service.pipeline.calibration.sequences import Calibration  # noqa: E402
-from cloud_service.pipeline.checkpoint import Workspace  # noqa: E402
 from cloud_service.pipeline.fisher.launchers.local import FisherPasses, FisherWork, LocalLauncher  # noqa: E402
 from cloud_service.pipeline.fisher.shards import shard_count  # noqa: E402
 from cloud_service.pipeline.fisher.squared_gradients import sum_squares, zero_sums  # noqa: E402
@@ -52,6 +51,7 @@ from cloud_service.pipeline.planning.peak_memory import FisherRun, PeakModel  # 
 from cloud_service.pipeline.planning.request_plan import NOMINAL_RATES  # noqa: E402
 from cloud_service.pipeline.planning.sequence_memory import SequenceMemory  # noqa: E402
 from cloud_service.pipeline.planning.workload import Machine, Workload  # noqa: E402
+from cloud_service.pipeline.workspace import Workspace  # noqa: E402
 from shared.process_memory import process_bytes  # noqa: E402
 
 TOKENS = 512

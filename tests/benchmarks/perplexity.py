@@ -38,7 +38,6 @@ from torch import Tensor
 
 from cloud_service.pipeline.calibration.documents import read_documents
 from cloud_service.pipeline.calibration.sequences import Calibration, calibration_sequences
-from cloud_service.pipeline.checkpoint import Workspace
 from cloud_service.pipeline.evaluation.perplexity import evaluation_windows, sum_losses
 from cloud_service.pipeline.fisher.launchers.local import FisherPasses, FisherWork, LocalLauncher
 from cloud_service.pipeline.fisher.select_sensitive import Masks, gradient_mass, overlap, select_largest
@@ -50,6 +49,7 @@ from cloud_service.pipeline.quantizers.lut import nearest_codes
 from cloud_service.pipeline.quantizers.quantize import flat_index, importance_of, quantize, quantize_unmasked
 from cloud_service.pipeline.quantizers.rtn import split_into_groups
 from cloud_service.pipeline.report.document import mass_curve
+from cloud_service.pipeline.workspace import Workspace
 from cloud_service.sources import SourcePolicy, TextSource
 from shared.api import CalibrationSpec, QuantizerSpec
 from shared.quantization.codec import QuantizedTensor, dequantize

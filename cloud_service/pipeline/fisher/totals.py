@@ -19,10 +19,10 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from cloud_service.pipeline.checkpoint import Workspace
 from cloud_service.pipeline.fisher.shards import half_of, shard_count
 from cloud_service.pipeline.fisher.squared_gradients import not_finite
 from cloud_service.pipeline.fisher.stored_tensors import StoredTensors
+from cloud_service.pipeline.workspace import Workspace
 
 _WRITING_SHARE = 0.1
 _FREE_WRITING_SECONDS = 10.0

@@ -18,12 +18,12 @@ from math import prod
 import torch
 from torch import Tensor
 
-from cloud_service.pipeline.checkpoint import Workspace
 from cloud_service.pipeline.fisher.select_sensitive import Masks
 from cloud_service.pipeline.model.load_model import ModelOutline
 from cloud_service.pipeline.quantizers.published_inputs import PublishedInputs
 from cloud_service.pipeline.quantizers.quantize import flat_index, quantize_unmasked
 from cloud_service.pipeline.quantizers.tensor_blobs import TensorBlob, add_block, add_sensitive, add_trunk
+from cloud_service.pipeline.workspace import Workspace
 from shared.api import QuantizerSpec
 from shared.bundle.layout import ImageLayout
 

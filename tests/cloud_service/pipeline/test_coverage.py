@@ -31,7 +31,7 @@ from cloud_service.pipeline.first_order import FirstOrderSettings
 from cloud_service.pipeline.fisher.launchers.local import FisherWork, LocalLauncher
 from cloud_service.pipeline.fisher.totals import FisherTotals
 from cloud_service.pipeline.model.load_model import LoadedModel, load_model, read_outline
-from cloud_service.pipeline.planned_model import Means
+from cloud_service.pipeline.opening.planned_model import Means
 from cloud_service.progress import SilentProgress
 from cloud_service.sources import SourcePolicy
 from shared.api import CalibrationSpec

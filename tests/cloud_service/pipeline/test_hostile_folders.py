@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from cloud_service.pipeline.identity import ResolvedInput, resolve
 from cloud_service.pipeline.model.load_model import read_outline
 from cloud_service.pipeline.model.tokenization import load_encoder
+from cloud_service.pipeline.opening.identity import ResolvedInput, resolve
 from cloud_service.pipeline.publish.documents import add_documents, license_of
 from cloud_service.progress import SilentProgress
 from cloud_service.sources import SourcePolicy

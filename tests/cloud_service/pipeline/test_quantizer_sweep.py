@@ -11,7 +11,7 @@ import pytest
 from pydantic import ValidationError
 
 from cloud_service.memory_budget import MemoryBudget
-from cloud_service.pipeline.planned_model import Means
+from cloud_service.pipeline.opening.planned_model import Means
 from cloud_service.pipeline.prepare import prepare
 from cloud_service.pipeline.quantizer_sweep import Combination, Sweep, SweepRequest, run_sweep
 from cloud_service.pipeline.quantizer_sweep_report import (

@@ -11,12 +11,12 @@ from torch import Tensor
 from torch.nn import functional
 
 from cloud_service.pipeline.calibration.sequences import Calibration
-from cloud_service.pipeline.checkpoint import Workspace
 from cloud_service.pipeline.fisher.launchers.local import FisherPasses, FisherWork, LocalLauncher, sum_shard
 from cloud_service.pipeline.fisher.shards import half_of, shard_count, shard_rows
 from cloud_service.pipeline.fisher.squared_gradients import sum_squares, zero_sums
 from cloud_service.pipeline.fisher.totals import FisherTotals
 from cloud_service.pipeline.model.load_model import LoadedModel, load_model, read_outline
+from cloud_service.pipeline.workspace import Workspace
 from shared.errors import UnsupportedModel
 
 MakeCheckpoint = Callable[..., Path]

@@ -13,10 +13,10 @@ from pathlib import Path
 import pytest
 from huggingface_hub import constants
 
-from cloud_service.pipeline.checkpoint import Workspace
-from cloud_service.pipeline.identity import resolve
 from cloud_service.pipeline.model.hub import fetch, find_snapshot, first_line
 from cloud_service.pipeline.model.pinned_commit import pinned_snapshot
+from cloud_service.pipeline.opening.identity import resolve
+from cloud_service.pipeline.workspace import Workspace
 from cloud_service.progress import SilentProgress
 from cloud_service.sources import HubModel, SourcePolicy
 from shared.api import PrepareRequest

@@ -12,9 +12,9 @@ import pytest
 import safetensors.torch
 import torch
 
-from cloud_service.pipeline.identity import resolve
 from cloud_service.pipeline.model.load_model import LoadedModel, load_model, read_outline
 from cloud_service.pipeline.model.tokenization import load_encoder
+from cloud_service.pipeline.opening.identity import resolve
 from cloud_service.progress import SilentProgress
 from cloud_service.sources import SourcePolicy
 from shared.api import PrepareRequest

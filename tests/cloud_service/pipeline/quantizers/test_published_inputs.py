@@ -11,12 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from cloud_service.pipeline.calibration.sequences import Calibration
-from cloud_service.pipeline.checkpoint import Workspace
 from cloud_service.pipeline.fisher.select_sensitive import Masks, select_random
 from cloud_service.pipeline.model.load_model import LoadedModel, load_model, read_outline
 from cloud_service.pipeline.quantizers.published_inputs import PublishedInputs
 from cloud_service.pipeline.quantizers.split_blocks import missing_bundle_bytes, split_blocks
 from cloud_service.pipeline.quantizers.tensor_blobs import TensorBlob
+from cloud_service.pipeline.workspace import Workspace
 from shared.api import QuantizerSpec
 from shared.bundle.layout import ImageLayout
 from shared.errors import Interrupted

@@ -14,12 +14,12 @@ import pytest
 import torch
 
 from cloud_service.pipeline.calibration.sequences import Calibration
-from cloud_service.pipeline.checkpoint import Workspace
 from cloud_service.pipeline.fisher.launchers.local import FisherLauncher, FisherPasses, FisherWork, LocalLauncher
 from cloud_service.pipeline.fisher.launchers.ray_cluster import RayLauncher
 from cloud_service.pipeline.fisher.launchers.ray_connection import own_cluster
 from cloud_service.pipeline.fisher.totals import FisherTotals
 from cloud_service.pipeline.model.load_model import read_outline
+from cloud_service.pipeline.workspace import Workspace
 from shared.errors import Interrupted, ResourceError, UnsupportedModel
 
 MakeCheckpoint = Callable[..., Path]

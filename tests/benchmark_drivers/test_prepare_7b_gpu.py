@@ -12,7 +12,7 @@ import torch
 from imported_packages import imported_of
 from random_network import TINY
 
-BENCHMARK = Path(__file__).resolve().parents[2] / "benchmarks" / "prepare_7b_gpu.py"
+BENCHMARK = Path(__file__).resolve().parents[1] / "benchmarks" / "prepare_7b_gpu.py"
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ import pytest
 
 from cloud_service.cli import build_parser
 from cloud_service.commands.prepare import request_of
-from cloud_service.pipeline.identity import ResolvedInput, resolve
+from cloud_service.pipeline.opening.identity import ResolvedInput, resolve
 from cloud_service.progress import SilentProgress
 from cloud_service.sources import SourcePolicy, TextSource
 

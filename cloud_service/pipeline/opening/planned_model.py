@@ -20,7 +20,6 @@ import torch
 
 from cloud_service.memory_budget import MemoryBudget
 from cloud_service.pipeline.calibration.sequences import Calibration
-from cloud_service.pipeline.checkpoint import Workspace, require_space
 from cloud_service.pipeline.fisher.launchers.local import FisherLauncher, FisherPasses, FisherWork, LocalLauncher
 from cloud_service.pipeline.fisher.shards import half_of
 from cloud_service.pipeline.fisher.totals import FisherTotals
@@ -38,6 +37,7 @@ from cloud_service.pipeline.planning.plan_table import plan_line
 from cloud_service.pipeline.planning.preparation_plan import PreparationPlan
 from cloud_service.pipeline.planning.request_plan import plan_request
 from cloud_service.pipeline.quantizers.published_inputs import PublishedInputs
+from cloud_service.pipeline.workspace import Workspace, require_space
 from cloud_service.progress import ProgressSink
 from shared.api import PrepareRequest, Stage
 from shared.errors import ResourceError

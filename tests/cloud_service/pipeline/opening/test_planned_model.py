@@ -11,10 +11,16 @@ import pytest
 import torch
 
 from cloud_service.pipeline.calibration.sequences import Calibration
-from cloud_service.pipeline.checkpoint import Workspace
 from cloud_service.pipeline.fisher.launchers.local import FisherWork, LocalLauncher
 from cloud_service.pipeline.fisher.totals import FisherTotals
-from cloud_service.pipeline.planned_model import Means, PlannedModel, memory_errors, missing_fisher_bytes, plan_model
+from cloud_service.pipeline.opening.planned_model import (
+    Means,
+    PlannedModel,
+    memory_errors,
+    missing_fisher_bytes,
+    plan_model,
+)
+from cloud_service.pipeline.workspace import Workspace
 from cloud_service.progress import SilentProgress
 from shared.api import PrepareRequest
 from shared.errors import Interrupted, ResourceError

@@ -12,9 +12,9 @@ import itertools
 
 from cloud_service.pipeline.calibration.documents import read_documents
 from cloud_service.pipeline.calibration.sequences import Calibration, read_calibration
-from cloud_service.pipeline.checkpoint import Workspace
-from cloud_service.pipeline.identity import ResolvedInput
-from cloud_service.pipeline.planned_model import PlannedModel
+from cloud_service.pipeline.opening.identity import ResolvedInput
+from cloud_service.pipeline.opening.planned_model import PlannedModel
+from cloud_service.pipeline.workspace import Workspace
 from cloud_service.sources import SourcePolicy
 from shared.api import PrepareRequest
 
