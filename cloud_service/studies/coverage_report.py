@@ -8,10 +8,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from cloud_service.pipeline.coverage import CRITERIA, Coverage, Criterion, Moment
-from cloud_service.pipeline.coverage_pictures import start_picture, step_picture, whole_picture
 from cloud_service.pipeline.report.page_template import render_page
 from cloud_service.pipeline.report.svg_figure import inline_svg, svg_file
+from cloud_service.studies.coverage import CRITERIA, Coverage, Criterion, Moment
+from cloud_service.studies.coverage_pictures import start_picture, step_picture, whole_picture
 
 
 def coverage_document(coverage: Coverage, about: Mapping[str, Any]) -> dict[str, Any]:

@@ -11,7 +11,6 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
-from cloud_service.pipeline.quantizer_sweep import Combination, Sweep
 from cloud_service.pipeline.report.page_template import readable_seconds, render_page
 from cloud_service.pipeline.report.svg_figure import (
     INK,
@@ -23,6 +22,7 @@ from cloud_service.pipeline.report.svg_figure import (
     new_drawing,
     svg_file,
 )
+from cloud_service.studies.quantizer_sweep import Combination, Sweep
 
 _HEADS = ("quantiser", "bits stored", "perplexity", "against 16 bit", "without sensitive", "weighted error", "time")
 _LOGARITHMIC_FROM = 2.0

@@ -16,7 +16,13 @@ from torch.nn.functional import cross_entropy
 
 from cloud_service.cli import main
 from cloud_service.pipeline.calibration.sequences import Calibration, tokens_digest
-from cloud_service.pipeline.coverage import (
+from cloud_service.pipeline.fisher.launchers.local import FisherWork, LocalLauncher
+from cloud_service.pipeline.fisher.totals import FisherTotals
+from cloud_service.pipeline.model.load_model import LoadedModel, load_model, read_outline
+from cloud_service.pipeline.opening.planned_model import Means
+from cloud_service.progress import SilentProgress
+from cloud_service.sources import SourcePolicy
+from cloud_service.studies.coverage import (
     CRITERIA,
     CoverageData,
     Ranking,
@@ -26,14 +32,8 @@ from cloud_service.pipeline.coverage import (
     rank_largest,
     ranking_overlap,
 )
-from cloud_service.pipeline.coverage_run import CoverageRequest, MeasuredCoverage, run_coverage
-from cloud_service.pipeline.first_order import FirstOrderSettings
-from cloud_service.pipeline.fisher.launchers.local import FisherWork, LocalLauncher
-from cloud_service.pipeline.fisher.totals import FisherTotals
-from cloud_service.pipeline.model.load_model import LoadedModel, load_model, read_outline
-from cloud_service.pipeline.opening.planned_model import Means
-from cloud_service.progress import SilentProgress
-from cloud_service.sources import SourcePolicy
+from cloud_service.studies.coverage_run import CoverageRequest, MeasuredCoverage, run_coverage
+from cloud_service.studies.first_order import FirstOrderSettings
 from shared.api import CalibrationSpec
 from shared.errors import Conflict, DataError, Diverged, Interrupted, ResourceError, UnsupportedModel
 from shared.file_lock import exclusive

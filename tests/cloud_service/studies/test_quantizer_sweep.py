@@ -13,16 +13,16 @@ from pydantic import ValidationError
 from cloud_service.memory_budget import MemoryBudget
 from cloud_service.pipeline.opening.planned_model import Means
 from cloud_service.pipeline.prepare import prepare
-from cloud_service.pipeline.quantizer_sweep import Combination, Sweep, SweepRequest, run_sweep
-from cloud_service.pipeline.quantizer_sweep_report import (
+from cloud_service.progress import ProgressSink, SilentProgress
+from cloud_service.sources import SourcePolicy
+from cloud_service.studies.quantizer_sweep import Combination, Sweep, SweepRequest, run_sweep
+from cloud_service.studies.quantizer_sweep_report import (
     smallest_close_to_16bit,
     sweep_document,
     sweep_page,
     sweep_svg,
     sweep_table,
 )
-from cloud_service.progress import ProgressSink, SilentProgress
-from cloud_service.sources import SourcePolicy
 from shared.api import PrepareRequest, Stage
 from shared.bundle.layout import ImageLayout
 from shared.errors import Conflict, Interrupted, ResourceError

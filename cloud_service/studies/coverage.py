@@ -31,9 +31,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from cloud_service.pipeline.calibration.sequences import Calibration
-from cloud_service.pipeline.first_order import FirstOrderSettings, FirstOrderTuner, mean_answer_loss
 from cloud_service.pipeline.fisher.select_sensitive import Masks, select_largest, select_random, sensitive_count
 from cloud_service.pipeline.fisher.squared_gradients import not_finite, sum_squares, zero_sums
+from cloud_service.studies.first_order import FirstOrderSettings, FirstOrderTuner, mean_answer_loss
 
 FRACTIONS = (1e-2, 1e-3, 1e-4)
 """The fractions of Figure 3, largest first."""

@@ -12,7 +12,6 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator, NullLocator
 
-from cloud_service.pipeline.coverage import CRITERIA, Coverage, Criterion, Moment
 from cloud_service.pipeline.report.svg_figure import (
     INK,
     SERIES_COLORS,
@@ -21,6 +20,7 @@ from cloud_service.pipeline.report.svg_figure import (
     add_legend,
     new_drawing,
 )
+from cloud_service.studies.coverage import CRITERIA, Coverage, Criterion, Moment
 
 _LINES_OF_FIGURE_3: dict[Criterion, str] = {"text_static": "-", "task_static": "--", "in_sample": ":"}
 _BELOW = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.16)}

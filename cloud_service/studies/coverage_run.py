@@ -23,15 +23,6 @@ from pydantic import Field
 from cloud_service.pipeline.calibration.documents import read_rows
 from cloud_service.pipeline.calibration.rows import calibration_examples
 from cloud_service.pipeline.calibration.sequences import Calibration, tokens_digest
-from cloud_service.pipeline.coverage import (
-    Coverage,
-    CoverageData,
-    Ranking,
-    count_passes,
-    measure_coverage,
-    rank_largest,
-)
-from cloud_service.pipeline.first_order import FirstOrderSettings
 from cloud_service.pipeline.model.load_model import LoadedModel
 from cloud_service.pipeline.opening.identity import ResolvedInput, resolve
 from cloud_service.pipeline.opening.planned_model import Means, PlannedModel, memory_errors, plan_model
@@ -39,6 +30,15 @@ from cloud_service.pipeline.opening.saved_texts import read_texts
 from cloud_service.pipeline.workspace import Workspace
 from cloud_service.progress import ProgressSink
 from cloud_service.sources import SourcePolicy, TextSource, locate_calibration
+from cloud_service.studies.coverage import (
+    Coverage,
+    CoverageData,
+    Ranking,
+    count_passes,
+    measure_coverage,
+    rank_largest,
+)
+from cloud_service.studies.first_order import FirstOrderSettings
 from shared.api import OWN_ROWS, CalibrationSpec, EvaluationSpec, Message, PrepareRequest, Stage
 from shared.errors import DataError
 from shared.tasks.datasets import Record
