@@ -9,10 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from cloud_service.pipeline.identity import ResolvedInput, resolve
-from cloud_service.pipeline.load_model import read_outline
-from cloud_service.pipeline.publish import add_documents, license_of
-from cloud_service.pipeline.tokenization import load_encoder
+from cloud_service.pipeline.model.load_model import read_outline
+from cloud_service.pipeline.model.tokenization import load_encoder
+from cloud_service.pipeline.named_input import NamedInput
+from cloud_service.pipeline.opening.identity import ResolvedInput, resolve
+from cloud_service.pipeline.publish.documents import add_documents, license_of
 from cloud_service.progress import SilentProgress
 from cloud_service.sources import SourcePolicy
 from shared.api import PrepareRequest
@@ -25,7 +26,7 @@ pytestmark = pytest.mark.attack
 
 def resolve_model(folder: Path, text: Path) -> ResolvedInput:
     request = PrepareRequest.model_validate({"model": str(folder), "calibration": {"text": str(text)}})
-    return resolve(request, SourcePolicy(allow_any_local=True), SilentProgress())
+    return resolve(NamedInput.of_preparation(request), SourcePolicy(allow_any_local=True), SilentProgress())
 
 
 @pytest.fixture
@@ -135,7 +136,7 @@ def test_half_of_a_surrogate_pair_in_any_json_is_refused_by_the_files_name(
 
 
 def test_a_text_that_became_a_link_is_refused(make_checkpoint: MakeCheckpoint, text: Path, key: Path) -> None:
-    from cloud_service.pipeline.documents import open_text
+    from cloud_service.pipeline.calibration.documents import open_text
 
     resolved = text.resolve()
     text.unlink()
