@@ -27,6 +27,9 @@ HUB_PREFIX = "hub:"
 C4 = "c4"
 """Name of the hub's C4-en as a text."""
 
+SELF = "self"
+"""Name of the text that the model writes itself."""
+
 PINNED_COMMIT = "commit.json"
 """File of a workspace that keeps a hub model at one commit; who takes the workspace over for a new request drops it."""
 
@@ -93,21 +96,28 @@ class HubModel:
 
 @dataclass(frozen=True, slots=True)
 class TextSource:
-    """A text: C4-en on the hub (``path`` is None), a folder laid out like it, or a .jsonl or .txt file; or task rows.
+    """A text: C4-en on the hub, a folder laid out like it, or a .jsonl or .txt file; or task rows; or the model's own.
 
     Attributes:
-        path: The folder or file.
+        path: The folder or file; None is C4, or what the model writes.
         task: Where the file holds task rows: the named task, or ``rows`` for rows of no named task.
+        is_written: Whether the model writes it.
     """
 
     path: Path | None = None
     task: str | None = None
+    is_written: bool = False
+
+    @property
+    def is_hubs(self) -> bool:
+        """Whether it is read from the hub."""
+        return self.path is None and not self.is_written
 
     @property
     def name(self) -> str:
         """Name under which the text is recorded: never an absolute path."""
         if self.path is None:
-            return C4
+            return SELF if self.is_written else C4
         return self.path.name if self.task in (None, OWN_ROWS) else f"{self.task}/{self.path.name}"
 
 
@@ -150,16 +160,16 @@ def locate_text(text: str, policy: SourcePolicy, *, param: str) -> TextSource:
     """Return where the text comes from.
 
     Raises:
-        InvalidRequest: It is neither ``c4`` nor an existing .jsonl, .txt or folder that may be read.
+        InvalidRequest: It is neither ``c4`` nor ``self`` nor an existing .jsonl, .txt or folder that may be read.
     """
-    if text == C4:
-        return TextSource()
+    if text in (C4, SELF):
+        return TextSource(is_written=text == SELF)
     path = None if _URL.match(text) else _local_path(text, policy.text_roots, policy)
     if path is not None and (path.is_dir() or (path.is_file() and path.suffix in _TEXT_SUFFIXES)):
         return TextSource(path)
     raise InvalidRequest(
         f"{param} {_shorten(text)!r} is no file that may be read",
-        needed=f"'c4', or a .jsonl (key text) or .txt file{policy.place('text')}",
+        needed=f"'c4', 'self' (the model writes it), or a .jsonl (key text) or .txt file{policy.place('text')}",
         next_step="check the path",
         next_request=_CHECK_TEXT,
         param=param,

@@ -87,9 +87,10 @@ class CalibrationSpec(Message):
     """What the Fisher diagonal is averaged over: sequences of a text, or the rows of a task with their true answers.
 
     Attributes:
-        text: ``c4`` (C4-en, streamed), or the path of a local .jsonl (key ``text``) or .txt file. Of a named task: the
-            folder of the tasks' folders, the task's own folder, or its file of training rows. Of ``rows``: a .jsonl,
-            .csv or .tsv file of {"text", "label"} or {"prompt", "completion"} rows.
+        text: ``c4`` (C4-en, streamed), ``self`` (what the model itself writes, sampled), or the path of a local .jsonl
+            (key ``text``) or .txt file. Of a named task: the folder of the tasks' folders, the task's own folder, or
+            its file of training rows. Of ``rows``: a .jsonl, .csv or .tsv file of {"text", "label"} or {"prompt",
+            "completion"} rows.
         task: None for a text; one of the paper's tasks, prompted as Table 6 does; or ``rows``.
         template: Prompt around labelled ``rows``: text with ``{text}`` and, after it, ``{label}``; None is the default
             of the device.
@@ -130,9 +131,9 @@ class CalibrationSpec(Message):
 
     @model_validator(mode="after")
     def _rows_have_a_place(self) -> CalibrationSpec:
-        if self.task is not None and self.text == "c4":
+        if self.task is not None and self.text in ("c4", "self"):
             what = "a file of rows" if self.task == OWN_ROWS else f"the folder that holds the folder {self.task}"
-            raise ValueError(f"a text that is {what}; c4 has no task rows")
+            raise ValueError(f"a text that is {what}; {self.text} has no task rows")
         if self.task != OWN_ROWS and (self.template is not None or self.label_words is not None):
             raise ValueError("the task 'rows', because template and label_words are for labelled rows")
         return self
@@ -144,7 +145,8 @@ class EvaluationSpec(Message):
     Attributes:
         text: Like ``CalibrationSpec.text``; None takes it from the calibration text, or C4 where that is task rows.
         documents: Documents to evaluate on: the first ones of the text. Where the text is the calibration text, the
-            calibration leaves them out. 0 evaluates nothing.
+            calibration leaves them out. Of ``self`` the model writes other sequences for it, at most as many as for
+            the calibration. 0 evaluates nothing.
     """
 
     text: Annotated[PlainText, Field(min_length=1, max_length=4096)] | None = None

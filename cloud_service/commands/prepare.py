@@ -50,7 +50,8 @@ _SETTINGS: dict[str, dict[str, Any]] = {
     "--group-size": {"type": int, "help": "columns per group for uniform and rtn"},
     "--compensation": {"choices": ["none", "gptq"], "help": "gptq: let later columns make up for errors"},
     "--calibration-text": {
-        "help": "c4, a .jsonl or .txt file; of a task: the folder of the tasks, or a file of rows (default: c4)"
+        "help": "c4, self (the model writes it), a .jsonl or .txt file; of a task: the folder of the tasks, or a file "
+        "of rows (default: c4)"
     },
     "--calibration-task": {
         "metavar": "TASK",

@@ -34,4 +34,4 @@ def names_hub(order: JobOrder) -> bool:
         texts.append(locate_text(request.evaluation.text or default_text, policy, param="evaluation.text"))
     except ZoError:
         return False
-    return isinstance(model, HubModel) or any(text.path is None for text in texts)
+    return isinstance(model, HubModel) or any(text.is_hubs for text in texts)

@@ -108,7 +108,7 @@ def _c4_documents(policy: SourcePolicy) -> Iterator[str]:
         raise NetworkError(
             "C4 is on the hub, and this preparation is offline",
             needed="a local text",
-            next_step="name a .jsonl or .txt file as the calibration text",
+            next_step="name a .jsonl or .txt file, or let the model write the text: --calibration-text self",
         )
     datasets.disable_progress_bars()
     try:
@@ -119,7 +119,8 @@ def _c4_documents(policy: SourcePolicy) -> Iterator[str]:
         raise NetworkError(
             f"C4 cannot be read: {first_line(error)}",
             needed="a hub that answers",
-            next_step="try again, or name a local .jsonl or .txt file: --calibration-text, --evaluation-text",
+            next_step="try again, name a local .jsonl or .txt file (--calibration-text, --evaluation-text), or let the "
+            "model write the text: --calibration-text self",
         ) from error
     except (ValueError, KeyError) as error:
         raise DataError(f"{C4}: {error}", needed="rows with the column text", next_step="name a local text") from error

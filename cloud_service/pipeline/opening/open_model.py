@@ -22,7 +22,7 @@ from cloud_service.pipeline.model.pinned_commit import unpinned_if_unsupported
 from cloud_service.pipeline.named_input import NamedInput
 from cloud_service.pipeline.opening.identity import ResolvedInput, resolve
 from cloud_service.pipeline.opening.planned_model import Means, PlannedModel, memory_errors, plan_model
-from cloud_service.pipeline.opening.saved_texts import read_texts
+from cloud_service.pipeline.opening.saved_texts import SavedTexts
 from cloud_service.pipeline.workspace import Workspace
 from cloud_service.progress import ProgressSink
 from cloud_service.sources import SourcePolicy
@@ -54,9 +54,11 @@ class OpenedModel:
         return plan_model(self.named, self.source.folder, means, self.workspace, self.progress)
 
     def read_texts(self, model: PlannedModel) -> tuple[Calibration, list[str]]:
-        """Return calibration tokens and evaluation documents; see ``saved_texts``."""
+        """Return calibration tokens and evaluation documents; see ``SavedTexts``."""
         self.progress.stage(Stage.CALIBRATING, total=self.named.calibration.sequences, unit="sequences")
-        return read_texts(self.named, self.source, model, self.policy, self.workspace)
+        texts = SavedTexts(self.named, self.source, model, self.policy, self.workspace, self.progress)
+        documents = texts.evaluation_documents()
+        return texts.calibration(), documents
 
     def estimate_fisher(self, model: PlannedModel, calibration: Calibration) -> FisherTotals:
         """Return the Fisher totals of the sequences; see ``PlannedModel.estimate_fisher``."""
