@@ -22,7 +22,7 @@ from pathlib import Path
 import sqlalchemy as sa
 from fastapi import FastAPI
 
-from cloud_service.host_memory import accelerator_count, machine_bytes
+from cloud_service.host_limits import accelerator_count, machine_bytes
 from cloud_service.housekeeping import Freed, Housekeeper, clean
 from cloud_service.jobs.admission import check_request
 from cloud_service.jobs.attempt import Workshop

@@ -49,12 +49,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(words: Sequence[str]) -> int:
     arguments = build_parser().parse_args(words)
+    from cloud_service.settings import use_sleeping_threads  # takes a tenth of a second that --help need not wait
+
+    use_sleeping_threads()
     arguments.run(arguments)
     return 0
 
 
 def _is_debugging() -> bool:
-    from cloud_service.settings import is_debugging  # settings take a tenth of a second that --help need not wait
+    from cloud_service.settings import is_debugging
 
     return is_debugging()
 

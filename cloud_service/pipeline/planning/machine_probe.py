@@ -19,7 +19,7 @@ from pathlib import Path
 
 import torch
 
-from cloud_service.host_memory import cgroup_limits
+from cloud_service.host_limits import cgroup_limits
 from cloud_service.memory_budget import MemoryBudget
 from cloud_service.pipeline.planning.peak_memory import CONTEXT_BYTES
 from cloud_service.pipeline.planning.workload import Machine, Rates

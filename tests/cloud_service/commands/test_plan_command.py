@@ -17,7 +17,6 @@ from cloud_service.pipeline.planning.input_plan import plan_input, workload_of
 from cloud_service.pipeline.planning.machine_probe import (
     accelerator_indices,
     available_host_bytes,
-    cgroup_limits,
     probe_machine,
 )
 from cloud_service.settings import load_settings
@@ -155,28 +154,6 @@ def test_a_device_that_is_no_cpu_and_no_cuda_is_refused() -> None:
         accelerator_indices("mps")
     assert accelerator_indices("cpu") == ()
     assert accelerator_indices("cpu:0") == ()
-
-
-def test_the_limit_of_the_cgroup_that_the_process_is_in_counts(tmp_path: Path) -> None:
-    root, membership = tmp_path / "cgroup", tmp_path / "self"
-    own = root / "user.slice" / "session.scope"
-    own.mkdir(parents=True)
-    (own / "memory.max").write_text("3000\n")
-    (own.parent / "memory.max").write_text("max\n")
-    (root / "memory.max").write_text("9000\n")
-    membership.write_text("0::/user.slice/session.scope\n")
-    assert cgroup_limits(membership, root) == [3000, 9000]
-    membership.write_text("0::/not/mounted/here\n")
-    assert cgroup_limits(membership, root) == [9000]
-
-
-def test_the_limit_of_an_old_cgroup_counts(tmp_path: Path) -> None:
-    own = tmp_path / "cgroup" / "memory" / "docker" / "abc"
-    own.mkdir(parents=True)
-    (own / "memory.limit_in_bytes").write_text("5000\n")
-    membership = tmp_path / "self"
-    membership.write_text("7:cpu,cpuacct:/docker/abc\n4:memory:/docker/abc\n")
-    assert cgroup_limits(membership, tmp_path / "cgroup") == [5000]
 
 
 def test_a_request_is_planned_with_its_own_settings(tmp_path: Path) -> None:

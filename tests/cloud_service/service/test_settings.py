@@ -144,3 +144,9 @@ def test_limits_of_connections_have_safe_defaults_and_no_proxy_is_trusted() -> N
     with pytest.raises(InvalidRequest, match="max_connections"):
         load_settings(max_connections=0)
     assert load_settings(forwarded_allow_ips=["10.0.0.0/8"]).forwarded_allow_ips == ("10.0.0.0/8",)
+
+
+def test_the_threads_of_a_job_wait_asleep_unless_the_operator_says_otherwise() -> None:
+    assert job_environment({})["OMP_WAIT_POLICY"] == "passive"
+    assert job_environment({"OMP_WAIT_POLICY": "active"})["OMP_WAIT_POLICY"] == "active"
+    assert job_environment({"OMP_NUM_THREADS": "7"})["OMP_NUM_THREADS"] == "7"
