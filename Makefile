@@ -7,6 +7,8 @@
 PYTHON ?= python3
 # The tests' models are tiny and several processes run at once: threads would only wait for each other.
 test check coverage: export OMP_NUM_THREADS = 1
+# Threads that wait asleep: on a busy machine spinning ones made the demo several times slower.
+demo: export OMP_WAIT_POLICY = passive
 # A file's tests stay together: they share what is slow to make.
 PYTEST := pytest --numprocesses auto --maxprocesses 8 --dist loadfile
 VENV := .venv
