@@ -163,7 +163,7 @@ FAMILIES: dict[str, ModelFamily] = {
             model_type="gemma2",
             architecture="Gemma2ForCausalLM",
             config_keys=_GEMMA_KEYS,
-            defaults=_GEMMA_DEFAULTS,
+            defaults=_GEMMA_DEFAULTS | {"final_logit_softcapping": 30},
             attention="eager",  # the others do not cap attention logits
             logit_cap="final_logit_softcapping",
         ),

@@ -11,8 +11,8 @@ from typing import Any
 
 import torch
 from torch import nn
+from transformers.pytorch_utils import Conv1D
 
-from cloud_service.pipeline.model.load_model import replace_transposed_linears
 from device_client.model.network import network_without_weights
 from shared.architecture import family_of
 
@@ -53,7 +53,11 @@ def random_network(config: Mapping[str, Any], *, device: str, dtype: torch.dtype
     """Return a network of that configuration, its weights normal with standard deviation 0.02 around 0 (norms: 1)."""
     family = family_of(dict(config))
     network = network_without_weights(family, config)
-    replace_transposed_linears(network)
+    for path, module in list(network.named_modules()):
+        if isinstance(module, Conv1D):  # computes as a linear layer of the transposed weight, as it is prepared
+            parent, _, child = path.rpartition(".")
+            with torch.device("meta"):
+                setattr(network.get_submodule(parent), child, nn.Linear(module.nx, module.nf))
     network.config.use_cache = False
     generator = torch.Generator(device).manual_seed(0)
     for name, parameter in list(network.named_parameters()):

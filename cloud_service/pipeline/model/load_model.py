@@ -207,7 +207,7 @@ def build_skeleton(architecture: Mapping[str, Any]) -> nn.Module:
     except _ERRORS_OF_A_CONFIGURATION as error:
         made = family.architecture or f"model of type {family.model_type}"
         raise unsupported(f"config.json does not make a {made}: {error}", "") from error
-    replace_transposed_linears(network)
+    _replace_transposed_linears(network)
     network.tie_weights()  # type: ignore[operator]
     return network.eval()
 
@@ -240,7 +240,7 @@ def _causal_class(family: ModelFamily, config: transformers.PretrainedConfig) ->
     return transformers.MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
 
 
-def replace_transposed_linears(network: nn.Module) -> None:
+def _replace_transposed_linears(network: nn.Module) -> None:
     """Put linear layers where the network has layers whose weights are (in_features, out_features)."""
     for path, module in list(network.named_modules()):
         if isinstance(module, Conv1D):

@@ -78,6 +78,7 @@ class ModelShape:
         context: Positions that the model was made for.
         window: Tokens that some block attends to at most; None is all of them.
         saved: What autograd saves of a block.
+        caps_logits: Whether logits are capped, which keeps them until the backward pass.
         front_modules: Names of the modules in front of the blocks.
         rear_modules: Names of those behind them.
     """
@@ -98,6 +99,7 @@ class ModelShape:
     context: int
     window: int | None
     saved: SavedActivations
+    caps_logits: bool
     front_modules: tuple[str, ...]
     rear_modules: tuple[str, ...]
 
@@ -202,6 +204,7 @@ def shape_of_tensors(config: Mapping[str, Any], shapes: Shapes) -> ModelShape:
         context=dimensions.context,
         window=_window(config, family),
         saved=saved_activations(config),
+        caps_logits=bool(family.logit_cap and config.get(family.logit_cap, family.defaults.get(family.logit_cap))),
         front_modules=front,
         rear_modules=rear,
     )

@@ -44,7 +44,8 @@ class SavedActivations:
         probability_bytes: Bytes of each attention probability [w].
         scratch_middle: Matrices of the MLP's width that its backward pass takes where no gradient is wanted.
         middle_at_square: Of them, those alive while a weight's gradient is squared.
-        scratch_of_last_norm: float32 matrices of H that the backward pass of a norm behind the MLP takes.
+        has_norm_in_front: Whether a block begins with a norm; the first one's takes no gradient, so that what it does
+            not save makes up for the final norm.
         has_float_norms: Whether norms compute in float32.
     """
 
@@ -65,7 +66,7 @@ class SavedActivations:
     probability_bytes: int = 0
     scratch_middle: int = 3
     middle_at_square: int = 0
-    scratch_of_last_norm: int = 0
+    has_norm_in_front: bool = True
     has_float_norms: bool = True
 
     def matrices_of_the_mlp(self, *, has_gradient: bool) -> int:
@@ -90,7 +91,7 @@ _FAMILIES: dict[str, SavedActivations] = {
     "phi3": replace(_LLAMA, queries=3, keys=3, queries_of_gradients=1),
     "gpt2": replace(_LAYER_NORMS, hidden=2, middle=4, queries=4, keys=0),
     "gpt_neox": replace(_LAYER_NORMS, hidden=3, middle=1, queries=4, keys=0, queries_of_gradients=1),
-    "olmo2": replace(_LLAMA, float_queries=1, float_keys=1, float_numbers=4, scratch_of_last_norm=5),
+    "olmo2": replace(_LLAMA, float_queries=1, float_keys=1, float_numbers=4, has_norm_in_front=False),
     "stablelm": replace(
         _LLAMA, hidden=2, queries_of_gradients=1, float_hidden=0, float_numbers=0, numbers=4, has_float_norms=False
     ),

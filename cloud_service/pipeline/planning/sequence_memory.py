@@ -48,8 +48,8 @@ class SequenceMemory:
         """
         reached = [block for block in blocks if block >= min(group)]
         logits = (self.tokens - 1) * self.shape.vocabulary
-        loss = logits * (3 * _FLOAT32 + (self.value_bytes if self.shape.family.logit_cap else 0)) if has_loss else 0
-        held = self._norm_input_bytes if recomputes and reached else 0
+        loss = logits * (3 * _FLOAT32 + (self.value_bytes if self.shape.caps_logits else 0)) if has_loss else 0
+        held = self._norm_input_bytes if reached and (recomputes or not self.saved.has_norm_in_front) else 0
         moments = [0]
         saved = {wanted: self.block_bytes(has_gradient=wanted) for wanted in (False, True)}
         scratch = {wanted: self._scratch(wanted) for wanted in (False, True)}
@@ -113,5 +113,4 @@ class SequenceMemory:
         # A bfloat16 gradient is held beside its float32 copy; by then a gated MLP's saved product is gone.
         at_square = self.saved.middle_at_square * middle
         at_square += gradient * (self.value_bytes + (0 if self.value_bytes == 4 else 4))
-        at_norm = self.saved.scratch_of_last_norm * self.tokens * self.shape.hidden * _FLOAT32
-        return max(at_product, at_square, at_norm, 2 * middle)
+        return max(at_product, at_square, 2 * middle)
