@@ -79,6 +79,10 @@ _OPTIONS: OptionTable = {
         {"help": "held-out text (default: the calibration text's first part; c4 for a task)"},
     ),
     "--evaluation-documents": ("evaluation.documents", {"type": int, "help": "0 evaluates nothing (default: 200)"}),
+    "--allow-untested": (
+        "allow_untested",
+        {"action": "store_true", "help": "take a model whose family nobody tests; its bundle says so"},
+    ),
 }
 
 

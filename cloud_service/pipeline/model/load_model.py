@@ -25,6 +25,7 @@ from transformers.pytorch_utils import Conv1D
 from cloud_service.contained_folder import ContainedFolder
 from cloud_service.pipeline.model.checkpoint_weights import CheckpointWeights
 from cloud_service.pipeline.model.config_bounds import check_config
+from cloud_service.pipeline.model.untested_family import check_computes_as_expected
 from cloud_service.pipeline.model.weight_files import read_json, unsupported
 from shared.architecture import family_of, safe_config
 from shared.model_dimensions import dimensions_of
@@ -63,6 +64,11 @@ class ModelOutline:
     block_count: int
     context_length: int
     weights: CheckpointWeights
+
+    @property
+    def is_family_tested(self) -> bool:
+        """Whether the model's family is a tested one."""
+        return family_of(self.architecture, allow_untested=True).is_tested
 
     @property
     def block_prefixes(self) -> list[str]:
@@ -171,7 +177,8 @@ def load_model(
         dtype: What to compute in; None means ``compute_dtype``. float16 and float32 hold the originals exactly.
 
     Raises:
-        UnsupportedModel: A weight is damaged or not finite; the message names it.
+        UnsupportedModel: A weight is damaged or not finite; the message names it. Or an untested family computes
+            something that devices would compute otherwise.
     """
     if device_map is not None:
         gc.collect()  # accelerate's hooks tie a network into a cycle: one that was loaded before goes only now
@@ -182,6 +189,8 @@ def load_model(
         import accelerate
 
         accelerate.dispatch_model(network, dict(device_map), force_hooks=True)
+    if not outline.is_family_tested:
+        check_computes_as_expected(network)
     return LoadedModel(network, outline)
 
 
