@@ -114,7 +114,7 @@ def _check_rotation(key: str, stated: object, family: ModelFamily) -> None:
     for name, part in nested.items():  # one table for each kind of layer
         _check_rotation(f"{key}.{name}", part, family)
     kind = stated.get("rope_type", stated.get("type", "default"))
-    if kind not in family.rope_types:
+    if not isinstance(kind, str) or kind not in family.rope_types:
         raise unsupported(
             f"config.json: {key} has the type {repr(kind)[:80]}", f"one of {', '.join(sorted(family.rope_types))}"
         )
