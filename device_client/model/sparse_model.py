@@ -27,9 +27,9 @@ from device_client.model.memory_meter import MemoryMeter
 from device_client.model.points import Point
 from device_client.model.sampling import choose_token
 from device_client.model.token_batch import TokenBatch
-from device_client.model.tokenizer import BundleTokenizer
 from shared.bundle.manifest import BundleConfig
 from shared.errors import DataError
+from shared.model.tokenizer import BundleTokenizer
 
 
 class SparseModel:
