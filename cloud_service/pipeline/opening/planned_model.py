@@ -167,6 +167,8 @@ def plan_model(
     """
     outline = read_outline(folder)
     encoder = load_encoder(folder, outline.architecture, outline.context_length)
+    for note in encoder.notes:
+        progress.note(note)
     plan = plan_request(request, folder, means.budget, device=means.device, workspace=workspace.folder)
     progress.note(f"plan: {plan_line(plan)}")
     means.after_plan(plan.host_bytes)
