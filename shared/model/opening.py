@@ -75,5 +75,5 @@ def _unusable(fault: str) -> UnsupportedModel:
     return UnsupportedModel(
         f"the chat template cannot be used: {fault}",
         needed="a template that renders messages of the roles user and assistant",
-        next_step="correct the model's chat_template, or remove it: conversations then become plain lines",
+        next_step="use plain prompts instead of messages, or another bundle",
     )

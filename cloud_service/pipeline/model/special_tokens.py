@@ -20,7 +20,7 @@ from shared.errors import DataError
 from shared.model.opening import ANSWER, QUESTION
 from shared.model.tokenizer import BundleTokenizer
 
-_FAMILIES_WITH_BOS = ("llama", "mistral")
+_FAMILIES_WITH_BOS = ("llama", "mistral", "gemma", "gemma2", "gemma3", "gemma3_text")
 _BYTE_PIECE = "<0x0A>"
 """A token that sentence pieces have and vocabularies of bytes do not."""
 

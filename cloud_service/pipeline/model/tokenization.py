@@ -34,6 +34,7 @@ from cloud_service.pipeline.model.tokenizer_files import (
     tokenizer_settings,
 )
 from shared.bundle.manifest import TokenizerSettings
+from shared.errors import UnsupportedModel
 from shared.model.opening import check_conversations
 from shared.model.tokenizer import BundleTokenizer
 
@@ -118,7 +119,15 @@ def load_encoder(folder: Path, architecture: dict[str, Any], context_length: int
 def _with_conversations_end(tokenizer: Tokenizer, stated: TokenizerSettings) -> TokenizerSettings:
     """Return the settings with what the chat template ends a turn with, once it is known to render."""
     on_device = BundleTokenizer(tokenizer.to_str(), stated)
-    check_conversations(on_device)
+    try:
+        check_conversations(on_device)
+    except UnsupportedModel as error:
+        raise UnsupportedModel(
+            error.found,
+            needed=error.needed,
+            next_step="correct chat_template in the model folder, or remove it: conversations then become plain lines",
+            param="model",
+        ) from error
     ends = [*stated.eos_token_ids, turn_ending(on_device)]
     if not any(end is not None for end in ends):
         ends = [well_known_ending(tokenizer)]
