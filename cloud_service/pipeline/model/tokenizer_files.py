@@ -11,7 +11,6 @@ code. What comes out is looked through once more. Costs about what AutoTokenizer
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -22,13 +21,13 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from cloud_service.contained_folder import MAX_JSON_BYTES, ContainedFolder
+from cloud_service.pipeline.model.sentence_pieces import check_conversion, check_convertible
 from cloud_service.pipeline.model.tokenizer_bounds import check_token, check_tokenizer, id_limit
 from cloud_service.pipeline.model.weight_files import parse_object, read_json, unsupported
 from shared.errors import UnsupportedModel, ZoError
 
 _JSON = "tokenizer.json"
 _SENTENCE_PIECES = "tokenizer.model"
-_NEEDED_FOR_PIECES = ("sentencepiece", "google.protobuf")
 _SPECIAL_TOKENS = (
     "bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token", "mask_token",
 )  # fmt: skip
@@ -36,8 +35,8 @@ _KEPT_SETTINGS = (
     *_SPECIAL_TOKENS, "additional_special_tokens", "extra_special_tokens", "added_tokens_decoder", "add_bos_token",
     "add_eos_token", "add_prefix_space", "legacy", "tokenizer_class",
 )  # fmt: skip
-_CLASSES = {"llama": "LlamaTokenizer", "mistral": "LlamaTokenizer"}
-"""Whose sentence pieces these are where tokenizer_config.json does not say."""
+_CLASSES_FOR_PIECES = {"llama": "LlamaTokenizer", "mistral": "LlamaTokenizer"}
+"""Which class makes a tokenizer of a family's sentence pieces; of others AutoTokenizer knows."""
 
 
 def tokenizer_settings(folder: ContainedFolder) -> dict[str, Any]:
@@ -66,15 +65,16 @@ def read_tokenizer(folder: ContainedFolder, architecture: Mapping[str, Any], set
     files = _tokenizer_files(folder, vocabulary)
     kept = {key: _marked(settings[key]) for key in _KEPT_SETTINGS if key in settings}
     _check_added(kept, optional_json(folder, "added_tokens.json"), id_limit(vocabulary))
-    if _SENTENCE_PIECES in files:
-        kept.setdefault("tokenizer_class", _CLASSES.get(architecture["model_type"]))
     files |= {
         "tokenizer_config.json": json.dumps(kept).encode(),
         "config.json": json.dumps(dict(architecture)).encode(),
     }
     if folder.has("added_tokens.json"):
         files["added_tokens.json"] = folder.read("added_tokens.json", max_bytes=MAX_JSON_BYTES)
-    tokenizer = _read_by_transformers(files)
+    tokenizer = _read_by_transformers(files, architecture["model_type"])
+    if _SENTENCE_PIECES in files:
+        with tokenizer_errors(f"{_SENTENCE_PIECES} cannot be read"):
+            check_conversion(tokenizer, files[_SENTENCE_PIECES])
     if "add_bos_token" not in kept and _is_silent(files):
         tokenizer.post_processor = None  # transformers has put one there that adds nothing
     check_tokenizer(json.loads(tokenizer.to_str()), vocabulary)
@@ -118,19 +118,27 @@ def _tokenizer_files(folder: ContainedFolder, vocabulary: int | None) -> dict[st
         _check_merges(merges)
         return {"vocab.json": folder.read("vocab.json", max_bytes=MAX_JSON_BYTES), "merges.txt": merges}
     if not folder.has(_SENTENCE_PIECES):
-        raise _without_tokenizer("there is no tokenizer.json (nor vocab.json with merges.txt, nor tokenizer.model)")
-    if missing := [package for package in _NEEDED_FOR_PIECES if not _is_installed(package)]:
-        needed = " and ".join(name.removeprefix("google.") for name in missing)
-        raise _without_tokenizer(f"there is only {_SENTENCE_PIECES}, and {needed} is not installed here")
+        raise UnsupportedModel(
+            "there is no tokenizer.json (nor vocab.json with merges.txt, nor tokenizer.model)",
+            needed="a fast tokenizer",
+            next_step="where the model was made: AutoTokenizer.from_pretrained(folder).save_pretrained(folder)",
+            param="model",
+        )
+    check_convertible()
     return {_SENTENCE_PIECES: folder.read(_SENTENCE_PIECES, max_bytes=MAX_JSON_BYTES)}
 
 
-def _read_by_transformers(files: Mapping[str, bytes]) -> Tokenizer:
+def _read_by_transformers(files: Mapping[str, bytes], model_type: str) -> Tokenizer:
     import transformers
 
     transformers.logging.set_verbosity_error()
-    # Classes of families make their tokenizer anew from its vocabulary; the file that is there is the better witness.
-    reader = transformers.PreTrainedTokenizerFast if _JSON in files else transformers.AutoTokenizer
+    if _JSON in files:
+        # Classes of families make their tokenizer anew from its vocabulary; the file that is there is the truth.
+        reader: Any = transformers.PreTrainedTokenizerFast
+    elif _SENTENCE_PIECES in files and model_type in _CLASSES_FOR_PIECES:
+        reader = getattr(transformers, _CLASSES_FOR_PIECES[model_type])
+    else:
+        reader = transformers.AutoTokenizer
     source = next(iter(files))
     with tempfile.TemporaryDirectory(prefix="tokenizer-") as own:
         for name, data in files.items():
@@ -180,19 +188,3 @@ def _marked(value: Any) -> Any:
 
 def _is_token(value: object) -> bool:
     return isinstance(value.get("content") if isinstance(value, dict) else value, str)
-
-
-def _is_installed(package: str) -> bool:
-    try:
-        return importlib.util.find_spec(package) is not None
-    except ModuleNotFoundError:  # the package that it lies in
-        return False
-
-
-def _without_tokenizer(found: str) -> UnsupportedModel:
-    return UnsupportedModel(
-        found,
-        needed="a fast tokenizer",
-        next_step="where the model was made: AutoTokenizer.from_pretrained(folder).save_pretrained(folder)",
-        param="model",
-    )

@@ -28,13 +28,6 @@ def test_a_folder_without_a_tokenizer_is_refused_with_the_next_step(tmp_path: Pa
         read(tmp_path)
 
 
-def test_sentence_pieces_that_cannot_be_converted_here_are_refused_with_the_next_step(tmp_path: Path) -> None:
-    (tmp_path / "tokenizer.model").write_bytes(b"not sentence pieces")
-    with pytest.raises(UnsupportedModel, match=r"only tokenizer\.model, and sentencepiece is not installed") as caught:
-        read(tmp_path)
-    assert "save_pretrained" in caught.value.next_step
-
-
 def test_merges_that_are_not_pairs_are_refused(tmp_path: Path) -> None:
     write_vocabulary_and_merges(tmp_path)
     (tmp_path / "merges.txt").write_text("#version: 0.2\na b c\n")
