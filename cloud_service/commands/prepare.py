@@ -23,6 +23,7 @@ from cloud_service.commands.device_option import add_device_option
 from cloud_service.commands.label_words import label_words
 from cloud_service.commands.local_sources import add_source_options, local_sources
 from cloud_service.commands.means import add_means_options, means_of
+from cloud_service.commands.output_folder import removed_where_refused
 from cloud_service.commands.request_options import OptionTable, add_options, checked_request, fill
 from cloud_service.request_words import OPTION_FIELDS
 from shared.errors import Conflict, InvalidRequest
@@ -123,9 +124,9 @@ def _run(arguments: argparse.Namespace) -> None:
             next_step="give a number of days in that range, or leave the option out for 365",
             param="expires-days",
         )
-    layout = ImageLayout.create(arguments.output)
     workspace = arguments.output / _WORKSPACE
-    with _sole_worker(workspace), _sigterm_interrupts():
+    with removed_where_refused(arguments.output), _sole_worker(workspace), _sigterm_interrupts():
+        layout = ImageLayout.create(arguments.output)
         remove_unfinished(layout)
         with terminal_progress(is_quiet=arguments.quiet) as progress:
             made = _prepare(arguments, request, layout, workspace, progress)

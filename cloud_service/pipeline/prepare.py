@@ -6,14 +6,14 @@
     selecting      the sensitivity mask: exactly k weights                   fisher/select_sensitive
     quantizing     each block: dense part quantised, sensitive part kept     quantizers
     evaluating     perplexity as published, as the bundle, dense part alone  evaluation
-    publishing     report, documents, manifest; not signed, not tagged       report · publish
+    publishing     opened as devices will, report, documents, manifest       report · publish
 
-Every stage leaves a checkpoint in the workspace: the Fisher totals after each shard, each finished block, the loss
-sums of the evaluation. Called again after a SIGKILL at any moment, with the same request and workspace, it goes on from
-there and ends with the same digest (on the same kind of processor and number of threads: float sums depend on their
-order; the memory plan, the launcher and the number of workers change nothing). The network is in memory only while
-gradients, inputs of the layers (for error compensation) or losses are computed; what the Fisher pass leaves is gone
-through block by block.
+Nothing is signed or tagged here. Every stage leaves a checkpoint in the workspace: the Fisher totals after each shard,
+each finished block, the loss sums of the evaluation. Called again after a SIGKILL at any moment, with the same request
+and workspace, it goes on from there and ends with the same digest (on the same kind of processor and number of threads:
+float sums depend on their order; the memory plan, the launcher and the number of workers change nothing). The network
+is in memory only while gradients, inputs of the layers (for error compensation) or losses are computed; what the Fisher
+pass leaves is gone through block by block.
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ from cloud_service.pipeline.named_input import NamedInput
 from cloud_service.pipeline.opening.identity import ResolvedInput
 from cloud_service.pipeline.opening.open_model import OpenedModel, open_model
 from cloud_service.pipeline.opening.planned_model import Means, PlannedModel
+from cloud_service.pipeline.publish.device_rules import check_devices_open
 from cloud_service.pipeline.publish.documents import add_documents, license_of, model_card
 from cloud_service.pipeline.quantizers.bundle_weights import write_dense_part, write_sensitive_part
 from cloud_service.pipeline.quantizers.split_blocks import missing_bundle_bytes, split_blocks
@@ -247,13 +248,15 @@ def _publish(
     job.progress.stage(Stage.PUBLISHING)
     source = SourceModel(id=job.source.model_id, revision=job.source.revision, license=license_of(job.source.folder))
     config = _bundle_config(job, source, _mask_provenance(job, calibration, figures, blobs), blobs, perplexity)
+    tokenizer_json = job.model.encoder.to_json()
+    check_devices_open(config, tokenizer_json)
     report = report_document(source, config.mask, config.quantizer, figures, blobs, perplexity, producer=_PRODUCER)
     if config.is_untested_family:
         report["untested_family"] = config.architecture["model_type"]
     documents = add_documents(
         job.layout,
         job.source.folder,
-        tokenizer_json=job.model.encoder.to_json(),
+        tokenizer_json=tokenizer_json,
         report=report,
         model_card=model_card(source, report),
     )

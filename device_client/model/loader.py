@@ -11,7 +11,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor, nn
 
 from device_client.model.backends.choose import REFERENCE, BackendOptions, choose_backend
@@ -24,24 +23,18 @@ from device_client.model.linear import (
     compute_dtype_of,
 )
 from device_client.model.memory_plan import check_budget, plan_memory
-from device_client.model.network import is_linear, network_without_weights, shape_of_linear
 from device_client.model.out_of_memory import refusing_to_load
 from device_client.model.sparse_model import SparseModel
 from device_client.model.tensor_reading import drop_cached_pages, read_to
-from device_client.model.tokenizer import BundleTokenizer
 from device_client.model.workload import Workload
-from shared.architecture import family_of, safe_config
 from shared.bundle.manifest import BundleConfig, QuantizedEntry
 from shared.bundle.read import Bundle, SensitiveTensors
 from shared.bundle.tensor_header import TensorSlot, read_header
 from shared.errors import ResourceError, TensorMismatch, UnsupportedModel
-from shared.model_dimensions import dimensions_of
+from shared.model.opening import check_vocabulary
+from shared.model.skeleton import build_skeleton
+from shared.model.tokenizer import BundleTokenizer
 from shared.quantization.codec import QuantizedTensor
-
-_FOREIGN_CONFIG_ERRORS = (
-    ArithmeticError, AttributeError, ImportError, LookupError, NotImplementedError, RuntimeError, StrictDataclassError,
-    TypeError, ValueError,
-)  # fmt: skip
 
 _ACTIVATIONS = ("act", "act_fn", "activation_fn")
 """What the served families call the module between the two halves of their MLP."""
@@ -83,7 +76,7 @@ def load_model(
         cuda.accumulate_in_float32()
     network = build_skeleton(bundle.config)
     tokenizer = BundleTokenizer.from_bundle(bundle)
-    _check_vocabulary(tokenizer, network)
+    check_vocabulary(tokenizer, network)
     with refusing_to_load("close other programs, or choose a smaller bundle; see: zo-device plan"):
         chosen = choose_backend(backend, bundle.config.tensors, dtype, target)
         values = SensitiveValues(torch.empty(bundle.config.sensitive_count, dtype=dtype, device=target))
@@ -140,55 +133,6 @@ def _respect_budget(
     )
     if device.type == "cuda":
         cap_allocations(cuda, device, budget_bytes)
-
-
-def build_skeleton(config: BundleConfig) -> nn.Module:
-    """Return the transformers model of the bundle's architecture on the meta device: shapes without memory.
-
-    Raises:
-        UnsupportedModel: The architecture is not served or makes no model.
-        TensorMismatch: Its parameters are not those that the bundle holds.
-    """
-    fields = safe_config(config.architecture, allow_untested=config.is_untested_family)
-    family = family_of(fields, allow_untested=True)
-    blocks = dimensions_of(fields).blocks
-    if blocks > len(config.tensors):
-        raise UnsupportedModel(
-            f"{blocks} decoder blocks in the architecture",
-            needed=f"1 to {len(config.tensors)}, the bundle's quantised weights",
-        )
-    try:
-        skeleton = network_without_weights(family, fields)
-    except _FOREIGN_CONFIG_ERRORS as error:
-        raise UnsupportedModel(
-            f"the bundle's architecture makes no {family.architecture or family.model_type}: {error}",
-            needed="a configuration that the installed transformers accepts",
-        ) from error
-    _check_parameters(skeleton, config)
-    return skeleton
-
-
-def _check_parameters(skeleton: nn.Module, config: BundleConfig) -> None:
-    held: dict[str, tuple[int, ...]] = {entry.name: tuple(entry.shape) for entry in config.tensors}
-    held |= {entry.name: tuple(entry.shape) for entry in config.dense_parameters}
-    wanted = {name: tuple(parameter.shape) for name, parameter in skeleton.named_parameters()}
-    for name in sorted(set(wanted) ^ set(held)):
-        fault = "is not in the bundle" if name in wanted else "is no parameter of the architecture"
-        raise TensorMismatch(f"{name} {fault}", next_step="pull the bundle again, or prepare the model again")
-    for entry in config.tensors:
-        layer = skeleton.get_submodule(entry.name.rpartition(".")[0])
-        if not is_linear(layer):
-            raise UnsupportedModel(f"{entry.name} is quantised but belongs to no linear layer")
-        wanted[entry.name] = shape_of_linear(layer)
-    for name, shape in wanted.items():
-        if held[name] != shape:
-            raise TensorMismatch(f"{name} has shape {held[name]} in the bundle", needed=f"{shape} by the architecture")
-
-
-def _check_vocabulary(tokenizer: BundleTokenizer, network: nn.Module) -> None:
-    size = network.get_input_embeddings().weight.shape[0]  # type: ignore[operator]
-    if tokenizer.largest_id >= size:
-        raise TensorMismatch(f"tokenizer.json has token {tokenizer.largest_id}", needed=f"ids below {size}")
 
 
 def place_buffers(network: nn.Module, device: torch.device) -> None:

@@ -28,10 +28,10 @@ from device_client.model.output_head import OutputHead
 from device_client.model.points import Point
 from device_client.model.sampling import choose_token
 from device_client.model.token_batch import TokenBatch
-from device_client.model.tokenizer import BundleTokenizer
 from shared.architecture import family_of
 from shared.bundle.manifest import BundleConfig
 from shared.errors import DataError
+from shared.model.tokenizer import BundleTokenizer
 
 
 class SparseModel:

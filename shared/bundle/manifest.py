@@ -149,6 +149,8 @@ class TokenizerSettings(Document):
 
     Attributes:
         prepend_bos: Whether every text starts with ``bos_token_id`` (tokenizer.json itself adds no special token).
+        eos_token_ids: Tokens that end a text or a turn; the first is the tokenizer's own, which answers are learnt with
+            and chat templates know as ``eos_token``.
         context_length: Positions that the model was made for.
     """
 

@@ -75,7 +75,9 @@ def _listening_url(service: subprocess.Popen[str], log: Path) -> str:
 @pytest.fixture(scope="module")
 def sources(tmp_path_factory: pytest.TempPathFactory) -> Sources:
     root = tmp_path_factory.mktemp("sources")
-    build_checkpoint(root / "models" / "tiny")
+    model = build_checkpoint(root / "models" / "tiny")
+    # A job renders the template before any work, in a process of its own, confined as the job is.
+    (model / "chat_template.jinja").write_text("{% for m in messages %}{{ m.content }}{{ eos_token }}{% endfor %}")
     (root / "texts").mkdir()
     write_text(root / "texts" / "text.jsonl")
     return Sources(root)
@@ -103,7 +105,7 @@ def wait_for_job(client: httpx.Client, job_id: str, is_reached: Callable[[dict[s
         job: dict[str, Any] = client.get(f"/v1/jobs/{job_id}").json()
         if is_reached(job):
             return job
-        assert job["status"] not in ("failed", "cancelled"), job
+        assert job["status"] not in ("failed", "cancelled"), json.dumps(job)
         time.sleep(0.02)
     pytest.fail("nothing happened within two minutes")
 

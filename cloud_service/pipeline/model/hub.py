@@ -33,7 +33,7 @@ from shared.api import Stage
 from shared.durable_files import disk_errors, free_bytes
 from shared.errors import DiskError, InvalidModelId, NetworkError, NotFound, Unauthorized, UnsupportedModel
 
-WANTED_FILES = ("*.safetensors", "*.json", "*.jinja", "merges.txt", "LICENSE*", "README*")
+WANTED_FILES = ("*.safetensors", "*.json", "*.jinja", "merges.txt", "tokenizer.model", "LICENSE*", "README*")
 """Patterns of the files a preparation reads, at the top of a repository."""
 
 _UNWANTED_FILES = ("consolidated*", "*/*")

@@ -168,6 +168,8 @@ def plan_model(
     """
     outline = read_outline(folder, allow_untested=named.allow_untested)
     encoder = load_encoder(folder, outline.architecture, outline.context_length)
+    for note in encoder.notes:
+        progress.note(note)
     plan = plan_input(named, folder, means.budget, device=means.device, workspace=workspace.folder)
     progress.note(f"plan: {plan_line(plan)}")
     means.after_plan(plan.host_bytes)
