@@ -1,6 +1,7 @@
 """Where models and texts may come from: a path under an allowed root, or a hub id of strict form; never a URL.
 
     team/model        a folder under a model root; else, on the hub, only where ``hub_namespaces`` or a person allows it
+    team/model.gguf   a GGUF file under a model root
     hub:team/model    the hub's model, whatever folders there are
 
 A request names a model and texts by strings that come over the network. They are turned into a ``ModelSource`` or a
@@ -12,6 +13,7 @@ compared with the roots. Knows nothing about the hub's protocol, torch or tokens
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -26,6 +28,9 @@ HUB_PREFIX = "hub:"
 
 C4 = "c4"
 """Name of the hub's C4-en as a text."""
+
+GGUF_SUFFIX = ".gguf"
+"""End of the names of GGUF files."""
 
 PINNED_COMMIT = "commit.json"
 """File of a workspace that keeps a hub model at one commit; who takes the workspace over for a new request drops it."""
@@ -68,22 +73,29 @@ class SourcePolicy:
 
 @dataclass(frozen=True, slots=True)
 class LocalModel:
-    """A Hugging Face folder on this machine; ``id`` is its base name, so no absolute path is ever published."""
+    """A model on this machine; ``id`` is a base name, so no absolute path is ever published.
+
+    Attributes:
+        folder: Where its files are.
+        gguf_file: Name of the GGUF file in it that is the model; None for a Hugging Face folder.
+    """
 
     folder: Path
+    gguf_file: str | None = None
 
     @property
     def id(self) -> str:
-        """Name under which the model is recorded."""
-        return self.folder.name
+        """Name under which the model is recorded: the file's without its suffix, or the folder's."""
+        return self.gguf_file.removesuffix(GGUF_SUFFIX) if self.gguf_file else self.folder.name
 
 
 @dataclass(frozen=True, slots=True)
 class HubModel:
-    """A repository on the hub."""
+    """A repository on the hub, or one GGUF file of it."""
 
     id: str
     revision: str | None = None
+    gguf_file: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,8 +121,16 @@ class TextSource:
 ModelSource = LocalModel | HubModel
 
 
-def locate_model(model: str, revision: str | None, policy: SourcePolicy) -> ModelSource:
-    """Return where the model ``model`` names comes from; an existing allowed folder wins over a hub id.
+def locate_model(
+    model: str, revision: str | None, policy: SourcePolicy, *, gguf_file: str | None = None
+) -> ModelSource:
+    """Return where the model ``model`` names comes from; what exists and is allowed wins over a hub id.
+
+    Args:
+        model: What a request names.
+        revision: Of the hub's model.
+        policy: What may be read.
+        gguf_file: Name of a GGUF file in the folder or repository.
 
     Raises:
         InvalidModelId: It is a URL, leaves the allowed roots, names no existing folder and is not a hub id, or is a hub
@@ -122,10 +142,12 @@ def locate_model(model: str, revision: str | None, policy: SourcePolicy) -> Mode
     is_explicit = hub_id != model
     folder = None if is_explicit else _local_path(model, policy.model_roots, policy)
     if folder is not None and folder.is_dir():
-        return LocalModel(folder)
+        return LocalModel(folder, gguf_file)
+    if folder is not None:
+        return _local_file(model, policy)
     if ".." in model:
         raise _invalid(f"model {_shorten(model)!r} contains '..'")
-    if not _HUB_ID.fullmatch(hub_id):
+    if not _HUB_ID.fullmatch(hub_id) or (model.endswith(GGUF_SUFFIX) and not is_explicit):
         raise _invalid(f"model {_shorten(model)!r} is not a folder that may be read, and not a hub id")
     is_allowed = policy.allow_any_local or any(fnmatchcase(hub_id, pattern) for pattern in policy.hub_namespaces)
     if not is_explicit and not is_allowed:
@@ -136,7 +158,32 @@ def locate_model(model: str, revision: str | None, policy: SourcePolicy) -> Mode
             next_step=f"give {explicit}, or allow such names: zo-cloud serve --hub-namespace '{_namespace(hub_id)}'",
             param="model",
         )
-    return HubModel(hub_id, revision)
+    return HubModel(hub_id, revision, gguf_file)
+
+
+def _local_file(model: str, policy: SourcePolicy) -> LocalModel:
+    """Return the GGUF file ``model`` names; a link in a hub's cache keeps its own name.
+
+    Raises:
+        InvalidModelId: It is another kind of file, or lies in a folder that may not be read.
+    """
+    place, _, name = model.rpartition("/")
+    if not name.endswith(GGUF_SUFFIX):
+        raise InvalidModelId(
+            f"model {_shorten(model)!r} is a file",
+            needed="a folder with config.json, tokenizer and weights, or a .gguf file",
+            next_step=f"give the folder that it lies in: {_shorten(place) or '.'}",
+            param="model",
+        )
+    folder = _existing(Path(place or ".")) if policy.allow_any_local else None
+    for root in () if folder else policy.model_roots:
+        found = _existing(root / place)
+        if found is not None and found.is_relative_to(root.resolve()) and os.path.lexists(found / name):
+            folder = found
+            break
+    if folder is None:
+        raise _invalid(f"model {_shorten(model)!r} is not a file that may be read")
+    return LocalModel(folder, name)
 
 
 def locate_text(text: str, policy: SourcePolicy, *, param: str) -> TextSource:
@@ -221,7 +268,7 @@ def _namespace(hub_id: str) -> str:
 def _invalid(found: str) -> InvalidModelId:
     return InvalidModelId(
         found,
-        needed="a hub id such as 'hub:facebook/opt-125m', or a folder under one of the model roots",
+        needed="a hub id such as 'hub:facebook/opt-125m', or a folder or .gguf file under one of the model roots",
         next_step="check the spelling; zo-cloud serve --model-root FOLDER allows the models in FOLDER",
         param="model",
     )

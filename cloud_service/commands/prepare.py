@@ -39,6 +39,7 @@ _WORKSPACE = ".workspace"
 # Where each option goes in PrepareRequest; the request's own rules check the values.
 _OPTIONS: OptionTable = {
     "--revision": ("revision", {"help": "hub revision (default: the default branch)"}),
+    "--gguf-file": ("gguf_file", {"metavar": "FILE", "help": "the GGUF file in the folder or repository to take"}),
     "--name": ("name", {"help": "name to publish under (default: derived from the model)"}),
     "--tag": ("tag", {"help": "tag to publish under (default: latest)"}),
     "--sparsity": ("sparsity", {"type": float, "help": "share of sensitive weights (default: 0.001)"}),
@@ -86,7 +87,9 @@ def add_prepare_command(commands: argparse._SubParsersAction[argparse.ArgumentPa
     """Add the command to the parser."""
     parser = commands.add_parser("prepare", help="prepare a model here, without a service", description=__doc__,
                                  formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
-    parser.add_argument("model", help="hub id (hub:ID where there is a folder of that name), or a Hugging Face folder")
+    parser.add_argument(
+        "model", help="hub id (hub:ID where there is a folder of that name), a Hugging Face folder, or a .gguf file"
+    )
     parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="where the bundle goes")
     add_request_options(parser)
     add_means_options(parser)

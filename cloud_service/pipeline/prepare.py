@@ -1,7 +1,7 @@
 """Prepares a model, stage by stage. This is the page to read first; each stage is a module beside it.
 
     resolving      what the request names, its fingerprint, a memory plan    identity · planned_model · planning
-    downloading    the checkpoint: safetensors and JSON only                 hub · load_model · tokenization
+    downloading    the checkpoint: safetensors and JSON, or a GGUF file      hub · gguf · load_model · tokenization
     calibrating    calibration tokens, then the Fisher sums, shard by shard  saved_texts · fisher · launchers
     selecting      the sensitivity mask: exactly k weights                   fisher_totals · select_sensitive
     quantizing     each block: dense part quantised, sensitive part kept     split_blocks · quantize · quantizers
@@ -145,7 +145,7 @@ def _begin(
     if is_resumed := checkpoints.claim(source.fingerprint):
         progress.note("resuming from the checkpoints of an earlier attempt")
     ImageLayout.create(layout.root)  # it may lie in the workspace, which is empty where there is nothing to resume
-    model = plan_model(request, source.folder, means, checkpoints, progress)
+    model = plan_model(request, source, means, checkpoints, progress)
     recorder = RunRecorder(model.plan, model.accelerators, is_resumed=is_resumed)
     return _Job(request, source, policy, checkpoints, layout, progress, model, recorder)
 
@@ -258,12 +258,17 @@ def _publish(
     perplexity: dict[str, Any] | None,
 ) -> PreparedBundle:
     job.progress.stage(Stage.PUBLISHING)
-    source = SourceModel(id=job.source.model_id, revision=job.source.revision, license=license_of(job.source.folder))
+    source = SourceModel(
+        id=job.source.model_id,
+        revision=job.source.revision,
+        license=license_of(job.model.folder),
+        dequantized_from=job.model.dequantized_from,
+    )
     config = _bundle_config(job, source, _mask_provenance(job, calibration, figures, blobs), blobs, perplexity)
     report = report_document(source, config.mask, config.quantizer, figures, blobs, perplexity, producer=_PRODUCER)
     documents = add_documents(
         job.layout,
-        job.source.folder,
+        job.model.folder,
         tokenizer_json=job.model.encoder.to_json(),
         report=report,
         model_card=model_card(source, report),

@@ -40,7 +40,7 @@ from cloud_service.pipeline.report.document import bytes_by_part
 from cloud_service.pipeline.workspace import Workspace
 from cloud_service.progress import ProgressSink
 from cloud_service.sources import SourcePolicy
-from shared.api import CalibrationSpec, EvaluationSpec, Message, PrepareRequest, QuantizerSpec, Stage
+from shared.api import CalibrationSpec, EvaluationSpec, GgufFileName, Message, PrepareRequest, QuantizerSpec, Stage
 from shared.bundle.layout import ImageLayout
 from shared.errors import Conflict
 from shared.file_lock import exclusive
@@ -56,8 +56,9 @@ class SweepRequest(Message):
     """What to sweep.
 
     Attributes:
-        model: Hub id, or a folder.
+        model: Hub id, a folder or a GGUF file.
         revision: Hub revision; None means the default branch.
+        gguf_file: Name of a GGUF file in the folder or repository.
         methods: Quantisers.
         bits: Widths.
         compensations: With or without error compensation, or both.
@@ -70,6 +71,7 @@ class SweepRequest(Message):
 
     model: Annotated[str, Field(min_length=1, max_length=4096)]
     revision: str | None = None
+    gguf_file: GgufFileName | None = None
     methods: Annotated[tuple[Method, ...], Field(min_length=1)] = ("lut", "uniform", "rtn")
     bits: Annotated[tuple[Bits, ...], Field(min_length=1)] = (2, 3, 4, 8)
     compensations: Annotated[tuple[Compensation, ...], Field(min_length=1)] = ("gptq",)
@@ -106,7 +108,9 @@ class SweepRequest(Message):
 
     def as_preparation(self) -> PrepareRequest:
         """Return a preparation of the same input; its quantiser is the default, whatever is swept."""
-        shared = self.model_dump(include={"model", "revision", "sparsity", "scope", "calibration", "evaluation"})
+        shared = self.model_dump(
+            include={"model", "revision", "gguf_file", "sparsity", "scope", "calibration", "evaluation"}
+        )
         return PrepareRequest.model_validate(shared)
 
 
@@ -220,7 +224,7 @@ def _begin(request: SweepRequest, folder: Path, policy: SourcePolicy, progress: 
 
 def _measure(job: _Job, missing: list[QuantizerSpec], means: Means) -> None:
     preparation = job.request.as_preparation().model_copy(update={"quantizer": job.request.largest_quantizer})
-    model = plan_model(preparation, job.source.folder, means, job.workspace, job.progress)
+    model = plan_model(preparation, job.source, means, job.workspace, job.progress)
     calibration, documents = read_texts(preparation, job.source, model, job.policy, job.workspace)
     windows = evaluation_windows(documents, model.encoder)
     totals = model.estimate_fisher(calibration, job.workspace, job.progress)

@@ -2,14 +2,15 @@
 
     fingerprint = sha256 of canonical JSON {model content, texts' content, settings, version of this pipeline}
 
-A hub model's content is its commit; a local model's, the digests of the files that are read. Name, tag and ``force``
-are left out: they say where to publish, not what. Costs one read of a local model's files. Knows nothing about torch.
+A hub model's content is its commit; a local model's, the digests of the files that are read; a GGUF file's, its own
+digest. Name, tag and ``force`` are left out: they say where to publish, not what. Costs one read of a local model's
+files. Knows nothing about torch.
 """
 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from cloud_service.pipeline.model.pinned_commit import pinned_snapshot
 from cloud_service.progress import ProgressSink
 from cloud_service.sources import (
     C4,
+    GGUF_SUFFIX,
     LocalModel,
     SourcePolicy,
     TextSource,
@@ -29,11 +31,12 @@ from cloud_service.sources import (
 )
 from shared.api import PrepareRequest, Stage
 from shared.bundle.digest import digest_of_bytes
+from shared.errors import UnsupportedModel
 
 PIPELINE_VERSION = "2"
 """Raised whenever the same input would give another bundle."""
 
-_WHERE_TO_PUBLISH = {"name", "tag", "force", "model", "revision"}
+_WHERE_TO_PUBLISH = {"name", "tag", "force", "model", "revision", "gguf_file"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +47,8 @@ class ResolvedInput:
         model_id: Hub id, or the base name of a local folder.
         revision: Hub commit, None for a local folder.
         folder: The model's files on this machine.
+        gguf_file: Name of the GGUF file in the folder that is the model; None where the folder is.
+        gguf_digest: Its digest.
         calibration: Text or task rows of the Fisher pass.
         evaluation: Text of the perplexity report.
         fingerprint: Digest of the whole input.
@@ -55,6 +60,8 @@ class ResolvedInput:
     calibration: TextSource
     evaluation: TextSource
     fingerprint: str
+    gguf_file: str | None = None
+    gguf_digest: str | None = None
 
 
 def resolve(
@@ -77,17 +84,48 @@ def resolve(
     calibration = locate_calibration(request.calibration, policy)
     default_text = C4 if request.calibration.task else request.calibration.text
     evaluation = locate_text(request.evaluation.text or default_text, policy, param="evaluation.text")
-    model = locate_model(request.model, request.revision, policy)
+    model = locate_model(request.model, request.revision, policy, gguf_file=request.gguf_file)
     if isinstance(model, LocalModel):
-        files = ContainedFolder(model.folder)
-        check_has_safetensors(files.names(), model.id)
-        folder, revision, content = model.folder, None, _folder_content(files)
+        model = with_only_gguf(model)
+        folder, revision = model.folder, None
     else:
         snapshot = find_snapshot(model, policy) if workspace is None else pinned_snapshot(model, policy, workspace)
-        folder = fetch(model, snapshot, policy, progress)
-        revision, content = snapshot.commit, {"commit": snapshot.commit}
+        folder, revision = fetch(model, snapshot, policy, progress), snapshot.commit
+    files, digest = ContainedFolder(folder), None
+    if model.gguf_file is not None:
+        with files.open(model.gguf_file) as file:
+            digest = file.digest()
+        content = {"gguf": digest}
+    else:
+        check_has_safetensors(files.names(), model.id)
+        content = _folder_content(files) if revision is None else {"commit": revision}
     fingerprint = input_fingerprint(request, {"id": model.id, **content}, calibration, evaluation)
-    return ResolvedInput(model.id, revision, folder, calibration, evaluation, fingerprint)
+    return ResolvedInput(model.id, revision, folder, calibration, evaluation, fingerprint, model.gguf_file, digest)
+
+
+def with_only_gguf(model: LocalModel) -> LocalModel:
+    """Return the model; a folder whose only weights are one GGUF file stands for that file.
+
+    Raises:
+        UnsupportedModel: The only weights of the folder are several GGUF files.
+    """
+    if model.gguf_file is not None:
+        return model
+    names = ContainedFolder(model.folder).names()
+    if any(name.endswith(".safetensors") for name in names):
+        return model
+    match [name for name in names if name.endswith(GGUF_SUFFIX)]:
+        case []:
+            return model
+        case [only]:
+            return replace(model, gguf_file=only)
+        case several:
+            raise UnsupportedModel(
+                f"{model.id} holds {len(several)} GGUF files, such as {', '.join(several[:3])}",
+                needed="one model",
+                next_step="name the file: --gguf-file FILE, or gguf_file in a request",
+                param="gguf_file",
+            )
 
 
 def input_fingerprint(

@@ -10,7 +10,7 @@ from pathlib import Path
 from cloud_service.memory_budget import MemoryBudget
 from cloud_service.pipeline.fisher.shards import shard_count
 from cloud_service.pipeline.planning.machine_probe import probe_machine
-from cloud_service.pipeline.planning.model_shape import ModelShape, read_model_shape
+from cloud_service.pipeline.planning.model_shape import ModelShape
 from cloud_service.pipeline.planning.preparation_plan import PreparationPlan, plan_preparation
 from cloud_service.pipeline.planning.workload import Machine, Rates, Workload
 from shared.api import PrepareRequest
@@ -30,27 +30,32 @@ NOMINAL_RATES = Rates(
 
 
 def plan_request(
-    request: PrepareRequest, folder: Path, budget: MemoryBudget, *, device: str | None, workspace: Path
+    request: PrepareRequest,
+    shape: ModelShape,
+    budget: MemoryBudget,
+    *,
+    device: str | None,
+    workspace: Path,
+    copied_bytes: int = 0,
 ) -> PreparationPlan:
     """Return the plan of a request on this machine.
 
     Args:
         request: What to prepare.
-        folder: The model's files.
+        shape: The model's shape.
         budget: Memory that may be used.
         device: Torch device; None means all CUDA devices where there are any, else the CPU.
         workspace: An existing folder on the workspace's disk.
+        copied_bytes: Length of the 16-bit copy of a quantised file.
 
     Raises:
-        UnsupportedModel: The model's shape is not served.
         ResourceError: No way to prepare the model fits; the message names the smallest budgets that would do.
     """
-    shape = read_model_shape(folder)
     machine = probe_machine(device=device, budget=budget, folder=workspace, quantizer=request.quantizer)
-    return plan_preparation(shape, workload_of(request, shape), machine)
+    return plan_preparation(shape, workload_of(request, shape, copied_bytes), machine)
 
 
-def workload_of(request: PrepareRequest, shape: ModelShape) -> Workload:
+def workload_of(request: PrepareRequest, shape: ModelShape, copied_bytes: int = 0) -> Workload:
     """Return how much there is to do for a request."""
     spec = request.calibration
     return Workload(
@@ -60,6 +65,7 @@ def workload_of(request: PrepareRequest, shape: ModelShape) -> Workload:
         sensitive_share=request.sparsity,
         evaluation_tokens=request.evaluation.documents * min(_TOKENS_PER_DOCUMENT, shape.context),
         compensates=request.quantizer.compensation != "none",
+        copied_bytes=copied_bytes,
     )
 
 

@@ -13,6 +13,7 @@ import torch
 from cloud_service.pipeline.calibration.sequences import Calibration
 from cloud_service.pipeline.fisher.launchers.local import FisherWork, LocalLauncher
 from cloud_service.pipeline.fisher.totals import FisherTotals
+from cloud_service.pipeline.opening.identity import ResolvedInput
 from cloud_service.pipeline.opening.planned_model import (
     Means,
     PlannedModel,
@@ -22,6 +23,7 @@ from cloud_service.pipeline.opening.planned_model import (
 )
 from cloud_service.pipeline.workspace import Workspace
 from cloud_service.progress import SilentProgress
+from cloud_service.sources import TextSource
 from shared.api import PrepareRequest
 from shared.errors import Interrupted, ResourceError
 
@@ -59,7 +61,8 @@ def planned(
 ) -> PlannedModel:
     workspace.claim("any")
     means = Means(launcher, device="cpu")
-    return plan_model(PrepareRequest(model=str(folder)), folder, means, workspace, progress or SilentProgress())
+    source = ResolvedInput(folder.name, None, folder, TextSource(), TextSource(), "any")
+    return plan_model(PrepareRequest(model=str(folder)), source, means, workspace, progress or SilentProgress())
 
 
 def test_the_plan_is_told_and_no_accelerator_is_used_on_a_cpu(make_checkpoint: MakeCheckpoint, tmp_path: Path) -> None:
