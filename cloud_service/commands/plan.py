@@ -45,13 +45,15 @@ def add_plan_command(commands: argparse._SubParsersAction[argparse.ArgumentParse
 
 
 def _run(arguments: argparse.Namespace) -> None:
+    from cloud_service.pipeline.named_input import NamedInput
+    from cloud_service.pipeline.planning.input_plan import workload_of
     from cloud_service.pipeline.planning.plan_table import plan_table
     from cloud_service.pipeline.planning.preparation_plan import plan_preparation
-    from cloud_service.pipeline.planning.request_plan import workload_of
 
     request = request_of(arguments)
     shape, copied_bytes = _shape(request, local_sources(arguments))
-    plan = plan_preparation(shape, workload_of(request, shape, copied_bytes), _machine(arguments, request))
+    workload = workload_of(NamedInput.of_preparation(request), shape, copied_bytes)
+    plan = plan_preparation(shape, workload, _machine(arguments, request))
     text = json.dumps(plan.to_json()) if arguments.json else f"{_headline(request, shape)}\n{plan_table(plan)}"
     print(text)  # noqa: T201
 
@@ -93,8 +95,8 @@ def _gguf_shape(folder: Path, name: str) -> tuple[ModelShape, int]:
 
 
 def _machine(arguments: argparse.Namespace, request: PrepareRequest) -> Machine:
+    from cloud_service.pipeline.planning.input_plan import imagined_machine
     from cloud_service.pipeline.planning.machine_probe import LIBRARIES_BYTES, available_host_bytes, probe_machine
-    from cloud_service.pipeline.planning.request_plan import imagined_machine
     from shared.errors import InvalidRequest
 
     budget = memory_budget(arguments)

@@ -33,16 +33,17 @@ from cloud_service.pipeline.model.load_model import (
     read_outline,
 )
 from cloud_service.pipeline.model.tokenization import TextEncoder, load_encoder
+from cloud_service.pipeline.named_input import NamedInput
 from cloud_service.pipeline.opening.identity import ResolvedInput
+from cloud_service.pipeline.planning.input_plan import plan_input
 from cloud_service.pipeline.planning.machine_probe import accelerator_indices
 from cloud_service.pipeline.planning.model_shape import ModelShape, read_model_shape, shape_of_tensors
 from cloud_service.pipeline.planning.plan_table import plan_line
 from cloud_service.pipeline.planning.preparation_plan import PreparationPlan
-from cloud_service.pipeline.planning.request_plan import plan_request
 from cloud_service.pipeline.quantizers.published_inputs import PublishedInputs
 from cloud_service.pipeline.workspace import Workspace, require_space
 from cloud_service.progress import ProgressSink
-from shared.api import PrepareRequest, Stage
+from shared.api import Stage
 from shared.bundle.manifest import DequantizedFile
 from shared.errors import ResourceError
 
@@ -157,33 +158,33 @@ class PlannedModel:
 
 
 def plan_model(
-    request: PrepareRequest, source: ResolvedInput, means: Means, workspace: Workspace, progress: ProgressSink
+    named: NamedInput, source: ResolvedInput, means: Means, workspace: Workspace, progress: ProgressSink
 ) -> PlannedModel:
-    """Return the model of a request with its plan, which ``progress`` receives; no weight is loaded.
+    """Return the model of an input with its plan, which ``progress`` receives; no weight is loaded.
 
     A GGUF file is planned from its header, and then dequantised into the workspace.
 
     Args:
-        request: What to prepare.
-        source: What the request turned out to name.
+        named: What to work on.
+        source: What that turned out to be.
         means: What to do it with.
         workspace: Where checkpoints will lie; its folder must exist.
         progress: Told about the plan.
 
     Raises:
         UnsupportedModel: The model is not served.
-        ResourceError: No way to prepare the model fits the budget.
+        ResourceError: No way to do the work fits the budget.
         DiskError: The workspace cannot hold the 16-bit copy of a GGUF file.
     """
     if source.gguf_file is None or source.gguf_digest is None:
         folder, file = source.folder, None
         outline = read_outline(folder)
         encoder = load_encoder(folder, outline.architecture, outline.context_length)
-        plan = _announced_plan(request, read_model_shape(folder), means, workspace, progress)
+        plan = _announced_plan(named, read_model_shape(folder), means, workspace, progress)
     else:
         folder, found = workspace.folder / _COPY, read_gguf(source.folder, source.gguf_file)
         shape = shape_of_tensors(found.architecture, found.shapes)
-        plan = _announced_plan(request, shape, means, workspace, progress, copied=found.copied_bytes)
+        plan = _announced_plan(named, shape, means, workspace, progress, copied_bytes=found.copied_bytes)
         if missing := missing_copy_bytes(found, folder):
             require_space(workspace.folder, missing, f"the 16-bit copy of {found.name}")
         write_checkpoint(found, folder, progress)
@@ -195,16 +196,16 @@ def plan_model(
 
 
 def _announced_plan(
-    request: PrepareRequest,
+    named: NamedInput,
     shape: ModelShape,
     means: Means,
     workspace: Workspace,
     progress: ProgressSink,
     *,
-    copied: int = 0,
+    copied_bytes: int = 0,
 ) -> PreparationPlan:
-    plan = plan_request(
-        request, shape, means.budget, device=means.device, workspace=workspace.folder, copied_bytes=copied
+    plan = plan_input(
+        named, shape, means.budget, device=means.device, workspace=workspace.folder, copied_bytes=copied_bytes
     )
     progress.note(f"plan: {plan_line(plan)}")
     means.after_plan(plan.host_bytes)

@@ -13,6 +13,7 @@ import torch
 from cloud_service.pipeline.calibration.sequences import Calibration
 from cloud_service.pipeline.fisher.launchers.local import FisherWork, LocalLauncher
 from cloud_service.pipeline.fisher.totals import FisherTotals
+from cloud_service.pipeline.named_input import NamedInput
 from cloud_service.pipeline.opening.identity import ResolvedInput
 from cloud_service.pipeline.opening.planned_model import (
     Means,
@@ -61,8 +62,13 @@ def planned(
 ) -> PlannedModel:
     workspace.claim("any")
     means = Means(launcher, device="cpu")
-    source = ResolvedInput(folder.name, None, folder, TextSource(), TextSource(), "any")
-    return plan_model(PrepareRequest(model=str(folder)), source, means, workspace, progress or SilentProgress())
+    return plan_model(
+        NamedInput.of_preparation(PrepareRequest(model=str(folder))),
+        ResolvedInput(folder.name, None, folder, TextSource(), TextSource(), "any"),
+        means,
+        workspace,
+        progress or SilentProgress(),
+    )
 
 
 def test_the_plan_is_told_and_no_accelerator_is_used_on_a_cpu(make_checkpoint: MakeCheckpoint, tmp_path: Path) -> None:

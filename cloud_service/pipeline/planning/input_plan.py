@@ -1,4 +1,4 @@
-"""The plan of a request: its model's shape, its workload, and a machine, measured or imagined.
+"""The plan of an input: its model's shape, its workload, and a machine, measured or imagined.
 
 Knows nothing about how a plan is chosen.
 """
@@ -9,11 +9,11 @@ from pathlib import Path
 
 from cloud_service.memory_budget import MemoryBudget
 from cloud_service.pipeline.fisher.shards import shard_count
+from cloud_service.pipeline.named_input import NamedInput
 from cloud_service.pipeline.planning.machine_probe import probe_machine
 from cloud_service.pipeline.planning.model_shape import ModelShape
 from cloud_service.pipeline.planning.preparation_plan import PreparationPlan, plan_preparation
 from cloud_service.pipeline.planning.workload import Machine, Rates, Workload
-from shared.api import PrepareRequest
 from shared.errors import InvalidRequest
 
 _TOKENS_PER_DOCUMENT = 512
@@ -29,8 +29,8 @@ NOMINAL_RATES = Rates(
 """A usual accelerator of a data centre, half of what its makers say it does at most: for machines that are not here."""
 
 
-def plan_request(
-    request: PrepareRequest,
+def plan_input(
+    named: NamedInput,
     shape: ModelShape,
     budget: MemoryBudget,
     *,
@@ -38,33 +38,33 @@ def plan_request(
     workspace: Path,
     copied_bytes: int = 0,
 ) -> PreparationPlan:
-    """Return the plan of a request on this machine.
+    """Return the plan of an input on this machine.
 
     Args:
-        request: What to prepare.
+        named: What to work on.
         shape: The model's shape.
         budget: Memory that may be used.
         device: Torch device; None means all CUDA devices where there are any, else the CPU.
         workspace: An existing folder on the workspace's disk.
-        copied_bytes: Length of the 16-bit copy of a quantised file.
+        copied_bytes: Length of the 16-bit copy that is made of a quantised file.
 
     Raises:
-        ResourceError: No way to prepare the model fits; the message names the smallest budgets that would do.
+        ResourceError: No way to do the work fits; the message names the smallest budgets that would do.
     """
-    machine = probe_machine(device=device, budget=budget, folder=workspace, quantizer=request.quantizer)
-    return plan_preparation(shape, workload_of(request, shape, copied_bytes), machine)
+    machine = probe_machine(device=device, budget=budget, folder=workspace, quantizer=named.quantizer)
+    return plan_preparation(shape, workload_of(named, shape, copied_bytes), machine)
 
 
-def workload_of(request: PrepareRequest, shape: ModelShape, copied_bytes: int = 0) -> Workload:
-    """Return how much there is to do for a request."""
-    spec = request.calibration
+def workload_of(named: NamedInput, shape: ModelShape, copied_bytes: int = 0) -> Workload:
+    """Return how much there is to do."""
+    spec = named.calibration
     return Workload(
         sequences=spec.sequences,
         tokens=min(spec.tokens_per_sequence, shape.context),
         shards=shard_count(spec.sequences),
-        sensitive_share=request.sparsity,
-        evaluation_tokens=request.evaluation.documents * min(_TOKENS_PER_DOCUMENT, shape.context),
-        compensates=request.quantizer.compensation != "none",
+        sensitive_share=named.sparsity,
+        evaluation_tokens=named.evaluation.documents * min(_TOKENS_PER_DOCUMENT, shape.context),
+        compensates=named.quantizer is not None and named.quantizer.compensation != "none",
         copied_bytes=copied_bytes,
     )
 
