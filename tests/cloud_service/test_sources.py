@@ -173,3 +173,33 @@ def test_a_calibration_without_a_task_is_a_text(policy: SourcePolicy) -> None:
 
 def test_a_policy_does_not_show_its_token() -> None:
     assert "hf_secret" not in repr(SourcePolicy(hub_token="hf_secret"))
+
+
+def test_a_gguf_file_under_a_root_is_a_model_named_without_its_suffix(policy: SourcePolicy, tmp_path: Path) -> None:
+    (tmp_path / "models" / "org" / "tiny.Q4_1.gguf").write_bytes(b"GGUF")
+    right = LocalModel(tmp_path / "models" / "org", "tiny.Q4_1.gguf")
+    assert right.id == "tiny.Q4_1"
+    assert locate_model("org/tiny.Q4_1.gguf", None, policy) == right
+    assert locate_model(str(tmp_path / "models" / "org" / "tiny.Q4_1.gguf"), None, policy) == right
+
+
+def test_a_gguf_file_of_a_folder_or_repository_is_named_beside_it(policy: SourcePolicy, tmp_path: Path) -> None:
+    local = locate_model("org/tiny", None, policy, gguf_file="a.gguf")
+    assert local == LocalModel(tmp_path / "models" / "org" / "tiny", "a.gguf")
+    assert locate_model("hub:org/x", "main", policy, gguf_file="a.gguf") == HubModel("org/x", "main", "a.gguf")
+
+
+@pytest.mark.attack
+def test_a_gguf_file_out_of_the_roots_is_not_found(policy: SourcePolicy, tmp_path: Path) -> None:
+    (tmp_path / "secret.gguf").write_bytes(b"GGUF")
+    (tmp_path / "models" / "link.gguf").symlink_to(tmp_path / "secret.gguf")
+    for name in ("link.gguf", "../secret.gguf", str(tmp_path / "secret.gguf"), "absent.gguf"):
+        with pytest.raises(InvalidModelId):
+            locate_model(name, None, policy)
+
+
+def test_any_other_file_is_refused_with_the_folder_that_it_lies_in(tmp_path: Path) -> None:
+    (tmp_path / "model.safetensors").write_bytes(b"")
+    with pytest.raises(InvalidModelId, match="is a file") as caught:
+        locate_model(str(tmp_path / "model.safetensors"), None, SourcePolicy(allow_any_local=True))
+    assert str(tmp_path) in caught.value.next_step

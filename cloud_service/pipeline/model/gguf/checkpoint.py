@@ -94,13 +94,14 @@ def missing_copy_bytes(file: GgufFile, target: Path) -> int:
     return 0 if (target / _INDEX).exists() else max(0, file.copied_bytes - written)
 
 
-def write_checkpoint(file: GgufFile, target: Path, progress: ProgressSink) -> None:
+def write_checkpoint(file: GgufFile, target: Path, progress: ProgressSink, *, shard_bytes: int = _SHARD_BYTES) -> None:
     """Write the folder that the file stands for; nothing is done where it is whole.
 
     Args:
         file: From ``read_gguf``.
         target: The folder; whatever is in it was written by this function for the same file.
         progress: Receives the weights written so far, in bytes.
+        shard_bytes: Length of a file of weights, if no single one is longer; always the same one for a folder.
 
     Raises:
         UnsupportedModel: A weight is not finite in float16, or the tokenizer is not one that is known.
@@ -108,7 +109,7 @@ def write_checkpoint(file: GgufFile, target: Path, progress: ProgressSink) -> No
     """
     if (target / _INDEX).exists():
         return
-    shards = list(_shards(file.tensors))
+    shards = list(_shards(file.tensors, shard_bytes))
     with disk_errors(target):
         target.mkdir(parents=True, exist_ok=True)
         for name, data in file.documents.items():
@@ -153,10 +154,10 @@ def _documents(header: GgufHeader, config: Mapping[str, Any]) -> dict[str, bytes
     }
 
 
-def _shards(tensors: Mapping[str, SourceTensor]) -> Iterator[dict[str, SourceTensor]]:
+def _shards(tensors: Mapping[str, SourceTensor], most: int) -> Iterator[dict[str, SourceTensor]]:
     shard: dict[str, SourceTensor] = {}
     for name, source in tensors.items():
-        if shard and sum(member.size for member in shard.values()) + source.size > _SHARD_BYTES:
+        if shard and sum(member.size for member in shard.values()) + source.size > most:
             yield shard
             shard = {}
         shard[name] = source

@@ -33,6 +33,10 @@ ROPE_FACTORS = "rope_freqs.weight"
 _ARCHITECTURES = ("gemma2", "gemma3", "gpt2", "llama", "phi3", "qwen2", "qwen3", "stablelm")
 """Values of ``general.architecture`` whose tensors are arranged as this package knows them."""
 
+_NEEDED = ("context_length", "embedding_length", "feed_forward_length", "attention.head_count")
+"""Keys whose absence transformers would fill with those of some other model."""
+
+_NORM_EPSILONS = ("attention.layer_norm_rms_epsilon", "attention.layer_norm_epsilon")
 _SPECIAL_TOKENS = ("bos", "eos", "unknown", "padding")
 _OLD_CONTEXT, _LOW, _HIGH = 8192, 1.0, 4.0
 _LONGEST_LIST = 1024
@@ -76,6 +80,11 @@ def read_configuration(header: GgufHeader, rope_factors: Sequence[float] | None)
         raise refusal(header.name, f"states {stated} blocks and holds {len(blocks)}", "a file that is whole")
     if "token_embd.weight" not in header.tensors:
         raise refusal(header.name, "has no embedding (token_embd.weight)", "a file that is whole")
+    missing = [f"{name}.{key}" for key in _NEEDED if f"{name}.{key}" not in header.pairs]
+    if not any(f"{name}.{key}" in header.pairs for key in _NORM_EPSILONS):
+        missing.append(f"{name}.{_NORM_EPSILONS[0]}")
+    if missing:
+        raise refusal(header.name, f"does not say its {missing[0]}", "the keys of a GGUF file by llama.cpp's converter")
     config = _mapped(header, name) | {
         "vocab_size": header.tensors["token_embd.weight"].shape[0],
         "tie_word_embeddings": "output.weight" not in header.tensors,

@@ -111,6 +111,19 @@ def test_only_the_files_that_are_read_are_fetched(hub: FakeHub) -> None:
     assert set(hub.requested) == set(wanted)
 
 
+def test_of_a_gguf_file_only_that_file_is_fetched_and_an_absent_one_is_refused_with_those_that_are_there(
+    hub: FakeHub,
+) -> None:
+    hub.repositories["org/tiny-GGUF"] = {"tiny.Q4_0.gguf": b"GGUF4", "tiny.Q8_0.gguf": b"GGUF8", "README.md": b"#"}
+    model = HubModel("org/tiny-GGUF", gguf_file="tiny.Q8_0.gguf")
+    folder = fetch(model, find_snapshot(model, policy_of(hub)), policy_of(hub), SilentProgress())
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == {"tiny.Q8_0.gguf": b"GGUF8"}
+    with pytest.raises(
+        UnsupportedModel, match=r"no file other\.gguf\nNeeded: one of tiny\.Q4_0\.gguf, tiny\.Q8_0\.gguf"
+    ):
+        find_snapshot(HubModel("org/tiny-GGUF", gguf_file="other.gguf"), policy_of(hub))
+
+
 REQUEST = PrepareRequest.model_validate({"model": "hub:org/tiny", "calibration": {"text": "text.txt"}})
 
 
