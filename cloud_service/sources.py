@@ -37,6 +37,8 @@ PINNED_COMMIT = "commit.json"
 
 _PART = r"[A-Za-z0-9](?:[\w.-]*\w)?"
 _HUB_ID = re.compile(rf"(?=.{{1,96}}$)(?!.*(--|\.\.|\.git$)){_PART}(/{_PART})?", re.ASCII)
+_CACHED = "models--"
+_COMMIT = re.compile(r"[0-9a-f]{40}")
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://|(?:https?|hf|file):")
 _TEXT_SUFFIXES = (".jsonl", ".txt")
 _ROW_SUFFIXES = (".jsonl", ".csv", ".tsv")
@@ -85,8 +87,15 @@ class LocalModel:
 
     @property
     def id(self) -> str:
-        """Name under which the model is recorded: the file's without its suffix, or the folder's."""
-        return self.gguf_file.removesuffix(GGUF_SUFFIX) if self.gguf_file else self.folder.name
+        """Name under which the model is recorded: the file's without its suffix, the hub's, or the folder's."""
+        if self.gguf_file is not None:
+            return self.gguf_file.removesuffix(GGUF_SUFFIX)
+        return _cached_id(self.folder) or self.folder.name
+
+    @property
+    def commit(self) -> str | None:
+        """Commit of a snapshot in a hub's cache; None for any other folder."""
+        return self.folder.name if self.gguf_file is None and _cached_id(self.folder) else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,7 +151,7 @@ def locate_model(
     is_explicit = hub_id != model
     folder = None if is_explicit else _local_path(model, policy.model_roots, policy)
     if folder is not None and folder.is_dir():
-        return LocalModel(folder, gguf_file)
+        return LocalModel(_snapshot_in(folder), gguf_file)
     if folder is not None:
         return _local_file(model, policy)
     if ".." in model:
@@ -159,6 +168,31 @@ def locate_model(
             param="model",
         )
     return HubModel(hub_id, revision, gguf_file)
+
+
+def _cached_id(folder: Path) -> str | None:
+    """Return the hub id of a snapshot in a hub's cache: models--ORG--NAME/snapshots/COMMIT; None for others."""
+    repository = folder.parent.parent.name
+    hub_id = repository.removeprefix(_CACHED).replace("--", "/")
+    is_snapshot = (
+        folder.parent.name == "snapshots" and repository.startswith(_CACHED) and _COMMIT.fullmatch(folder.name)
+    )
+    return hub_id if is_snapshot and _HUB_ID.fullmatch(hub_id) else None
+
+
+def _snapshot_in(folder: Path) -> Path:
+    """Return the snapshot that a model's folder in a hub's cache stands for, by its main branch or as its only one."""
+    if not folder.name.startswith(_CACHED):
+        return folder
+    try:
+        commits = sorted(path.name for path in (folder / "snapshots").iterdir() if _COMMIT.fullmatch(path.name))
+        main = folder / "refs" / "main"
+        commit = main.read_bytes()[:40].decode("ascii", "replace") if main.is_file() else ""
+    except OSError:
+        return folder
+    chosen = commit if commit in commits else commits[0] if len(commits) == 1 else None
+    snapshot = _existing(folder / "snapshots" / chosen) if chosen else None
+    return snapshot if snapshot is not None and snapshot.is_relative_to(folder) else folder
 
 
 def _local_file(model: str, policy: SourcePolicy) -> LocalModel:

@@ -67,6 +67,8 @@ def _headline(request: PrepareRequest, shape: ModelShape) -> str:
 
 def _shape(request: PrepareRequest, sources: SourcePolicy) -> tuple[ModelShape, int]:
     """Return the model's shape, and the bytes of the 16-bit copy that is made of a GGUF file."""
+    from cloud_service.contained_folder import ContainedFolder
+    from cloud_service.pipeline.model.folder_kinds import refuse_other_kinds
     from cloud_service.pipeline.model.hub import Snapshot, fetch, find_snapshot
     from cloud_service.pipeline.opening.identity import with_only_gguf
     from cloud_service.pipeline.planning.model_shape import read_config_shape, read_model_shape
@@ -76,7 +78,10 @@ def _shape(request: PrepareRequest, sources: SourcePolicy) -> tuple[ModelShape, 
     model = locate_model(request.model, request.revision, sources, gguf_file=request.gguf_file)
     if isinstance(model, LocalModel):
         model = with_only_gguf(model)
-        return _gguf_shape(model.folder, model.gguf_file) if model.gguf_file else (read_model_shape(model.folder), 0)
+        if model.gguf_file is not None:
+            return _gguf_shape(model.folder, model.gguf_file)
+        refuse_other_kinds(ContainedFolder(model.folder))
+        return read_model_shape(model.folder), 0
     snapshot = find_snapshot(model, sources)
     if model.gguf_file is not None:  # its header alone cannot be fetched; what is fetched serves the preparation too
         return _gguf_shape(fetch(model, snapshot, sources, _Silence()), model.gguf_file)

@@ -141,7 +141,7 @@ class DequantizedFile(Document):
     Attributes:
         file: Name of the file.
         digest: ``sha256:…`` of its bytes.
-        tensor_types: How its tensors are stored, for example ``Q4_1`` → how many, the most frequent first.
+        tensor_types: How its tensors are stored, for example ``Q4_1`` → how many.
     """
 
     file: Annotated[str, Field(max_length=255)]

@@ -203,3 +203,33 @@ def test_any_other_file_is_refused_with_the_folder_that_it_lies_in(tmp_path: Pat
     with pytest.raises(InvalidModelId, match="is a file") as caught:
         locate_model(str(tmp_path / "model.safetensors"), None, SourcePolicy(allow_any_local=True))
     assert str(tmp_path) in caught.value.next_step
+
+
+def cached_model(cache: Path, *commits: str, main: str | None = None) -> Path:
+    folder = cache / "models--someone--my-llama"
+    for commit in commits:
+        (folder / "snapshots" / commit).mkdir(parents=True)
+    if main is not None:
+        (folder / "refs").mkdir()
+        (folder / "refs" / "main").write_text(main)
+    return folder
+
+
+def test_a_snapshot_in_a_hubs_cache_is_named_after_the_model_and_not_the_commit(tmp_path: Path) -> None:
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    snapshot = cached_model(tmp_path, commit) / "snapshots" / commit
+    model = locate_model(str(snapshot), None, SourcePolicy(allow_any_local=True))
+    assert (model.id, model.commit) == ("someone/my-llama", commit)  # type: ignore[union-attr]
+    (tmp_path / "snapshots" / commit).mkdir(parents=True)
+    other = locate_model(str(tmp_path / "snapshots" / commit), None, SourcePolicy(allow_any_local=True))
+    assert (other.id, other.commit) == (commit, None)  # type: ignore[union-attr]
+
+
+def test_a_models_folder_in_a_hubs_cache_stands_for_the_snapshot_of_its_main_branch(tmp_path: Path) -> None:
+    everything = SourcePolicy(allow_any_local=True)
+    only = cached_model(tmp_path / "a", "a" * 40)
+    assert locate_model(str(only), None, everything) == LocalModel(only / "snapshots" / ("a" * 40))
+    several = cached_model(tmp_path / "b", "a" * 40, "b" * 40, main="b" * 40)
+    assert locate_model(str(several), None, everything) == LocalModel(several / "snapshots" / ("b" * 40))
+    unclear = cached_model(tmp_path / "c", "a" * 40, "b" * 40)
+    assert locate_model(str(unclear), None, everything) == LocalModel(unclear)

@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from cloud_service.pipeline.model.weight_files import unsupported
+from cloud_service.pipeline.model.weight_files import foreign_names, unsupported
 from shared.architecture import family_of
 
 _SMALLEST_CONTEXT = 8
@@ -58,6 +58,9 @@ def check_config(config: Mapping[str, Any], weights: Iterable[str] = ()) -> None
     layers = dimension(config, "num_hidden_layers")
     names = list(weights)
     stored = _stored_blocks(names, family.decoder_blocks)
+    if names and not stored:
+        about, needed = foreign_names(names)
+        raise unsupported(f"the weights hold no block of config.json's {layers}; {about}", needed)
     if names and layers > len(stored):
         raise unsupported(
             f"config.json: num_hidden_layers is {_short(layers)}, and the weights hold {len(stored)} layers",

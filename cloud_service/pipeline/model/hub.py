@@ -27,6 +27,7 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.file_download import repo_folder_name
 
+from cloud_service.pipeline.model.folder_kinds import refuse_without_safetensors, safetensors_among
 from cloud_service.progress import ProgressSink
 from cloud_service.sources import GGUF_SUFFIX, HubModel, SourcePolicy
 from shared.api import Stage
@@ -37,7 +38,6 @@ WANTED_FILES = ("*.safetensors", "*.json", "*.jinja", "merges.txt", "LICENSE*", 
 """Patterns of the files a preparation reads, at the top of a repository."""
 
 _UNWANTED_FILES = ("consolidated*", "*/*")
-_PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 TransportError: type[Exception] = HfHubHTTPError.__bases__[0]
 """Base of the errors of the hub library's HTTP client, which has changed twice."""
 
@@ -72,7 +72,8 @@ def find_snapshot(model: HubModel, policy: SourcePolicy) -> Snapshot:
             info = _api(policy).model_info(model.id, revision=model.revision, files_metadata=True)
             commit, files = str(info.sha), {file.rfilename: file.size or 0 for file in info.siblings or []}
     if model.gguf_file is None:
-        check_has_safetensors(files, model.id)
+        if not safetensors_among(files):
+            refuse_without_safetensors(files, model.id)
         wanted = [name for name in files if is_wanted(name)]
     else:
         check_has_gguf(files, model)
@@ -138,24 +139,6 @@ def _check_disk(model: HubModel, missing_bytes: int) -> None:
         raise DiskError(
             f"{free} bytes free for {cache}", needed=f"{needed} bytes for {model.id}", next_step="free some disk space"
         )
-
-
-def check_has_safetensors(names: Iterable[str], model: str) -> None:
-    """Refuse a checkpoint without safetensors, naming the pickle that was found instead.
-
-    Raises:
-        UnsupportedModel: There is no .safetensors among ``names``.
-    """
-    files = list(names)
-    if any(name.endswith(".safetensors") for name in files):
-        return
-    pickles = sorted(name for name in files if name.endswith(_PICKLE_SUFFIXES))
-    raise UnsupportedModel(
-        f"{model} has only pickled weights ({pickles[0]})" if pickles else f"{model} has no weight files",
-        needed="weights as .safetensors: a pickle can run code when it is opened",
-        next_step="convert it on a machine you trust: model.save_pretrained(folder, safe_serialization=True)",
-        param="model",
-    )
 
 
 def check_has_gguf(names: Iterable[str], model: HubModel) -> None:

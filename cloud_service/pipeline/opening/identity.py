@@ -16,7 +16,14 @@ from typing import Any
 
 from cloud_service.contained_folder import MAX_DOCUMENT_BYTES, MAX_JSON_BYTES, ContainedFolder
 from cloud_service.pipeline.calibration.documents import open_text, text_folder_files
-from cloud_service.pipeline.model.hub import check_has_safetensors, fetch, find_snapshot, is_wanted
+from cloud_service.pipeline.model.folder_kinds import (
+    adapter_note,
+    refuse_other_kinds,
+    refuse_pointers,
+    refuse_without_safetensors,
+    safetensors_among,
+)
+from cloud_service.pipeline.model.hub import fetch, find_snapshot, is_wanted
 from cloud_service.pipeline.model.pinned_commit import pinned_snapshot
 from cloud_service.pipeline.named_input import NamedInput
 from cloud_service.progress import ProgressSink
@@ -44,7 +51,7 @@ class ResolvedInput:
 
     Attributes:
         model_id: Hub id, or the base name of a local folder.
-        revision: Hub commit, None for a local folder.
+        revision: Hub commit, also of a snapshot in a hub's cache; None for any other local model.
         folder: The model's files on this machine.
         gguf_file: Name of the GGUF file in the folder that is the model; None where the folder is.
         gguf_digest: Its digest.
@@ -86,18 +93,23 @@ def resolve(
     model = locate_model(named.model, named.revision, policy, gguf_file=named.gguf_file)
     if isinstance(model, LocalModel):
         model = with_only_gguf(model)
-        folder, revision = model.folder, None
+        folder, revision = model.folder, model.commit
     else:
         snapshot = find_snapshot(model, policy) if workspace is None else pinned_snapshot(model, policy, workspace)
         folder, revision = fetch(model, snapshot, policy, progress), snapshot.commit
     files, digest = ContainedFolder(folder), None
     if model.gguf_file is not None:
+        refuse_pointers(files, [model.gguf_file])
         with files.open(model.gguf_file) as file:
             digest = file.digest()
         content = {"gguf": digest}
     else:
-        check_has_safetensors(files.names(), model.id)
-        content = _folder_content(files) if revision is None else {"commit": revision}
+        refuse_other_kinds(files)
+        if not safetensors_among(names := files.names()):
+            refuse_without_safetensors(names, model.id)
+        if (note := adapter_note(files)) is not None:
+            progress.note(note)
+        content = _folder_content(files) if isinstance(model, LocalModel) else {"commit": str(revision)}
     fingerprint = input_fingerprint(named, {"id": model.id, **content}, calibration, evaluation)
     return ResolvedInput(model.id, revision, folder, calibration, evaluation, fingerprint, model.gguf_file, digest)
 
@@ -111,7 +123,7 @@ def with_only_gguf(model: LocalModel) -> LocalModel:
     if model.gguf_file is not None:
         return model
     names = ContainedFolder(model.folder).names()
-    if any(name.endswith(".safetensors") for name in names):
+    if safetensors_among(names):
         return model
     match [name for name in names if name.endswith(GGUF_SUFFIX)]:
         case []:

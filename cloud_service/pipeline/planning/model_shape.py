@@ -18,13 +18,18 @@ from typing import Any
 
 from cloud_service.contained_folder import ContainedFolder
 from cloud_service.pipeline.model.config_bounds import check_config, dimension
-from cloud_service.pipeline.model.weight_files import read_json, stored_tensors, unsupported, weight_files
+from cloud_service.pipeline.model.weight_files import (
+    COMPUTED_TENSORS,
+    read_json,
+    stored_tensors,
+    unsupported,
+    weight_files,
+)
 from shared.architecture import ModelFamily, family_of, safe_config
 
 Shapes = dict[str, tuple[int, ...]]
 
 _TIED_COPY = "lm_head.weight"
-_NOT_PARAMETERS = ("rotary_emb.inv_freq",)
 
 
 @dataclass(frozen=True)
@@ -155,7 +160,7 @@ def shape_of_tensors(config: Mapping[str, Any], shapes: Shapes) -> ModelShape:
     """
     family = family_of(dict(config))
     is_tied = config.get("tie_word_embeddings", family.model_type == "opt") is True
-    known = {_canonical(name, family): shape for name, shape in shapes.items() if not name.endswith(_NOT_PARAMETERS)}
+    known = {_canonical(name, family): shape for name, shape in shapes.items() if not name.endswith(COMPUTED_TENSORS)}
     if is_tied:
         known.pop(_TIED_COPY, None)
     blocks = tuple(_blocks(known, family, dimension(config, "num_hidden_layers")))
