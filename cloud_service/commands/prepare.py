@@ -24,7 +24,7 @@ from cloud_service.commands.label_words import label_words
 from cloud_service.commands.local_sources import add_source_options, local_sources
 from cloud_service.commands.means import add_means_options, means_of
 from cloud_service.commands.request_options import OptionTable, add_options, fill
-from shared.errors import Conflict, InvalidRequest
+from shared.errors import Conflict, DataError, InvalidRequest, NotFound, Unauthorized
 from shared.file_lock import exclusive
 
 if TYPE_CHECKING:
@@ -132,9 +132,9 @@ def _run(arguments: argparse.Namespace) -> None:
         raise InvalidRequest(
             f"--expires-days {arguments.expires_days}", needed=f"1 … {MAX_EXPIRES_DAYS}", param="expires-days"
         )
-    layout = ImageLayout.create(arguments.output)
     workspace = arguments.output / _WORKSPACE
-    with _sole_worker(workspace), _sigterm_interrupts():
+    with _gone_if_refused(arguments.output), _sole_worker(workspace), _sigterm_interrupts():
+        layout = ImageLayout.create(arguments.output)
         remove_unfinished(layout)
         with terminal_progress(is_quiet=arguments.quiet) as progress:
             made = _prepare(arguments, request, layout, workspace, progress)
@@ -213,6 +213,18 @@ def _sole_worker(workspace: Path) -> contextlib.AbstractContextManager[None]:
         f"another zo-cloud prepare works in {workspace.parent}", next_step="wait for it, or give another --output"
     )
     return exclusive(workspace.with_name(f"{workspace.name}.lock"), busy=busy)
+
+
+@contextlib.contextmanager
+def _gone_if_refused(output: Path) -> Iterator[None]:
+    """Leave no folder behind where the input was refused and there was none before: nothing in it can be continued."""
+    was_there = output.exists()
+    try:
+        yield
+    except (InvalidRequest, DataError, NotFound, Unauthorized):
+        if not was_there:
+            shutil.rmtree(output, ignore_errors=True)
+        raise
 
 
 @contextlib.contextmanager

@@ -184,5 +184,7 @@ def test_a_plan_refuses_what_a_preparation_refuses(
     change(folder)
     assert main(["plan", str(folder), "--offline"]) == UnsupportedModel.exit_code
     in_plan = capsys.readouterr().err
-    assert main(["prepare", str(folder), "--offline", "--quiet", "--output", str(folder / "out")]) == 2
+    output = folder.parent / "out"
+    assert main(["prepare", str(folder), "--offline", "--quiet", "--output", str(output)]) == 2
     assert capsys.readouterr().err == in_plan
+    assert not output.exists()
