@@ -19,7 +19,6 @@ from cloud_service.pipeline.calibration.documents import open_text, text_folder_
 from cloud_service.pipeline.model.folder_kinds import (
     adapter_note,
     refuse_other_kinds,
-    refuse_pointers,
     refuse_without_safetensors,
     safetensors_among,
 )
@@ -99,7 +98,6 @@ def resolve(
         folder, revision = fetch(model, snapshot, policy, progress), snapshot.commit
     files, digest = ContainedFolder(folder), None
     if model.gguf_file is not None:
-        refuse_pointers(files, [model.gguf_file])
         with files.open(model.gguf_file) as file:
             digest = file.digest()
         content = {"gguf": digest}

@@ -24,6 +24,7 @@ import numpy as np
 
 from cloud_service.contained_folder import ContainedFolder
 from cloud_service.pipeline.model.config_bounds import check_config
+from cloud_service.pipeline.model.folder_kinds import refuse_pointers
 from cloud_service.pipeline.model.gguf.configuration import ROPE_FACTORS, architecture_of, read_configuration
 from cloud_service.pipeline.model.gguf.header import GgufHeader, read_header, refusal
 from cloud_service.pipeline.model.gguf.tensors import SourceTensor, read_pieces, source_tensors
@@ -75,7 +76,9 @@ def read_gguf(folder: Path, name: str) -> GgufFile:
     Raises:
         UnsupportedModel: It is damaged, or does not describe a model of a family that is served; the message says why.
     """
-    with ContainedFolder(folder).open(name) as file, file.stream() as stream:
+    files = ContainedFolder(folder)
+    refuse_pointers(files, [name])
+    with files.open(name) as file, file.stream() as stream:
         header = read_header(stream, file.size, name)
         config = read_configuration(header, _rope_factors(header, stream))
     architecture = safe_config(config)

@@ -37,7 +37,9 @@ _NEEDED = ("context_length", "embedding_length", "feed_forward_length", "attenti
 """Keys whose absence transformers would fill with those of some other model."""
 
 _NORM_EPSILONS = ("attention.layer_norm_rms_epsilon", "attention.layer_norm_epsilon")
-_SPECIAL_TOKENS = ("bos", "eos", "unknown", "padding")
+_TOKEN_IDS = {"bos": "bos", "eos": "eos", "pad": "padding"}
+"""Special tokens: their names in config.json, and in the file."""
+
 _OLD_CONTEXT, _LOW, _HIGH = 8192, 1.0, 4.0
 _LONGEST_LIST = 1024
 
@@ -88,6 +90,8 @@ def read_configuration(header: GgufHeader, rope_factors: Sequence[float] | None)
     config = _mapped(header, name) | {
         "vocab_size": header.tensors["token_embd.weight"].shape[0],
         "tie_word_embeddings": "output.weight" not in header.tensors,
+        # Where the file has none, transformers fills in those of some other model.
+        **{f"{key}_token_id": header.number(f"tokenizer.ggml.{stored}_token_id") for key, stored in _TOKEN_IDS.items()},
     }
     if (width := header.number(f"{name}.attention.key_length")) is not None:
         config["head_dim"] = width
@@ -119,9 +123,6 @@ def _write_numbers(path: Path, header: GgufHeader, name: str) -> None:
     for key, value in header.pairs.items():
         if key.startswith(f"{name}.") and key != f"{name}.vocab_size":
             _add(writer, key, value)
-    for token in _SPECIAL_TOKENS:
-        if (token_id := header.number(f"tokenizer.ggml.{token}_token_id")) is not None:
-            writer.add_uint32(f"tokenizer.ggml.{token}_token_id", token_id)
     writer.add_uint32(f"{name}.vocab_size", header.tensors["token_embd.weight"].shape[0])
     writer.write_header_to_file()
     writer.write_kv_data_to_file()

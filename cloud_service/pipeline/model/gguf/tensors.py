@@ -80,7 +80,7 @@ def source_tensors(
         UnsupportedModel: A parameter is not in the file, or a tensor of the file has no place.
     """
     number = next(number for number, name in MODEL_ARCH_NAMES.items() if name == architecture)
-    table = get_tensor_name_map(number, int(config["num_hidden_layers"]))
+    table = get_tensor_name_map(number, header.number(f"{architecture}.block_count") or 0)
     found: dict[str, SourceTensor] = {}
     for name in names:
         base, dot, ending = name.rpartition(".")

@@ -170,3 +170,10 @@ def test_the_same_file_gives_the_same_folder_wherever_it_lies(tmp_path: Path) ->
     converted(tmp_path / "b" / "c" / "m.gguf", tmp_path / "two")
     for path in (tmp_path / "one").iterdir():
         assert path.read_bytes() == (tmp_path / "two" / path.name).read_bytes()
+
+
+def test_a_git_lfs_pointer_says_what_fetches_the_file(tmp_path: Path) -> None:
+    (tmp_path / "m.gguf").write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n")
+    with pytest.raises(UnsupportedModel, match="is a git-lfs pointer") as caught:
+        read_gguf(tmp_path, "m.gguf")
+    assert "git lfs pull" in caught.value.next_step
