@@ -10,6 +10,7 @@ import re
 
 OPTION_FIELDS = {
     "--revision": "revision",
+    "--gguf-file": "gguf_file",
     "--name": "name",
     "--tag": "tag",
     "--sparsity": "sparsity",

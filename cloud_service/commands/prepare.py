@@ -41,6 +41,7 @@ _WORKSPACE = ".workspace"
 # What argparse is told of each option; the request's own rules check the values.
 _SETTINGS: dict[str, dict[str, Any]] = {
     "--revision": {"help": "hub revision (default: the default branch)"},
+    "--gguf-file": {"metavar": "FILE", "help": "the GGUF file in the folder or repository to take"},
     "--name": {"help": "name to publish under (default: derived from the model)"},
     "--tag": {"help": "tag to publish under (default: latest)"},
     "--sparsity": {"type": float, "help": "share of sensitive weights (default: 0.001)"},
@@ -78,7 +79,9 @@ def add_prepare_command(commands: argparse._SubParsersAction[argparse.ArgumentPa
     """Add the command to the parser."""
     parser = commands.add_parser("prepare", help="prepare a model here, without a service", description=__doc__,
                                  formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
-    parser.add_argument("model", help="hub id (hub:ID where there is a folder of that name), or a Hugging Face folder")
+    parser.add_argument(
+        "model", help="hub id (hub:ID where there is a folder of that name), a Hugging Face folder, or a .gguf file"
+    )
     parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="where the bundle goes")
     add_request_options(parser)
     add_means_options(parser)

@@ -19,7 +19,7 @@ class NamedInput:
     """A model, its texts and what is done with them.
 
     Attributes:
-        model: Hub id, or a folder.
+        model: Hub id, a folder or a GGUF file.
         revision: Hub revision; None means the default branch.
         calibration: Text or task rows of the Fisher pass.
         evaluation: Text of the perplexities.
@@ -27,6 +27,7 @@ class NamedInput:
         sparsity: Share of sensitive weights, for the plan; 0 stores none.
         quantizer: The quantiser, of several the one that needs the most memory; None quantises nothing.
         allow_untested: Whether the model's family may be one that nobody tests.
+        gguf_file: Name of the GGUF file in the folder or repository; None where ``model`` says it all.
     """
 
     model: str
@@ -37,6 +38,7 @@ class NamedInput:
     sparsity: float = 0.0
     quantizer: QuantizerSpec | None = None
     allow_untested: bool = False
+    gguf_file: str | None = None
 
     @classmethod
     def of_preparation(cls, request: PrepareRequest) -> NamedInput:
@@ -50,4 +52,5 @@ class NamedInput:
             sparsity=request.sparsity,
             allow_untested=request.allow_untested,
             quantizer=request.quantizer,
+            gguf_file=request.gguf_file,
         )

@@ -1,7 +1,7 @@
 """Prepares a model, stage by stage. This is the page to read first; each stage is a folder beside it.
 
     resolving      what the request names, its fingerprint, a memory plan    opening · planning
-    downloading    the checkpoint: safetensors and JSON only                 model
+    downloading    the checkpoint: safetensors and JSON, or a GGUF file      model
     calibrating    calibration tokens, then the Fisher sums, shard by shard  calibration · fisher · fisher/launchers
     selecting      the sensitivity mask: exactly k weights                   fisher/select_sensitive
     quantizing     each block: dense part quantised, sensitive part kept     quantizers
@@ -246,7 +246,12 @@ def _publish(
     perplexity: dict[str, Any] | None,
 ) -> PreparedBundle:
     job.progress.stage(Stage.PUBLISHING)
-    source = SourceModel(id=job.source.model_id, revision=job.source.revision, license=license_of(job.source.folder))
+    source = SourceModel(
+        id=job.source.model_id,
+        revision=job.source.revision,
+        license=license_of(job.model.folder),
+        dequantized_from=job.model.dequantized_from,
+    )
     config = _bundle_config(job, source, _mask_provenance(job, calibration, figures, blobs), blobs, perplexity)
     tokenizer_json = job.model.encoder.to_json()
     check_devices_open(config, tokenizer_json)
@@ -255,7 +260,7 @@ def _publish(
         report["untested_family"] = config.architecture["model_type"]
     documents = add_documents(
         job.layout,
-        job.source.folder,
+        job.model.folder,
         tokenizer_json=tokenizer_json,
         report=report,
         model_card=model_card(source, report),

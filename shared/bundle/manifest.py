@@ -136,12 +136,49 @@ class Manifest(Document):
         return sum(blob.size for blob in self.blobs)
 
 
+class DequantizedFile(Document):
+    """A quantised file that stands in for 16-bit weights: what the bundle is compared with is its dequantised form.
+
+    Attributes:
+        file: Name of the file.
+        digest: ``sha256:…`` of its bytes.
+        tensor_types: How its tensors are stored, for example ``Q4_1`` → how many.
+    """
+
+    file: Annotated[str, Field(max_length=255)]
+    digest: str
+    tensor_types: Annotated[dict[str, int], Field(min_length=1, max_length=64)]
+
+    @field_validator("digest")
+    @classmethod
+    def _digest_is_strict(cls, digest: str) -> str:
+        try:
+            return check_digest(digest)
+        except InvalidDigest as error:
+            raise ValueError(str(error)) from error
+
+    @property
+    def types_line(self) -> str:
+        """The types in one line, for example ``Q4_1 (210 tensors), F32 (61)``."""
+        counts = sorted(self.tensor_types.items(), key=lambda item: -item[1])
+        first, *rest = [f"{name} ({count}{{}})" for name, count in counts]
+        return ", ".join([first.format(" tensors"), *(each.format("") for each in rest)])
+
+
 class SourceModel(Document):
-    """Where the weights come from."""
+    """Where the weights come from.
+
+    Attributes:
+        id: Hub id, or the base name of a local model.
+        revision: Commit on the hub.
+        license: Licence that the model states.
+        dequantized_from: The file that the 16-bit weights were dequantised from; None where they are the model's own.
+    """
 
     id: str
     revision: str | None = None
     license: str | None = None
+    dequantized_from: DequantizedFile | None = None
 
 
 class TokenizerSettings(Document):

@@ -92,6 +92,7 @@ def model_card(source: SourceModel, report: Mapping[str, Any]) -> str:
         f"# {source.id}, prepared for zo-device",
         "",
         f"* Base model: {source.id}" + (f" at {source.revision}" if source.revision else ""),
+        *_baseline_line(source),
         f"* Licence of the base model: {source.license or 'not stated; see the base model'}",
         f"* Dense part: {quantizer['bits']}-bit `{quantizer['method']}`"
         + (f", errors compensated by `{quantizer['compensation']}`" if quantizer["compensation"] else ""),
@@ -108,6 +109,12 @@ def model_card(source: SourceModel, report: Mapping[str, Any]) -> str:
             f"{perplexity['16bit']:.3f} in 16 bits, {perplexity['bundle']:.3f} as this bundle"
         )
     return "\n".join([*lines, "", "Made for `zo-device tune`: only the sensitive values are trained.", ""])
+
+
+def _baseline_line(source: SourceModel) -> list[str]:
+    if (file := source.dequantized_from) is None:
+        return []
+    return [f"* 16-bit baseline: dequantised {file.types_line} of {file.file}, {file.digest}"]
 
 
 def _generation_settings(folder: ContainedFolder) -> bytes | None:

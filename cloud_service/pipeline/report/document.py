@@ -136,7 +136,7 @@ def report_document(
     return {
         "producer": producer,
         "format_version": FORMAT_VERSION,
-        "source": source.model_dump(),
+        "source": source.model_dump(exclude=None if source.dequantized_from else {"dequantized_from"}),
         "mask": mask.model_dump(),
         "quantizer": quantizer.model_dump(),
         "perplexity": perplexity,
