@@ -9,7 +9,7 @@ from cloud_service.commands.launcher_options import add_launcher_options, launch
 from cloud_service.commands.memory_options import add_memory_options, memory_budget
 
 if TYPE_CHECKING:
-    from cloud_service.pipeline.planned_model import Means
+    from cloud_service.pipeline.opening.planned_model import Means
 
 
 def add_means_options(parser: argparse.ArgumentParser) -> None:
@@ -24,7 +24,7 @@ def means_of(arguments: argparse.Namespace, *, device: str | None = None) -> Mea
     Raises:
         InvalidRequest: A value is malformed, or Ray is chosen but not installed.
     """
-    from cloud_service.pipeline.launchers.choose import choose_launcher
-    from cloud_service.pipeline.planned_model import Means
+    from cloud_service.pipeline.fisher.launchers.choose import choose_launcher
+    from cloud_service.pipeline.opening.planned_model import Means
 
     return Means(choose_launcher(launcher_choice(arguments)), memory_budget(arguments), device)

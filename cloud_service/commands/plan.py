@@ -63,7 +63,7 @@ def _headline(request: PrepareRequest, shape: ModelShape) -> str:
 
 
 def _shape(request: PrepareRequest, sources: SourcePolicy) -> ModelShape:
-    from cloud_service.pipeline.hub import Snapshot, fetch, find_snapshot
+    from cloud_service.pipeline.model.hub import Snapshot, fetch, find_snapshot
     from cloud_service.pipeline.planning.model_shape import read_config_shape, read_model_shape
     from cloud_service.sources import LocalModel, locate_model
     from shared.errors import UnsupportedModel

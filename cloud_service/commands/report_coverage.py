@@ -30,7 +30,7 @@ from shared.errors import Conflict
 from shared.file_lock import exclusive
 
 if TYPE_CHECKING:
-    from cloud_service.pipeline.coverage_run import CoverageRequest, MeasuredCoverage
+    from cloud_service.studies.coverage_run import CoverageRequest, MeasuredCoverage
 
 # Where each option goes in CoverageRequest; the request's own rules check the values.
 _OPTIONS: OptionTable = {
@@ -86,7 +86,7 @@ def add_coverage(reports: argparse._SubParsersAction[argparse.ArgumentParser]) -
 
 def request_of(arguments: argparse.Namespace) -> CoverageRequest:
     """Return the request that the options describe. Raises pydantic's ValidationError where one is out of range."""
-    from cloud_service.pipeline.coverage_run import CoverageRequest
+    from cloud_service.studies.coverage_run import CoverageRequest
     from shared.api import OWN_ROWS
 
     document: dict[str, Any] = {"model": arguments.model, "task": {"task": OWN_ROWS}, "calibration": {}}
@@ -98,8 +98,8 @@ def request_of(arguments: argparse.Namespace) -> CoverageRequest:
 
 def _run(arguments: argparse.Namespace) -> None:
     from cloud_service.commands.progress import terminal_progress
-    from cloud_service.pipeline.coverage_report import coverage_document, coverage_table
-    from cloud_service.pipeline.coverage_run import run_coverage
+    from cloud_service.studies.coverage_report import coverage_document, coverage_table
+    from cloud_service.studies.coverage_run import run_coverage
 
     request, policy, means = request_of(arguments), local_sources(arguments), means_of(arguments)
     with _workspace(arguments.output) as workspace, terminal_progress(is_quiet=arguments.quiet) as progress:
@@ -122,7 +122,7 @@ def _workspace(output: Path | None) -> Iterator[Path | None]:
 
 
 def _write(folder: Path, measured: MeasuredCoverage, document: dict[str, Any]) -> None:
-    from cloud_service.pipeline.coverage_report import coverage_page, coverage_picture, criterion_labels
+    from cloud_service.studies.coverage_report import coverage_page, coverage_picture, criterion_labels
     from shared.durable_files import disk_errors, write_atomically
 
     labels = criterion_labels(document["text"], document["task"])

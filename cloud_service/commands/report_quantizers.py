@@ -21,7 +21,7 @@ from cloud_service.commands.means import add_means_options, means_of
 from cloud_service.commands.request_options import OptionTable, add_options, fill
 
 if TYPE_CHECKING:
-    from cloud_service.pipeline.quantizer_sweep import Sweep, SweepRequest
+    from cloud_service.studies.quantizer_sweep import Sweep, SweepRequest
 
 
 def _words(text: str) -> list[str]:
@@ -76,7 +76,7 @@ def add_quantizers(reports: argparse._SubParsersAction[argparse.ArgumentParser])
 
 def request_of(arguments: argparse.Namespace) -> SweepRequest:
     """Return the request that the options describe. Raises pydantic's ValidationError where one is out of range."""
-    from cloud_service.pipeline.quantizer_sweep import SweepRequest
+    from cloud_service.studies.quantizer_sweep import SweepRequest
 
     document: dict[str, Any] = {"model": arguments.model}
     fill(document, _OPTIONS, arguments)
@@ -85,8 +85,8 @@ def request_of(arguments: argparse.Namespace) -> SweepRequest:
 
 def _run(arguments: argparse.Namespace) -> None:
     from cloud_service.commands.progress import terminal_progress
-    from cloud_service.pipeline.quantizer_sweep import run_sweep
-    from cloud_service.pipeline.quantizer_sweep_report import sweep_document, sweep_table
+    from cloud_service.studies.quantizer_sweep import run_sweep
+    from cloud_service.studies.quantizer_sweep_report import sweep_document, sweep_table
 
     request, policy, means = request_of(arguments), local_sources(arguments), means_of(arguments)
     with terminal_progress(is_quiet=arguments.quiet) as progress:
@@ -96,7 +96,7 @@ def _run(arguments: argparse.Namespace) -> None:
 
 
 def _write(folder: Path, sweep: Sweep) -> None:
-    from cloud_service.pipeline.quantizer_sweep_report import sweep_document, sweep_page, sweep_svg
+    from cloud_service.studies.quantizer_sweep_report import sweep_document, sweep_page, sweep_svg
     from shared.durable_files import disk_errors, write_atomically
 
     with disk_errors(folder):

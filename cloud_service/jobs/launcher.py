@@ -44,7 +44,7 @@ from cloud_service.jobs.record import job_error, printable
 from shared.durable_files import disk_errors
 from shared.errors import InvalidRequest
 
-RUN_JOB = (sys.executable, "-m", "cloud_service.jobs.run_job")
+RUN_JOB = (sys.executable, "-m", "cloud_service.job_process.run_job")
 _LOG_TAIL_BYTES = 4096
 _MAX_LAST_WORDS = 300
 _KILL_ROUNDS = 100

@@ -26,24 +26,25 @@ from typing import Any
 import numpy as np
 
 from cloud_service.bundle_names import bundle_name
-from cloud_service.pipeline.bundle_weights import write_dense_part, write_sensitive_part
-from cloud_service.pipeline.calibration import Calibration, tokens_digest
-from cloud_service.pipeline.checkpoint import Workspace, require_space
-from cloud_service.pipeline.fisher_totals import FisherTotals
-from cloud_service.pipeline.identity import ResolvedInput, resolve
-from cloud_service.pipeline.load_model import LoadedModel
-from cloud_service.pipeline.perplexity import LossSum, evaluation_windows, sum_losses
-from cloud_service.pipeline.pinned_commit import unpinned_if_unsupported
-from cloud_service.pipeline.planned_model import Means, PlannedModel, memory_errors, plan_model
-from cloud_service.pipeline.publish import TensorBlob, add_documents, license_of, model_card
-from cloud_service.pipeline.report import FisherFigures, fisher_figures, report_document
-from cloud_service.pipeline.report_page import report_page
-from cloud_service.pipeline.run_record import RunRecord
-from cloud_service.pipeline.run_recorder import RunRecorder
-from cloud_service.pipeline.saved_texts import read_texts
-from cloud_service.pipeline.select_sensitive import Masks, overlap, select_largest, select_random
-from cloud_service.pipeline.split_blocks import missing_bundle_bytes, split_blocks
-from cloud_service.pipeline.stored_tensors import StoredTensors
+from cloud_service.pipeline.calibration.sequences import Calibration, tokens_digest
+from cloud_service.pipeline.evaluation.perplexity import LossSum, evaluation_windows, sum_losses
+from cloud_service.pipeline.fisher.select_sensitive import Masks, overlap, select_largest, select_random
+from cloud_service.pipeline.fisher.stored_tensors import StoredTensors
+from cloud_service.pipeline.fisher.totals import FisherTotals
+from cloud_service.pipeline.model.load_model import LoadedModel
+from cloud_service.pipeline.model.pinned_commit import unpinned_if_unsupported
+from cloud_service.pipeline.opening.identity import ResolvedInput, resolve
+from cloud_service.pipeline.opening.planned_model import Means, PlannedModel, memory_errors, plan_model
+from cloud_service.pipeline.opening.saved_texts import read_texts
+from cloud_service.pipeline.publish.documents import add_documents, license_of, model_card
+from cloud_service.pipeline.quantizers.bundle_weights import write_dense_part, write_sensitive_part
+from cloud_service.pipeline.quantizers.split_blocks import missing_bundle_bytes, split_blocks
+from cloud_service.pipeline.quantizers.tensor_blobs import TensorBlob
+from cloud_service.pipeline.report.document import FisherFigures, fisher_figures, report_document
+from cloud_service.pipeline.report.page import report_page
+from cloud_service.pipeline.report.run_record import RunRecord
+from cloud_service.pipeline.report.run_recorder import RunRecorder
+from cloud_service.pipeline.workspace import Workspace, require_space
 from cloud_service.progress import ProgressSink
 from cloud_service.sources import SourcePolicy
 from shared.api import PrepareRequest, Stage

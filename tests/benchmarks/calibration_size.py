@@ -32,9 +32,9 @@ from perplexity import (
 )
 from recording import record_headlines, write_result
 
-from cloud_service.pipeline.load_model import read_outline
-from cloud_service.pipeline.select_sensitive import overlap
-from cloud_service.pipeline.tokenization import load_encoder
+from cloud_service.pipeline.fisher.select_sensitive import overlap
+from cloud_service.pipeline.model.load_model import read_outline
+from cloud_service.pipeline.model.tokenization import load_encoder
 from shared.api import QuantizerSpec
 
 SIZES = (16, 64, 128, 512)

@@ -38,12 +38,12 @@ from recording import record_headlines, write_result  # noqa: E402
 from safetensors.torch import save_file  # noqa: E402
 from torch.nn.functional import cross_entropy  # noqa: E402
 
-from cloud_service.pipeline.calibration import Calibration  # noqa: E402
-from cloud_service.pipeline.checkpoint import Workspace  # noqa: E402
-from cloud_service.pipeline.fisher import sum_squares, zero_sums  # noqa: E402
-from cloud_service.pipeline.fisher_totals import FisherTotals  # noqa: E402
-from cloud_service.pipeline.launchers.local import FisherPasses, FisherWork, LocalLauncher  # noqa: E402
-from cloud_service.pipeline.load_model import read_outline  # noqa: E402
+from cloud_service.pipeline.calibration.sequences import Calibration  # noqa: E402
+from cloud_service.pipeline.fisher.launchers.local import FisherPasses, FisherWork, LocalLauncher  # noqa: E402
+from cloud_service.pipeline.fisher.shards import shard_count  # noqa: E402
+from cloud_service.pipeline.fisher.squared_gradients import sum_squares, zero_sums  # noqa: E402
+from cloud_service.pipeline.fisher.totals import FisherTotals  # noqa: E402
+from cloud_service.pipeline.model.load_model import read_outline  # noqa: E402
 from cloud_service.pipeline.planning.machine_probe import LIBRARIES_BYTES  # noqa: E402
 from cloud_service.pipeline.planning.memory_meter import MemoryMeter  # noqa: E402
 from cloud_service.pipeline.planning.model_shape import read_model_shape  # noqa: E402
@@ -51,7 +51,7 @@ from cloud_service.pipeline.planning.peak_memory import FisherRun, PeakModel  # 
 from cloud_service.pipeline.planning.request_plan import NOMINAL_RATES  # noqa: E402
 from cloud_service.pipeline.planning.sequence_memory import SequenceMemory  # noqa: E402
 from cloud_service.pipeline.planning.workload import Machine, Workload  # noqa: E402
-from cloud_service.pipeline.shards import shard_count  # noqa: E402
+from cloud_service.pipeline.workspace import Workspace  # noqa: E402
 from shared.process_memory import process_bytes  # noqa: E402
 
 TOKENS = 512

@@ -17,10 +17,10 @@ from typing import Any
 from recording import record_headlines, write_result
 
 from cloud_service.commands.progress import terminal_progress
-from cloud_service.pipeline.coverage import Criterion
-from cloud_service.pipeline.coverage_report import coverage_document, coverage_table
-from cloud_service.pipeline.coverage_run import CoverageRequest, run_coverage
 from cloud_service.sources import SourcePolicy
+from cloud_service.studies.coverage import Criterion
+from cloud_service.studies.coverage_report import coverage_document, coverage_table
+from cloud_service.studies.coverage_run import CoverageRequest, run_coverage
 from shared.api import CalibrationSpec
 
 DATA = Path(os.environ.get("ZO_DATA_DIR", Path(__file__).resolve().parents[3] / "shared" / "data")).resolve()

@@ -14,7 +14,7 @@ less than perplexities vary. The named peers are made here by their published re
     squeezellm4           scikit-learn's KMeans row by row, weighted by the Fisher diagonal alone (SqueezeLLM)
 
 ``--widths`` compares error compensation at 2 and 3 bits, ``--floors`` the floor λ of the importance
-(``pipeline/quantize.py``); both only on C4, and neither changes a headline.
+(``pipeline/quantizers/quantize.py``); both only on C4, and neither changes a headline.
 """
 
 from __future__ import annotations
@@ -36,20 +36,20 @@ from recording import RESULTS, record_headlines, write_result
 from sklearn.cluster import KMeans
 from torch import Tensor
 
-from cloud_service.pipeline.block_inputs import capture
-from cloud_service.pipeline.calibration import Calibration, calibration_sequences
-from cloud_service.pipeline.checkpoint import Workspace
-from cloud_service.pipeline.documents import read_documents
-from cloud_service.pipeline.fisher_totals import FisherTotals
-from cloud_service.pipeline.launchers.local import FisherPasses, FisherWork, LocalLauncher
-from cloud_service.pipeline.load_model import LoadedModel, load_model, read_outline
-from cloud_service.pipeline.perplexity import evaluation_windows, sum_losses
-from cloud_service.pipeline.quantize import flat_index, importance_of, quantize, quantize_unmasked
+from cloud_service.pipeline.calibration.documents import read_documents
+from cloud_service.pipeline.calibration.sequences import Calibration, calibration_sequences
+from cloud_service.pipeline.evaluation.perplexity import evaluation_windows, sum_losses
+from cloud_service.pipeline.fisher.launchers.local import FisherPasses, FisherWork, LocalLauncher
+from cloud_service.pipeline.fisher.select_sensitive import Masks, gradient_mass, overlap, select_largest
+from cloud_service.pipeline.fisher.totals import FisherTotals
+from cloud_service.pipeline.model.load_model import LoadedModel, load_model, read_outline
+from cloud_service.pipeline.model.tokenization import TextEncoder, load_encoder
+from cloud_service.pipeline.quantizers.block_inputs import capture
 from cloud_service.pipeline.quantizers.lut import nearest_codes
+from cloud_service.pipeline.quantizers.quantize import flat_index, importance_of, quantize, quantize_unmasked
 from cloud_service.pipeline.quantizers.rtn import split_into_groups
-from cloud_service.pipeline.report import mass_curve
-from cloud_service.pipeline.select_sensitive import Masks, gradient_mass, overlap, select_largest
-from cloud_service.pipeline.tokenization import TextEncoder, load_encoder
+from cloud_service.pipeline.report.document import mass_curve
+from cloud_service.pipeline.workspace import Workspace
 from cloud_service.sources import SourcePolicy, TextSource
 from shared.api import CalibrationSpec, QuantizerSpec
 from shared.quantization.codec import QuantizedTensor, dequantize

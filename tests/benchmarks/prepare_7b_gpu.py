@@ -38,18 +38,18 @@ from random_network import SEVEN_BILLION, TINY, RandomNetwork, random_network  #
 from recording import record_headlines, write_result  # noqa: E402
 
 from cloud_service.memory_budget import MemoryBudget  # noqa: E402
-from cloud_service.pipeline.calibration import Calibration  # noqa: E402
-from cloud_service.pipeline.fisher import sum_squares, zero_sums  # noqa: E402
+from cloud_service.pipeline.calibration.sequences import Calibration  # noqa: E402
+from cloud_service.pipeline.fisher.select_sensitive import Masks, select_largest  # noqa: E402
+from cloud_service.pipeline.fisher.shards import shard_count  # noqa: E402
+from cloud_service.pipeline.fisher.squared_gradients import sum_squares, zero_sums  # noqa: E402
 from cloud_service.pipeline.planning.machine_probe import probe_machine  # noqa: E402
 from cloud_service.pipeline.planning.memory_meter import MemoryMeter, TorchAccelerators  # noqa: E402
 from cloud_service.pipeline.planning.model_shape import ModelShape, shape_of_tensors, shapes_of_config  # noqa: E402
 from cloud_service.pipeline.planning.peak_memory import CONTEXT_BYTES  # noqa: E402
 from cloud_service.pipeline.planning.preparation_plan import PreparationPlan, plan_preparation  # noqa: E402
 from cloud_service.pipeline.planning.workload import Machine, Workload  # noqa: E402
-from cloud_service.pipeline.publish import add_block  # noqa: E402
-from cloud_service.pipeline.quantize import DensePart, quantize_unmasked  # noqa: E402
-from cloud_service.pipeline.select_sensitive import Masks, select_largest  # noqa: E402
-from cloud_service.pipeline.shards import shard_count  # noqa: E402
+from cloud_service.pipeline.quantizers.quantize import DensePart, quantize_unmasked  # noqa: E402
+from cloud_service.pipeline.quantizers.tensor_blobs import add_block  # noqa: E402
 from shared.api import QuantizerSpec  # noqa: E402
 from shared.bundle.layout import ImageLayout  # noqa: E402
 

@@ -23,9 +23,9 @@ import psutil
 import torch
 from recording import record_headlines, write_result
 
-from cloud_service.pipeline.launchers.local import FisherLauncher, LocalLauncher
-from cloud_service.pipeline.launchers.ray_cluster import RayLauncher
-from cloud_service.pipeline.planned_model import Means
+from cloud_service.pipeline.fisher.launchers.local import FisherLauncher, LocalLauncher
+from cloud_service.pipeline.fisher.launchers.ray_cluster import RayLauncher
+from cloud_service.pipeline.opening.planned_model import Means
 from cloud_service.pipeline.prepare import prepare
 from cloud_service.progress import SilentProgress
 from cloud_service.sources import SourcePolicy

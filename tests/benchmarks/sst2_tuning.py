@@ -91,7 +91,7 @@ def main() -> int:
 
 def prepare_bundle(output: Path, scope: Literal["global", "per_tensor"] = CHOSEN_SCOPE) -> Path:
     """Prepare picollama-sentiment as the product does, and return the image layout."""
-    from cloud_service.pipeline.planned_model import Means
+    from cloud_service.pipeline.opening.planned_model import Means
     from cloud_service.pipeline.prepare import prepare
     from cloud_service.progress import SilentProgress
     from cloud_service.sources import SourcePolicy

@@ -8,7 +8,7 @@ import pytest
 from browser import look_at
 from example_report import example_report, example_run
 
-from cloud_service.pipeline.report_page import report_page
+from cloud_service.pipeline.report.page import report_page
 
 PHONE = 390
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from cloud_service.pipeline.publish import TensorBlob
-from cloud_service.pipeline.report import FisherFigures, report_document
-from cloud_service.pipeline.run_record import PeakBytes, RunRecord, StageRecord
+from cloud_service.pipeline.quantizers.tensor_blobs import TensorBlob
+from cloud_service.pipeline.report.document import FisherFigures, report_document
+from cloud_service.pipeline.report.run_record import PeakBytes, RunRecord, StageRecord
 from shared.bundle.manifest import (
     TENSORS_MEDIA_TYPE,
     DenseEntry,

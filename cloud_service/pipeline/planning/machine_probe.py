@@ -22,7 +22,7 @@ from cloud_service.host_memory import cgroup_limits
 from cloud_service.memory_budget import MemoryBudget
 from cloud_service.pipeline.planning.peak_memory import CONTEXT_BYTES
 from cloud_service.pipeline.planning.workload import Machine, Rates
-from cloud_service.pipeline.quantize import quantize
+from cloud_service.pipeline.quantizers.quantize import quantize
 from shared.api import QuantizerSpec
 from shared.durable_files import disk_errors
 from shared.errors import InvalidRequest

@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from cloud_service.contained_folder import ContainedFolder
-from cloud_service.pipeline.config_bounds import check_config, dimension
-from cloud_service.pipeline.weight_files import read_json, stored_tensors, unsupported, weight_files
+from cloud_service.pipeline.model.config_bounds import check_config, dimension
+from cloud_service.pipeline.model.weight_files import read_json, stored_tensors, unsupported, weight_files
 from shared.architecture import ModelFamily, family_of, safe_config
 
 Shapes = dict[str, tuple[int, ...]]

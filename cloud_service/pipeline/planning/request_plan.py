@@ -8,11 +8,11 @@ from __future__ import annotations
 from pathlib import Path
 
 from cloud_service.memory_budget import MemoryBudget
+from cloud_service.pipeline.fisher.shards import shard_count
 from cloud_service.pipeline.planning.machine_probe import probe_machine
 from cloud_service.pipeline.planning.model_shape import ModelShape, read_model_shape
 from cloud_service.pipeline.planning.preparation_plan import PreparationPlan, plan_preparation
 from cloud_service.pipeline.planning.workload import Machine, Rates, Workload
-from cloud_service.pipeline.shards import shard_count
 from shared.api import PrepareRequest
 from shared.errors import InvalidRequest
 

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from cloud_service.pipeline.identity import ResolvedInput, resolve
-from cloud_service.pipeline.load_model import read_outline
-from cloud_service.pipeline.publish import add_documents, license_of
-from cloud_service.pipeline.tokenization import load_encoder
+from cloud_service.pipeline.model.load_model import read_outline
+from cloud_service.pipeline.model.tokenization import load_encoder
+from cloud_service.pipeline.opening.identity import ResolvedInput, resolve
+from cloud_service.pipeline.publish.documents import add_documents, license_of
 from cloud_service.progress import SilentProgress
 from cloud_service.sources import SourcePolicy
 from shared.api import PrepareRequest
@@ -135,7 +135,7 @@ def test_half_of_a_surrogate_pair_in_any_json_is_refused_by_the_files_name(
 
 
 def test_a_text_that_became_a_link_is_refused(make_checkpoint: MakeCheckpoint, text: Path, key: Path) -> None:
-    from cloud_service.pipeline.documents import open_text
+    from cloud_service.pipeline.calibration.documents import open_text
 
     resolved = text.resolve()
     text.unlink()

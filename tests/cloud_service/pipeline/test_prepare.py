@@ -21,10 +21,10 @@ import torch
 from tiny_checkpoint import CONFIGS, build_checkpoint, write_text
 
 from cloud_service.bundle_names import bundle_name
-from cloud_service.pipeline.checkpoint import require_space
-from cloud_service.pipeline.identity import resolve
-from cloud_service.pipeline.planned_model import Means
+from cloud_service.pipeline.opening.identity import resolve
+from cloud_service.pipeline.opening.planned_model import Means
 from cloud_service.pipeline.prepare import PreparedBundle, prepare
+from cloud_service.pipeline.workspace import require_space
 from cloud_service.progress import ProgressSink, SilentProgress
 from cloud_service.sources import SourcePolicy
 from shared.api import BUNDLE_NAME_PATTERN, PrepareRequest, Stage
@@ -275,9 +275,9 @@ KILLED_JOB = """
 import os, signal, sys
 from pathlib import Path
 import torch
-from cloud_service.pipeline.checkpoint import require_space
-from cloud_service.pipeline.identity import resolve
-from cloud_service.pipeline.planned_model import Means
+from cloud_service.pipeline.workspace import require_space
+from cloud_service.pipeline.opening.identity import resolve
+from cloud_service.pipeline.opening.planned_model import Means
 from cloud_service.pipeline.prepare import prepare
 from cloud_service.sources import SourcePolicy
 from shared.api import PrepareRequest

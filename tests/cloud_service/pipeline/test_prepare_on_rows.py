@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from tiny_checkpoint import build_checkpoint, write_text
 
-from cloud_service.pipeline.planned_model import Means
+from cloud_service.pipeline.opening.planned_model import Means
 from cloud_service.pipeline.prepare import prepare
 from cloud_service.progress import SilentProgress
 from cloud_service.sources import SourcePolicy

@@ -18,9 +18,9 @@ import sys
 import time
 from pathlib import Path
 
+from cloud_service.job_process.run_job import main
 from cloud_service.jobs.messages import REPORT_NAME, STORE_NAME, JobOrder
 from cloud_service.jobs.record import Outcome
-from cloud_service.jobs.run_job import main
 from cloud_service.progress import ProgressSink
 from shared.api import Stage
 from shared.bundle.digest import digest_of_bytes

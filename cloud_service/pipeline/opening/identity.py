@@ -1,0 +1,129 @@
+"""The fingerprint of a preparation's input: equal fingerprints give equal bundles.
+
+    fingerprint = sha256 of canonical JSON {model content, texts' content, settings, version of this pipeline}
+
+A hub model's content is its commit; a local model's, the digests of the files that are read. Name, tag and ``force``
+are left out: they say where to publish, not what. Costs one read of a local model's files. Knows nothing about torch.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cloud_service.contained_folder import MAX_DOCUMENT_BYTES, MAX_JSON_BYTES, ContainedFolder
+from cloud_service.pipeline.calibration.documents import open_text, text_folder_files
+from cloud_service.pipeline.model.hub import check_has_safetensors, fetch, find_snapshot, is_wanted
+from cloud_service.pipeline.model.pinned_commit import pinned_snapshot
+from cloud_service.progress import ProgressSink
+from cloud_service.sources import (
+    C4,
+    LocalModel,
+    SourcePolicy,
+    TextSource,
+    locate_calibration,
+    locate_model,
+    locate_text,
+)
+from shared.api import PrepareRequest, Stage
+from shared.bundle.digest import digest_of_bytes
+
+PIPELINE_VERSION = "2"
+"""Raised whenever the same input would give another bundle."""
+
+_WHERE_TO_PUBLISH = {"name", "tag", "force", "model", "revision"}
+
+
+@dataclass(frozen=True, slots=True)
+class ResolvedInput:
+    """What a request turned out to name.
+
+    Attributes:
+        model_id: Hub id, or the base name of a local folder.
+        revision: Hub commit, None for a local folder.
+        folder: The model's files on this machine.
+        calibration: Text or task rows of the Fisher pass.
+        evaluation: Text of the perplexity report.
+        fingerprint: Digest of the whole input.
+    """
+
+    model_id: str
+    revision: str | None
+    folder: Path
+    calibration: TextSource
+    evaluation: TextSource
+    fingerprint: str
+
+
+def resolve(
+    request: PrepareRequest, policy: SourcePolicy, progress: ProgressSink, *, workspace: Path | None = None
+) -> ResolvedInput:
+    """Locate, and for a hub model fetch, everything that the request names.
+
+    Args:
+        request: What to prepare.
+        policy: What may be read.
+        progress: Told about the stages.
+        workspace: Keeps a hub model at the commit it had when it was first resolved here; None always asks the hub.
+
+    Raises:
+        InvalidModelId, UnsupportedModel, NotFound, Unauthorized, NetworkError: The model; see ``hub``.
+        InvalidRequest: A text is not a file that may be read.
+        DataError: A folder of texts holds no data files, or a file of a text is a link out of its folder.
+    """
+    progress.stage(Stage.RESOLVING)
+    calibration = locate_calibration(request.calibration, policy)
+    default_text = C4 if request.calibration.task else request.calibration.text
+    evaluation = locate_text(request.evaluation.text or default_text, policy, param="evaluation.text")
+    model = locate_model(request.model, request.revision, policy)
+    if isinstance(model, LocalModel):
+        files = ContainedFolder(model.folder)
+        check_has_safetensors(files.names(), model.id)
+        folder, revision, content = model.folder, None, _folder_content(files)
+    else:
+        snapshot = find_snapshot(model, policy) if workspace is None else pinned_snapshot(model, policy, workspace)
+        folder = fetch(model, snapshot, policy, progress)
+        revision, content = snapshot.commit, {"commit": snapshot.commit}
+    fingerprint = input_fingerprint(request, {"id": model.id, **content}, calibration, evaluation)
+    return ResolvedInput(model.id, revision, folder, calibration, evaluation, fingerprint)
+
+
+def input_fingerprint(
+    request: PrepareRequest, model_content: dict[str, Any], calibration: TextSource, evaluation: TextSource
+) -> str:
+    """Return the digest of everything that decides what the bundle's bytes will be."""
+    settings = request.model_dump(mode="json", exclude=_WHERE_TO_PUBLISH)
+    settings["calibration"]["text"] = _text_content(calibration)
+    settings["evaluation"]["text"] = _text_content(evaluation)
+    document = {"pipeline": PIPELINE_VERSION, "model": model_content, "settings": settings}
+    return digest_of_bytes(json.dumps(document, sort_keys=True, separators=(",", ":")).encode())
+
+
+def _folder_content(folder: ContainedFolder) -> dict[str, str]:
+    content = {}
+    for name in (name for name in folder.names() if is_wanted(name)):
+        with folder.open(name, max_bytes=_max_bytes(name)) as file:
+            content[name] = file.digest()
+    return content
+
+
+def _max_bytes(name: str) -> int | None:
+    if name.endswith(".safetensors"):
+        return None
+    return MAX_JSON_BYTES if name.endswith((".json", "merges.txt")) else MAX_DOCUMENT_BYTES
+
+
+def _text_content(text: TextSource) -> dict[str, str]:
+    if text.path is None:
+        return {"name": text.name}
+    if text.path.is_dir():
+        folder, names = text_folder_files(text.path)
+        content = {"name": text.name}
+        for name in names:
+            with folder.open(name) as file:
+                content[name] = file.digest()
+        return content
+    with open_text(text.path) as file:
+        return {"name": text.name, "digest": file.digest()}

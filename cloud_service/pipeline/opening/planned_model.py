@@ -1,0 +1,204 @@
+"""A model and how to compute with it: which memory plan, which devices, where the Fisher shards run.
+
+    estimate_fisher          passes, recomputation, sums and totals as planned, on the launcher
+    published_inputs         the network in the compute dtype, for error compensation
+    load_for_evaluation      the network in the dtype that perplexity is measured in
+
+Preparations and reports go through the same functions, so that a report measures what a preparation would do. The
+network is loaded anew for each of them and is in memory for as long as its user keeps it: never two at a time.
+Costs what is asked for. Knows nothing about masks and quantisers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+from cloud_service.memory_budget import MemoryBudget
+from cloud_service.pipeline.calibration.sequences import Calibration
+from cloud_service.pipeline.fisher.launchers.local import FisherLauncher, FisherPasses, FisherWork, LocalLauncher
+from cloud_service.pipeline.fisher.shards import half_of
+from cloud_service.pipeline.fisher.totals import FisherTotals
+from cloud_service.pipeline.model.hub import first_line
+from cloud_service.pipeline.model.load_model import (
+    LoadedModel,
+    ModelOutline,
+    evaluation_dtype,
+    load_model,
+    read_outline,
+)
+from cloud_service.pipeline.model.tokenization import TextEncoder, load_encoder
+from cloud_service.pipeline.planning.machine_probe import accelerator_indices
+from cloud_service.pipeline.planning.plan_table import plan_line
+from cloud_service.pipeline.planning.preparation_plan import PreparationPlan
+from cloud_service.pipeline.planning.request_plan import plan_request
+from cloud_service.pipeline.quantizers.published_inputs import PublishedInputs
+from cloud_service.pipeline.workspace import Workspace, require_space
+from cloud_service.progress import ProgressSink
+from shared.api import PrepareRequest, Stage
+from shared.errors import ResourceError
+
+_SUM_BYTES = 4
+_HALVES = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Means:
+    """What the work is done with; none of it changes a result.
+
+    Attributes:
+        launcher: Where the Fisher shards are computed.
+        budget: Memory that may be used.
+        device: Torch device; None means all CUDA devices where there are any, else the CPU.
+        after_plan: Told the bytes of main memory that the plan takes at most, before any of it is used.
+    """
+
+    launcher: FisherLauncher = field(default_factory=LocalLauncher)
+    budget: MemoryBudget = field(default_factory=MemoryBudget)
+    device: str | None = None
+    after_plan: Callable[[int], None] = lambda _: None
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedModel:
+    """A checkpoint that is not loaded, and the plan for it.
+
+    Attributes:
+        folder: The checkpoint.
+        outline: Its names and shapes.
+        encoder: Its tokenizer.
+        plan: How memory is used.
+        accelerators: Indices of the accelerators that may be used; empty on a CPU.
+        launcher: Where the Fisher shards are computed.
+    """
+
+    folder: Path
+    outline: ModelOutline
+    encoder: TextEncoder
+    plan: PreparationPlan
+    accelerators: tuple[int, ...]
+    launcher: FisherLauncher
+
+    @property
+    def device(self) -> str:
+        """The device that computes; the first of several."""
+        return f"cuda:{self.accelerators[0]}" if self.accelerators else "cpu"
+
+    @property
+    def evaluation_dtype(self) -> torch.dtype:
+        """What perplexity is measured in."""
+        return evaluation_dtype(self.outline, self.device)
+
+    @property
+    def evaluation_dtype_name(self) -> str:
+        """Its name, as reports have it: ``float32``, ``float16`` or ``bfloat16``."""
+        return str(self.evaluation_dtype).removeprefix("torch.")
+
+    def estimate_fisher(self, calibration: Calibration, workspace: Workspace, progress: ProgressSink) -> FisherTotals:
+        """Return the Fisher totals of the sequences; what the workspace has of them is not computed again.
+
+        Args:
+            calibration: The sequences, always the same ones for a workspace.
+            workspace: Where the totals lie.
+            progress: Told the sequences done, counted in every pass; may raise ``Interrupted``.
+
+        Raises:
+            UnsupportedModel: A weight or a loss is not finite.
+            ResourceError: The device has too little memory, or the cluster cannot be used.
+            DiskError: The disk does not hold the totals.
+        """
+        blocks, plan = self.outline.block_linears, self.plan
+        totals = FisherTotals(workspace, blocks, len(calibration), keeps_in_memory=plan.totals_in_memory)
+        passes = FisherPasses(plan.passes, plan.accumulators == "host", plan.recomputes_activations)
+        sequences = len(passes.groups) * len(calibration)
+        progress.stage(Stage.CALIBRATING, total=sequences, unit="sequences")
+        if totals.is_complete:
+            progress.advance(sequences)
+            return totals
+        needed = missing_fisher_bytes(self.outline, totals, len(calibration))
+        require_space(workspace.folder, needed, "the Fisher sums of both halves")
+        work = FisherWork(
+            self.outline,
+            self.folder,
+            calibration,
+            passes,
+            self.device,
+            plan.device_map,
+            worker_host_bytes=plan.stage("calibrating").host_bytes,
+            host_budget=plan.host_budget,
+        )
+        if others := totals.begun_in() - {self.launcher.arithmetic(work)}:
+            progress.note(f"what {', '.join(sorted(others))} began starts anew, in {self.launcher.arithmetic(work)}")
+        self.launcher.estimate(work, totals, after_sequence=progress.advance)
+        return totals
+
+    def published_inputs(self, calibration: Calibration) -> PublishedInputs:
+        """Return what enters the blocks, for error compensation; the network is loaded when it is first needed."""
+        return PublishedInputs(self.load, calibration)
+
+    def load_for_evaluation(self) -> LoadedModel:
+        """Return the network in ``evaluation_dtype``."""
+        return self.load(self.evaluation_dtype)
+
+    def load(self, dtype: torch.dtype | None = None) -> LoadedModel:
+        """Return the network on the planned devices; ``dtype`` is None for what gradients are computed in."""
+        return load_model(self.outline, device=self.device, device_map=self.plan.device_map, dtype=dtype)
+
+
+def plan_model(
+    request: PrepareRequest, folder: Path, means: Means, workspace: Workspace, progress: ProgressSink
+) -> PlannedModel:
+    """Return the model of a request with its plan, which ``progress`` is told; no weight is loaded.
+
+    Args:
+        request: What to prepare.
+        folder: The checkpoint.
+        means: What to do it with.
+        workspace: Where checkpoints will lie; its folder must exist.
+        progress: Told about the plan.
+
+    Raises:
+        UnsupportedModel: The model is not served.
+        ResourceError: No way to prepare the model fits the budget.
+    """
+    outline = read_outline(folder)
+    encoder = load_encoder(folder, outline.architecture, outline.context_length)
+    plan = plan_request(request, folder, means.budget, device=means.device, workspace=workspace.folder)
+    progress.note(f"plan: {plan_line(plan)}")
+    means.after_plan(plan.host_bytes)
+    return PlannedModel(folder, outline, encoder, plan, accelerator_indices(means.device), means.launcher)
+
+
+def missing_fisher_bytes(outline: ModelOutline, totals: FisherTotals, sequences: int) -> int:
+    """Return the disk space that a Fisher pass still needs: each block's halves that are not stored, one temporary.
+
+    Args:
+        outline: The model.
+        totals: What is stored, before anything is added.
+        sequences: Number N of calibration sequences.
+    """
+    sizes = outline.linear_sizes
+    blocks = [_SUM_BYTES * sum(sizes[name] for name in names) for names in outline.block_linears]
+    stored = (_stored_halves(totals.next_shard([block]), sequences) for block in range(len(blocks)))
+    return sum((_HALVES - halves) * size for halves, size in zip(stored, blocks, strict=True)) + max(blocks)
+
+
+def _stored_halves(next_shard: int, sequences: int) -> int:
+    return half_of(sequences, next_shard - 1) + 1 if next_shard else 0
+
+
+@contextmanager
+def memory_errors() -> Iterator[None]:
+    """Turn a failed allocation into a ``ResourceError``."""
+    try:
+        yield
+    except (torch.OutOfMemoryError, MemoryError) as error:
+        raise ResourceError(
+            f"out of memory: {first_line(error)}",
+            needed="the memory that zo-cloud plan predicts",
+            next_step="free memory, take a larger machine or a smaller model; the same command goes on from here",
+        ) from error

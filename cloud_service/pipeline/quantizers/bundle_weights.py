@@ -1,0 +1,58 @@
+"""Writes a bundle's weights into the network, read back from the stored blobs: what is evaluated is what is published.
+
+    W = dequantise(codes)              the dense part alone
+    W[index] = value                   the sensitive part on top
+
+Costs one decoded weight at a time. Knows nothing about how either part was made.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from cloud_service.pipeline.model.load_model import LoadedModel
+from cloud_service.pipeline.quantizers.tensor_blobs import TensorBlob
+from shared.bundle.layout import ImageLayout
+from shared.bundle.manifest import SENSITIVE_TITLE, QuantizedEntry
+from shared.quantization.codec import QuantizedTensor, dequantize
+
+
+def write_dense_part(model: LoadedModel, layout: ImageLayout, blobs: Iterable[TensorBlob]) -> None:
+    """Set every quantised weight of the network to its decoded codes; masked positions included."""
+    parameters = model.parameters
+    for blob in blobs:
+        parts = safetensors.torch.load_file(layout.blob_path(blob.layer.digest)) if blob.quantized else {}
+        for entry in blob.quantized:
+            parameters[entry.name].data.copy_(dequantize(_quantized(entry, parts)))
+
+
+def write_sensitive_part(model: LoadedModel, layout: ImageLayout, blobs: Iterable[TensorBlob]) -> None:
+    """Replace the masked weights of the network by the sensitive values."""
+    blob = next(blob for blob in blobs if blob.layer.title == SENSITIVE_TITLE)
+    parts = safetensors.torch.load_file(layout.blob_path(blob.layer.digest))
+    names = [key.removesuffix(".indices") for key in parts if key.endswith(".indices")]
+    write_values(model, {name: (parts[f"{name}.indices"], parts[f"{name}.values"]) for name in names})
+
+
+def write_values(model: LoadedModel, values: Mapping[str, tuple[Tensor, Tensor]]) -> None:
+    """Replace weights of the network: by name, flat positions (k,) and the values there (k,), on any device."""
+    parameters = model.parameters
+    for name, (index, value) in values.items():
+        weight = parameters[name].data.view(-1)
+        weight[index.to(weight.device, torch.int64)] = value.to(weight.device, weight.dtype)
+
+
+def _quantized(entry: QuantizedEntry, parts: dict[str, Tensor]) -> QuantizedTensor:
+    return QuantizedTensor(
+        codes=parts[f"{entry.name}.codes"],
+        in_features=entry.shape[1],
+        bits=entry.bits,
+        lut=parts.get(f"{entry.name}.lut"),
+        scale=parts.get(f"{entry.name}.scale"),
+        bias=parts.get(f"{entry.name}.bias"),
+        group_size=entry.group_size,
+    )

@@ -1,0 +1,115 @@
+"""Splits and quantises a model, one decoder block after another, and stores each block as it is done.
+
+    W = w_sparse + w_dense        w_sparse: the masked weights in float16        w_dense: Q(everything else)
+
+    block-<n>.json                what the stored blob of a finished block holds; the block is not made again
+    sensitive-<n>.safetensors     its sensitive values
+
+The originals are read from the checkpoint block by block. Costs one weight in float32 with its Fisher diagonal and the
+quantiser's scratch, and one block's quantised parts; with error compensation also the network, from the first block
+that is not restored (``published_inputs``). Knows nothing about how masks, diagonals or quantisers come about.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from math import prod
+
+import torch
+from torch import Tensor
+
+from cloud_service.pipeline.fisher.select_sensitive import Masks
+from cloud_service.pipeline.model.load_model import ModelOutline
+from cloud_service.pipeline.quantizers.published_inputs import PublishedInputs
+from cloud_service.pipeline.quantizers.quantize import flat_index, quantize_unmasked
+from cloud_service.pipeline.quantizers.tensor_blobs import TensorBlob, add_block, add_sensitive, add_trunk
+from cloud_service.pipeline.workspace import Workspace
+from shared.api import QuantizerSpec
+from shared.bundle.layout import ImageLayout
+
+
+def split_blocks(
+    outline: ModelOutline,
+    masks: Masks,
+    fisher: Mapping[str, Tensor],
+    spec: QuantizerSpec,
+    *,
+    layout: ImageLayout,
+    workspace: Workspace,
+    device: str,
+    after_block: Callable[[int], None],
+    inputs: PublishedInputs | None = None,
+) -> list[TensorBlob]:
+    """Store every block, the trunk and the sensitive values, and return their blobs in that order.
+
+    Args:
+        outline: The model.
+        masks: The mask of every linear weight.
+        fisher: The Fisher diagonal of every linear weight, float32; may load each as it is asked for.
+        spec: The quantiser.
+        layout: Where the blobs go.
+        workspace: Knows the blocks that are done.
+        device: Torch device to quantise on.
+        after_block: Told the number of blocks done; may raise to stop.
+        inputs: What enters the blocks; needed where ``spec`` asks for compensation, else None.
+
+    Raises:
+        UnsupportedModel: A weight is damaged.
+        DiskError: The disk is full or not writable; what was done is kept.
+    """
+    blobs: list[TensorBlob] = []
+    values: dict[str, Tensor] = {}
+    for block in range(outline.block_count):
+        blob = _restored(layout, workspace, block)
+        if blob is None:
+            moments = inputs.second_moments(block) if inputs else {}
+            blob = _split_block(outline, block, masks, fisher, spec, moments, layout, workspace, device)
+        blobs.append(blob)
+        block_values = workspace.read_tensors(f"sensitive-{block:05d}") or {}
+        if inputs:
+            inputs.advance(block, layout, blob, masks, block_values)
+        values |= block_values
+        after_block(block + 1)
+    trunk = {name: outline.weights.read(name) for name in outline.trunk}
+    sensitive = {name: tensor.numpy() for name, tensor in values.items()}
+    return [*blobs, add_trunk(layout, trunk), add_sensitive(layout, masks, sensitive)]
+
+
+def missing_bundle_bytes(outline: ModelOutline, layout: ImageLayout, workspace: Workspace) -> int:
+    """Return about how much disk space ``split_blocks`` still needs: a byte per weight of the blocks not stored.
+
+    The trunk is stored in float16, and made again each time.
+    """
+    missing = (block for block in range(outline.block_count) if _restored(layout, workspace, block) is None)
+    blocks = sum(prod(outline.shapes[name]) for block in missing for name in outline.members(block))
+    return blocks + 2 * sum(prod(outline.shapes[name]) for name in outline.trunk)
+
+
+def _restored(layout: ImageLayout, workspace: Workspace, block: int) -> TensorBlob | None:
+    record = workspace.read_json(f"block-{block:05d}")
+    blob = TensorBlob.from_json(record) if record else None
+    return blob if blob is not None and layout.has_blob(blob.layer.digest) else None
+
+
+def _split_block(
+    outline: ModelOutline,
+    block: int,
+    masks: Masks,
+    fisher: Mapping[str, Tensor],
+    spec: QuantizerSpec,
+    moments: Mapping[str, Tensor],
+    layout: ImageLayout,
+    workspace: Workspace,
+    device: str,
+) -> TensorBlob:
+    dense_parts, values = {}, {}
+    for name in outline.block_linears[block]:
+        weight = outline.weights.read(name).to(device, torch.float32)
+        moment = moments[name].to(device) if name in moments else None
+        dense_parts[name] = quantize_unmasked(weight, fisher[name].to(device), masks[name], spec, moment)
+        values[name] = weight.flatten()[flat_index(masks[name], weight.device)].to("cpu", torch.float16)
+    others = {name: outline.weights.read(name) for name in outline.members(block) if name not in masks}
+    workspace.write_tensors(f"sensitive-{block:05d}", values, {})
+    blob = add_block(layout, block, dense_parts, masks, others)
+    workspace.write_json(f"block-{block:05d}", blob.to_json())
+    return blob
