@@ -51,6 +51,10 @@ _OPTIONS: OptionTable = {
         "quantizer.compensation",
         {"choices": ["none", "gptq"], "help": "gptq: let later columns make up for errors"},
     ),
+    "--embedding-bits": (
+        "embedding_bits",
+        {"type": int, "choices": [16, 8, 4], "help": "bits per number of token embedding and head (default: 8)"},
+    ),
     "--calibration-text": (
         "calibration.text",
         {"help": "c4, a .jsonl or .txt file; of a task: the folder of the tasks, or a file of rows (default: c4)"},

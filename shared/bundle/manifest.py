@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterable
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -26,6 +27,7 @@ from shared.errors import (
 FORMAT_MAJOR = 1
 FORMAT_VERSION = "1.0"
 """Of a bundle whose embeddings and head are kept in 16 bits: any reader of format 1 opens it."""
+FIRST_CLIENT = "0.1.0"
 QUANTIZED_EMBEDDINGS_VERSION = "1.2"
 """Of a bundle whose embeddings or head are quantised."""
 QUANTIZED_EMBEDDINGS_CLIENT = "0.2.0"
@@ -302,7 +304,7 @@ class BundleConfig(Document):
     """
 
     format_version: Annotated[str, Field(pattern=r"^\d{1,4}\.\d{1,4}$")] = FORMAT_VERSION
-    minimum_client_version: Annotated[str, Field(pattern=f"^{_CLIENT_VERSION.pattern}$")] = "0.1.0"
+    minimum_client_version: Annotated[str, Field(pattern=f"^{_CLIENT_VERSION.pattern}$")] = FIRST_CLIENT
     producer: str
     source: SourceModel
     architecture: dict[str, Any]
@@ -363,6 +365,13 @@ class BundleConfig(Document):
     def sensitive_count(self) -> int:
         """k: the number of sensitive values over all tensors."""
         return sum(entry.sensitive_count for entry in self.tensors)
+
+
+def needed_versions(tensors: Iterable[QuantizedEntry]) -> tuple[str, str]:
+    """Return the ``format_version`` and the ``minimum_client_version`` of a bundle that holds these weights."""
+    if any(entry.blob == TRUNK_TITLE for entry in tensors):
+        return QUANTIZED_EMBEDDINGS_VERSION, QUANTIZED_EMBEDDINGS_CLIENT
+    return FORMAT_VERSION, FIRST_CLIENT
 
 
 def parse_manifest(data: bytes) -> Manifest:

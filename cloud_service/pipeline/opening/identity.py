@@ -97,6 +97,8 @@ def input_fingerprint(
     settings = request.model_dump(mode="json", exclude=_WHERE_TO_PUBLISH)
     settings["calibration"]["text"] = _text_content(calibration)
     settings["evaluation"]["text"] = _text_content(evaluation)
+    if settings["embedding_bits"] == 16:  # as before there was a choice: what was prepared then is found again
+        del settings["embedding_bits"]
     document = {"pipeline": PIPELINE_VERSION, "model": model_content, "settings": settings}
     return digest_of_bytes(json.dumps(document, sort_keys=True, separators=(",", ":")).encode())
 
