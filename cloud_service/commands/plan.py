@@ -44,13 +44,14 @@ def add_plan_command(commands: argparse._SubParsersAction[argparse.ArgumentParse
 
 
 def _run(arguments: argparse.Namespace) -> None:
+    from cloud_service.pipeline.named_input import NamedInput
+    from cloud_service.pipeline.planning.input_plan import workload_of
     from cloud_service.pipeline.planning.plan_table import plan_table
     from cloud_service.pipeline.planning.preparation_plan import plan_preparation
-    from cloud_service.pipeline.planning.request_plan import workload_of
 
     request = request_of(arguments)
     shape = _shape(request, local_sources(arguments))
-    plan = plan_preparation(shape, workload_of(request, shape), _machine(arguments, request))
+    plan = plan_preparation(shape, workload_of(NamedInput.of_preparation(request), shape), _machine(arguments, request))
     text = json.dumps(plan.to_json()) if arguments.json else f"{_headline(request, shape)}\n{plan_table(plan)}"
     print(text)  # noqa: T201
 
@@ -79,8 +80,8 @@ def _shape(request: PrepareRequest, sources: SourcePolicy) -> ModelShape:
 
 
 def _machine(arguments: argparse.Namespace, request: PrepareRequest) -> Machine:
+    from cloud_service.pipeline.planning.input_plan import imagined_machine
     from cloud_service.pipeline.planning.machine_probe import LIBRARIES_BYTES, available_host_bytes, probe_machine
-    from cloud_service.pipeline.planning.request_plan import imagined_machine
     from shared.errors import InvalidRequest
 
     budget = memory_budget(arguments)

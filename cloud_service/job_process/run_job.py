@@ -75,9 +75,11 @@ class PipelineWork:
 
     def fingerprint(self, order: JobOrder, workspace: Path, progress: JobProgress) -> str:
         """Resolve the request without loading the model."""
+        from cloud_service.pipeline.named_input import NamedInput
         from cloud_service.pipeline.opening.identity import resolve
 
-        return resolve(order.request, source_policy(order), progress, workspace=workspace).fingerprint
+        named = NamedInput.of_preparation(order.request)
+        return resolve(named, source_policy(order), progress, workspace=workspace).fingerprint
 
     def prepare(self, order: JobOrder, workspace: Path, progress: JobProgress) -> Outcome:
         """Run all stages."""

@@ -1,11 +1,11 @@
-"""Prepares a model, stage by stage. This is the page to read first; each stage is a module beside it.
+"""Prepares a model, stage by stage. This is the page to read first; each stage is a folder beside it.
 
-    resolving      what the request names, its fingerprint, a memory plan    identity · planned_model · planning
-    downloading    the checkpoint: safetensors and JSON only                 hub · load_model · tokenization
-    calibrating    calibration tokens, then the Fisher sums, shard by shard  saved_texts · fisher · launchers
-    selecting      the sensitivity mask: exactly k weights                   fisher_totals · select_sensitive
-    quantizing     each block: dense part quantised, sensitive part kept     split_blocks · quantize · quantizers
-    evaluating     perplexity as published, as the bundle, dense part alone  perplexity · bundle_weights
+    resolving      what the request names, its fingerprint, a memory plan    opening · planning
+    downloading    the checkpoint: safetensors and JSON only                 model
+    calibrating    calibration tokens, then the Fisher sums, shard by shard  calibration · fisher · fisher/launchers
+    selecting      the sensitivity mask: exactly k weights                   fisher/select_sensitive
+    quantizing     each block: dense part quantised, sensitive part kept     quantizers
+    evaluating     perplexity as published, as the bundle, dense part alone  evaluation
     publishing     report, documents, manifest; not signed, not tagged       report · publish
 
 Every stage leaves a checkpoint in the workspace: the Fisher totals after each shard, each finished block, the loss
@@ -32,10 +32,10 @@ from cloud_service.pipeline.fisher.select_sensitive import Masks, overlap, selec
 from cloud_service.pipeline.fisher.stored_tensors import StoredTensors
 from cloud_service.pipeline.fisher.totals import FisherTotals
 from cloud_service.pipeline.model.load_model import LoadedModel
-from cloud_service.pipeline.model.pinned_commit import unpinned_if_unsupported
-from cloud_service.pipeline.opening.identity import ResolvedInput, resolve
-from cloud_service.pipeline.opening.planned_model import Means, PlannedModel, memory_errors, plan_model
-from cloud_service.pipeline.opening.saved_texts import read_texts
+from cloud_service.pipeline.named_input import NamedInput
+from cloud_service.pipeline.opening.identity import ResolvedInput
+from cloud_service.pipeline.opening.open_model import OpenedModel, open_model
+from cloud_service.pipeline.opening.planned_model import Means, PlannedModel
 from cloud_service.pipeline.publish.documents import add_documents, license_of, model_card
 from cloud_service.pipeline.quantizers.bundle_weights import write_dense_part, write_sensitive_part
 from cloud_service.pipeline.quantizers.split_blocks import missing_bundle_bytes, split_blocks
@@ -99,7 +99,6 @@ class _Job:
 
     request: PrepareRequest
     source: ResolvedInput
-    policy: SourcePolicy
     workspace: Workspace
     layout: ImageLayout
     progress: ProgressSink
@@ -130,33 +129,21 @@ def prepare(
     Raises:
         ZoError: The model, a text, the hub or the disk; the subclass says who can act.
     """
-    with unpinned_if_unsupported(workspace), memory_errors():
-        return _prepare(_begin(request, workspace, layout, progress, sources, means or Means()))
+    named = NamedInput.of_preparation(request)
+    with open_model(named, workspace=workspace, policy=sources, progress=progress) as opened:
+        if opened.is_resumed:
+            progress.note("resuming from the checkpoints of an earlier attempt")
+        ImageLayout.create(layout.root)  # it may lie in the workspace, which is empty where there is nothing to resume
+        return _prepare(opened, request, layout, means or Means())
 
 
-def _begin(
-    request: PrepareRequest,
-    workspace: Path,
-    layout: ImageLayout,
-    progress: ProgressSink,
-    policy: SourcePolicy,
-    means: Means,
-) -> _Job:
-    source = resolve(request, policy, progress, workspace=workspace)
-    checkpoints = Workspace(workspace)
-    if is_resumed := checkpoints.claim(source.fingerprint):
-        progress.note("resuming from the checkpoints of an earlier attempt")
-    ImageLayout.create(layout.root)  # it may lie in the workspace, which is empty where there is nothing to resume
-    model = plan_model(request, source.folder, means, checkpoints, progress)
-    recorder = RunRecorder(model.plan, model.accelerators, is_resumed=is_resumed)
-    return _Job(request, source, policy, checkpoints, layout, progress, model, recorder)
-
-
-def _prepare(job: _Job) -> PreparedBundle:
+def _prepare(opened: OpenedModel, request: PrepareRequest, layout: ImageLayout, means: Means) -> PreparedBundle:
+    model = opened.plan(means)
+    recorder = RunRecorder(model.plan, model.accelerators, is_resumed=opened.is_resumed)
+    job = _Job(request, opened.source, opened.workspace, layout, opened.progress, model, recorder)
     with job.recorder.stage(Stage.CALIBRATING):
-        job.progress.stage(Stage.CALIBRATING, total=job.request.calibration.sequences, unit="sequences")
-        calibration, documents = read_texts(job.request, job.source, job.model, job.policy, job.workspace)
-        totals = job.model.estimate_fisher(calibration, job.workspace, job.progress)
+        calibration, documents = opened.read_texts(model)
+        totals = opened.estimate_fisher(model, calibration)
     with job.recorder.stage(Stage.SELECTING):
         masks, figures = _select(job, totals)
     with job.recorder.stage(Stage.QUANTIZING):

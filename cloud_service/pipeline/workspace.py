@@ -45,10 +45,10 @@ def require_space(folder: Path, needed: int, what: str) -> None:
 
 
 class Workspace:
-    """The checkpoints of one preparation.
+    """The checkpoints of one preparation or study.
 
     Args:
-        folder: A folder that no other preparation uses.
+        folder: A folder that no other work uses.
     """
 
     def __init__(self, folder: Path) -> None:

@@ -24,10 +24,10 @@ from cloud_service.pipeline.calibration.documents import read_rows
 from cloud_service.pipeline.calibration.rows import calibration_examples
 from cloud_service.pipeline.calibration.sequences import Calibration, tokens_digest
 from cloud_service.pipeline.model.load_model import LoadedModel
-from cloud_service.pipeline.opening.identity import ResolvedInput, resolve
-from cloud_service.pipeline.opening.planned_model import Means, PlannedModel, memory_errors, plan_model
-from cloud_service.pipeline.opening.saved_texts import read_texts
-from cloud_service.pipeline.workspace import Workspace
+from cloud_service.pipeline.named_input import NamedInput
+from cloud_service.pipeline.opening.identity import ResolvedInput
+from cloud_service.pipeline.opening.open_model import open_model
+from cloud_service.pipeline.opening.planned_model import Means, PlannedModel
 from cloud_service.progress import ProgressSink
 from cloud_service.sources import SourcePolicy, TextSource, locate_calibration
 from cloud_service.studies.coverage import (
@@ -39,7 +39,7 @@ from cloud_service.studies.coverage import (
     rank_largest,
 )
 from cloud_service.studies.first_order import FirstOrderSettings
-from shared.api import OWN_ROWS, CalibrationSpec, EvaluationSpec, Message, PrepareRequest, Stage
+from shared.api import OWN_ROWS, CalibrationSpec, EvaluationSpec, Message, Stage
 from shared.errors import DataError
 from shared.tasks.datasets import Record
 
@@ -73,6 +73,12 @@ class CoverageRequest(Message):
     optimizer: Literal["adam", "sgd"] = "adam"
     lr: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1e-5
     batch: Annotated[int, Field(ge=1, le=65536)] = 16
+
+    @property
+    def named_input(self) -> NamedInput:
+        """The model and the text that is ranked by: nothing is quantised or evaluated."""
+        evaluation = EvaluationSpec(documents=0)
+        return NamedInput(self.model, self.revision, self.calibration, evaluation, settings={"study": "coverage"})
 
     @property
     def moments(self) -> list[int]:
@@ -121,39 +127,29 @@ def run_coverage(
         ZoError: The model, the text, the rows or a step; the subclass says who can act.
     """
     rows = locate_calibration(request.task, policy, param="--task-data")
-    preparation = _preparation(request)
-    source = resolve(preparation, policy, progress)
-    with _workspace(workspace, source.fingerprint) as checkpoints, memory_errors():
-        planned = plan_model(preparation, source.folder, means or Means(), checkpoints, progress)
+    with (
+        _folder(workspace) as folder,
+        open_model(request.named_input, workspace=folder, policy=policy, progress=progress) as opened,
+    ):
+        planned = opened.plan(means or Means())
         data = _read_rows(request, rows, planned)
-        text, _ = read_texts(preparation, source, planned, policy, checkpoints)
-        ranking = rank_largest(planned.estimate_fisher(text, checkpoints, progress).diagonal().items())
+        text, _ = opened.read_texts(planned)
+        ranking = rank_largest(opened.estimate_fisher(planned, text).diagonal().items())
         # Small updates vanish in 16 bits.
         model = planned.load(torch.float32 if request.steps else None)
         coverage = _measure(request, model, ranking, data, progress)
-    return MeasuredCoverage(coverage, _about(request, source, rows, text, data))
-
-
-def _preparation(request: CoverageRequest) -> PrepareRequest:
-    return PrepareRequest(
-        model=request.model,
-        revision=request.revision,
-        calibration=request.calibration,
-        evaluation=EvaluationSpec(documents=0),
-    )
+    return MeasuredCoverage(coverage, _about(request, opened.source, rows, text, data))
 
 
 @contextmanager
-def _workspace(folder: Path | None, fingerprint: str) -> Iterator[Workspace]:
-    """Yield the claimed workspace; it is gone afterwards, but kept for another attempt where something failed."""
-    if folder is None:
-        with tempfile.TemporaryDirectory() as temporary, _workspace(Path(temporary) / "work", fingerprint) as workspace:
-            yield workspace
+def _folder(workspace: Path | None) -> Iterator[Path]:
+    """Yield the workspace's folder; it is gone afterwards, but kept for another attempt where something failed."""
+    if workspace is None:
+        with tempfile.TemporaryDirectory() as temporary:
+            yield Path(temporary) / "work"
         return
-    workspace = Workspace(folder)
-    workspace.claim(fingerprint)
     yield workspace
-    shutil.rmtree(folder)
+    shutil.rmtree(workspace)
 
 
 def _measure(

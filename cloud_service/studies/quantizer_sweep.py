@@ -29,10 +29,9 @@ from cloud_service.pipeline.calibration.sequences import Calibration, tokens_dig
 from cloud_service.pipeline.evaluation.perplexity import evaluation_windows, sum_losses
 from cloud_service.pipeline.fisher.select_sensitive import Masks, overlap, select_largest
 from cloud_service.pipeline.fisher.stored_tensors import StoredTensors
-from cloud_service.pipeline.model.pinned_commit import unpinned_if_unsupported
-from cloud_service.pipeline.opening.identity import ResolvedInput, resolve
-from cloud_service.pipeline.opening.planned_model import Means, PlannedModel, memory_errors, plan_model
-from cloud_service.pipeline.opening.saved_texts import read_texts
+from cloud_service.pipeline.named_input import NamedInput
+from cloud_service.pipeline.opening.open_model import OpenedModel, open_model
+from cloud_service.pipeline.opening.planned_model import Means, PlannedModel
 from cloud_service.pipeline.quantizers.bundle_weights import write_dense_part, write_sensitive_part
 from cloud_service.pipeline.quantizers.split_blocks import split_blocks
 from cloud_service.pipeline.quantizers.tensor_blobs import TensorBlob
@@ -40,7 +39,7 @@ from cloud_service.pipeline.report.document import bytes_by_part
 from cloud_service.pipeline.workspace import Workspace
 from cloud_service.progress import ProgressSink
 from cloud_service.sources import SourcePolicy
-from shared.api import CalibrationSpec, EvaluationSpec, Message, PrepareRequest, QuantizerSpec, Stage
+from shared.api import CalibrationSpec, EvaluationSpec, Message, QuantizerSpec, Stage
 from shared.bundle.layout import ImageLayout
 from shared.errors import Conflict
 from shared.file_lock import exclusive
@@ -104,10 +103,18 @@ class SweepRequest(Message):
         """The combination that needs the most memory: one with compensation, where there is one."""
         return next((spec for spec in self.quantizers if spec.compensation != "none"), self.quantizers[0])
 
-    def as_preparation(self) -> PrepareRequest:
-        """Return a preparation of the same input; its quantiser is the default, whatever is swept."""
-        shared = self.model_dump(include={"model", "revision", "sparsity", "scope", "calibration", "evaluation"})
-        return PrepareRequest.model_validate(shared)
+    @property
+    def named_input(self) -> NamedInput:
+        """What the sweep works on: the same input, whatever quantisers are swept."""
+        return NamedInput(
+            model=self.model,
+            revision=self.revision,
+            calibration=self.calibration,
+            evaluation=self.evaluation,
+            settings={"study": "quantizers", "sparsity": self.sparsity, "scope": self.scope},
+            sparsity=self.sparsity,
+            quantizer=self.largest_quantizer,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,10 +166,8 @@ class _Job:
     """What every stage needs."""
 
     request: SweepRequest
-    source: ResolvedInput
-    policy: SourcePolicy
+    opened: OpenedModel
     progress: ProgressSink
-    workspace: Workspace
     finished: Workspace
 
 
@@ -199,31 +204,23 @@ def run_sweep(
         ZoError: The model, a text, the hub, the disk or memory; the subclass says who can act.
     """
     busy = Conflict(f"another sweep works in {folder}", next_step="wait for it, or give another --output")
-    unpinned = unpinned_if_unsupported(folder / _WORKSPACE)
-    with exclusive(folder / ".sweep.lock", busy=busy), unpinned, memory_errors():
-        job = _begin(request, folder, policy, progress)
+    opening = open_model(request.named_input, workspace=folder / _WORKSPACE, policy=policy, progress=progress)
+    with exclusive(folder / ".sweep.lock", busy=busy), opening as opened:
+        job = _Job(request, opened, progress, Workspace(folder / ".combinations"))
+        if job.finished.claim(opened.source.fingerprint):
+            progress.note("going on from the combinations that are finished")
         missing = [spec for spec in request.quantizers if job.finished.read_json(_key(spec)) is None]
         if missing or job.finished.read_json("about") is None:
             _measure(job, missing, means or Means())
-        shutil.rmtree(job.workspace.folder)
+        shutil.rmtree(opened.workspace.folder)
     return _collect(job)
 
 
-def _begin(request: SweepRequest, folder: Path, policy: SourcePolicy, progress: ProgressSink) -> _Job:
-    workspace, finished = Workspace(folder / _WORKSPACE), Workspace(folder / ".combinations")
-    source = resolve(request.as_preparation(), policy, progress, workspace=workspace.folder)
-    workspace.claim(source.fingerprint)
-    if finished.claim(source.fingerprint):
-        progress.note("going on from the combinations that are finished")
-    return _Job(request, source, policy, progress, workspace, finished)
-
-
 def _measure(job: _Job, missing: list[QuantizerSpec], means: Means) -> None:
-    preparation = job.request.as_preparation().model_copy(update={"quantizer": job.request.largest_quantizer})
-    model = plan_model(preparation, job.source.folder, means, job.workspace, job.progress)
-    calibration, documents = read_texts(preparation, job.source, model, job.policy, job.workspace)
+    model = job.opened.plan(means)
+    calibration, documents = job.opened.read_texts(model)
     windows = evaluation_windows(documents, model.encoder)
-    totals = model.estimate_fisher(calibration, job.workspace, job.progress)
+    totals = job.opened.estimate_fisher(model, calibration)
     job.progress.stage(Stage.SELECTING)
     select = partial(
         select_largest,
@@ -245,7 +242,7 @@ def _measure(job: _Job, missing: list[QuantizerSpec], means: Means) -> None:
 
 
 def _measure_one(job: _Job, spec: QuantizerSpec, prepared: _Prepared) -> Combination:
-    with _scratch(job.workspace.folder / "combination") as scratch:
+    with _scratch(job.opened.workspace.folder / "combination") as scratch:
         layout = ImageLayout.create(scratch / "bundle")
         started = time.monotonic()
         blobs = _split(job, spec, prepared, layout, Workspace(scratch))
@@ -300,17 +297,17 @@ def _combination(
 
 def _about(job: _Job, prepared: _Prepared, documents: int, split_half_overlap: float) -> dict[str, Any]:
     return {
-        "model": job.source.model_id,
-        "revision": job.source.revision,
+        "model": job.opened.source.model_id,
+        "revision": job.opened.source.revision,
         "sparsity": job.request.sparsity,
         "scope": job.request.scope,
         "split_half_overlap": split_half_overlap,
-        "calibration_text": job.source.calibration.name,
+        "calibration_text": job.opened.source.calibration.name,
         "calibration_sequences": len(prepared.calibration),
         "calibration_tokens_per_sequence": prepared.calibration.tokens.shape[1],
         "calibration_seed": job.request.calibration.seed,
         "calibration_digest": tokens_digest(prepared.calibration),
-        "evaluation_text": job.source.evaluation.name,
+        "evaluation_text": job.opened.source.evaluation.name,
         "evaluation_documents": documents,
         "evaluation_dtype": prepared.model.evaluation_dtype_name,
     }

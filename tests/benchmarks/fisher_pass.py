@@ -44,11 +44,11 @@ from cloud_service.pipeline.fisher.shards import shard_count  # noqa: E402
 from cloud_service.pipeline.fisher.squared_gradients import sum_squares, zero_sums  # noqa: E402
 from cloud_service.pipeline.fisher.totals import FisherTotals  # noqa: E402
 from cloud_service.pipeline.model.load_model import read_outline  # noqa: E402
+from cloud_service.pipeline.planning.input_plan import NOMINAL_RATES  # noqa: E402
 from cloud_service.pipeline.planning.machine_probe import LIBRARIES_BYTES  # noqa: E402
 from cloud_service.pipeline.planning.memory_meter import MemoryMeter  # noqa: E402
 from cloud_service.pipeline.planning.model_shape import read_model_shape  # noqa: E402
 from cloud_service.pipeline.planning.peak_memory import FisherRun, PeakModel  # noqa: E402
-from cloud_service.pipeline.planning.request_plan import NOMINAL_RATES  # noqa: E402
 from cloud_service.pipeline.planning.sequence_memory import SequenceMemory  # noqa: E402
 from cloud_service.pipeline.planning.workload import Machine, Workload  # noqa: E402
 from cloud_service.pipeline.workspace import Workspace  # noqa: E402

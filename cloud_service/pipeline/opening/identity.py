@@ -1,4 +1,4 @@
-"""The fingerprint of a preparation's input: equal fingerprints give equal bundles.
+"""The fingerprint of an input: equal fingerprints give equal bundles, or equal figures of a study.
 
     fingerprint = sha256 of canonical JSON {model content, texts' content, settings, version of this pipeline}
 
@@ -17,6 +17,7 @@ from cloud_service.contained_folder import MAX_DOCUMENT_BYTES, MAX_JSON_BYTES, C
 from cloud_service.pipeline.calibration.documents import open_text, text_folder_files
 from cloud_service.pipeline.model.hub import check_has_safetensors, fetch, find_snapshot, is_wanted
 from cloud_service.pipeline.model.pinned_commit import pinned_snapshot
+from cloud_service.pipeline.named_input import NamedInput
 from cloud_service.progress import ProgressSink
 from cloud_service.sources import (
     C4,
@@ -27,18 +28,16 @@ from cloud_service.sources import (
     locate_model,
     locate_text,
 )
-from shared.api import PrepareRequest, Stage
+from shared.api import Stage
 from shared.bundle.digest import digest_of_bytes
 
 PIPELINE_VERSION = "2"
 """Raised whenever the same input would give another bundle."""
 
-_WHERE_TO_PUBLISH = {"name", "tag", "force", "model", "revision"}
-
 
 @dataclass(frozen=True, slots=True)
 class ResolvedInput:
-    """What a request turned out to name.
+    """What an input turned out to be.
 
     Attributes:
         model_id: Hub id, or the base name of a local folder.
@@ -58,12 +57,12 @@ class ResolvedInput:
 
 
 def resolve(
-    request: PrepareRequest, policy: SourcePolicy, progress: ProgressSink, *, workspace: Path | None = None
+    named: NamedInput, policy: SourcePolicy, progress: ProgressSink, *, workspace: Path | None = None
 ) -> ResolvedInput:
-    """Locate, and for a hub model fetch, everything that the request names.
+    """Locate, and for a hub model fetch, everything that is named.
 
     Args:
-        request: What to prepare.
+        named: What to work on.
         policy: What may be read.
         progress: Told about the stages.
         workspace: Keeps a hub model at the commit it had when it was first resolved here; None always asks the hub.
@@ -74,10 +73,10 @@ def resolve(
         DataError: A folder of texts holds no data files, or a file of a text is a link out of its folder.
     """
     progress.stage(Stage.RESOLVING)
-    calibration = locate_calibration(request.calibration, policy)
-    default_text = C4 if request.calibration.task else request.calibration.text
-    evaluation = locate_text(request.evaluation.text or default_text, policy, param="evaluation.text")
-    model = locate_model(request.model, request.revision, policy)
+    calibration = locate_calibration(named.calibration, policy)
+    default_text = C4 if named.calibration.task else named.calibration.text
+    evaluation = locate_text(named.evaluation.text or default_text, policy, param="evaluation.text")
+    model = locate_model(named.model, named.revision, policy)
     if isinstance(model, LocalModel):
         files = ContainedFolder(model.folder)
         check_has_safetensors(files.names(), model.id)
@@ -86,19 +85,19 @@ def resolve(
         snapshot = find_snapshot(model, policy) if workspace is None else pinned_snapshot(model, policy, workspace)
         folder = fetch(model, snapshot, policy, progress)
         revision, content = snapshot.commit, {"commit": snapshot.commit}
-    fingerprint = input_fingerprint(request, {"id": model.id, **content}, calibration, evaluation)
+    fingerprint = input_fingerprint(named, {"id": model.id, **content}, calibration, evaluation)
     return ResolvedInput(model.id, revision, folder, calibration, evaluation, fingerprint)
 
 
 def input_fingerprint(
-    request: PrepareRequest, model_content: dict[str, Any], calibration: TextSource, evaluation: TextSource
+    named: NamedInput, model_content: dict[str, Any], calibration: TextSource, evaluation: TextSource
 ) -> str:
-    """Return the digest of everything that decides what the bundle's bytes will be."""
-    settings = request.model_dump(mode="json", exclude=_WHERE_TO_PUBLISH)
-    settings["calibration"]["text"] = _text_content(calibration)
-    settings["evaluation"]["text"] = _text_content(evaluation)
-    if settings["embedding_bits"] == 16:  # as before there was a choice: what was prepared then is found again
-        del settings["embedding_bits"]
+    """Return the digest of everything that decides what the results will be."""
+    settings = {
+        **named.settings,
+        "calibration": named.calibration.model_dump(mode="json") | {"text": _text_content(calibration)},
+        "evaluation": named.evaluation.model_dump(mode="json") | {"text": _text_content(evaluation)},
+    }
     document = {"pipeline": PIPELINE_VERSION, "model": model_content, "settings": settings}
     return digest_of_bytes(json.dumps(document, sort_keys=True, separators=(",", ":")).encode())
 

@@ -32,14 +32,15 @@ from cloud_service.pipeline.model.load_model import (
     read_outline,
 )
 from cloud_service.pipeline.model.tokenization import TextEncoder, load_encoder
+from cloud_service.pipeline.named_input import NamedInput
+from cloud_service.pipeline.planning.input_plan import plan_input
 from cloud_service.pipeline.planning.machine_probe import accelerator_indices
 from cloud_service.pipeline.planning.plan_table import plan_line
 from cloud_service.pipeline.planning.preparation_plan import PreparationPlan
-from cloud_service.pipeline.planning.request_plan import plan_request
 from cloud_service.pipeline.quantizers.published_inputs import PublishedInputs
 from cloud_service.pipeline.workspace import Workspace, require_space
 from cloud_service.progress import ProgressSink
-from shared.api import PrepareRequest, Stage
+from shared.api import Stage
 from shared.errors import ResourceError
 
 _SUM_BYTES = 4
@@ -150,12 +151,12 @@ class PlannedModel:
 
 
 def plan_model(
-    request: PrepareRequest, folder: Path, means: Means, workspace: Workspace, progress: ProgressSink
+    named: NamedInput, folder: Path, means: Means, workspace: Workspace, progress: ProgressSink
 ) -> PlannedModel:
-    """Return the model of a request with its plan, which ``progress`` is told; no weight is loaded.
+    """Return the model of an input with its plan, which ``progress`` is told; no weight is loaded.
 
     Args:
-        request: What to prepare.
+        named: What to work on.
         folder: The checkpoint.
         means: What to do it with.
         workspace: Where checkpoints will lie; its folder must exist.
@@ -163,11 +164,11 @@ def plan_model(
 
     Raises:
         UnsupportedModel: The model is not served.
-        ResourceError: No way to prepare the model fits the budget.
+        ResourceError: No way to do the work fits the budget.
     """
     outline = read_outline(folder)
     encoder = load_encoder(folder, outline.architecture, outline.context_length)
-    plan = plan_request(request, folder, means.budget, device=means.device, workspace=workspace.folder)
+    plan = plan_input(named, folder, means.budget, device=means.device, workspace=workspace.folder)
     progress.note(f"plan: {plan_line(plan)}")
     means.after_plan(plan.host_bytes)
     return PlannedModel(folder, outline, encoder, plan, accelerator_indices(means.device), means.launcher)

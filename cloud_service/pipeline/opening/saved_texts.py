@@ -1,4 +1,4 @@
-"""Reads a preparation's texts once; from then on they are in its workspace, whatever a stream gives on another day.
+"""Reads the texts of an input once; from then on they are in its workspace, whatever a stream gives on another day.
 
     evaluation-documents.json      the held-out documents
     calibration.safetensors        the calibration tokens
@@ -12,15 +12,15 @@ import itertools
 
 from cloud_service.pipeline.calibration.documents import read_documents
 from cloud_service.pipeline.calibration.sequences import Calibration, read_calibration
+from cloud_service.pipeline.named_input import NamedInput
 from cloud_service.pipeline.opening.identity import ResolvedInput
 from cloud_service.pipeline.opening.planned_model import PlannedModel
 from cloud_service.pipeline.workspace import Workspace
 from cloud_service.sources import SourcePolicy
-from shared.api import PrepareRequest
 
 
 def read_texts(
-    request: PrepareRequest, source: ResolvedInput, model: PlannedModel, policy: SourcePolicy, workspace: Workspace
+    named: NamedInput, source: ResolvedInput, model: PlannedModel, policy: SourcePolicy, workspace: Workspace
 ) -> tuple[Calibration, list[str]]:
     """Return calibration tokens and evaluation documents, which are kept out of the calibration.
 
@@ -29,7 +29,7 @@ def read_texts(
         NetworkError: A text streams, and the hub does not answer.
         DiskError: The workspace cannot be written.
     """
-    documents = _evaluation_documents(request, source, policy, workspace)
+    documents = _evaluation_documents(named, source, policy, workspace)
     saved = workspace.read_tensors("calibration")
     if saved is not None:
         return Calibration.from_tensors(saved), documents
@@ -37,22 +37,22 @@ def read_texts(
     calibration = read_calibration(
         source.calibration,
         model.encoder,
-        request.calibration,
+        named.calibration,
         policy=policy,
         model_type=str(model.outline.architecture["model_type"]),
-        held_out=request.evaluation.documents if is_same_text else 0,
+        held_out=named.evaluation.documents if is_same_text else 0,
     )
     workspace.write_tensors("calibration", calibration.to_tensors(), {})
     return calibration, documents
 
 
 def _evaluation_documents(
-    request: PrepareRequest, source: ResolvedInput, policy: SourcePolicy, workspace: Workspace
+    named: NamedInput, source: ResolvedInput, policy: SourcePolicy, workspace: Workspace
 ) -> list[str]:
     saved = workspace.read_json("evaluation-documents")
     if saved is not None:
         return [str(document) for document in saved]
-    count = request.evaluation.documents
+    count = named.evaluation.documents
     documents = list(itertools.islice(read_documents(source.evaluation, policy), count)) if count else []
     workspace.write_json("evaluation-documents", documents)
     return documents

@@ -10,6 +10,7 @@ the mathematical libraries, so what they take is in the baseline. Knows nothing 
 
 from __future__ import annotations
 
+import math
 import os
 import tempfile
 import time
@@ -44,7 +45,7 @@ def probe_machine(
     device: str | None = None,
     budget: MemoryBudget,
     folder: Path,
-    quantizer: QuantizerSpec,
+    quantizer: QuantizerSpec | None,
 ) -> Machine:
     """Return what may be used and how fast it is.
 
@@ -52,7 +53,7 @@ def probe_machine(
         device: Torch device; None means all CUDA devices where there are any, else the CPU.
         budget: What may be used.
         folder: An existing folder on the workspace's disk.
-        quantizer: The quantiser to time.
+        quantizer: The quantiser to time; None times none.
 
     Raises:
         InvalidRequest: The device does not exist.
@@ -113,7 +114,7 @@ def _no_device(device: str, count: int) -> InvalidRequest:
     return InvalidRequest(f"device {device!r}", needed=devices, param="device")
 
 
-def _measure_rates(device: torch.device, folder: Path, quantizer: QuantizerSpec) -> Rates:
+def _measure_rates(device: torch.device, folder: Path, quantizer: QuantizerSpec | None) -> Rates:
     host = torch.device("cpu")
     host_rate = _copy_rate(host, host)
     return Rates(
@@ -122,7 +123,7 @@ def _measure_rates(device: torch.device, folder: Path, quantizer: QuantizerSpec)
         host_bytes_per_second=host_rate,
         link_bytes_per_second=host_rate if device.type == "cpu" else _copy_rate(device, host) / 2,
         disk_bytes_per_second=_disk_rate(folder),
-        quantized_weights_per_second=_quantizer_rate(device, quantizer),
+        quantized_weights_per_second=math.inf if quantizer is None else _quantizer_rate(device, quantizer),
     )
 
 

@@ -13,8 +13,8 @@ What autograd saves of one token in one block, a, in bytes (c bytes per value; n
     less, where no weight's gradient is wanted     Mc + 2Hc (opt: 2Hc)  the inputs of the linear layers
 
 Symbols: T tokens · H hidden · M width of the MLP · Q, K widths of all queries and keys · h, h_k heads · c value bytes.
-Attention is ``scaled_dot_product_attention``, which saves no T × T matrix. tests/cloud_service/pipeline/planning counts live
-bytes operator by operator and compares. Costs nothing. Knows nothing about devices or allocators.
+Attention is ``scaled_dot_product_attention``, which saves no T × T matrix. tests/cloud_service/pipeline/planning counts
+live bytes operator by operator and compares. Costs nothing. Knows nothing about devices or allocators.
 """
 
 from __future__ import annotations

@@ -39,7 +39,7 @@ class Rates:
         host_bytes_per_second: Reads and writes of host memory.
         link_bytes_per_second: Copies between accelerator and host.
         disk_bytes_per_second: Writes of the workspace's disk, flushed.
-        quantized_weights_per_second: Weights that the chosen quantiser does.
+        quantized_weights_per_second: Weights that the chosen quantiser does; infinite where none is chosen.
     """
 
     flops_per_second: float

@@ -12,13 +12,14 @@ from cloud_service.cli import main
 from cloud_service.commands.memory_options import memory_budget
 from cloud_service.jobs.messages import JobOrder
 from cloud_service.memory_budget import MemoryBudget
+from cloud_service.pipeline.named_input import NamedInput
+from cloud_service.pipeline.planning.input_plan import plan_input, workload_of
 from cloud_service.pipeline.planning.machine_probe import (
     accelerator_indices,
     available_host_bytes,
     cgroup_limits,
     probe_machine,
 )
-from cloud_service.pipeline.planning.request_plan import plan_request, workload_of
 from cloud_service.settings import load_settings
 from shared.api import PrepareRequest, QuantizerSpec
 from shared.errors import InvalidRequest
@@ -188,10 +189,10 @@ def test_a_request_is_planned_with_its_own_settings(tmp_path: Path) -> None:
             "quantizer": {"method": "lut", "compensation": "gptq"},
         }
     )
-    plan = plan_request(request, folder, MemoryBudget(), device="cpu", workspace=tmp_path)
+    plan = plan_input(NamedInput.of_preparation(request), folder, MemoryBudget(), device="cpu", workspace=tmp_path)
     assert plan.passes == ((0, 1),)
     from cloud_service.pipeline.planning.model_shape import read_model_shape
 
-    workload = workload_of(request, read_model_shape(folder))
+    workload = workload_of(NamedInput.of_preparation(request), read_model_shape(folder))
     assert (workload.sequences, workload.tokens, workload.shards) == (10, 64, 10)  # the model's context is 64
     assert (workload.evaluation_tokens, workload.compensates) == (3 * 64, True)

@@ -11,6 +11,7 @@ import pytest
 
 from cloud_service.pipeline.model.load_model import read_outline
 from cloud_service.pipeline.model.tokenization import load_encoder
+from cloud_service.pipeline.named_input import NamedInput
 from cloud_service.pipeline.opening.identity import ResolvedInput, resolve
 from cloud_service.pipeline.publish.documents import add_documents, license_of
 from cloud_service.progress import SilentProgress
@@ -25,7 +26,7 @@ pytestmark = pytest.mark.attack
 
 def resolve_model(folder: Path, text: Path) -> ResolvedInput:
     request = PrepareRequest.model_validate({"model": str(folder), "calibration": {"text": str(text)}})
-    return resolve(request, SourcePolicy(allow_any_local=True), SilentProgress())
+    return resolve(NamedInput.of_preparation(request), SourcePolicy(allow_any_local=True), SilentProgress())
 
 
 @pytest.fixture

@@ -21,6 +21,7 @@ import torch
 from tiny_checkpoint import CONFIGS, build_checkpoint, write_text
 
 from cloud_service.bundle_names import bundle_name
+from cloud_service.pipeline.named_input import NamedInput
 from cloud_service.pipeline.opening.identity import resolve
 from cloud_service.pipeline.opening.planned_model import Means
 from cloud_service.pipeline.prepare import PreparedBundle, prepare
@@ -178,7 +179,10 @@ def test_every_setting_makes_a_valid_bundle_and_another_fingerprint(
 ) -> None:
     folder = make_checkpoint(num_hidden_layers=1)
     made, bundle = run(request_of(folder, text, **changes), tmp_path)
-    assert made.fingerprint != resolve(request_of(folder, text), POLICY, SilentProgress()).fingerprint
+    assert (
+        made.fingerprint
+        != resolve(NamedInput.of_preparation(request_of(folder, text)), POLICY, SilentProgress()).fingerprint
+    )
     expected = changes.get("quantizer", {}).get("bits", 4)
     assert {entry.bits for entry in bundle.config.block_tensors} == {expected}
     assert (made.report["perplexity"] is None) == (changes.get("evaluation") == {"documents": 0})

@@ -77,7 +77,8 @@ def test_a_combination_is_what_a_preparation_reports(
 ) -> None:
     request = request_of(make_checkpoint(), text, methods=["uniform"], bits=[4], group_size=32)
     sweep = run(request, tmp_path / "sweep")
-    fields = request.as_preparation().model_dump() | {"quantizer": {"method": "uniform", "group_size": 32}}
+    fields = request.model_dump(include={"model", "sparsity", "calibration", "evaluation"})
+    fields |= {"quantizer": {"method": "uniform", "group_size": 32}}
     made = prepare(
         PrepareRequest.model_validate(fields),
         workspace=tmp_path / "work",

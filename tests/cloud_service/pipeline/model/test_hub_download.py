@@ -15,6 +15,7 @@ from huggingface_hub import constants
 
 from cloud_service.pipeline.model.hub import fetch, find_snapshot, first_line
 from cloud_service.pipeline.model.pinned_commit import pinned_snapshot
+from cloud_service.pipeline.named_input import NamedInput
 from cloud_service.pipeline.opening.identity import resolve
 from cloud_service.pipeline.workspace import Workspace
 from cloud_service.progress import SilentProgress
@@ -125,10 +126,10 @@ def test_resumed_a_preparation_stays_at_its_commit_although_the_branch_moved(
 ) -> None:
     hub.repositories["org/tiny"] = {"model.safetensors": b"weights", "config.json": b"{}"}
     policy = SourcePolicy(hub_endpoint=hub.endpoint, text_roots=(text_root,))
-    first = resolve(REQUEST, policy, SilentProgress(), workspace=tmp_path / "work")
+    first = resolve(NamedInput.of_preparation(REQUEST), policy, SilentProgress(), workspace=tmp_path / "work")
     Workspace(tmp_path / "work").claim(first.fingerprint)
     hub.head = "f" * 40
-    resumed = resolve(REQUEST, policy, SilentProgress(), workspace=tmp_path / "work")
+    resumed = resolve(NamedInput.of_preparation(REQUEST), policy, SilentProgress(), workspace=tmp_path / "work")
     assert (resumed.revision, resumed.fingerprint) == (COMMIT, first.fingerprint)
     other_revision = find_snapshot(HubModel("org/tiny"), policy)
     assert other_revision.commit == "f" * 40
@@ -139,16 +140,20 @@ def test_resumed_a_preparation_needs_no_hub_where_everything_is_cached(
 ) -> None:
     hub.repositories["org/tiny"] = {"model.safetensors": b"weights", "config.json": b"{}"}
     policy = SourcePolicy(hub_endpoint=hub.endpoint, text_roots=(text_root,))
-    first = resolve(REQUEST, policy, SilentProgress(), workspace=tmp_path / "work")
+    first = resolve(NamedInput.of_preparation(REQUEST), policy, SilentProgress(), workspace=tmp_path / "work")
     unreachable = replace(policy, hub_endpoint="http://127.0.0.1:9")
-    assert resolve(REQUEST, unreachable, SilentProgress(), workspace=tmp_path / "work") == first
+    assert (
+        resolve(NamedInput.of_preparation(REQUEST), unreachable, SilentProgress(), workspace=tmp_path / "work") == first
+    )
 
 
 def test_the_prefix_of_a_hub_id_is_not_recorded_and_changes_no_fingerprint(hub: FakeHub, text_root: Path) -> None:
     hub.repositories["org/tiny"] = {"model.safetensors": b"weights", "config.json": b"{}"}
     policy = SourcePolicy(hub_endpoint=hub.endpoint, text_roots=(text_root,), hub_namespaces=("org/*",))
-    explicit = resolve(REQUEST, policy, SilentProgress())
-    plain = resolve(REQUEST.model_copy(update={"model": "org/tiny"}), policy, SilentProgress())
+    explicit = resolve(NamedInput.of_preparation(REQUEST), policy, SilentProgress())
+    plain = resolve(
+        NamedInput.of_preparation(REQUEST.model_copy(update={"model": "org/tiny"})), policy, SilentProgress()
+    )
     assert explicit == plain
     assert explicit.model_id == "org/tiny"
 
@@ -158,16 +163,16 @@ def test_an_unmounted_models_name_reaches_no_hub(hub: FakeHub, text_root: Path) 
     hub.repositories["org/tiny"] = {"model.safetensors": b"a stranger's", "config.json": b"{}"}
     policy = SourcePolicy(hub_endpoint=hub.endpoint, text_roots=(text_root,))
     with pytest.raises(InvalidModelId, match="there is no folder 'org/tiny' under a model root"):
-        resolve(REQUEST.model_copy(update={"model": "org/tiny"}), policy, SilentProgress())
+        resolve(NamedInput.of_preparation(REQUEST.model_copy(update={"model": "org/tiny"})), policy, SilentProgress())
     assert hub.requested == []
 
 
 def test_a_file_that_was_cut_in_the_cache_is_fetched_again(hub: FakeHub, tmp_path: Path, text_root: Path) -> None:
     hub.repositories["org/tiny"] = {"model.safetensors": b"weights", "config.json": b"{}"}
     policy = SourcePolicy(hub_endpoint=hub.endpoint, text_roots=(text_root,))
-    first = resolve(REQUEST, policy, SilentProgress(), workspace=tmp_path / "work")
+    first = resolve(NamedInput.of_preparation(REQUEST), policy, SilentProgress(), workspace=tmp_path / "work")
     (first.folder / "config.json").resolve().write_bytes(b"{")
-    resolve(REQUEST, policy, SilentProgress(), workspace=tmp_path / "work")
+    resolve(NamedInput.of_preparation(REQUEST), policy, SilentProgress(), workspace=tmp_path / "work")
     assert (first.folder / "config.json").read_bytes() == b"{}"
 
 

@@ -14,6 +14,7 @@ import torch
 
 from cloud_service.pipeline.model.load_model import LoadedModel, load_model, read_outline
 from cloud_service.pipeline.model.tokenization import load_encoder
+from cloud_service.pipeline.named_input import NamedInput
 from cloud_service.pipeline.opening.identity import resolve
 from cloud_service.progress import SilentProgress
 from cloud_service.sources import SourcePolicy
@@ -201,7 +202,7 @@ def test_a_pickle_only_folder_is_refused(make_checkpoint: MakeCheckpoint, text: 
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
     request = PrepareRequest.model_validate({"model": str(folder), "calibration": {"text": str(text)}})
     with pytest.raises(UnsupportedModel, match=r"only pickled weights \(pytorch_model.bin\)"):
-        resolve(request, SourcePolicy(allow_any_local=True), SilentProgress())
+        resolve(NamedInput.of_preparation(request), SourcePolicy(allow_any_local=True), SilentProgress())
 
 
 def test_the_rotary_frequencies_are_not_rounded(make_checkpoint: MakeCheckpoint) -> None:

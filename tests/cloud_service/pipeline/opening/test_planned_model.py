@@ -13,6 +13,7 @@ import torch
 from cloud_service.pipeline.calibration.sequences import Calibration
 from cloud_service.pipeline.fisher.launchers.local import FisherWork, LocalLauncher
 from cloud_service.pipeline.fisher.totals import FisherTotals
+from cloud_service.pipeline.named_input import NamedInput
 from cloud_service.pipeline.opening.planned_model import (
     Means,
     PlannedModel,
@@ -59,7 +60,13 @@ def planned(
 ) -> PlannedModel:
     workspace.claim("any")
     means = Means(launcher, device="cpu")
-    return plan_model(PrepareRequest(model=str(folder)), folder, means, workspace, progress or SilentProgress())
+    return plan_model(
+        NamedInput.of_preparation(PrepareRequest(model=str(folder))),
+        folder,
+        means,
+        workspace,
+        progress or SilentProgress(),
+    )
 
 
 def test_the_plan_is_told_and_no_accelerator_is_used_on_a_cpu(make_checkpoint: MakeCheckpoint, tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import pytest
 
 from cloud_service.cli import build_parser
 from cloud_service.commands.prepare import request_of
+from cloud_service.pipeline.named_input import NamedInput
 from cloud_service.pipeline.opening.identity import ResolvedInput, resolve
 from cloud_service.progress import SilentProgress
 from cloud_service.sources import SourcePolicy, TextSource
@@ -30,7 +31,7 @@ def folder(tmp_path: Path) -> Path:
 def resolved(folder: Path, *options: str) -> ResolvedInput:
     command = ["prepare", str(folder / "model"), "--output", "x", *options]
     request = request_of(build_parser().parse_args(command))
-    return resolve(request, SourcePolicy(allow_any_local=True), SilentProgress())
+    return resolve(NamedInput.of_preparation(request), SourcePolicy(allow_any_local=True), SilentProgress())
 
 
 def on_sst2(folder: Path) -> ResolvedInput:

@@ -4,20 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 import pytest
 import safetensors.torch
 import torch
 from tiny_checkpoint import CONFIGS
 
+from cloud_service.pipeline.named_input import NamedInput
 from cloud_service.pipeline.opening.identity import input_fingerprint
 from cloud_service.pipeline.opening.planned_model import Means
 from cloud_service.pipeline.prepare import PreparedBundle, prepare
 from cloud_service.pipeline.quantizers.embeddings import quantize_embedding
 from cloud_service.progress import SilentProgress
 from cloud_service.sources import SourcePolicy, TextSource
-from shared.api import PrepareRequest
+from shared.api import EmbeddingBits, PrepareRequest
 from shared.bundle.layout import ImageLayout
 from shared.bundle.manifest import TRUNK_TITLE
 from shared.bundle.read import Bundle, read_bundle, read_config
@@ -178,9 +179,10 @@ def test_a_request_for_sixteen_bits_has_the_fingerprint_of_before_there_was_a_ch
     c4, content = TextSource(), {"commit": "c"}
     before = "sha256:19048f72b471f4a7116a7be0dab9ba22330948474cfa6c716551c5175f9ea715"
 
-    fingerprints = [
-        input_fingerprint(PrepareRequest(model="m", embedding_bits=bits), content, c4, c4) for bits in (16, 8, 4)
-    ]
+    def named(bits: EmbeddingBits) -> NamedInput:
+        return NamedInput.of_preparation(PrepareRequest(model="m", embedding_bits=bits))
+
+    fingerprints = [input_fingerprint(named(bits), content, c4, c4) for bits in get_args(EmbeddingBits)]
 
     assert fingerprints[0] == before
     assert len(set(fingerprints)) == 3

@@ -1,4 +1,4 @@
-"""The plan of a request: its model's shape, its workload, and a machine, measured or imagined.
+"""The plan of an input: its model's shape, its workload, and a machine, measured or imagined.
 
 Knows nothing about how a plan is chosen.
 """
@@ -9,11 +9,11 @@ from pathlib import Path
 
 from cloud_service.memory_budget import MemoryBudget
 from cloud_service.pipeline.fisher.shards import shard_count
+from cloud_service.pipeline.named_input import NamedInput
 from cloud_service.pipeline.planning.machine_probe import probe_machine
 from cloud_service.pipeline.planning.model_shape import ModelShape, read_model_shape
 from cloud_service.pipeline.planning.preparation_plan import PreparationPlan, plan_preparation
 from cloud_service.pipeline.planning.workload import Machine, Rates, Workload
-from shared.api import PrepareRequest
 from shared.errors import InvalidRequest
 
 _TOKENS_PER_DOCUMENT = 512
@@ -29,13 +29,13 @@ NOMINAL_RATES = Rates(
 """A usual accelerator of a data centre, half of what its makers say it does at most: for machines that are not here."""
 
 
-def plan_request(
-    request: PrepareRequest, folder: Path, budget: MemoryBudget, *, device: str | None, workspace: Path
+def plan_input(
+    named: NamedInput, folder: Path, budget: MemoryBudget, *, device: str | None, workspace: Path
 ) -> PreparationPlan:
-    """Return the plan of a request on this machine.
+    """Return the plan of an input on this machine.
 
     Args:
-        request: What to prepare.
+        named: What to work on.
         folder: The model's files.
         budget: Memory that may be used.
         device: Torch device; None means all CUDA devices where there are any, else the CPU.
@@ -43,23 +43,23 @@ def plan_request(
 
     Raises:
         UnsupportedModel: The model's shape is not served.
-        ResourceError: No way to prepare the model fits; the message names the smallest budgets that would do.
+        ResourceError: No way to do the work fits; the message names the smallest budgets that would do.
     """
     shape = read_model_shape(folder)
-    machine = probe_machine(device=device, budget=budget, folder=workspace, quantizer=request.quantizer)
-    return plan_preparation(shape, workload_of(request, shape), machine)
+    machine = probe_machine(device=device, budget=budget, folder=workspace, quantizer=named.quantizer)
+    return plan_preparation(shape, workload_of(named, shape), machine)
 
 
-def workload_of(request: PrepareRequest, shape: ModelShape) -> Workload:
-    """Return how much there is to do for a request."""
-    spec = request.calibration
+def workload_of(named: NamedInput, shape: ModelShape) -> Workload:
+    """Return how much there is to do."""
+    spec = named.calibration
     return Workload(
         sequences=spec.sequences,
         tokens=min(spec.tokens_per_sequence, shape.context),
         shards=shard_count(spec.sequences),
-        sensitive_share=request.sparsity,
-        evaluation_tokens=request.evaluation.documents * min(_TOKENS_PER_DOCUMENT, shape.context),
-        compensates=request.quantizer.compensation != "none",
+        sensitive_share=named.sparsity,
+        evaluation_tokens=named.evaluation.documents * min(_TOKENS_PER_DOCUMENT, shape.context),
+        compensates=named.quantizer is not None and named.quantizer.compensation != "none",
     )
 
 
