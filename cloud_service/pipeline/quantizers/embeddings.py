@@ -20,7 +20,9 @@ from cloud_service.pipeline.quantizers.rtn import quantize_rtn
 from cloud_service.pipeline.quantizers.uniform import quantize_uniform
 from shared.quantization.codec import QuantizedTensor, dequantize
 
-GROUP_SIZE_AT_4_BITS = 32
+GROUP_SIZES: dict[int, int | None] = {8: None, 4: 32}
+"""Bits → columns that share a scale and a bias; None is a whole row."""
+
 _CHUNK_ELEMENTS = 1 << 22
 
 
@@ -44,10 +46,8 @@ def quantize_embedding(table: Tensor, bits: Literal[8, 4]) -> DensePart:
 
 
 def _quantized(rows: Tensor, bits: Literal[8, 4]) -> QuantizedTensor:
-    alike = torch.ones_like(rows)
-    if bits == 8:
-        return quantize_rtn(rows, alike, bits, rows.shape[1])
-    return quantize_uniform(rows, alike, bits, GROUP_SIZE_AT_4_BITS)
+    method = quantize_rtn if bits == 8 else quantize_uniform
+    return method(rows, torch.ones_like(rows), bits, GROUP_SIZES[bits] or rows.shape[1])
 
 
 def _joined(chunks: list[QuantizedTensor]) -> QuantizedTensor:
