@@ -15,12 +15,12 @@ a second run takes it from there. Then only the embedding is swapped:
     4_g64        groups of 64, likewise
     4_row        16 steps over each row's range
 
-``kl`` is the mean divergence, in nats per token, of the predictions of the model as published from those of the bundle,
-over the windows of C4 documents 0 …; ``perplexity`` is on the same tokens. ``kl_alone``, of the forms of 8 bits, is that
-of a model that is as published but for its embedding, over every third window: it tells forms apart whose effect in a
-bundle is as small as the chance part of it. The default is the smallest form whose KL is
-less than 2 % above that of 16 bits. The embedding came out of the GGUF with about 29 different values in 32, so a grid
-of 16 steps has no advantage on it.
+``kl`` is the mean divergence, in nats per token, of the predictions of the model as published from the bundle's, over
+the windows of C4 documents 0 …; ``perplexity`` is on the same tokens. ``kl_alone``, of the forms of 8 bits, is that of
+a model that is as published but for its embedding, over every third window: it tells forms apart whose effect in a
+bundle is as small as the part of it that is chance. The default is the smallest form whose KL is less than 2 % above
+that of 16 bits. The embedding came out of the GGUF with about 29 different values in 32, so a grid of 16 steps has no
+advantage on it.
 """
 
 from __future__ import annotations

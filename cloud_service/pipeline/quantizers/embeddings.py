@@ -23,7 +23,7 @@ from shared.quantization.codec import QuantizedTensor, dequantize
 GROUP_SIZES: dict[int, int | None] = {8: None, 4: 32}
 """Bits → columns that share a scale and a bias; None is a whole row."""
 
-_CHUNK_ELEMENTS = 1 << 22
+_CHUNK_ELEMENTS = 1 << 19
 
 
 def quantize_embedding(table: Tensor, bits: Literal[8, 4]) -> DensePart:
