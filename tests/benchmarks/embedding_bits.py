@@ -1,6 +1,7 @@
 """What fewer bits for the token embedding and the output head cost a real bundle, and save.
 
     ZO_DATA_DIR=../shared/data python tests/benchmarks/embedding_bits.py --model FOLDER --keep FOLDER [--documents 12]
+    ZO_DATA_DIR=../shared/data python tests/benchmarks/embedding_bits.py --model FOLDER --alone
 
 ``--model`` is a Hugging Face folder of SmolLM2-135M-Instruct, whose embedding is tied: 28 of its 135 million weights.
 The model is prepared once, with a 16-bit embedding, into ``--keep`` (16 sequences of 256 tokens of C4; some minutes);
@@ -9,18 +10,17 @@ a second run takes it from there. Then only the embedding is swapped:
     16           as it is
     8            what ``embedding_bits`` 8 stores: 256 steps over each row's range
     8_symmetric  −127 … 127 times a scale per row
-    8_g192       256 steps over the range of 192 columns
-    8_g96        likewise over 96
     4            what ``embedding_bits`` 4 stores: groups of 32, the grid of the smallest error
     4_g64        groups of 64, likewise
     4_row        16 steps over each row's range
 
-``kl`` is the mean divergence, in nats per token, of the predictions of the model as published from the bundle's, over
-the windows of C4 documents 0 …; ``perplexity`` is on the same tokens. ``kl_alone``, of the forms of 8 bits, is that of
-a model that is as published but for its embedding, over every third window: it tells forms apart whose effect in a
-bundle is as small as the part of it that is chance. The default is the smallest form whose KL is less than 2 % above
-that of 16 bits. The embedding came out of the GGUF with about 29 different values in 32, so a grid of 16 steps has no
-advantage on it.
+``kl`` is the mean divergence, in nats per token, of the predictions of the model as published from those of the bundle,
+over the windows of C4 documents 0 …; ``perplexity`` is on the same tokens. The default is the smallest form whose KL is
+less than 2 % above that of 16 bits. The embedding came out of the GGUF with about 29 different values in 32, so a grid
+of 16 steps has no advantage on it.
+
+``--alone`` tells forms of 8 bits apart whose effect in a bundle is as small as the part of it that is chance: ``kl`` is
+then that of a model that is as published but for its embedding, over the five shortest windows of C4 documents 0 … 5.
 """
 
 from __future__ import annotations
@@ -71,15 +71,19 @@ class Sums:
 
     kl: float = 0.0
     nats: float = 0.0
-    kl_alone: float = 0.0
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path, required=True)
-    parser.add_argument("--keep", type=Path, required=True)
+    choice = parser.add_mutually_exclusive_group(required=True)
+    choice.add_argument("--keep", type=Path)
+    choice.add_argument("--alone", action="store_true")
     parser.add_argument("--documents", type=int, default=12)
     arguments = parser.parse_args()
+    if arguments.alone:
+        print(write_result("embedding_bits_alone", measure_alone(arguments.model)).read_text())
+        return
     bundle = prepared(arguments.model, arguments.keep)
     tables = embeddings_of(arguments.model)
     figures, tokens = measure(arguments.model, bundle, tables, arguments.documents)
@@ -134,8 +138,6 @@ def embeddings_of(model: Path) -> dict[str, tuple[DensePart | None, Tensor]]:
     quantised: dict[str, Callable[[], DensePart]] = {
         "8": lambda: quantize_embedding(table, 8),
         "8_symmetric": lambda: DensePart(symmetric(rows), 0, 0),
-        "8_g192": lambda: DensePart(quantize_rtn(rows, alike, 8, 192), 0, 0),
-        "8_g96": lambda: DensePart(quantize_rtn(rows, alike, 8, 96), 0, 0),
         "4": lambda: quantize_embedding(table, 4),
         "4_g64": lambda: DensePart(quantize_uniform(rows, alike, 4, 64), 0, 0),
         "4_row": lambda: DensePart(quantize_rtn(rows, alike, 4, table.shape[1]), 0, 0),
@@ -173,10 +175,8 @@ def measure(
     blobs = blobs_of(bundle)
     write_dense_part(packed, bundle.layout, blobs)
     write_sensitive_part(packed, bundle.layout, blobs)
-    sums, tokens, tokens_alone, published_nats = {form: Sums() for form in tables}, 0, 0, 0.0
-    original = tables["16"][1]
-    for number, window in enumerate(windows_of(model, documents)):
-        use_table(published, original)
+    sums, tokens, published_nats = {form: Sums() for form in tables}, 0, 0.0
+    for window in windows_of(model, documents):
         expected, targets = log_probabilities(published, window), torch.tensor(window[1:])[:, None]
         published_nats -= float(expected.gather(1, targets).sum(dtype=torch.float64))
         tokens += len(targets)
@@ -185,19 +185,31 @@ def measure(
             found = log_probabilities(packed, window)
             sums[form].kl += divergence(expected, found)
             sums[form].nats -= float(found.gather(1, targets).sum(dtype=torch.float64))
-        if number % 3 == 0:
-            tokens_alone += len(targets)
-            for form in (form for form in tables if form.startswith("8")):
-                use_table(published, tables[form][1])
-                sums[form].kl_alone += divergence(expected, log_probabilities(published, window))
         print(tokens, {form: round(each.kl / tokens, 6) for form, each in sums.items()}, flush=True)
     figures = {
-        form: {"kl": each.kl / tokens, "perplexity": math.exp(each.nats / tokens)}
-        | ({"kl_alone": each.kl_alone / tokens_alone} if each.kl_alone else {})
-        for form, each in sums.items()
+        form: {"kl": each.kl / tokens, "perplexity": math.exp(each.nats / tokens)} for form, each in sums.items()
     }
     figures["16"]["perplexity_as_published"] = math.exp(published_nats / tokens)
     return figures, tokens
+
+
+def measure_alone(model: Path) -> dict[str, Any]:
+    """Return the KL of a model in which nothing but the embedding is quantised, for forms of 8 bits."""
+    outline = read_outline(model)
+    (name,) = outline.embedding_names
+    rows = outline.weights.read(name).float()
+    alike, columns = torch.ones_like(rows), rows.shape[1]
+    forms = {f"8_g{size}": quantize_rtn(rows, alike, 8, size) for size in (columns, 192, 96, 64)}
+    tables = {form: dequantize(table) for form, table in (forms | {"8_symmetric": symmetric(rows)}).items()}
+    published, changed = (load_model(outline, device="cpu", dtype=torch.float32) for _ in range(2))
+    sums, tokens = dict.fromkeys(tables, 0.0), 0
+    for window in windows_of(model, 6)[-5:]:
+        expected = log_probabilities(published, window)
+        tokens += len(expected)
+        for form, table in tables.items():
+            use_table(changed, table)
+            sums[form] += divergence(expected, log_probabilities(changed, window))
+    return {"model": model.name, "tokens": tokens, "kl": {form: total / tokens for form, total in sums.items()}}
 
 
 def use_table(model: LoadedModel, table: Tensor) -> None:
@@ -206,6 +218,7 @@ def use_table(model: LoadedModel, table: Tensor) -> None:
 
 
 def divergence(expected: Tensor, found: Tensor) -> float:
+    """Return Σ p (log p − log q), in nats."""
     return float((expected.exp() * (expected - found)).sum(dtype=torch.float64))
 
 
