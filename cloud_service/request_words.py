@@ -20,6 +20,7 @@ OPTION_FIELDS = {
     "--bits": "quantizer.bits",
     "--group-size": "quantizer.group_size",
     "--compensation": "quantizer.compensation",
+    "--embedding-bits": "embedding_bits",
     "--calibration-text": "calibration.text",
     "--calibration-task": "calibration.task",
     "--template": "calibration.template",

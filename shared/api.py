@@ -172,6 +172,9 @@ class QuantizerSpec(Message):
     compensation: Literal["none", "gptq"] = "gptq"
 
 
+EmbeddingBits = Literal[16, 8, 4]
+
+
 class PrepareRequest(Message):
     """Body of ``POST /prepare-model``.
 
@@ -187,6 +190,8 @@ class PrepareRequest(Message):
         scope: ``per_tensor``: exactly k per weight. ``global``: exactly k over all of them (Definition 3).
         mask_source: ``fisher``, or a baseline: ``magnitude`` (the largest weights) or ``random``.
         quantizer: How the dense part is quantised.
+        embedding_bits: Bits of each number of the token embedding and the output head; 16 keeps them as they are, which
+            devices before 0.2.0 need.
         calibration: Text of the Fisher pass.
         evaluation: Text of the perplexity report.
         allow_untested: Take a model whose family nobody tests; the bundle says so.
@@ -202,6 +207,7 @@ class PrepareRequest(Message):
     scope: Literal["per_tensor", "global"] = "per_tensor"
     mask_source: Literal["fisher", "magnitude", "random"] = "fisher"
     quantizer: QuantizerSpec = QuantizerSpec()
+    embedding_bits: EmbeddingBits = 8
     calibration: CalibrationSpec = CalibrationSpec()
     evaluation: EvaluationSpec = EvaluationSpec()
     allow_untested: bool = False

@@ -51,6 +51,11 @@ _SETTINGS: dict[str, dict[str, Any]] = {
     "--bits": {"type": int, "choices": [2, 3, 4, 8], "help": "bits per dense weight (default: 4)"},
     "--group-size": {"type": int, "help": "columns per group for uniform and rtn"},
     "--compensation": {"choices": ["none", "gptq"], "help": "gptq: let later columns make up for errors"},
+    "--embedding-bits": {
+        "type": int,
+        "choices": [16, 8, 4],
+        "help": "bits per number of token embedding and head (default: 8)",
+    },
     "--calibration-text": {
         "help": "c4, self (the model writes it), a .jsonl or .txt file; of a task: the folder of the tasks, or a file "
         "of rows (default: c4)"

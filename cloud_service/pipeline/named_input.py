@@ -43,12 +43,15 @@ class NamedInput:
     @classmethod
     def of_preparation(cls, request: PrepareRequest) -> NamedInput:
         """Return the input that a request for a bundle names."""
+        settings = request.model_dump(mode="json", include=_SETTINGS_OF_A_PREPARATION)
+        if request.embedding_bits != 16:  # 16 counts as no setting: what was prepared before there was one is found
+            settings["embedding_bits"] = request.embedding_bits
         return cls(
             model=request.model,
             revision=request.revision,
             calibration=request.calibration,
             evaluation=request.evaluation,
-            settings=request.model_dump(mode="json", include=_SETTINGS_OF_A_PREPARATION),
+            settings=settings,
             sparsity=request.sparsity,
             allow_untested=request.allow_untested,
             quantizer=request.quantizer,

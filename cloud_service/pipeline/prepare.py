@@ -52,6 +52,7 @@ from shared.api import PrepareRequest, Stage
 from shared.bundle.layout import ImageLayout
 from shared.bundle.manifest import (
     MAX_MANIFEST_BYTES,
+    TRUNK_TITLE,
     BundleConfig,
     Descriptor,
     MaskProvenance,
@@ -59,6 +60,7 @@ from shared.bundle.manifest import (
     ParameterCounts,
     Quantizer,
     SourceModel,
+    needed_versions,
     parse_manifest,
 )
 from shared.bundle.write import add_manifest
@@ -186,13 +188,15 @@ def _largest(job: _Job, measure: StoredTensors) -> Masks:
 def _split(job: _Job, calibration: Calibration, masks: Masks, fisher: StoredTensors) -> list[TensorBlob]:
     outline = job.model.outline
     job.progress.stage(Stage.QUANTIZING, total=outline.block_count, unit="blocks")
-    require_space(job.layout.root, missing_bundle_bytes(outline, job.layout, job.workspace), "the bundle")
+    missing = missing_bundle_bytes(outline, job.request.embedding_bits, job.layout, job.workspace)
+    require_space(job.layout.root, missing, "the bundle")
     compensates = job.request.quantizer.compensation == "gptq"
     return split_blocks(
         outline,
         masks,
         fisher,
         job.request.quantizer,
+        job.request.embedding_bits,
         layout=job.layout,
         workspace=job.workspace,
         device=job.model.device,
@@ -306,8 +310,11 @@ def _bundle_config(
     dense = [entry for blob in blobs for entry in blob.dense]
     quantized_count = sum(entry.element_count for entry in tensors)
     dense_count = sum(int(np.prod(entry.shape)) for entry in dense)
+    format_version, minimum_client_version = needed_versions(tensors)
     spec = job.request.quantizer
     return BundleConfig(
+        format_version=format_version,
+        minimum_client_version=minimum_client_version,
         producer=_PRODUCER,
         source=source,
         architecture=job.model.outline.architecture,
@@ -330,7 +337,7 @@ def _bundle_config(
         ),
         memory=MemoryEstimates(
             weights_bytes=sum(blob.layer.size for blob in blobs),
-            workspace_bytes=2 * max(entry.element_count for entry in tensors),
+            workspace_bytes=2 * max(entry.element_count for entry in tensors if entry.blob != TRUNK_TITLE),
         ),
         quality={f"perplexity_{variant}": perplexity[variant] for variant in _VARIANTS} if perplexity else {},
     )

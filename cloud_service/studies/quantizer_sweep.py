@@ -268,6 +268,7 @@ def _split(
         prepared.masks,
         prepared.fisher,
         spec,
+        16,  # quantisers of the blocks are compared: nothing else may differ
         layout=layout,
         workspace=workspace,
         device=model.device,

@@ -8,13 +8,17 @@ that ``shared.architecture`` names for the family; no code, class name or module
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from device_client.model.backends.choose import REFERENCE, BackendOptions, choose_backend
+from device_client.model.backends.packed_weight import without_values
+from device_client.model.backends.planned_bytes import decoded_shapes
 from device_client.model.cuda import Cuda, TorchCuda, cap_allocations
+from device_client.model.embeddings import QuantizedEmbedding, QuantizedHead
 from device_client.model.linear import (
     LinearRuntime,
     PointwiseActivation,
@@ -27,7 +31,7 @@ from device_client.model.out_of_memory import refusing_to_load
 from device_client.model.sparse_model import SparseModel
 from device_client.model.tensor_reading import drop_cached_pages, read_to
 from device_client.model.workload import Workload
-from shared.bundle.manifest import BundleConfig, QuantizedEntry
+from shared.bundle.manifest import BundleConfig
 from shared.bundle.read import Bundle, SensitiveTensors
 from shared.bundle.tensor_header import TensorSlot, read_header
 from shared.errors import ResourceError, TensorMismatch, UnsupportedModel
@@ -78,7 +82,8 @@ def load_model(
     tokenizer = BundleTokenizer.from_bundle(bundle)
     check_vocabulary(tokenizer, network)
     with refusing_to_load("close other programs, or choose a smaller bundle; see: zo-device plan"):
-        chosen = choose_backend(backend, bundle.config.tensors, dtype, target)
+        shapes = decoded_shapes(bundle.config, target.type)
+        chosen = choose_backend(backend, bundle.config.block_tensors, dtype, target, shapes=shapes)
         values = SensitiveValues(torch.empty(bundle.config.sensitive_count, dtype=dtype, device=target))
         is_memory_shared = target.type == "cuda" and cuda.shares_main_memory(target)
         loading = _Loading.begin(bundle, LinearRuntime(chosen.backend, values), is_memory_shared=is_memory_shared)
@@ -195,7 +200,11 @@ class _Loading:
         for entry in self.bundle.config.tensors:
             if entry.blob == title:
                 parts = {part: read(f"{entry.name}.{part}") for part in entry.part_shapes}
-                self._place_linear(network, entry, parts)
+                quantized = QuantizedTensor(
+                    in_features=entry.shape[1], bits=entry.bits, group_size=entry.group_size, **parts
+                )
+                place = self._place_linear if entry.name in self.slices else self._place_embedding
+                place(network, entry.name, quantized)
         if self.is_memory_shared:
             drop_cached_pages(path)
 
@@ -204,26 +213,32 @@ class _Loading:
         if self.is_memory_shared:
             drop_cached_pages(self.sensitive.path)
 
-    def _place_linear(self, network: nn.Module, entry: QuantizedEntry, parts: dict[str, Tensor]) -> None:
-        mask, values = self.sensitive.read(entry.name)
-        where = self.slices[entry.name]
+    def _place_linear(self, network: nn.Module, name: str, quantized: QuantizedTensor) -> None:
+        mask, values = self.sensitive.read(name)
+        where = self.slices[name]
         self.initial_values[where] = torch.from_numpy(values).to(self.device)
         self.runtime.values.of(where, 0).copy_(self.initial_values[where])
-        path = entry.name.rpartition(".")[0]
-        parent, _, child = path.rpartition(".")
+        path = name.rpartition(".")[0]
         old = network.get_submodule(path)
-        weight = self.runtime.backend.pack(
-            QuantizedTensor(in_features=entry.shape[1], bits=entry.bits, group_size=entry.group_size, **parts),
-            torch.from_numpy(mask.indices.astype(np.int64)).to(self.device),
-        )
-        layer = QuantizedSparseLinear(weight, where, old.bias, self.runtime)  # type: ignore[arg-type]
-        setattr(network.get_submodule(parent), child, layer)
+        weight = self.runtime.backend.pack(quantized, torch.from_numpy(mask.indices.astype(np.int64)).to(self.device))
+        _replace(network, path, QuantizedSparseLinear(weight, where, old.bias, self.runtime))  # type: ignore[arg-type]
+
+    def _place_embedding(self, network: nn.Module, name: str, quantized: QuantizedTensor) -> None:
+        weight = without_values(quantized)
+        for alias in _aliases(network, name):  # a tied weight is that of the embedding and of the head
+            path = alias.rpartition(".")[0]
+            old: Any = network.get_submodule(path)
+            if isinstance(old, nn.Embedding):
+                factor = getattr(old, "scalar_embed_scale", None)
+                _replace(network, path, QuantizedEmbedding(quantized, self.dtype, factor))
+            else:
+                _replace(network, path, QuantizedHead(weight, old.bias, self.runtime))
 
 
 def theta_slices(config: BundleConfig) -> dict[str, slice]:
-    """Return where each tensor's sensitive values lie in the flat θ."""
+    """Return where each tensor's sensitive values lie in the flat θ; only weights of the blocks have any."""
     slices, start = {}, 0
-    for entry in config.tensors:
+    for entry in config.block_tensors:
         slices[entry.name] = slice(start, start + entry.sensitive_count)
         start += entry.sensitive_count
     return slices
@@ -236,9 +251,18 @@ def _slot(slots: dict[str, TensorSlot], name: str) -> TensorSlot:
 
 
 def _place_parameter(network: nn.Module, name: str, tensor: Tensor) -> None:
-    old = network.get_parameter(name)
     new = nn.Parameter(tensor, requires_grad=False)
-    for alias, parameter in list(network.named_parameters(remove_duplicate=False)):
-        if parameter is old:  # tied weights have several names
-            owner, _, attribute = alias.rpartition(".")
-            setattr(network.get_submodule(owner), attribute, new)
+    for alias in _aliases(network, name):
+        owner, _, attribute = alias.rpartition(".")
+        setattr(network.get_submodule(owner), attribute, new)
+
+
+def _aliases(network: nn.Module, name: str) -> list[str]:
+    """Return all names of a parameter: tied weights have several."""
+    parameter = network.get_parameter(name)
+    return [alias for alias, other in network.named_parameters(remove_duplicate=False) if other is parameter]
+
+
+def _replace(network: nn.Module, path: str, module: nn.Module) -> None:
+    parent, _, child = path.rpartition(".")
+    setattr(network.get_submodule(parent), child, module)

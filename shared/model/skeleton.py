@@ -30,10 +30,10 @@ def build_skeleton(config: BundleConfig) -> nn.Module:
     fields = safe_config(config.architecture, allow_untested=config.is_untested_family)
     family = family_of(fields, allow_untested=True)
     blocks = dimensions_of(fields).blocks
-    if blocks > len(config.tensors):
+    if blocks > (most := len(config.block_tensors)):
         raise UnsupportedModel(
             f"{blocks} decoder blocks in the architecture",
-            needed=f"1 to {len(config.tensors)}, the bundle's quantised weights",
+            needed=f"1 to {most}, the quantised weights of the bundle's blocks",
         )
     try:
         skeleton = network_without_weights(family, fields)
@@ -53,7 +53,7 @@ def _check_parameters(skeleton: nn.Module, config: BundleConfig) -> None:
     for name in sorted(set(wanted) ^ set(held)):
         fault = "is not in the bundle" if name in wanted else "is no parameter of the architecture"
         raise TensorMismatch(f"{name} {fault}", next_step="pull the bundle again, or prepare the model again")
-    for entry in config.tensors:
+    for entry in config.block_tensors:
         layer = skeleton.get_submodule(entry.name.rpartition(".")[0])
         if not is_linear(layer):
             raise UnsupportedModel(f"{entry.name} is quantised but belongs to no linear layer")
@@ -61,3 +61,7 @@ def _check_parameters(skeleton: nn.Module, config: BundleConfig) -> None:
     for name, shape in wanted.items():
         if held[name] != shape:
             raise TensorMismatch(f"{name} has shape {held[name]} in the bundle", needed=f"{shape} by the architecture")
+    ends = (skeleton.get_input_embeddings(), skeleton.get_output_embeddings())  # type: ignore[operator]
+    for entry in config.embedding_tensors:
+        if skeleton.get_submodule(entry.name.rpartition(".")[0]) not in ends:
+            raise UnsupportedModel(f"{entry.name} is quantised in the trunk but is neither embedding nor head")

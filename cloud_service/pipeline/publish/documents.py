@@ -96,6 +96,7 @@ def model_card(source: SourceModel, report: Mapping[str, Any]) -> str:
         f"* Licence of the base model: {source.license or 'not stated; see the base model'}",
         f"* Dense part: {quantizer['bits']}-bit `{quantizer['method']}`"
         + (f", errors compensated by `{quantizer['compensation']}`" if quantizer["compensation"] else ""),
+        *(f"* `{table['name']}`: {table['bits']}-bit codes" for table in report.get("embeddings", [])),
         f"* Sensitive part: {mask['sensitive_count']} weights in float16, chosen by {mask['source']} ({mask['scope']})",
         f"* Calibration text: {mask['calibration_text']}, {mask['calibration_sequences']} sequences",
     ]

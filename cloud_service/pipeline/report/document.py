@@ -25,12 +25,13 @@ from torch import Tensor
 from cloud_service.pipeline.fisher.select_sensitive import Masks
 from cloud_service.pipeline.quantizers.tensor_blobs import TensorBlob
 from shared.bundle.manifest import (
-    FORMAT_VERSION,
+    TRUNK_TITLE,
     DenseEntry,
     MaskProvenance,
     QuantizedEntry,
     Quantizer,
     SourceModel,
+    needed_versions,
 )
 from shared.sensitivity_mask import SensitivityMask
 
@@ -135,7 +136,7 @@ def report_document(
     parameters = quantized + sum(math.prod(entry.shape) for entry in dense)
     return {
         "producer": producer,
-        "format_version": FORMAT_VERSION,
+        "format_version": needed_versions(entries)[0],
         "source": source.model_dump(exclude=None if source.dequantized_from else {"dequantized_from"}),
         "mask": mask.model_dump(),
         "quantizer": quantizer.model_dump(),
@@ -150,7 +151,8 @@ def report_document(
         "bytes_16bit": 2 * parameters,
         "bytes_tensors": sum(blob.layer.size for blob in blobs),
         "bytes_by_part": bytes_by_part(entries, dense),
-        "tensors": [_tensor_row(entry, figures) for entry in entries],
+        "tensors": [_tensor_row(entry, figures) for entry in entries if entry.blob != TRUNK_TITLE],
+        **_embeddings([entry for entry in entries if entry.blob == TRUNK_TITLE]),
     }
 
 
@@ -160,6 +162,7 @@ def bytes_by_part(entries: Sequence[QuantizedEntry], dense: Sequence[DenseEntry]
     for entry in entries:
         for name, (dtype, shape) in entry.part_shapes.items():
             kind = {"codes": "codes", "lut": "codebooks"}.get(name, "scales")
+            kind = _kind_of(entry) if entry.blob == TRUNK_TITLE else kind
             parts[kind] += _ELEMENT_BYTES[dtype] * math.prod(shape)
     for parameter in dense:
         parts[_kind_of(parameter)] += 2 * math.prod(parameter.shape)
@@ -167,7 +170,16 @@ def bytes_by_part(entries: Sequence[QuantizedEntry], dense: Sequence[DenseEntry]
     return parts | {part: size * count for part, size in SENSITIVE_BYTES.items()}
 
 
-def _kind_of(parameter: DenseEntry) -> str:
+def _embeddings(entries: Sequence[QuantizedEntry]) -> dict[str, Any]:
+    """Return what is said of embeddings and a head in codes: nothing where they are kept in 16 bits."""
+    rows = [
+        {"name": entry.name, "shape": list(entry.shape), "bits": entry.bits, "relative_error": entry.relative_error}
+        for entry in entries
+    ]
+    return {"embeddings": rows} if rows else {}
+
+
+def _kind_of(parameter: DenseEntry | QuantizedEntry) -> str:
     if len(parameter.shape) < 2:
         return "norms_and_biases"
     return "head" if parameter.name.startswith("lm_head") else "embeddings"
