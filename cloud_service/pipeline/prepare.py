@@ -259,7 +259,16 @@ def _publish(
     config = _bundle_config(job, source, _mask_provenance(job, calibration, figures, blobs), blobs, perplexity)
     tokenizer_json = job.model.encoder.to_json()
     check_devices_open(config, tokenizer_json)
-    report = report_document(source, config.mask, config.quantizer, figures, blobs, perplexity, producer=_PRODUCER)
+    report = report_document(
+        source,
+        config.mask,
+        config.quantizer,
+        figures,
+        blobs,
+        perplexity,
+        format_version=config.format_version,
+        producer=_PRODUCER,
+    )
     if config.is_untested_family:
         report["untested_family"] = config.architecture["model_type"]
     documents = add_documents(
@@ -310,7 +319,7 @@ def _bundle_config(
     dense = [entry for blob in blobs for entry in blob.dense]
     quantized_count = sum(entry.element_count for entry in tensors)
     dense_count = sum(int(np.prod(entry.shape)) for entry in dense)
-    format_version, minimum_client_version = needed_versions(tensors)
+    format_version, minimum_client_version = needed_versions(tensors, source, job.model.outline.architecture)
     spec = job.request.quantizer
     return BundleConfig(
         format_version=format_version,

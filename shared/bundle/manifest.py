@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -27,12 +27,14 @@ from shared.field_errors import first_fault
 
 FORMAT_MAJOR = 1
 FORMAT_VERSION = "1.0"
-"""Of a bundle whose embeddings and head are kept in 16 bits: any reader of format 1 opens it."""
+"""Of a bundle that any reader of format 1 opens."""
 FIRST_CLIENT = "0.1.0"
-QUANTIZED_EMBEDDINGS_VERSION = "1.2"
-"""Of a bundle whose embeddings or head are quantised."""
-QUANTIZED_EMBEDDINGS_CLIENT = "0.2.0"
+EXTENDED_VERSION = "1.2"
+"""Of a bundle with quantised embeddings or head, of a later family, or whose source was dequantised."""
+EXTENDED_CLIENT = "0.2.0"
 """The first client that opens such a bundle."""
+_FIRST_FAMILIES = frozenset({"llama", "mistral", "opt", "qwen2", "qwen3"})
+"""What clients before that serve."""
 MANIFEST_MEDIA_TYPE = "application/vnd.oci.image.manifest.v1+json"
 ARTIFACT_TYPE = "application/vnd.zo-device.bundle.v1+json"
 CONFIG_MEDIA_TYPE = "application/vnd.zo-device.bundle.config.v1+json"
@@ -414,11 +416,16 @@ class BundleConfig(Document):
         return sum(entry.sensitive_count for entry in self.tensors)
 
 
-def needed_versions(tensors: Iterable[QuantizedEntry]) -> tuple[str, str]:
+def needed_versions(
+    tensors: Iterable[QuantizedEntry], source: SourceModel, architecture: Mapping[str, Any]
+) -> tuple[str, str]:
     """Return the ``format_version`` and the ``minimum_client_version`` of a bundle that holds these weights."""
-    if any(entry.blob == TRUNK_TITLE for entry in tensors):
-        return QUANTIZED_EMBEDDINGS_VERSION, QUANTIZED_EMBEDDINGS_CLIENT
-    return FORMAT_VERSION, FIRST_CLIENT
+    is_extended = (
+        any(entry.blob == TRUNK_TITLE for entry in tensors)
+        or source.dequantized_from is not None
+        or architecture.get("model_type") not in _FIRST_FAMILIES
+    )
+    return (EXTENDED_VERSION, EXTENDED_CLIENT) if is_extended else (FORMAT_VERSION, FIRST_CLIENT)
 
 
 def parse_manifest(data: bytes) -> Manifest:

@@ -25,13 +25,13 @@ from torch import Tensor
 from cloud_service.pipeline.fisher.select_sensitive import Masks
 from cloud_service.pipeline.quantizers.tensor_blobs import TensorBlob
 from shared.bundle.manifest import (
+    FORMAT_VERSION,
     TRUNK_TITLE,
     DenseEntry,
     MaskProvenance,
     QuantizedEntry,
     Quantizer,
     SourceModel,
-    needed_versions,
 )
 from shared.sensitivity_mask import SensitivityMask
 
@@ -116,6 +116,7 @@ def report_document(
     blobs: Sequence[TensorBlob],
     perplexity: dict[str, Any] | None,
     *,
+    format_version: str = FORMAT_VERSION,
     producer: str | None = None,
 ) -> dict[str, Any]:
     """Return the content of report.json.
@@ -128,6 +129,7 @@ def report_document(
         blobs: The bundle's tensors.
         perplexity: ``text``, ``documents``, ``tokens``, ``dtype`` computed in, and one value per variant; None where
             nothing was evaluated.
+        format_version: Of the bundle.
         producer: Name and version of the program, as the bundle's configuration has it.
     """
     entries = [entry for blob in blobs for entry in blob.quantized]
@@ -136,7 +138,7 @@ def report_document(
     parameters = quantized + sum(math.prod(entry.shape) for entry in dense)
     return {
         "producer": producer,
-        "format_version": needed_versions(entries)[0],
+        "format_version": format_version,
         "source": source.model_dump(exclude=None if source.dequantized_from else {"dequantized_from"}),
         "mask": mask.model_dump(),
         "quantizer": quantizer.model_dump(),
