@@ -29,10 +29,9 @@ GRAMMAR_DOCUMENTS, HELD_OUT_DOCUMENTS = 20_000, 400
 LEAST_ROWS = 20
 
 HOUSEHOLD = HERE / "household"
-HOUSEHOLD_TEMPLATE = "{text} Ask {label}"
-HOUSEHOLD_WORDING = ()
+HOUSEHOLD_TEMPLATE = "Ask Lucy or ask Emma? {text} Ask {label}"
 # The built-in step length suits tiny models; on real ones nothing would be seen to happen in so few steps.
-REAL_STEPS, REAL_SCHEDULE = 200, ("--batch", "8", "--step-length", "0.8", "--validate-every", "100")
+REAL_STEPS, REAL_SCHEDULE = 150, ("--batch", "8", "--step-length", "0.8", "--validate-every", "50")
 
 TINY_TEMPLATE, TINY_LABEL_WORDS, TINY_STEPS = "{text} It was {label}", "negative=terrible,positive=great", 1500
 
@@ -79,13 +78,13 @@ class Personal:
 
 
 def smollm2_model(kept: Path, model: PackagedModel, seed: int) -> Cloud:
-    """Return a quick preparation of the downloaded model: little calibration, nothing evaluated."""
+    """Return a quick preparation of the downloaded model: little calibration, little held-out text."""
     request = {
         "model": model.path,
         "name": "demo/smollm2",
         "calibration": {"text": "everyday.jsonl", "seed": seed} | QUICK_CALIBRATION,
         "quantizer": QUICK_QUANTIZER,
-        "evaluation": {"documents": 0},
+        "evaluation": {"documents": 20},
     }
     root = kept.parents[len(Path(model.path).parts) - 1]
     return Cloud(PrepareRequest.model_validate(request), root, HERE / "texts", model.credit)
@@ -136,7 +135,7 @@ def household_rows(steps: int | None) -> Personal:
         files={split: HOUSEHOLD / f"{split}.jsonl" for split in SPLITS},
         question=question_about(note["text"], HOUSEHOLD_TEMPLATE),
         answer=note["label"],
-        wording=("--template", HOUSEHOLD_TEMPLATE, *HOUSEHOLD_WORDING),
+        wording=("--template", HOUSEHOLD_TEMPLATE),
         schedule=("--steps", str(steps or REAL_STEPS), *REAL_SCHEDULE),
     )
 
