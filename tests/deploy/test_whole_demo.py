@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -56,6 +57,8 @@ def test_the_same_question_is_asked_before_and_after(done: tuple[subprocess.Comp
 def test_the_key_of_the_service_is_in_no_file_that_the_demo_leaves(
     done: tuple[subprocess.CompletedProcess[str], Path],
 ) -> None:
+    files = [path for path in done[1].rglob("*") if path.is_file()]
+    assert [path for path in files if re.search(rb"zo_[A-Za-z0-9_-]{20,}", path.read_bytes())] == []
     assert "zo_…" in (done[1] / "cloud.err").read_text()
 
 
