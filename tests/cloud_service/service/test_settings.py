@@ -131,3 +131,13 @@ def test_limits_of_connections_have_safe_defaults_and_no_proxy_is_trusted() -> N
     with pytest.raises(InvalidRequest, match="max_connections"):
         load_settings(max_connections=0)
     assert load_settings(forwarded_allow_ips=["10.0.0.0/8"]).forwarded_allow_ips == ("10.0.0.0/8",)
+
+
+def test_folders_are_where_the_service_was_started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    settings = Settings(
+        data=Path("cloud"), model_roots=(Path("models"),), text_roots=(Path("./texts"), Path("/srv/texts"))
+    )
+    assert settings.data == tmp_path / "cloud"
+    assert settings.model_roots == (tmp_path / "models",)
+    assert settings.text_roots == (tmp_path / "texts", Path("/srv/texts"))
