@@ -28,6 +28,7 @@ OPTION_FIELDS = {
     "--seed": "calibration.seed",
     "--evaluation-text": "evaluation.text",
     "--evaluation-documents": "evaluation.documents",
+    "--allow-untested": "allow_untested",
 }
 """Option → dotted field of ``PrepareRequest``."""
 

@@ -186,6 +186,7 @@ class PrepareRequest(Message):
         quantizer: How the dense part is quantised.
         calibration: Text of the Fisher pass.
         evaluation: Text of the perplexity report.
+        allow_untested: Take a model whose family nobody tests; the bundle says so.
         force: Prepare again although the same input was prepared before.
     """
 
@@ -199,6 +200,7 @@ class PrepareRequest(Message):
     quantizer: QuantizerSpec = QuantizerSpec()
     calibration: CalibrationSpec = CalibrationSpec()
     evaluation: EvaluationSpec = EvaluationSpec()
+    allow_untested: bool = False
     force: bool = False
 
     @field_validator("revision")

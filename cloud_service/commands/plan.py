@@ -71,12 +71,13 @@ def _shape(request: PrepareRequest, sources: SourcePolicy) -> ModelShape:
 
     model = locate_model(request.model, request.revision, sources)
     if isinstance(model, LocalModel):
-        return read_model_shape(model.folder)
+        return read_model_shape(model.folder, allow_untested=request.allow_untested)
     snapshot = find_snapshot(model, sources)
     if "config.json" not in snapshot.sizes:
         raise UnsupportedModel(f"{model.id} has no config.json", needed="a Hugging Face model", param="model")
     only_config = Snapshot(snapshot.commit, {"config.json": snapshot.sizes["config.json"]})
-    return read_config_shape(fetch(model, only_config, sources, _Silence()))
+    folder = fetch(model, only_config, sources, _Silence())
+    return read_config_shape(folder, allow_untested=request.allow_untested)
 
 
 def _machine(arguments: argparse.Namespace, request: PrepareRequest) -> Machine:

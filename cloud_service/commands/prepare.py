@@ -68,6 +68,10 @@ _SETTINGS: dict[str, dict[str, Any]] = {
     "--seed": {"type": int, "help": "seed of the choice of documents or rows (default: 0)"},
     "--evaluation-text": {"help": "held-out text (default: the calibration text's first part; c4 for a task)"},
     "--evaluation-documents": {"type": int, "help": "0 evaluates nothing (default: 200)"},
+    "--allow-untested": {
+        "action": "store_true",
+        "help": "take a model whose family nobody tests; its bundle says so",
+    },
 }
 _OPTIONS: OptionTable = {option: (field, _SETTINGS[option]) for option, field in OPTION_FIELDS.items()}
 

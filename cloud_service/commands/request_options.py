@@ -22,7 +22,8 @@ RequestType = TypeVar("RequestType", bound="BaseModel")
 def add_options(parser: argparse.ArgumentParser, table: OptionTable) -> None:
     """Add the options of a table; ``--help`` names their values after the options, not after the fields."""
     for option, (field, settings) in table.items():
-        metavar = {} if "choices" in settings else {"metavar": option.lstrip("-").upper()}
+        takes_no_word = "choices" in settings or "action" in settings
+        metavar = {} if takes_no_word else {"metavar": option.lstrip("-").upper()}
         parser.add_argument(option, dest=field, default=None, **{**metavar, **settings})
 
 

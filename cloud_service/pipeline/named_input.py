@@ -26,6 +26,7 @@ class NamedInput:
         settings: What checkpoints and results depend on besides model and texts; JSON-ready.
         sparsity: Share of sensitive weights, for the plan; 0 stores none.
         quantizer: The quantiser, of several the one that needs the most memory; None quantises nothing.
+        allow_untested: Whether the model's family may be one that nobody tests.
     """
 
     model: str
@@ -35,6 +36,7 @@ class NamedInput:
     settings: Mapping[str, Any]
     sparsity: float = 0.0
     quantizer: QuantizerSpec | None = None
+    allow_untested: bool = False
 
     @classmethod
     def of_preparation(cls, request: PrepareRequest) -> NamedInput:
@@ -46,5 +48,6 @@ class NamedInput:
             evaluation=request.evaluation,
             settings=request.model_dump(mode="json", include=_SETTINGS_OF_A_PREPARATION),
             sparsity=request.sparsity,
+            allow_untested=request.allow_untested,
             quantizer=request.quantizer,
         )

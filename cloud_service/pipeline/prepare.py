@@ -248,6 +248,8 @@ def _publish(
     source = SourceModel(id=job.source.model_id, revision=job.source.revision, license=license_of(job.source.folder))
     config = _bundle_config(job, source, _mask_provenance(job, calibration, figures, blobs), blobs, perplexity)
     report = report_document(source, config.mask, config.quantizer, figures, blobs, perplexity, producer=_PRODUCER)
+    if config.is_untested_family:
+        report["untested_family"] = config.architecture["model_type"]
     documents = add_documents(
         job.layout,
         job.source.folder,
@@ -301,6 +303,7 @@ def _bundle_config(
         producer=_PRODUCER,
         source=source,
         architecture=job.model.outline.architecture,
+        untested_family=None if job.model.outline.is_family_tested else True,
         tokenizer=job.model.encoder.settings,
         mask=mask,
         quantizer=Quantizer(

@@ -55,7 +55,7 @@ def _summary(digest: str, manifest: Manifest, config: BundleConfig) -> list[tupl
         ("digest", digest),
         ("model", f"{config.source.id} {config.source.revision or ''}".strip()),
         ("licence", config.source.license or "not recorded"),
-        ("family", str(config.architecture.get("model_type"))),
+        ("family", f"{config.architecture.get('model_type')}{' (untested)' if config.is_untested_family else ''}"),
         ("size", f"{format_bytes(manifest.size_bytes)} in {len(manifest.blobs)} blobs"),
         ("parameters", f"{counts.total:,}: {counts.quantized:,} quantised, {counts.dense:,} in 16 bits"),
         ("sensitive values", f"{mask.sensitive_count:,} ({mask.sparsity:.3%}), {mask.source}, {mask.scope}"),

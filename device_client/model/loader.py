@@ -24,6 +24,7 @@ from device_client.model.linear import (
     compute_dtype_of,
 )
 from device_client.model.memory_plan import check_budget, plan_memory
+from device_client.model.network import is_linear, network_without_weights, shape_of_linear
 from device_client.model.out_of_memory import refusing_to_load
 from device_client.model.sparse_model import SparseModel
 from device_client.model.tensor_reading import drop_cached_pages, read_to
@@ -34,6 +35,7 @@ from shared.bundle.manifest import BundleConfig, QuantizedEntry
 from shared.bundle.read import Bundle, SensitiveTensors
 from shared.bundle.tensor_header import TensorSlot, read_header
 from shared.errors import ResourceError, TensorMismatch, UnsupportedModel
+from shared.model_dimensions import dimensions_of
 from shared.quantization.codec import QuantizedTensor
 
 _FOREIGN_CONFIG_ERRORS = (
@@ -41,7 +43,7 @@ _FOREIGN_CONFIG_ERRORS = (
     TypeError, ValueError,
 )  # fmt: skip
 
-_ACTIVATIONS = ("act_fn", "activation_fn")
+_ACTIVATIONS = ("act", "act_fn", "activation_fn")
 """What the served families call the module between the two halves of their MLP."""
 
 
@@ -90,7 +92,7 @@ def load_model(
         for title in _titles(bundle.config):
             loading.load_file(network, title)
         loading.finish()
-        rebuild_buffers(network, target)
+        place_buffers(network, target)
     _split_activations(network, loading.runtime)
     return SparseModel(
         config=bundle.config,
@@ -147,22 +149,19 @@ def build_skeleton(config: BundleConfig) -> nn.Module:
         UnsupportedModel: The architecture is not served or makes no model.
         TensorMismatch: Its parameters are not those that the bundle holds.
     """
-    import transformers
-
-    fields = safe_config(config.architecture)
-    family = family_of(fields)
-    blocks = fields.get("num_hidden_layers")
-    if not isinstance(blocks, int) or not 1 <= blocks <= len(config.tensors):
+    fields = safe_config(config.architecture, allow_untested=config.is_untested_family)
+    family = family_of(fields, allow_untested=True)
+    blocks = dimensions_of(fields).blocks
+    if blocks > len(config.tensors):
         raise UnsupportedModel(
-            f"num_hidden_layers is {blocks!r}", needed=f"1 to {len(config.tensors)}, the bundle's quantised weights"
+            f"{blocks} decoder blocks in the architecture",
+            needed=f"1 to {len(config.tensors)}, the bundle's quantised weights",
         )
-    model_class = getattr(transformers, family.architecture)
     try:
-        with torch.device("meta"):
-            skeleton: nn.Module = model_class(model_class.config_class(**fields, attn_implementation="sdpa"))
+        skeleton = network_without_weights(family, fields)
     except _FOREIGN_CONFIG_ERRORS as error:
         raise UnsupportedModel(
-            f"the bundle's architecture makes no {family.architecture}: {error}",
+            f"the bundle's architecture makes no {family.architecture or family.model_type}: {error}",
             needed="a configuration that the installed transformers accepts",
         ) from error
     _check_parameters(skeleton, config)
@@ -176,12 +175,14 @@ def _check_parameters(skeleton: nn.Module, config: BundleConfig) -> None:
     for name in sorted(set(wanted) ^ set(held)):
         fault = "is not in the bundle" if name in wanted else "is no parameter of the architecture"
         raise TensorMismatch(f"{name} {fault}", next_step="pull the bundle again, or prepare the model again")
+    for entry in config.tensors:
+        layer = skeleton.get_submodule(entry.name.rpartition(".")[0])
+        if not is_linear(layer):
+            raise UnsupportedModel(f"{entry.name} is quantised but belongs to no linear layer")
+        wanted[entry.name] = shape_of_linear(layer)
     for name, shape in wanted.items():
         if held[name] != shape:
             raise TensorMismatch(f"{name} has shape {held[name]} in the bundle", needed=f"{shape} by the architecture")
-    for entry in config.tensors:
-        if not isinstance(skeleton.get_submodule(entry.name.rpartition(".")[0]), nn.Linear):
-            raise UnsupportedModel(f"{entry.name} is quantised but belongs to no linear layer")
 
 
 def _check_vocabulary(tokenizer: BundleTokenizer, network: nn.Module) -> None:
@@ -190,17 +191,15 @@ def _check_vocabulary(tokenizer: BundleTokenizer, network: nn.Module) -> None:
         raise TensorMismatch(f"tokenizer.json has token {tokenizer.largest_id}", needed=f"ids below {size}")
 
 
-def rebuild_buffers(network: nn.Module, device: torch.device) -> None:
-    """Compute anew what the skeleton's buffers would hold (rotary frequencies): they are in no checkpoint.
+def place_buffers(network: nn.Module, device: torch.device) -> None:
+    """Move what the network computed for itself (rotary frequencies, scales) to the device: no checkpoint holds it.
 
     Raises:
         UnsupportedModel: A buffer or parameter is left without values.
     """
     for module in network.modules():
-        if any(buffer.is_meta for buffer in module.buffers(recurse=False)):
-            fresh = type(module)(module.config)
-            for name, buffer in fresh.named_buffers(recurse=False):
-                setattr(module, name, buffer.to(device))
+        for name, buffer in module.named_buffers(recurse=False):
+            setattr(module, name, buffer.to(device))
     empty = [name for name, tensor in [*network.named_parameters(), *network.named_buffers()] if tensor.is_meta]
     if empty:
         raise UnsupportedModel(f"nothing gives values to {empty[0]}")

@@ -24,10 +24,12 @@ from device_client.model.decoding.decoding import Decoding
 from device_client.model.decoding.static import StaticDecoding, capacity_for
 from device_client.model.linear import LinearRuntime, QuantizedSparseLinear, aligned
 from device_client.model.memory_meter import MemoryMeter
+from device_client.model.output_head import OutputHead
 from device_client.model.points import Point
 from device_client.model.sampling import choose_token
 from device_client.model.token_batch import TokenBatch
 from device_client.model.tokenizer import BundleTokenizer
+from shared.architecture import family_of
 from shared.bundle.manifest import BundleConfig
 from shared.errors import DataError
 
@@ -70,7 +72,7 @@ class SparseModel:
         self._initial_values = initial_values
         self._static: StaticDecoding | None = None
         self._decoder: Any = network.get_decoder()  # type: ignore[operator]
-        self._head: Any = network.get_output_embeddings()  # type: ignore[operator]
+        self._head = OutputHead.of(network, family_of(config.architecture, allow_untested=True))
 
     @property
     def sensitive_count(self) -> int:
@@ -136,7 +138,7 @@ class SparseModel:
         hidden = self._hidden_states(batch.input_ids.to(self.device).repeat(points, 1))
         at_points = hidden.view(points, *batch.shape, -1)
         wanted = at_points[:, batch.logit_rows.to(self.device), batch.logit_columns.to(self.device)]
-        logits = hidden.new_empty(*wanted.shape[:2], self._head.weight.shape[0], dtype=torch.float32)
+        logits = hidden.new_empty(*wanted.shape[:2], self._head.vocabulary, dtype=torch.float32)
         for at_point, states in zip(logits, wanted, strict=True):  # the head, too, sees the shapes of a point alone
             at_point.copy_(self._head(aligned(states)))
         return logits

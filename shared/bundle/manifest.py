@@ -291,6 +291,7 @@ class BundleConfig(Document):
 
     Attributes:
         architecture: The model's configuration, reduced by ``shared.architecture.safe_config``.
+        untested_family: True where the model's family is not among the tested ones; left out otherwise.
         chunk_bytes: Length of the pieces of ``chunks``.
         chunks: For each blob longer than ``chunk_bytes``: its digest → the digests of its pieces.
         quality: Measured figures, for example ``perplexity_16bit`` and ``perplexity_bundle``.
@@ -301,6 +302,7 @@ class BundleConfig(Document):
     producer: str
     source: SourceModel
     architecture: dict[str, Any]
+    untested_family: Literal[True] | None = None
     tokenizer: TokenizerSettings
     mask: MaskProvenance
     quantizer: Quantizer
@@ -334,6 +336,11 @@ class BundleConfig(Document):
             if (dense.blob, dense.name) in parts:
                 raise ValueError(f"{dense.name} is also the name of a quantised weight's part in {dense.blob}")
         return self
+
+    @property
+    def is_untested_family(self) -> bool:
+        """Whether the model was prepared although nobody tests its family."""
+        return self.untested_family is True
 
     @property
     def sensitive_count(self) -> int:

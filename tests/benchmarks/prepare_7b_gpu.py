@@ -42,9 +42,10 @@ from cloud_service.pipeline.calibration.sequences import Calibration  # noqa: E4
 from cloud_service.pipeline.fisher.select_sensitive import Masks, select_largest  # noqa: E402
 from cloud_service.pipeline.fisher.shards import shard_count  # noqa: E402
 from cloud_service.pipeline.fisher.squared_gradients import sum_squares, zero_sums  # noqa: E402
+from cloud_service.pipeline.planning.family_shapes import shapes_of_config  # noqa: E402
 from cloud_service.pipeline.planning.machine_probe import probe_machine  # noqa: E402
 from cloud_service.pipeline.planning.memory_meter import MemoryMeter, TorchAccelerators  # noqa: E402
-from cloud_service.pipeline.planning.model_shape import ModelShape, shape_of_tensors, shapes_of_config  # noqa: E402
+from cloud_service.pipeline.planning.model_shape import ModelShape, shape_of_tensors  # noqa: E402
 from cloud_service.pipeline.planning.peak_memory import CONTEXT_BYTES  # noqa: E402
 from cloud_service.pipeline.planning.preparation_plan import PreparationPlan, plan_preparation  # noqa: E402
 from cloud_service.pipeline.planning.workload import Machine, Workload  # noqa: E402

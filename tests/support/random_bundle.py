@@ -9,6 +9,7 @@ import numpy as np
 import torch
 import transformers
 from tiny_bundle import byte_tokenizer_json
+from tiny_checkpoint import CONFIGS
 
 from shared.architecture import FAMILIES
 from shared.bundle.layout import ImageLayout
@@ -33,6 +34,7 @@ from shared.bundle.write import add_document, add_manifest, add_tensors
 from shared.quantization.codec import QuantizedTensor, dequantize
 from shared.quantization.packing import pack_codes, unpack_codes
 
+SPECIAL_TOKENS = ("vocab_size", "bos_token_id", "eos_token_id", "pad_token_id")
 SHAPE = {
     "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4,
     "max_position_embeddings": 64,
@@ -48,7 +50,13 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
     "qwen3": LLAMA | {"tie_word_embeddings": False, "head_dim": 16},
     "opt": SHAPE
     | {"ffn_dim": 44, "word_embed_proj_dim": 32, "do_layer_norm_before": True, "tie_word_embeddings": True},
-}
+    **{
+        family: {key: value for key, value in CONFIGS[family].items() if key not in SPECIAL_TOKENS}
+        for family in (
+            "gemma2", "gemma3_text", "phi3", "gpt2", "gpt_neox", "granite", "olmo2", "smollm3", "stablelm"
+        )
+    },
+}  # fmt: skip
 
 
 class Case(NamedTuple):
@@ -99,7 +107,8 @@ def make_case(
     fields = ARCHITECTURES[model_type] | {"model_type": model_type, "architectures": [family.architecture]}
     fields |= {"vocab_size": vocabulary, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 3} | changes
     model_class = getattr(transformers, family.architecture)
-    reference = model_class(model_class.config_class(**fields)).eval()
+    settings = {key: value for key, value in fields.items() if key not in ("model_type", "architectures")}
+    reference = model_class(transformers.AutoConfig.for_model(model_type, **settings)).eval()
     layout = ImageLayout.create(root)
     files: dict[str, dict[str, np.ndarray]] = {TRUNK_TITLE: {}}
     masks: dict[str, np.ndarray] = {}
@@ -113,13 +122,14 @@ def make_case(
             parameter.data.copy_(values)
             dense.append(DenseEntry(name=name, shape=list(values.shape), blob=title))
             continue
-        shape = (parameter.shape[0], parameter.shape[1])
+        is_transposed = family.stores_transposed  # by transformers' network; a bundle's are (out, in)
+        shape = (parameter.shape[-1], parameter.shape[0]) if is_transposed else (parameter.shape[0], parameter.shape[1])
         quantized = random_quantized(shape, form, bits, generator)
         order = torch.randperm(parameter.numel(), generator=generator)[:sensitive]
         indices, values = order.sort().values, (torch.randn(sensitive, generator=generator) * 0.1).half()
         weight = dequantize(quantized)
         weight.view(-1)[indices] = values.float()
-        parameter.data.copy_(weight)
+        parameter.data.copy_(weight.T if is_transposed else weight)
         if masked_code is not None:
             quantized = _with_codes(quantized, indices, masked_code)
         tensors.update({f"{name}.{part}": tensor.numpy() for part, tensor in quantized.parts.items()})

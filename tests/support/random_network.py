@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import transformers
 from torch import nn
+from transformers.pytorch_utils import Conv1D
 
+from device_client.model.network import network_without_weights
 from shared.architecture import family_of
 
 SEVEN_BILLION: dict[str, Any] = {
@@ -51,23 +52,24 @@ class RandomNetwork:
 def random_network(config: Mapping[str, Any], *, device: str, dtype: torch.dtype) -> RandomNetwork:
     """Return a network of that configuration, its weights normal with standard deviation 0.02 around 0 (norms: 1)."""
     family = family_of(dict(config))
-    settings = {key: value for key, value in config.items() if key not in ("model_type", "architectures")}
-    model_config = transformers.AutoConfig.for_model(family.model_type, **settings)
-    model_config.use_cache = False
-    with torch.device("meta"):
-        network: nn.Module = getattr(transformers, family.architecture)(model_config)
+    network = network_without_weights(family, config)
+    for path, module in list(network.named_modules()):
+        if isinstance(module, Conv1D):  # computes as a linear layer of the transposed weight, as it is prepared
+            parent, _, child = path.rpartition(".")
+            with torch.device("meta"):
+                setattr(network.get_submodule(parent), child, nn.Linear(module.nx, module.nf))
+    network.config.use_cache = False
     generator = torch.Generator(device).manual_seed(0)
     for name, parameter in list(network.named_parameters()):
         path, _, leaf = name.rpartition(".")
         values = torch.empty(parameter.shape, dtype=dtype, device=device).normal_(0, _SCALE, generator=generator)
-        if "norm" in name and leaf == "weight":
+        if ("norm" in name or ".ln_" in name) and leaf == "weight":
             values.add_(1)
         setattr(network.get_submodule(path), leaf, nn.Parameter(values, requires_grad=False))
     network.tie_weights()  # type: ignore[operator]
-    for path, module in list(network.named_modules()):
-        if any(buffer.is_meta for buffer in module.buffers(recurse=False)):
-            parent, _, leaf = path.rpartition(".")
-            setattr(network.get_submodule(parent), leaf, type(module)(model_config).to(device))
+    for module in network.modules():
+        for name, buffer in module.named_buffers(recurse=False):
+            setattr(module, name, buffer.to(device))
     blocks = list(network.get_submodule(family.decoder_blocks).children())
     block_linears = [
         [

@@ -35,7 +35,42 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "pad_token_id": 258,
         "dropout": 0.1,
     },
-}
+    "gemma2": LLAMA_LIKE
+    | {
+        "head_dim": 16, "sliding_window": 12, "query_pre_attn_scalar": 24, "attn_logit_softcapping": 2.0,
+        "final_logit_softcapping": 3.0,
+    },
+    "gemma3_text": LLAMA_LIKE
+    | {
+        "head_dim": 16, "sliding_window": 12, "query_pre_attn_scalar": 24, "rope_local_base_freq": 100.0,
+        "rope_theta": 10_000.0, "rope_scaling": {"rope_type": "linear", "factor": 4.0},
+        "layer_types": ["sliding_attention", "full_attention"],
+    },
+    "phi3": LLAMA_LIKE
+    | {
+        "tie_word_embeddings": False, "original_max_position_embeddings": 24,
+        "rope_scaling": {
+            "type": "longrope", "short_factor": [1.0, 1.1, 1.2, 1.3], "long_factor": [2.0, 2.5, 3.0, 3.5]
+        },
+    },
+    "gpt2": {
+        "vocab_size": 260, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64, "n_inner": 44,
+        "bos_token_id": 257, "eos_token_id": 257,
+    },
+    "gpt_neox": COMMON
+    | {
+        "intermediate_size": 44, "max_position_embeddings": 64, "rotary_pct": 0.5, "rotary_emb_base": 10_000,
+        "bos_token_id": 257, "eos_token_id": 257, "tie_word_embeddings": False,
+    },
+    "granite": LLAMA_LIKE
+    | {
+        "tie_word_embeddings": True, "embedding_multiplier": 3.0, "logits_scaling": 2.0, "residual_multiplier": 0.5,
+        "attention_multiplier": 0.25,
+    },
+    "olmo2": LLAMA_LIKE | {"tie_word_embeddings": False},
+    "smollm3": LLAMA_LIKE | {"tie_word_embeddings": True, "no_rope_layers": [1, 0], "rope_theta": 10_000.0},
+    "stablelm": LLAMA_LIKE | {"tie_word_embeddings": False, "partial_rotary_factor": 0.5, "use_qkv_bias": True},
+}  # fmt: skip
 
 
 def byte_tokenizer(bos: str | None) -> Tokenizer:
@@ -62,13 +97,13 @@ def build_checkpoint(folder: Path, family: str = "llama", **changes: Any) -> Pat
     generator = torch.Generator().manual_seed(0)
     weights = {}
     for name, parameter in network.named_parameters():
-        is_norm = "norm" in name and name.endswith("weight")
+        is_norm = ("norm" in name or ".ln_" in name) and name.endswith("weight")
         noise = torch.randn(parameter.shape, generator=generator)
         weights[name] = (noise * 0.02 + 1 if is_norm else noise * 0.15).half()
     folder.mkdir(parents=True, exist_ok=True)
     safetensors.torch.save_file(weights, folder / "model.safetensors")
     (folder / "config.json").write_text(json.dumps(settings | {"model_type": family}))
-    bos = {"llama": "<s>", "mistral": "<s>", "opt": "</s>"}.get(family)
+    bos = {"llama": "<s>", "mistral": "<s>", "opt": "</s>", "gemma2": "<s>", "gemma3_text": "<s>"}.get(family)
     byte_tokenizer(bos).save(str(folder / "tokenizer.json"))
     (folder / "tokenizer_config.json").write_text(json.dumps({"bos_token": bos, "pad_token": "<pad>"}))
     (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": 257, "transformers_version": "5"}))

@@ -7,7 +7,7 @@ precision and in float16; nothing is kept, so a block's originals can be read ag
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 import safetensors
@@ -16,9 +16,6 @@ from torch import Tensor
 
 from cloud_service.contained_folder import ContainedFolder
 from cloud_service.pipeline.model.weight_files import stored_tensors, unsupported, weight_files
-
-_BASE_PREFIX = "model."
-"""What the names of a checkpoint without a language-model head lack."""
 
 _DTYPES = ("BF16", "F16", "F32", "F64")
 """What weights may be stored as."""
@@ -50,25 +47,43 @@ class CheckpointWeights:
                 self._files[name], self._shapes[name] = file, tensor.shape
                 self._dtypes.add(tensor.dtype)
         self._stored_names = {name: name for name in self._files}
+        self._transposed: frozenset[str] = frozenset()
 
-    def claim(self, expected: Collection[str]) -> None:
-        """Match the stored names with a network's parameter names, with and without the prefix ``model.``.
+    def claim(
+        self,
+        expected: Collection[str],
+        *,
+        prefix: str,
+        renamed: Mapping[str, str],
+        computed: tuple[str, ...],
+        transposed: Collection[str],
+    ) -> None:
+        """Match the stored names with a network's parameter names, with and without the base model's prefix.
+
+        Args:
+            expected: Names of all parameters.
+            prefix: What the names of a checkpoint without a language-model head lack.
+            renamed: Stored name → parameter name, where they differ.
+            computed: Endings of stored names that hold no parameter.
+            transposed: Parameters that are stored as (in_features, out_features).
 
         Raises:
             UnsupportedModel: A parameter is not stored, or a stored weight has no place: it would be another model.
         """
-        stored = {name if name in expected else _BASE_PREFIX + name: name for name in self._files}
+        known = {name: renamed.get(name, name) for name in self._files}
+        stored = {name if name in expected else prefix + name: original for original, name in known.items()}
         if missing := sorted(set(expected) - set(stored)):
             raise unsupported(
                 f"{missing[0]} is not among the weights ({len(missing)} missing)", "a complete checkpoint"
             )
         strangers = {original for name, original in stored.items() if name not in expected}
-        if unknown := sorted(name for name in strangers if not name.endswith(_REDUNDANT_WEIGHTS)):
+        if unknown := sorted(name for name in strangers if not name.endswith(_REDUNDANT_WEIGHTS + computed)):
             raise unsupported(
                 f"config.json has no place for the weight {unknown[0]} ({len(unknown)} like it)",
                 "a config.json that describes every weight (layers, biases)",
             )
         self._stored_names |= stored
+        self._transposed = frozenset(transposed)
 
     @property
     def is_stored_in_float16(self) -> bool:
@@ -81,11 +96,12 @@ class CheckpointWeights:
         return dict(self._shapes)
 
     def shape(self, name: str) -> tuple[int, ...]:
-        """Return the stored shape of a weight."""
-        return self._shapes[self._stored_names[name]]
+        """Return the shape of a weight as it is read."""
+        stored = self._shapes[self._stored_names[name]]
+        return stored[::-1] if name in self._transposed else stored
 
     def read(self, name: str) -> Tensor:
-        """Return a weight in float16, on the CPU.
+        """Return a weight in float16, on the CPU; a linear one as (out_features, in_features).
 
         Raises:
             UnsupportedModel: The file is damaged or has been replaced, or a value is not finite in float16.
@@ -96,7 +112,7 @@ class CheckpointWeights:
                 tensor = opened.get_tensor(stored)
                 if tuple(tensor.shape) != self._shapes[stored]:
                     raise unsupported(f"weight {stored} has another shape than before", "files that nobody changes")
-                return _to_float16(stored, tensor)
+                return _to_float16(stored, tensor.T.contiguous() if name in self._transposed else tensor)
         except safetensors.SafetensorError as error:
             raise unsupported(f"{self._files[stored]}: {error}", "an undamaged file that nobody changes") from error
 

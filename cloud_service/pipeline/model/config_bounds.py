@@ -1,6 +1,7 @@
 """Compares a config.json's numbers with each other and with the weights, before anything is built from them.
 
     heads · head_dim = width of the queries        key heads divide heads        blocks = blocks among the weights
+    rotary frequencies are scaled in a way that is known, and what that way needs is there
 
 A network of 100,000 layers takes minutes and gigabytes even without weights; here it costs some milliseconds to refuse.
 Shapes of single weights are compared with the network itself, later. Imports no torch. Knows nothing about files.
@@ -8,12 +9,14 @@ Shapes of single weights are compared with the network itself, later. Imports no
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
+from cloud_service.pipeline.model.block_names import block_index, decoder_path
 from cloud_service.pipeline.model.weight_files import unsupported
 from shared.architecture import family_of
+from shared.model_dimensions import Dimensions, dimensions_of
+from shared.model_families import ModelFamily
 
 _SMALLEST_CONTEXT = 8
 _LARGEST = {
@@ -24,23 +27,20 @@ _LARGEST = {
     "hidden_size": 1 << 18,
     "word_embed_proj_dim": 1 << 18,
     "intermediate_size": 1 << 20,
-    "ffn_dim": 1 << 20,
     "vocab_size": 1 << 22,
     "max_position_embeddings": 1 << 25,
 }
 """Several times what the largest published models of any family have."""
 
-
-def dimension(config: Mapping[str, Any], key: str, default: int | None = None) -> int:
-    """Return a number of the configuration, or ``default`` where it is absent or null.
-
-    Raises:
-        UnsupportedModel: It is not a positive whole number, or none is there and there is no default.
-    """
-    value = default if config.get(key) is None else config[key]
-    if type(value) is not int or value < 1:
-        raise unsupported(f"config.json: {key} is {_short(value)}", "a positive whole number")
-    return value
+_ROPE_NEEDS = {
+    "linear": ("factor",),
+    "dynamic": ("factor",),
+    "yarn": ("factor",),
+    "longrope": ("short_factor", "long_factor"),
+    "su": ("short_factor", "long_factor"),
+    "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
+}
+"""What transformers reads of each way to scale rotary frequencies."""
 
 
 def check_config(config: Mapping[str, Any], weights: Iterable[str] = ()) -> None:
@@ -52,45 +52,54 @@ def check_config(config: Mapping[str, Any], weights: Iterable[str] = ()) -> None
 
     Raises:
         UnsupportedModel: A number is missing, not positive, larger than any model's, or contradicts another one or the
-            weights; the message names both.
+            weights, or rotary frequencies are scaled in an unknown way; the message names what it is about.
     """
-    family = family_of(dict(config))
-    layers = dimension(config, "num_hidden_layers")
-    names = list(weights)
-    stored = _stored_blocks(names, family.decoder_blocks)
-    if names and layers > len(stored):
+    family = family_of(config, allow_untested=True)
+    dimensions = dimensions_of(config)
+    _check_blocks(dimensions, family, list(weights))
+    _check_sizes(config, family)
+    if dimensions.context < _SMALLEST_CONTEXT:
+        key = family.dimension_keys.get("max_position_embeddings", "max_position_embeddings")
+        raise unsupported(f"config.json: {key} is {dimensions.context}", f"at least {_SMALLEST_CONTEXT}")
+    _check_heads(dimensions, family, has_own_width=_stated(config, family, "head_dim") is not None)
+    for key in ("rope_scaling", "rope_parameters"):
+        _check_rotation(key, config.get(key), family)
+
+
+def _stated(config: Mapping[str, Any], family: ModelFamily, usual_name: str) -> Any:
+    key = family.dimension_keys.get(usual_name, usual_name)
+    return config.get(key, family.defaults.get(key))
+
+
+def _check_sizes(config: Mapping[str, Any], family: ModelFamily) -> None:
+    for usual_name, largest in _LARGEST.items():
+        value = _stated(config, family, usual_name)
+        if type(value) is int and value > largest:
+            key = family.dimension_keys.get(usual_name, usual_name)
+            raise unsupported(f"config.json: {key} is {repr(value)[:80]}", f"at most {largest}")
+
+
+def _check_blocks(dimensions: Dimensions, family: ModelFamily, names: Collection[str]) -> None:
+    path = decoder_path(family, names)
+    stored = {index for name in names if (index := block_index(name, path)) is not None}
+    if names and dimensions.blocks > len(stored):
+        key = family.dimension_keys.get("num_hidden_layers", "num_hidden_layers")
         raise unsupported(
-            f"config.json: num_hidden_layers is {_short(layers)}, and the weights hold {len(stored)} layers",
+            f"config.json: {key} is {dimensions.blocks}, and the weights hold {len(stored)} layers",
             "a config.json that describes the weights",
         )
-    for key in (
-        "vocab_size",
-        "max_position_embeddings",
-        "ffn_dim" if family.model_type == "opt" else "intermediate_size",
-    ):
-        dimension(config, key)
-    for key, largest in _LARGEST.items():
-        if config.get(key) is not None and (value := dimension(config, key)) > largest:
-            raise unsupported(f"config.json: {key} is {_short(value)}", f"at most {largest}")
-    if (context := dimension(config, "max_position_embeddings")) < _SMALLEST_CONTEXT:
-        raise unsupported(f"config.json: max_position_embeddings is {context}", f"at least {_SMALLEST_CONTEXT}")
-    _check_heads(config, has_rotary_embedding=family.model_type != "opt")
 
 
-def _short(value: object) -> str:
-    return repr(value)[:80]
-
-
-def _check_heads(config: Mapping[str, Any], *, has_rotary_embedding: bool) -> None:
-    hidden, heads = dimension(config, "hidden_size"), dimension(config, "num_attention_heads")
-    if config.get("head_dim") is None and hidden % heads:
+def _check_heads(dimensions: Dimensions, family: ModelFamily, *, has_own_width: bool) -> None:
+    hidden, heads, key_heads = dimensions.hidden, dimensions.heads, dimensions.key_heads
+    if not has_own_width and hidden % heads:
         raise unsupported(
             f"config.json: {heads} num_attention_heads do not divide hidden_size {hidden}", "heads of equal width"
         )
-    width = dimension(config, "head_dim", hidden // heads)
-    if has_rotary_embedding and width % 2:
-        raise unsupported(f"config.json: heads of width {width}", "an even width: positions turn pairs of numbers")
-    key_heads = dimension(config, "num_key_value_heads", heads)
+    if family.has_rotary_embedding and family.is_tested and dimensions.head_width % 2:
+        raise unsupported(
+            f"config.json: heads of width {dimensions.head_width}", "an even width: positions turn pairs of numbers"
+        )
     if heads % key_heads:
         raise unsupported(
             f"config.json: {key_heads} num_key_value_heads do not divide {heads} num_attention_heads",
@@ -98,7 +107,17 @@ def _check_heads(config: Mapping[str, Any], *, has_rotary_embedding: bool) -> No
         )
 
 
-def _stored_blocks(names: Iterable[str], decoder_blocks: str) -> set[str]:
-    """Return the indices of the decoder blocks among the names, with and without the base model's prefix."""
-    pattern = re.compile(rf"(?:\w+\.)?{re.escape(decoder_blocks.partition('.')[2])}\.(\d{{1,6}})\.")
-    return {match[1] for name in names if (match := pattern.match(name))}
+def _check_rotation(key: str, stated: object, family: ModelFamily) -> None:
+    if not isinstance(stated, dict) or not family.is_tested:
+        return
+    nested = {name: part for name, part in stated.items() if isinstance(part, dict)}
+    for name, part in nested.items():  # one table for each kind of layer
+        _check_rotation(f"{key}.{name}", part, family)
+    kind = stated.get("rope_type", stated.get("type", "default"))
+    if kind not in family.rope_types:
+        raise unsupported(
+            f"config.json: {key} has the type {repr(kind)[:80]}", f"one of {', '.join(sorted(family.rope_types))}"
+        )
+    for needed in _ROPE_NEEDS.get(kind, ()):
+        if stated.get(needed) is None:
+            raise unsupported(f"config.json: {key} of type {kind} has no {needed}", ", ".join(_ROPE_NEEDS[kind]))

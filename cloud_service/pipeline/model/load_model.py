@@ -20,12 +20,16 @@ import torch
 import transformers
 from huggingface_hub.errors import StrictDataclassError
 from torch import nn
+from transformers.pytorch_utils import Conv1D
 
 from cloud_service.contained_folder import ContainedFolder
 from cloud_service.pipeline.model.checkpoint_weights import CheckpointWeights
 from cloud_service.pipeline.model.config_bounds import check_config
+from cloud_service.pipeline.model.untested_family import check_computes_as_expected
 from cloud_service.pipeline.model.weight_files import read_json, unsupported
 from shared.architecture import family_of, safe_config
+from shared.model_dimensions import dimensions_of
+from shared.model_families import ModelFamily
 
 _ERRORS_OF_A_CONFIGURATION = (
     StrictDataclassError, ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError,
@@ -33,7 +37,10 @@ _ERRORS_OF_A_CONFIGURATION = (
 )  # fmt: skip
 """What transformers raises where a configuration that nobody checked makes no sense to it."""
 
-_DROPOUTS = ("attention_dropout", "dropout", "activation_dropout", "layerdrop")
+_DROPOUTS = (
+    "attention_dropout", "dropout", "activation_dropout", "layerdrop", "hidden_dropout", "attn_pdrop", "embd_pdrop",
+    "resid_pdrop",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +51,7 @@ class ModelOutline:
         architecture: Its configuration, reduced by ``safe_config``.
         shapes: Shape of every parameter, in the network's order; a tied one occurs once.
         linear_names: Parameter names of the decoder's linear weights, in order of blocks.
+        block_path: Dotted path of the list of decoder blocks.
         block_count: Number of decoder blocks.
         context_length: Positions that the model was made for.
         weights: The checkpoint: the exact float16 originals.
@@ -52,15 +60,20 @@ class ModelOutline:
     architecture: dict[str, Any]
     shapes: dict[str, tuple[int, ...]]
     linear_names: tuple[str, ...]
+    block_path: str
     block_count: int
     context_length: int
     weights: CheckpointWeights
 
     @property
+    def is_family_tested(self) -> bool:
+        """Whether the model's family is a tested one."""
+        return family_of(self.architecture, allow_untested=True).is_tested
+
+    @property
     def block_prefixes(self) -> list[str]:
         """Name prefix of every decoder block, in order."""
-        path = family_of(self.architecture).decoder_blocks
-        return [f"{path}.{index}." for index in range(self.block_count)]
+        return [f"{self.block_path}.{index}." for index in range(self.block_count)]
 
     @property
     def block_linears(self) -> list[list[str]]:
@@ -102,7 +115,7 @@ class LoadedModel:
     @property
     def blocks(self) -> list[nn.Module]:
         """The decoder blocks, in order."""
-        return list(self.network.get_submodule(family_of(self.outline.architecture).decoder_blocks).children())
+        return list(self.network.get_submodule(self.outline.block_path).children())
 
     @property
     def parameters(self) -> dict[str, nn.Parameter]:
@@ -110,31 +123,42 @@ class LoadedModel:
         return dict(self.network.named_parameters())
 
 
-def read_outline(folder: Path) -> ModelOutline:
+def read_outline(folder: Path, *, allow_untested: bool = False) -> ModelOutline:
     """Return the outline of the checkpoint in ``folder``, from config.json and the headers of the weight files.
+
+    Args:
+        folder: The checkpoint.
+        allow_untested: Take a family that is not tested, too.
 
     Raises:
         UnsupportedModel: The family or a shape is not served, or a weight is missing; the message names it.
     """
-    architecture = safe_config(read_json(ContainedFolder(folder), "config.json"))
-    family = family_of(architecture)
+    architecture = safe_config(read_json(ContainedFolder(folder), "config.json"), allow_untested=allow_untested)
+    family = family_of(architecture, allow_untested=True)
     weights = CheckpointWeights(folder)
     check_config(architecture, weights.shapes)
     skeleton = build_skeleton(architecture)
     shapes = {name: tuple(parameter.shape) for name, parameter in skeleton.named_parameters()}
-    weights.claim(shapes)
+    block_count = dimensions_of(architecture).blocks
+    block_path = family.decoder_blocks or find_decoder_blocks(skeleton, block_count)
+    linear_names = tuple(
+        f"{block_path}.{name}.weight"
+        for name, module in skeleton.get_submodule(block_path).named_modules()
+        if isinstance(module, nn.Linear)
+    )
+    weights.claim(
+        shapes,
+        prefix=f"{block_path.partition('.')[0]}.",
+        renamed=family.renamed,
+        computed=family.computed_weights,
+        transposed=linear_names if family.stores_transposed else (),
+    )
     for name, shape in shapes.items():
         if weights.shape(name) != shape:
             raise unsupported(f"weight {name} has the shape {weights.shape(name)}", f"{shape}, as config.json says")
-    blocks = skeleton.get_submodule(family.decoder_blocks)
-    linear_names = tuple(
-        f"{family.decoder_blocks}.{name}.weight"
-        for name, module in blocks.named_modules()
-        if isinstance(module, nn.Linear)
-    )
     _check_tied_head(skeleton, weights)
     context_length = int(skeleton.config.max_position_embeddings)  # type: ignore[union-attr, arg-type]
-    return ModelOutline(architecture, shapes, linear_names, len(list(blocks.children())), context_length, weights)
+    return ModelOutline(architecture, shapes, linear_names, block_path, block_count, context_length, weights)
 
 
 def load_model(
@@ -153,7 +177,8 @@ def load_model(
         dtype: What to compute in; None means ``compute_dtype``. float16 and float32 hold the originals exactly.
 
     Raises:
-        UnsupportedModel: A weight is damaged or not finite; the message names it.
+        UnsupportedModel: A weight is damaged or not finite; the message names it. Or an untested family computes
+            something that devices would compute otherwise.
     """
     if device_map is not None:
         gc.collect()  # accelerate's hooks tie a network into a cycle: one that was loaded before goes only now
@@ -164,6 +189,8 @@ def load_model(
         import accelerate
 
         accelerate.dispatch_model(network, dict(device_map), force_hooks=True)
+    if not outline.is_family_tested:
+        check_computes_as_expected(network)
     return LoadedModel(network, outline)
 
 
@@ -176,7 +203,7 @@ def build_skeleton(architecture: Mapping[str, Any]) -> nn.Module:
     import accelerate
 
     transformers.logging.set_verbosity_error()
-    family = family_of(dict(architecture))
+    family = family_of(architecture, allow_untested=True)
     settings = {key: value for key, value in architecture.items() if key not in ("model_type", "architectures")}
     try:
         config = transformers.AutoConfig.for_model(family.model_type, **settings)
@@ -185,11 +212,50 @@ def build_skeleton(architecture: Mapping[str, Any]) -> nn.Module:
                 setattr(config, name, 0.0)
         config.use_cache = False
         with accelerate.init_empty_weights(include_buffers=False):
-            network: nn.Module = getattr(transformers, family.architecture)(config)
+            network: nn.Module = _causal_class(family, config)(config)
     except _ERRORS_OF_A_CONFIGURATION as error:
-        raise unsupported(f"config.json does not make a {family.architecture}: {error}", "") from error
+        made = family.architecture or f"model of type {family.model_type}"
+        raise unsupported(f"config.json does not make a {made}: {error}", "") from error
+    _replace_transposed_linears(network)
     network.tie_weights()  # type: ignore[operator]
     return network.eval()
+
+
+def find_decoder_blocks(network: nn.Module, count: int) -> str:
+    """Return the dotted path of the one list of ``count`` modules that hold linear layers.
+
+    Raises:
+        UnsupportedModel: There is none, or more than one.
+    """
+    found: list[str] = [
+        name
+        for name, module in network.named_modules()
+        if isinstance(module, nn.ModuleList)
+        and len(module) == count
+        and all(any(isinstance(part, nn.Linear) for part in block.modules()) for block in module)
+    ]
+    outermost = [name for name in found if not any(name.startswith(f"{other}.") for other in found)]
+    if len(outermost) != 1:
+        raise unsupported(f"a network with {len(outermost)} lists of {count} decoder blocks", "exactly one")
+    return outermost[0]
+
+
+def _causal_class(family: ModelFamily, config: transformers.PretrainedConfig) -> Any:
+    """Return the class that transformers itself lists for a causal language model of this configuration."""
+    if family.is_tested:
+        return getattr(transformers, family.architecture)
+    if type(config) not in transformers.MODEL_FOR_CAUSAL_LM_MAPPING:
+        raise ValueError("transformers lists no causal language model of this type")
+    return transformers.MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+
+
+def _replace_transposed_linears(network: nn.Module) -> None:
+    """Put linear layers where the network has layers whose weights are (in_features, out_features)."""
+    for path, module in list(network.named_modules()):
+        if isinstance(module, Conv1D):
+            parent, _, child = path.rpartition(".")
+            with torch.device("meta"):
+                setattr(network.get_submodule(parent), child, nn.Linear(module.nx, module.nf))
 
 
 def compute_dtype(device: torch.device) -> torch.dtype:

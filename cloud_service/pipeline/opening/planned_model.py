@@ -166,7 +166,7 @@ def plan_model(
         UnsupportedModel: The model is not served.
         ResourceError: No way to do the work fits the budget.
     """
-    outline = read_outline(folder)
+    outline = read_outline(folder, allow_untested=named.allow_untested)
     encoder = load_encoder(folder, outline.architecture, outline.context_length)
     plan = plan_input(named, folder, means.budget, device=means.device, workspace=workspace.folder)
     progress.note(f"plan: {plan_line(plan)}")

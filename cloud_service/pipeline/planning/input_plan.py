@@ -45,7 +45,7 @@ def plan_input(
         UnsupportedModel: The model's shape is not served.
         ResourceError: No way to do the work fits; the message names the smallest budgets that would do.
     """
-    shape = read_model_shape(folder)
+    shape = read_model_shape(folder, allow_untested=named.allow_untested)
     machine = probe_machine(device=device, budget=budget, folder=workspace, quantizer=named.quantizer)
     return plan_preparation(shape, workload_of(named, shape), machine)
 

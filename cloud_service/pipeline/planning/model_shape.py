@@ -9,7 +9,6 @@ Costs a read of the headers, some kilobytes. Imports no torch. Knows nothing abo
 from __future__ import annotations
 
 import functools
-import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from math import prod
@@ -17,14 +16,17 @@ from pathlib import Path
 from typing import Any
 
 from cloud_service.contained_folder import ContainedFolder
-from cloud_service.pipeline.model.config_bounds import check_config, dimension
+from cloud_service.pipeline.model.block_names import block_index, decoder_path
+from cloud_service.pipeline.model.config_bounds import check_config
 from cloud_service.pipeline.model.weight_files import read_json, stored_tensors, unsupported, weight_files
+from cloud_service.pipeline.planning.family_shapes import TIED_COPY, Shapes, shapes_of_config
+from cloud_service.pipeline.planning.saved_activations import SavedActivations, saved_activations
 from shared.architecture import ModelFamily, family_of, safe_config
+from shared.model_dimensions import dimensions_of, is_tied
 
-Shapes = dict[str, tuple[int, ...]]
-
-_TIED_COPY = "lm_head.weight"
 _NOT_PARAMETERS = ("rotary_emb.inv_freq",)
+_IN_FRONT = ("embed", "wte", "wpe", "project_in")
+"""How the names of modules in front of the blocks begin."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +62,7 @@ class ModelShape:
     """A causal language model.
 
     Attributes:
-        model_type: The family's name, a key of ``FAMILIES``.
+        family: Its family.
         blocks: The decoder blocks, in order.
         block_path: Dotted path of the list of decoder blocks.
         embedding_elements: Elements in front of the blocks.
@@ -74,11 +76,14 @@ class ModelShape:
         vocabulary: V.
         is_tied: Whether the output matrix is the embedding.
         context: Positions that the model was made for.
+        window: Tokens that some block attends to at most; None is all of them.
+        saved: What autograd saves of a block.
+        caps_logits: Whether logits are capped, which keeps them until the backward pass.
         front_modules: Names of the modules in front of the blocks.
         rear_modules: Names of those behind them.
     """
 
-    model_type: str
+    family: ModelFamily
     blocks: tuple[BlockShape, ...]
     block_path: str
     embedding_elements: int
@@ -92,6 +97,9 @@ class ModelShape:
     vocabulary: int
     is_tied: bool
     context: int
+    window: int | None
+    saved: SavedActivations
+    caps_logits: bool
     front_modules: tuple[str, ...]
     rear_modules: tuple[str, ...]
 
@@ -116,29 +124,41 @@ class ModelShape:
         return max(self.largest_linear, self.vocabulary * self.hidden)
 
 
-def read_model_shape(folder: Path) -> ModelShape:
+def read_model_shape(folder: Path, *, allow_untested: bool = False) -> ModelShape:
     """Return the shape of the model in a Hugging Face folder: from the headers of its weights where they are there.
+
+    Args:
+        folder: The checkpoint.
+        allow_untested: Take a family that is not tested.
 
     Raises:
         UnsupportedModel: config.json or a header is missing or malformed, its numbers contradict each other or the
             headers, or the family is not served.
     """
     files = ContainedFolder(folder)
-    config = safe_config(read_json(files, "config.json"))
+    config = safe_config(read_json(files, "config.json"), allow_untested=allow_untested)
     headers = (stored_tensors(files, name) for name in weight_files(files))
     shapes = {name: tensor.shape for header in headers for name, tensor in header.items()}
     check_config(config, shapes)
+    family = family_of(config, allow_untested=True)
+    if family.stores_transposed:
+        is_in_block = {name: block_index(name, family.decoder_blocks) is not None for name in shapes}
+        shapes = {name: shape[::-1] if is_in_block[name] else shape for name, shape in shapes.items()}
     return shape_of_tensors(config, shapes or shapes_of_config(config))
 
 
-def read_config_shape(folder: Path) -> ModelShape:
+def read_config_shape(folder: Path, *, allow_untested: bool = False) -> ModelShape:
     """Return the shape of the model that the config.json in a folder describes; nothing else is read.
+
+    Args:
+        folder: The checkpoint.
+        allow_untested: Take a family that is not tested; its weights are needed, so that only the refusal differs.
 
     Raises:
         UnsupportedModel: config.json is missing or malformed, its numbers contradict each other, or the family is not
             served.
     """
-    config = safe_config(read_json(ContainedFolder(folder), "config.json"))
+    config = safe_config(read_json(ContainedFolder(folder), "config.json"), allow_untested=allow_untested)
     check_config(config)
     return shape_of_tensors(config, shapes_of_config(config))
 
@@ -148,143 +168,76 @@ def shape_of_tensors(config: Mapping[str, Any], shapes: Shapes) -> ModelShape:
 
     Args:
         config: Its configuration, reduced by ``safe_config``.
-        shapes: Name → shape of every parameter.
+        shapes: Name → shape of every parameter; a linear weight's as (out_features, in_features).
 
     Raises:
         UnsupportedModel: A dimension is missing from the configuration, or a block has no linear weight.
     """
-    family = family_of(dict(config))
-    is_tied = config.get("tie_word_embeddings", family.model_type == "opt") is True
-    known = {_canonical(name, family): shape for name, shape in shapes.items() if not name.endswith(_NOT_PARAMETERS)}
-    if is_tied:
-        known.pop(_TIED_COPY, None)
-    blocks = tuple(_blocks(known, family, dimension(config, "num_hidden_layers")))
-    trunk = {name: prod(shape) for name, shape in known.items() if not name.startswith(f"{family.decoder_blocks}.")}
+    family, dimensions = family_of(config, allow_untested=True), dimensions_of(config)
+    path = decoder_path(family, shapes)
+    has_tied_head = is_tied(config)
+    known = {
+        _canonical(name, family, path): shape
+        for name, shape in shapes.items()
+        if not name.endswith((*_NOT_PARAMETERS, *family.computed_weights))
+    }
+    if has_tied_head:
+        known.pop(TIED_COPY, None)
+    blocks = tuple(_blocks(known, path, dimensions.blocks))
+    trunk = {name: prod(shape) for name, shape in known.items() if not name.startswith(f"{path}.")}
     front, rear = _trunk_modules(trunk)
-    heads = dimension(config, "num_attention_heads")
-    head_width = dimension(config, "head_dim", dimension(config, "hidden_size") // heads)
-    key_heads = dimension(config, "num_key_value_heads", heads)
     embedding = sum(count for name, count in trunk.items() if name.rpartition(".")[0] in front)
     return ModelShape(
-        model_type=family.model_type,
+        family=family,
         blocks=blocks,
-        block_path=family.decoder_blocks,
+        block_path=path,
         embedding_elements=embedding,
         head_elements=sum(trunk.values()) - embedding,
-        hidden=dimension(config, "hidden_size"),
-        intermediate=dimension(config, "ffn_dim" if family.model_type == "opt" else "intermediate_size"),
-        query_width=heads * head_width,
-        key_width=key_heads * head_width,
-        heads=heads,
-        key_heads=key_heads,
-        vocabulary=dimension(config, "vocab_size"),
-        is_tied=is_tied,
-        context=dimension(config, "max_position_embeddings"),
+        hidden=dimensions.hidden,
+        intermediate=dimensions.intermediate,
+        query_width=dimensions.queries,
+        key_width=dimensions.keys,
+        heads=dimensions.heads,
+        key_heads=dimensions.key_heads,
+        vocabulary=dimensions.vocabulary,
+        is_tied=has_tied_head,
+        context=dimensions.context,
+        window=_window(config, family),
+        saved=saved_activations(config),
+        caps_logits=bool(family.logit_cap and config.get(family.logit_cap, family.defaults.get(family.logit_cap))),
         front_modules=front,
         rear_modules=rear,
     )
 
 
-def shapes_of_config(config: Mapping[str, Any]) -> Shapes:
-    """Return the parameters that a model of this configuration has, by name.
-
-    Raises:
-        UnsupportedModel: A dimension is missing.
-    """
-    family = family_of(dict(config))
-    layers = dimension(config, "num_hidden_layers")
-    block = _opt_block(config) if family.model_type == "opt" else _llama_block(config, family.model_type)
-    trunk = _opt_trunk(config) if family.model_type == "opt" else _llama_trunk(config)
-    numbered = {
-        f"{family.decoder_blocks}.{index}.{name}": shape for index in range(layers) for name, shape in block.items()
-    }
-    return trunk | numbered
+def _window(config: Mapping[str, Any], family: ModelFamily) -> int | None:
+    stated = config.get("sliding_window")
+    is_used = config.get("use_sliding_window", family.defaults.get("use_sliding_window", True))
+    return stated if type(stated) is int and is_used else None
 
 
-def _llama_block(config: Mapping[str, Any], model_type: str) -> Shapes:
-    hidden, middle = dimension(config, "hidden_size"), dimension(config, "intermediate_size")
-    heads = dimension(config, "num_attention_heads")
-    head_width = dimension(config, "head_dim", hidden // heads)
-    queries, keys = heads * head_width, dimension(config, "num_key_value_heads", heads) * head_width
-    has_bias = config.get("attention_bias") is True
-    shapes: Shapes = {"input_layernorm.weight": (hidden,), "post_attention_layernorm.weight": (hidden,)}
-    for letter, width in (("q", queries), ("k", keys), ("v", keys)):
-        shapes[f"self_attn.{letter}_proj.weight"] = (width, hidden)
-        if has_bias or model_type == "qwen2":
-            shapes[f"self_attn.{letter}_proj.bias"] = (width,)
-    shapes["self_attn.o_proj.weight"] = (hidden, queries)
-    if has_bias and model_type != "qwen2":
-        shapes["self_attn.o_proj.bias"] = (hidden,)
-    if model_type == "qwen3":
-        shapes |= {"self_attn.q_norm.weight": (head_width,), "self_attn.k_norm.weight": (head_width,)}
-    for name, out, into in (("gate", middle, hidden), ("up", middle, hidden), ("down", hidden, middle)):
-        shapes[f"mlp.{name}_proj.weight"] = (out, into)
-        if config.get("mlp_bias") is True:
-            shapes[f"mlp.{name}_proj.bias"] = (out,)
-    return shapes
-
-
-def _llama_trunk(config: Mapping[str, Any]) -> Shapes:
-    hidden, vocabulary = dimension(config, "hidden_size"), dimension(config, "vocab_size")
-    return {
-        "model.embed_tokens.weight": (vocabulary, hidden),
-        "model.norm.weight": (hidden,),
-        _TIED_COPY: (vocabulary, hidden),
-    }
-
-
-def _opt_block(config: Mapping[str, Any]) -> Shapes:
-    hidden, middle = dimension(config, "hidden_size"), dimension(config, "ffn_dim")
-    linears = {f"self_attn.{name}_proj": (hidden, hidden) for name in ("q", "k", "v", "out")}
-    linears |= {"fc1": (middle, hidden), "fc2": (hidden, middle)}
-    shapes: Shapes = {f"{name}.weight": shape for name, shape in linears.items()}
-    if config.get("enable_bias", True):
-        shapes |= {f"{name}.bias": shape[:1] for name, shape in linears.items()}
-    if config.get("layer_norm_elementwise_affine", True):
-        norms = ("self_attn_layer_norm", "final_layer_norm")
-        shapes |= {f"{name}.{part}": (hidden,) for name in norms for part in ("weight", "bias")}
-    return shapes
-
-
-def _opt_trunk(config: Mapping[str, Any]) -> Shapes:
-    hidden, vocabulary = dimension(config, "hidden_size"), dimension(config, "vocab_size")
-    width = dimension(config, "word_embed_proj_dim", hidden)
-    decoder = "model.decoder"
-    shapes: Shapes = {
-        f"{decoder}.embed_tokens.weight": (vocabulary, width),
-        f"{decoder}.embed_positions.weight": (dimension(config, "max_position_embeddings") + 2, hidden),
-        _TIED_COPY: (vocabulary, width),
-    }
-    if width != hidden:
-        shapes |= {f"{decoder}.project_in.weight": (hidden, width), f"{decoder}.project_out.weight": (width, hidden)}
-    before = config.get("do_layer_norm_before", True)
-    if before and not config.get("_remove_final_layer_norm") and config.get("layer_norm_elementwise_affine", True):
-        shapes |= {f"{decoder}.final_layer_norm.{part}": (hidden,) for part in ("weight", "bias")}
-    return shapes
-
-
-def _canonical(name: str, family: ModelFamily) -> str:
+def _canonical(name: str, family: ModelFamily, path: str) -> str:
     """Return the name in the causal-LM class; checkpoints of the bare decoder leave out its first part."""
-    root = family.decoder_blocks.split(".", maxsplit=1)[0]
-    return name if name.startswith((f"{root}.", "lm_head.")) else f"{root}.{name}"
+    name = family.renamed.get(name, name)
+    root = path.split(".", maxsplit=1)[0]
+    return name if not family.is_tested or name.startswith((f"{root}.", "lm_head.")) else f"{root}.{name}"
 
 
-def _blocks(shapes: Shapes, family: ModelFamily, count: int) -> Iterator[BlockShape]:
+def _blocks(shapes: Shapes, path: str, count: int) -> Iterator[BlockShape]:
     members: list[list[tuple[int, ...]]] = [[] for _ in range(count)]
-    pattern = re.compile(rf"{re.escape(family.decoder_blocks)}\.(\d+)\.")
     for name, shape in shapes.items():
-        if (match := pattern.match(name)) and int(match[1]) < count:
-            members[int(match[1])].append(shape)
+        if (index := block_index(name, path)) is not None and index < count:
+            members[index].append(shape)
     for index, block in enumerate(members):
         linears = tuple((shape[0], shape[1]) for shape in block if len(shape) == 2)
         if not linears:
-            raise unsupported(f"{family.decoder_blocks}.{index} has no linear weight", "every block's weights")
+            raise unsupported(f"{path}.{index} has no linear weight", "every block's weights")
         yield BlockShape(linears, sum(prod(shape) for shape in block if len(shape) != 2))
 
 
 def _trunk_modules(trunk: Mapping[str, int]) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Return the modules that hold the trunk's parameters: those in front of the blocks, and those behind."""
     modules = dict.fromkeys(name.rpartition(".")[0] for name in trunk)
-    front = tuple(module for module in modules if module.rpartition(".")[2].startswith(("embed_", "project_in")))
+    front = tuple(module for module in modules if module.rpartition(".")[2].startswith(_IN_FRONT))
     rear = tuple(module for module in modules if module not in front)
     return front, rear

@@ -177,7 +177,7 @@ class PeakModel:
         middle = tokens * self.shape.intermediate * value
         if tokens * self.shape.hidden * value >= _LARGEST_HEAP_PIECE:
             return 0
-        matrices = 1 if self.shape.model_type == "opt" else 3 + has_gradient
+        matrices = self.sequence.saved.matrices_of_the_mlp(has_gradient=has_gradient)
         return saved - matrices * middle if middle >= _LARGEST_HEAP_PIECE else saved
 
     def _sum_bytes(self, group: Sequence[int]) -> int:

@@ -48,7 +48,7 @@ def place(block_count: int, budgets: Sequence[int], load: Load) -> Placement | N
 def device_map(shape: ModelShape, placement: Placement) -> dict[str, int]:
     """Return module name → device index for ``accelerate.dispatch_model``; every module is named once."""
     front = dict.fromkeys(shape.front_modules, 0)
-    if shape.model_type != "opt":
+    if shape.family.has_rotary_embedding:
         front[f"{shape.block_path.rpartition('.')[0]}.rotary_emb"] = 0
     blocks = {f"{shape.block_path}.{block}": device for device, part in enumerate(placement.blocks) for block in part}
     rear = dict.fromkeys(shape.rear_modules, placement.rear)

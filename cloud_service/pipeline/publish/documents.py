@@ -98,6 +98,10 @@ def model_card(source: SourceModel, report: Mapping[str, Any]) -> str:
         f"* Sensitive part: {mask['sensitive_count']} weights in float16, chosen by {mask['source']} ({mask['scope']})",
         f"* Calibration text: {mask['calibration_text']}, {mask['calibration_sequences']} sequences",
     ]
+    if family := report.get("untested_family"):
+        lines.append(
+            f"* **Untested**: nobody tests models of the family `{family}`; compare its answers with the original's"
+        )
     if perplexity:
         lines.append(
             f"* Perplexity on {perplexity['documents']} held-out documents of {perplexity['text']}: "

@@ -39,12 +39,12 @@ class BlockInputs:
 
     Attributes:
         hidden: Hidden states (1, T, hidden_size) of every sequence, in host memory, in the network's dtype.
-        arguments: For each length of a sequence, the other arguments, by keyword, of the next block and of each one
-            after it.
+        arguments: For each length of a sequence, the other arguments of the next block and of each one after it: those
+            without a keyword, and those with one.
     """
 
     hidden: list[Tensor]
-    arguments: dict[int, list[dict[str, Any]]]
+    arguments: dict[int, list[tuple[tuple[Any, ...], dict[str, Any]]]]
 
     @torch.no_grad()
     def second_moments(self, block: nn.Module, linear_modules: Mapping[str, nn.Module]) -> dict[str, Tensor]:
@@ -76,7 +76,8 @@ class BlockInputs:
 
     def _outputs(self, block: nn.Module, hidden: Tensor) -> Tensor:
         device = next(block.parameters()).device
-        outputs: Tensor = block(hidden.to(device), **self.arguments[hidden.shape[1]][0])
+        others, keywords = self.arguments[hidden.shape[1]][0]
+        outputs: Tensor = block(hidden.to(device), *others, **keywords)
         return outputs
 
 
@@ -90,7 +91,7 @@ def capture(network: nn.Module, blocks: Sequence[nn.Module], sequences: Iterable
         sequences: Token ids (T) of each sequence, no padding; or all of them as (N, T).
 
     Raises:
-        UnsupportedModel: The network passes its blocks something else than one tensor and keywords.
+        UnsupportedModel: The network passes its blocks the hidden states by keyword.
     """
     inputs = BlockInputs([], {})
     device = network.get_input_embeddings().weight.device  # type: ignore[operator]
@@ -107,14 +108,14 @@ def _recording(blocks: Sequence[nn.Module], inputs: BlockInputs) -> Iterator[Non
 
     def identity(index: int) -> Any:
         def forward(*positional: Any, **keywords: Any) -> Tensor:
-            if len(positional) != 1:
-                raise _unsupported(f"the decoder blocks are called with {len(positional)} positional arguments")
+            if not positional:
+                raise _unsupported("the decoder blocks are called without the hidden states in front")
             hidden: Tensor = positional[0]
             if index == 0:
                 inputs.hidden.append(hidden.cpu())
             known = inputs.arguments.setdefault(hidden.shape[1], [])
             if len(known) == index:
-                known.append(keywords)
+                known.append((positional[1:], keywords))
             return hidden
 
         return forward
@@ -182,7 +183,7 @@ class _Moments:
 def _unsupported(found: str) -> UnsupportedModel:
     return UnsupportedModel(
         found,
-        needed="blocks that take the hidden states and keywords, and all of whose linear modules take part",
+        needed="blocks that take the hidden states first, and all of whose linear modules take part",
         next_step="choose quantizer.compensation none",
         param="quantizer.compensation",
     )

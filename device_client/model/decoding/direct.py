@@ -22,15 +22,17 @@ from device_client.model.backends.token_kernels import Factor, KeptHeads, SideBy
 from device_client.model.decoding.attention import steps_are_alike, window_of
 from device_client.model.linear import LinearRuntime, QuantizedSparseLinear
 from device_client.model.workload import GROWTH_TOKENS
+from shared.model_families import FAMILIES
 
-_MODEL_TYPES = frozenset({"llama", "mistral", "qwen2", "qwen3"})
 _ATTENTION_INPUTS = ("q_proj", "k_proj", "v_proj")
 _GATED_INPUTS = ("gate_proj", "up_proj")
 
 
 def can_be_direct(decoder: Any, config: Any) -> bool:
     """Return whether a transformers decoder consists of blocks that are known here, all their products packed."""
-    return config.model_type in _MODEL_TYPES and steps_are_alike(config) and all(map(_is_packed, decoder.layers))
+    family = FAMILIES.get(config.model_type)
+    is_known = family is not None and family.is_llama_like
+    return is_known and steps_are_alike(config) and all(map(_is_packed, decoder.layers))
 
 
 def _is_packed(layer: Any) -> bool:

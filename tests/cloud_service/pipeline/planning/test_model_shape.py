@@ -11,12 +11,8 @@ import torch
 from tiny_checkpoint import CONFIGS, build_checkpoint
 
 from cloud_service.pipeline.model.load_model import read_outline
-from cloud_service.pipeline.planning.model_shape import (
-    read_config_shape,
-    read_model_shape,
-    shape_of_tensors,
-    shapes_of_config,
-)
+from cloud_service.pipeline.planning.family_shapes import shapes_of_config
+from cloud_service.pipeline.planning.model_shape import read_config_shape, read_model_shape, shape_of_tensors
 from shared.errors import UnsupportedModel
 
 LLAMA_2_7B = {

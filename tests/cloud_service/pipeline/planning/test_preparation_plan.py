@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cloud_service.pipeline.model.load_model import build_skeleton
-from cloud_service.pipeline.planning.model_shape import ModelShape, shape_of_tensors, shapes_of_config
+from cloud_service.pipeline.planning.family_shapes import shapes_of_config
+from cloud_service.pipeline.planning.model_shape import ModelShape, shape_of_tensors
 from cloud_service.pipeline.planning.plan_table import format_seconds, plan_line, plan_table
 from cloud_service.pipeline.planning.preparation_plan import PreparationPlan, plan_preparation
 from cloud_service.pipeline.planning.workload import Machine, Rates, Workload

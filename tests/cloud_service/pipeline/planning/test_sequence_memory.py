@@ -10,19 +10,27 @@ from tiny_checkpoint import CONFIGS
 
 from cloud_service.pipeline.calibration.sequences import Calibration
 from cloud_service.pipeline.fisher.squared_gradients import sum_squares, zero_sums
-from cloud_service.pipeline.planning.model_shape import shape_of_tensors, shapes_of_config
+from cloud_service.pipeline.planning.family_shapes import shapes_of_config
+from cloud_service.pipeline.planning.model_shape import shape_of_tensors
 from cloud_service.pipeline.planning.sequence_memory import SequenceMemory
-from shared.architecture import safe_config
+from shared.architecture import FAMILIES, safe_config
 
-FAMILIES = ["llama", "mistral", "qwen2", "qwen3", "opt"]
 BLOCKS, TOKENS = 4, 96
 WIDE = {"hidden_size": 64, "num_hidden_layers": BLOCKS, "vocab_size": 260, "max_position_embeddings": 128}
 
 
+SIZES: dict[str, dict[str, object]] = {
+    "opt": {"ffn_dim": 192, "word_embed_proj_dim": 64},
+    "gpt2": {"n_embd": 64, "n_layer": BLOCKS, "n_positions": 128, "n_inner": 192},
+    "phi3": {"intermediate_size": 192, "rope_scaling": None},
+    "smollm3": {"intermediate_size": 192, "head_dim": 16, "no_rope_layers": [1, 0, 1, 0]},
+    "gemma2": {"intermediate_size": 192, "head_dim": 16, "sliding_window": 256},
+    "gemma3_text": {"intermediate_size": 192, "head_dim": 16, "sliding_window": 256, "layer_types": None},
+}
+
+
 def config_of(family: str, **changes: object) -> dict[str, object]:
-    sizes = (
-        {"ffn_dim": 192, "word_embed_proj_dim": 64} if family == "opt" else {"intermediate_size": 192, "head_dim": 16}
-    )
+    sizes = SIZES.get(family, {"intermediate_size": 192, "head_dim": 16})
     return safe_config(CONFIGS[family] | WIDE | sizes | {"model_type": family} | changes)
 
 
@@ -40,13 +48,40 @@ def live_peak(config: dict[str, object], dtype: torch.dtype, group: set[int], *,
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", sorted(FAMILIES))
 def test_what_a_sequence_holds_is_predicted_within_two_percent(family: str, dtype: torch.dtype) -> None:
     config = config_of(family)
     group = set(range(BLOCKS))
     predicted = SequenceMemory(shape_of_tensors(config, shapes_of_config(config)), TOKENS, dtype.itemsize)
     measured = live_peak(config, dtype, group, recomputes=False)
     assert predicted.peak(range(BLOCKS), group, recomputes=False) == pytest.approx(measured, rel=0.02)
+
+
+@pytest.mark.parametrize(
+    ("family", "changes"),
+    [
+        ("gpt_neox", {"use_parallel_residual": False}),
+        ("stablelm", {"use_parallel_residual": True}),
+        ("stablelm", {"qk_layernorm": True}),
+    ],
+    ids=str,
+)
+def test_other_forms_of_a_family_are_predicted_within_two_percent(family: str, changes: dict[str, object]) -> None:
+    config = config_of(family, **changes)
+    predicted = SequenceMemory(shape_of_tensors(config, shapes_of_config(config)), TOKENS, 4)
+    measured = live_peak(config, torch.float32, set(range(BLOCKS)), recomputes=False)
+    assert predicted.peak(range(BLOCKS), set(range(BLOCKS)), recomputes=False) == pytest.approx(measured, rel=0.02)
+
+
+@pytest.mark.parametrize("family", ["mistral", "gemma2", "gemma3_text"])
+def test_a_window_shorter_than_the_sequence_is_predicted_never_more_than_3_percent_low_nor_20_high(
+    family: str,
+) -> None:
+    config = config_of(family, sliding_window=32)
+    predicted = SequenceMemory(shape_of_tensors(config, shapes_of_config(config)), TOKENS, 4)
+    measured = live_peak(config, torch.float32, set(range(BLOCKS)), recomputes=False)
+    peak = predicted.peak(range(BLOCKS), set(range(BLOCKS)), recomputes=False)
+    assert 0.97 * measured <= peak <= 1.20 * measured
 
 
 @pytest.mark.parametrize("group", [{0, 1, 2, 3}, {2, 3}, {0, 1}, {1, 3}], ids=str)
