@@ -78,7 +78,14 @@ class CoverageRequest(Message):
     def named_input(self) -> NamedInput:
         """The model and the text that is ranked by: nothing is quantised or evaluated."""
         evaluation = EvaluationSpec(documents=0)
-        return NamedInput(self.model, self.revision, self.calibration, evaluation, settings={"study": "coverage"})
+        return NamedInput(
+            self.model,
+            self.revision,
+            self.calibration,
+            evaluation,
+            settings={"study": "coverage"},
+            needs_whole_network=True,
+        )
 
     @property
     def moments(self) -> list[int]:

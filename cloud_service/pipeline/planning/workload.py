@@ -19,6 +19,7 @@ class Workload:
         sensitive_share: Share of the linear weights that is sensitive.
         evaluation_tokens: Tokens that the perplexity is measured on, per variant; 0 evaluates nothing.
         compensates: Whether the quantiser keeps second moments of its inputs (GPTQ).
+        needs_whole_network: Whether something else is done with the network that cannot be done block by block.
     """
 
     sequences: int
@@ -27,6 +28,7 @@ class Workload:
     sensitive_share: float = 0.001
     evaluation_tokens: int = 0
     compensates: bool = False
+    needs_whole_network: bool = False
 
 
 @dataclass(frozen=True, slots=True)
