@@ -62,12 +62,12 @@ class PreparationPlan:
         passes: Block indices of each pass over the calibration sequences.
         recomputes_activations: Whether each block's activations are computed again in the backward pass.
         totals_in_memory: Whether a pass's totals stay in host memory between shards, or lie on disk.
-        streamed_shards: Shards of the calibration sequences that go through the blocks together while one block at a
-            time is in memory; None: the whole network is in memory whenever it computes.
         device_map: Module name → accelerator, for a model spread over several; None for one device.
         stages: What each stage needs.
         accelerator_budgets: Bytes that may be used of each accelerator; empty on a CPU.
         host_budget: Bytes that may be used of main memory.
+        streamed_shards: Shards of the calibration sequences that go through the blocks together while one block at a
+            time is in memory; None: the whole network is in memory whenever it computes.
     """
 
     compute_dtype: Literal["float32", "bfloat16"]
@@ -75,11 +75,11 @@ class PreparationPlan:
     passes: tuple[tuple[int, ...], ...]
     recomputes_activations: bool
     totals_in_memory: bool
-    streamed_shards: int | None
     device_map: Mapping[str, int] | None
     stages: tuple[StagePlan, ...]
     accelerator_budgets: tuple[int, ...]
     host_budget: int
+    streamed_shards: int | None = None
 
     @property
     def host_bytes(self) -> int:
@@ -189,7 +189,6 @@ def _plan(peaks: PeakModel, times: TimeModel, run: FisherRun, placement: Placeme
         passes=run.passes,
         recomputes_activations=run.recomputes_activations,
         totals_in_memory=run.totals_in_memory,
-        streamed_shards=run.streamed_shards,
         device_map=device_map(peaks.shape, placement) if is_spread else None,
         stages=tuple(
             StagePlan(
@@ -202,6 +201,7 @@ def _plan(peaks: PeakModel, times: TimeModel, run: FisherRun, placement: Placeme
         ),
         accelerator_budgets=machine.accelerator_budgets,
         host_budget=machine.host_budget,
+        streamed_shards=run.streamed_shards,
     )
 
 
