@@ -26,6 +26,7 @@ class NamedInput:
         settings: What checkpoints and results depend on besides model and texts; JSON-ready.
         sparsity: Share of sensitive weights, for the plan; 0 stores none.
         quantizer: The quantiser, of several the one that needs the most memory; None quantises nothing.
+        needs_whole_network: Whether something is done with the network that cannot be done block by block.
         allow_untested: Whether the model's family may be one that nobody tests.
         gguf_file: Name of the GGUF file in the folder or repository; None where ``model`` says it all.
     """
@@ -37,6 +38,7 @@ class NamedInput:
     settings: Mapping[str, Any]
     sparsity: float = 0.0
     quantizer: QuantizerSpec | None = None
+    needs_whole_network: bool = False
     allow_untested: bool = False
     gguf_file: str | None = None
 

@@ -27,7 +27,8 @@ import numpy as np
 
 from cloud_service.bundle_names import bundle_name
 from cloud_service.pipeline.calibration.sequences import Calibration, tokens_digest
-from cloud_service.pipeline.evaluation.perplexity import LossSum, evaluation_windows, sum_losses
+from cloud_service.pipeline.evaluation.perplexity import LossSum, evaluation_windows
+from cloud_service.pipeline.evaluation.variants import sum_losses_of_variant
 from cloud_service.pipeline.fisher.select_sensitive import Masks, overlap, select_largest, select_random
 from cloud_service.pipeline.fisher.stored_tensors import StoredTensors
 from cloud_service.pipeline.fisher.totals import FisherTotals
@@ -36,9 +37,10 @@ from cloud_service.pipeline.named_input import NamedInput
 from cloud_service.pipeline.opening.identity import ResolvedInput
 from cloud_service.pipeline.opening.open_model import OpenedModel, open_model
 from cloud_service.pipeline.opening.planned_model import Means, PlannedModel
+from cloud_service.pipeline.planning.peak_memory import HIDDEN_BYTES_AT_ONCE
 from cloud_service.pipeline.publish.device_rules import check_devices_open
 from cloud_service.pipeline.publish.documents import add_documents, license_of, model_card
-from cloud_service.pipeline.quantizers.bundle_weights import write_dense_part, write_sensitive_part
+from cloud_service.pipeline.quantizers.bundle_weights import block_writer
 from cloud_service.pipeline.quantizers.split_blocks import missing_bundle_bytes, split_blocks
 from cloud_service.pipeline.quantizers.tensor_blobs import TensorBlob
 from cloud_service.pipeline.report.document import FisherFigures, fisher_figures, report_document
@@ -214,11 +216,7 @@ def _evaluate(job: _Job, blobs: list[TensorBlob], documents: list[str]) -> dict[
     model = job.model.load_for_evaluation()
     sums = {}
     for position, variant in enumerate(_VARIANTS):
-        if variant != "16bit":
-            write_dense_part(model, job.layout, blobs)
-        if variant == "bundle":
-            write_sensitive_part(model, job.layout, blobs)
-        sums[variant] = _evaluate_variant(job, model, variant, windows, position * len(windows))
+        sums[variant] = _evaluate_variant(job, model, blobs, variant, windows, position * len(windows))
     about = {
         "text": job.source.evaluation.name,
         "documents": len(documents),
@@ -229,7 +227,7 @@ def _evaluate(job: _Job, blobs: list[TensorBlob], documents: list[str]) -> dict[
 
 
 def _evaluate_variant(
-    job: _Job, model: LoadedModel, variant: str, windows: list[list[int]], done_before: int
+    job: _Job, model: LoadedModel, blobs: list[TensorBlob], variant: str, windows: list[list[int]], done_before: int
 ) -> LossSum:
     saved = job.workspace.read_json(f"loss-{variant}")
 
@@ -237,9 +235,16 @@ def _evaluate_variant(
         job.workspace.write_json(f"loss-{variant}", dataclasses.asdict(total))
         job.progress.advance(done_before + total.windows)
 
-    start = LossSum(**saved) if saved else LossSum()
-    subject = _VARIANTS[variant]
-    return sum_losses(model.network, windows, start, after_batch=after_batch, subject=subject)
+    published = block_writer(model, job.layout, blobs, has_sensitive_part=variant == "bundle")
+    return sum_losses_of_variant(
+        model,
+        windows,
+        LossSum(**saved) if saved else LossSum(),
+        rewrite=published if variant != "16bit" else lambda _: None,
+        after_batch=after_batch,
+        subject=_VARIANTS[variant],
+        hidden_bytes=HIDDEN_BYTES_AT_ONCE,
+    )
 
 
 def _publish(

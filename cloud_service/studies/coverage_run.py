@@ -87,6 +87,7 @@ class CoverageRequest(Message):
             evaluation,
             settings={"study": "coverage"},
             gguf_file=self.gguf_file,
+            needs_whole_network=True,
         )
 
     @property

@@ -26,13 +26,15 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator
 
 from cloud_service.pipeline.calibration.sequences import Calibration, tokens_digest
-from cloud_service.pipeline.evaluation.perplexity import evaluation_windows, sum_losses
+from cloud_service.pipeline.evaluation.perplexity import evaluation_windows
+from cloud_service.pipeline.evaluation.variants import sum_losses_of_variant
 from cloud_service.pipeline.fisher.select_sensitive import Masks, overlap, select_largest
 from cloud_service.pipeline.fisher.stored_tensors import StoredTensors
 from cloud_service.pipeline.named_input import NamedInput
 from cloud_service.pipeline.opening.open_model import OpenedModel, open_model
 from cloud_service.pipeline.opening.planned_model import Means, PlannedModel
-from cloud_service.pipeline.quantizers.bundle_weights import write_dense_part, write_sensitive_part
+from cloud_service.pipeline.planning.peak_memory import HIDDEN_BYTES_AT_ONCE
+from cloud_service.pipeline.quantizers.bundle_weights import block_writer
 from cloud_service.pipeline.quantizers.split_blocks import split_blocks
 from cloud_service.pipeline.quantizers.tensor_blobs import TensorBlob
 from cloud_service.pipeline.report.document import bytes_by_part
@@ -237,7 +239,9 @@ def _measure(job: _Job, missing: list[QuantizerSpec], means: Means) -> None:
         halves = map(select, totals.halves())
         about = _about(job, prepared, len(documents), overlap(*halves))
         job.progress.stage(Stage.EVALUATING)
-        perplexity = sum_losses(model.load_for_evaluation().network, windows).perplexity
+        perplexity = sum_losses_of_variant(
+            model.load_for_evaluation(), windows, hidden_bytes=HIDDEN_BYTES_AT_ONCE
+        ).perplexity
         job.finished.write_json("about", {"about": about, "perplexity_16bit": perplexity})
     for number, spec in enumerate(missing, 1):
         job.progress.note(f"combination {number} of {len(missing)}: {_key(spec)}")
@@ -252,10 +256,16 @@ def _measure_one(job: _Job, spec: QuantizerSpec, prepared: _Prepared) -> Combina
         seconds = time.monotonic() - started
         job.progress.stage(Stage.EVALUATING)
         model = prepared.model.load_for_evaluation()
-        write_dense_part(model, layout, blobs)
-        dense_only = sum_losses(model.network, prepared.windows).perplexity
-        write_sensitive_part(model, layout, blobs)
-        return _combination(spec, blobs, sum_losses(model.network, prepared.windows).perplexity, dense_only, seconds)
+        dense_only, bundle = (
+            sum_losses_of_variant(
+                model,
+                prepared.windows,
+                rewrite=block_writer(model, layout, blobs, has_sensitive_part=has_sensitive_part),
+                hidden_bytes=HIDDEN_BYTES_AT_ONCE,
+            ).perplexity
+            for has_sensitive_part in (False, True)
+        )
+        return _combination(spec, blobs, bundle, dense_only, seconds)
 
 
 def _split(

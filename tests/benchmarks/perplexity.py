@@ -42,9 +42,9 @@ from cloud_service.pipeline.evaluation.perplexity import evaluation_windows, sum
 from cloud_service.pipeline.fisher.launchers.local import FisherPasses, FisherWork, LocalLauncher
 from cloud_service.pipeline.fisher.select_sensitive import Masks, gradient_mass, overlap, select_largest
 from cloud_service.pipeline.fisher.totals import FisherTotals
+from cloud_service.pipeline.model.block_inputs import capture
 from cloud_service.pipeline.model.load_model import LoadedModel, load_model, read_outline
 from cloud_service.pipeline.model.tokenization import TextEncoder, load_encoder
-from cloud_service.pipeline.quantizers.block_inputs import capture
 from cloud_service.pipeline.quantizers.lut import nearest_codes
 from cloud_service.pipeline.quantizers.quantize import flat_index, importance_of, quantize, quantize_unmasked
 from cloud_service.pipeline.quantizers.rtn import split_into_groups

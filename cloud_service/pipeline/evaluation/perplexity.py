@@ -96,19 +96,29 @@ def sum_losses(
     network.eval()
     done = start
     while done.windows < len(windows):
-        batch = windows[done.windows : done.windows + _batch_size(network, len(windows[done.windows]))]
-        inputs, targets = (part.to(device) for part in _padded(batch))
-        logits = network(input_ids=inputs, use_cache=False).logits[:, :-1].float()
-        losses = functional.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none")
-        done = LossSum(
-            done.nats + float(losses.sum(dtype=torch.float64)),
-            done.tokens + int((targets != _PADDING).sum()),
-            done.windows + len(batch),
-        )
-        if not math.isfinite(done.nats):
-            raise _not_finite(subject, network)
+        inputs, targets = (part.to(device) for part in padded(next_batch(network, windows, done.windows)))
+        done = add_losses(done, network, inputs, targets, subject)
         after_batch(done)
     return done
+
+
+def add_losses(done: LossSum, network: nn.Module, inputs: Tensor, targets: Tensor, subject: str) -> LossSum:
+    """Return the sum with the losses of one batch, inputs (B, T) and targets (B, T − 1) from ``padded``.
+
+    Raises:
+        UnsupportedModel: A loss is not finite.
+    """
+    logits = network(input_ids=inputs, use_cache=False).logits[:, :-1].float()
+    losses = functional.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none")
+    nats = done.nats + float(losses.sum(dtype=torch.float64))
+    if not math.isfinite(nats):
+        raise _not_finite(subject, network)
+    return LossSum(nats, done.tokens + int((targets != _PADDING).sum()), done.windows + len(inputs))
+
+
+def next_batch(network: nn.Module, windows: list[list[int]], start: int) -> list[list[int]]:
+    """Return the windows of the batch that begins at ``start``: as many as the limit on logits allows."""
+    return windows[start : start + _batch_size(network, len(windows[start]))]
 
 
 def _not_finite(subject: str, network: nn.Module) -> UnsupportedModel:
@@ -126,7 +136,7 @@ def _batch_size(network: nn.Module, length: int) -> int:
     return max(1, _LOGITS_BYTES // (4 * vocabulary * length))
 
 
-def _padded(batch: list[list[int]]) -> tuple[Tensor, Tensor]:
+def padded(batch: list[list[int]]) -> tuple[Tensor, Tensor]:
     """Return the inputs (B, T) and the targets (B, T − 1), padded with 0 and with the ignored target."""
     length = len(batch[0])
     inputs = torch.tensor([window + [0] * (length - len(window)) for window in batch])

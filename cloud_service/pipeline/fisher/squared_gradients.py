@@ -58,10 +58,10 @@ def sum_squares(
         UnsupportedModel: A loss is not finite.
         ResourceError: The device has too little memory.
     """
-    with _squared_gradients(weights, sums), _recomputed_activations(recomputed_blocks):
+    with squared_gradients(weights, sums), _recomputed_activations(recomputed_blocks):
         for row in rows:
             try:
-                _backward(network, calibration, row)
+                finite_loss(network, calibration, row).backward()  # type: ignore[no-untyped-call]
             except torch.cuda.OutOfMemoryError as error:
                 raise ResourceError(
                     f"the accelerator's memory does not hold a backward pass over {calibration.tokens.shape[1]} tokens",
@@ -78,6 +78,18 @@ def sequence_loss(network: nn.Module, calibration: Calibration, row: int) -> Ten
     return cross_entropy(logits, tokens[start:])
 
 
+def finite_loss(network: nn.Module, calibration: Calibration, row: int) -> Tensor:
+    """Return L_n, with its graph.
+
+    Raises:
+        UnsupportedModel: It is not finite.
+    """
+    loss = sequence_loss(network, calibration, row)
+    if not torch.isfinite(loss):
+        raise not_finite(f"the loss of calibration sequence {row}")
+    return loss
+
+
 def not_finite(what: str) -> UnsupportedModel:
     """Return the error of a number that should be finite."""
     return UnsupportedModel(
@@ -88,15 +100,10 @@ def not_finite(what: str) -> UnsupportedModel:
     )
 
 
-def _backward(network: nn.Module, calibration: Calibration, row: int) -> None:
-    loss = sequence_loss(network, calibration, row)
-    if not torch.isfinite(loss):
-        raise not_finite(f"the loss of calibration sequence {row}")
-    loss.backward()  # type: ignore[no-untyped-call]
-
-
 @contextmanager
-def _squared_gradients(weights: Mapping[str, nn.Parameter], sums: Mapping[str, Tensor]) -> Iterator[None]:
+def squared_gradients(weights: Mapping[str, nn.Parameter], sums: Mapping[str, Tensor]) -> Iterator[None]:
+    """Add the square of every gradient of ``weights`` to ``sums`` as it appears, and free it, while this is open."""
+
     def hook(total: Tensor) -> Callable[[Tensor], None]:
         def square_and_free(weight: Tensor) -> None:
             if weight.grad is not None:

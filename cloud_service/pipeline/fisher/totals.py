@@ -7,7 +7,8 @@
 Shards are added in order, each block by itself: a block's file says which shard it waits for, so whatever was killed
 between two blocks, no shard is counted twice and none is lost. Shards of different arithmetic differ in their last bits
 and are never added: work that goes on in another arithmetic begins anew. Totals may stay in memory between shards;
-they are then written as often as writing takes seconds, or at most a tenth of the time, and at the end of each half.
+they are then written as often as writing takes seconds, or at most a tenth of the time, and at the end of each half,
+or when they are put away.
 Costs 4 bytes per weight that is kept in memory, or one block at a time. Knows nothing about gradients.
 """
 
@@ -106,6 +107,15 @@ class FisherTotals:
         self._next[block] = shard + 1
         self._keep(block, total)
 
+    def put_away(self, block: int) -> None:
+        """Write what memory keeps of a block's total, and keep it no longer.
+
+        Raises:
+            DiskError: The disk is full or not writable.
+        """
+        if (total := self._kept.pop(block, None)) is not None:
+            self._write(block, total)
+
     def halves(self) -> tuple[StoredTensors, StoredTensors]:
         """Return the sums of each half, loaded one tensor at a time; all shards must have been added.
 
@@ -138,12 +148,15 @@ class FisherTotals:
         done = self._next[block]
         is_half_done = done == shard_count(self._sequences) or self._half_of(done) != self._half_of(done - 1)
         if not self._keeps_in_memory or is_half_done or self._is_writing_cheap():
-            before = time.monotonic()
-            labels = {"shards": str(done), "arithmetic": self._arithmetic[block] or "unknown"}
-            self._workspace.write_tensors(_file(block, self._half_of(done - 1)), total, labels)
-            self._writing_seconds += time.monotonic() - before
+            self._write(block, total)
         if self._keeps_in_memory and not is_half_done:
             self._kept[block] = total
+
+    def _write(self, block: int, total: dict[str, Tensor]) -> None:
+        before, done = time.monotonic(), self._next[block]
+        labels = {"shards": str(done), "arithmetic": self._arithmetic[block] or "unknown"}
+        self._workspace.write_tensors(_file(block, self._half_of(done - 1)), total, labels)
+        self._writing_seconds += time.monotonic() - before
 
     def _is_writing_cheap(self) -> bool:
         elapsed = time.monotonic() - self._started

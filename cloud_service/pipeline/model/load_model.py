@@ -10,7 +10,8 @@ checkpoint is ever imported. Knows nothing about calibration or quantisation.
 from __future__ import annotations
 
 import gc
-from collections.abc import Mapping
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -119,6 +120,11 @@ class LoadedModel:
         """The decoder blocks, in order."""
         return list(self.network.get_submodule(self.outline.block_path).children())
 
+    @contextmanager
+    def block(self, index: int) -> Iterator[nn.Module]:
+        """Yield a decoder block; its weights are in memory for as long as the context is open."""
+        yield self.blocks[index]
+
     @property
     def parameters(self) -> dict[str, nn.Parameter]:
         """Every parameter by name; a tied one occurs once."""
@@ -195,7 +201,8 @@ def load_model(
         gc.collect()  # accelerate's hooks tie a network into a cycle: one that was loaded before goes only now
     network = build_skeleton(outline.architecture)
     places = device_map or {"": device or ("cuda" if torch.cuda.is_available() else "cpu")}
-    _materialize(network, outline.weights, places, dtype)
+    place_weights(network, outline.weights, [name for name, _ in network.named_parameters()], places, dtype)
+    place_buffers(network, places)
     if device_map is not None:
         import accelerate
 
@@ -281,18 +288,28 @@ def evaluation_dtype(outline: ModelOutline, device: str) -> torch.dtype:
     return torch.float16 if outline.weights.is_stored_in_float16 else torch.bfloat16
 
 
-def _materialize(
+def place_weights(
     network: nn.Module,
     weights: CheckpointWeights,
+    names: Collection[str],
     device_map: Mapping[str, int | str],
     dtype: torch.dtype | None,
 ) -> None:
+    """Read the parameters of these names, one after another, and put them into the network.
+
+    Raises:
+        UnsupportedModel: A weight is damaged or not finite; the message names it.
+    """
     # Not network.to(dtype): that would round the rotary frequencies, which are float32 buffers, too.
-    for name, _ in list(network.named_parameters()):
+    for name in names:
         path, _, leaf = name.rpartition(".")
         device = _device_of(name, device_map)
         data = weights.read(name).to(device, dtype or compute_dtype(device))
         setattr(network.get_submodule(path), leaf, nn.Parameter(data, requires_grad=False))
+
+
+def place_buffers(network: nn.Module, device_map: Mapping[str, int | str]) -> None:
+    """Put the network's buffers where they belong, and tie what is tied."""
     network.tie_weights()  # type: ignore[operator]
     for path, module in network.named_modules():
         for name, buffer in module.named_buffers(recurse=False):

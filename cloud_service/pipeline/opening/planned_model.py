@@ -4,6 +4,7 @@
     published_inputs         the network in the compute dtype, for error compensation
     load_for_evaluation      the network in the dtype that perplexity is measured in
 
+Where the plan streams the network, both hold one block of it at a time.
 Preparations and reports go through the same functions, so that a report measures what a preparation would do. The
 network is loaded anew for each of them and is in memory for as long as its user keeps it: never two at a time.
 Costs what is asked for. Knows nothing about masks and quantisers.
@@ -32,6 +33,7 @@ from cloud_service.pipeline.model.load_model import (
     load_model,
     read_outline,
 )
+from cloud_service.pipeline.model.streamed_model import stream_model
 from cloud_service.pipeline.model.tokenization import TextEncoder, load_encoder
 from cloud_service.pipeline.named_input import NamedInput
 from cloud_service.pipeline.opening.identity import ResolvedInput
@@ -121,7 +123,8 @@ class PlannedModel:
         """
         blocks, plan = self.outline.block_linears, self.plan
         totals = FisherTotals(workspace, blocks, len(calibration), keeps_in_memory=plan.totals_in_memory)
-        passes = FisherPasses(plan.passes, plan.accumulators == "host", plan.recomputes_activations)
+        accumulates_on_host = plan.accumulators == "host"
+        passes = FisherPasses(plan.passes, accumulates_on_host, plan.recomputes_activations, plan.streamed_shards)
         sequences = len(passes.groups) * len(calibration)
         progress.stage(Stage.CALIBRATING, total=sequences, unit="sequences")
         if totals.is_complete:
@@ -146,15 +149,20 @@ class PlannedModel:
 
     def published_inputs(self, calibration: Calibration) -> PublishedInputs:
         """Return what enters the blocks, for error compensation; the network is loaded when it is first needed."""
-        return PublishedInputs(self.load, calibration)
+        return PublishedInputs(self._load_or_stream, calibration)
 
     def load_for_evaluation(self) -> LoadedModel:
         """Return the network in ``evaluation_dtype``."""
-        return self.load(self.evaluation_dtype)
+        return self._load_or_stream(self.evaluation_dtype)
 
     def load(self, dtype: torch.dtype | None = None) -> LoadedModel:
-        """Return the network on the planned devices; ``dtype`` is None for what gradients are computed in."""
+        """Return the whole network on the planned devices; ``dtype`` is None for what gradients are computed in."""
         return load_model(self.outline, device=self.device, device_map=self.plan.device_map, dtype=dtype)
+
+    def _load_or_stream(self, dtype: torch.dtype | None = None) -> LoadedModel:
+        if self.plan.streamed_shards is not None:
+            return stream_model(self.outline, dtype=dtype)
+        return self.load(dtype)
 
 
 def plan_model(

@@ -14,6 +14,7 @@ from cloud_service.pipeline.planning.machine_probe import probe_machine
 from cloud_service.pipeline.planning.model_shape import ModelShape
 from cloud_service.pipeline.planning.preparation_plan import PreparationPlan, plan_preparation
 from cloud_service.pipeline.planning.workload import Machine, Rates, Workload
+from cloud_service.sources import SELF
 from shared.errors import InvalidRequest
 
 _TOKENS_PER_DOCUMENT = 512
@@ -66,6 +67,7 @@ def workload_of(named: NamedInput, shape: ModelShape, copied_bytes: int = 0) -> 
         evaluation_tokens=named.evaluation.documents * min(_TOKENS_PER_DOCUMENT, shape.context),
         compensates=named.quantizer is not None and named.quantizer.compensation != "none",
         copied_bytes=copied_bytes,
+        needs_whole_network=named.needs_whole_network or SELF in (spec.text, named.evaluation.text),
     )
 
 

@@ -7,9 +7,10 @@
                   of an embedding in codes, less than what loading it takes
     evaluating    weights + one batch without gradients
 
-The network is in memory while gradients, second moments or losses are computed. Without accelerators all of it is host
-memory, where the allocator's free pieces (half of what one sequence allocates in pieces below 32 MiB, measured) come on
-top.
+The network is in memory while gradients, second moments or losses are computed; of a streamed one the trunk and one
+block, with the hidden states of the sequences that go through the blocks together. Without accelerators all of it is
+host memory, where the allocator's free pieces (half of what one sequence allocates in pieces below 32 MiB, measured)
+come on top.
 Knows nothing about time or about how the choice is made.
 """
 
@@ -41,6 +42,9 @@ _QUANTIZER_SCRATCH = 32 << 20
 _MASK_BYTES = 64
 _LOGITS_BATCH_BYTES = 64 << 20
 
+HIDDEN_BYTES_AT_ONCE = 1 << 30
+"""Hidden states of the windows that go through a streamed network's blocks together, when losses are measured."""
+
 
 @dataclass(frozen=True, slots=True)
 class Placement:
@@ -63,13 +67,17 @@ class FisherRun:
         passes: Block indices of each pass.
         recomputes_activations: Gradient checkpointing, block by block.
         accumulators: Where the float32 sums of a pass lie; on a CPU both are host memory.
-        totals_in_memory: Whether the totals of a pass's blocks stay in host memory between shards.
+        totals_in_memory: Whether the totals of a pass's blocks stay in host memory between shards; of a streamed
+            network those of the block that is in memory.
+        streamed_shards: Shards that go through the blocks together while one block at a time is in memory; None: the
+            whole network is.
     """
 
     passes: tuple[tuple[int, ...], ...]
     recomputes_activations: bool
     accumulators: Place
     totals_in_memory: bool
+    streamed_shards: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,8 +115,8 @@ class PeakModel:
         parts = {
             "calibrating": self._host_calibrating(run),
             "selecting": self._selecting_bytes,
-            "quantizing": self._host_quantizing,
-            "evaluating": self._host_evaluating,
+            "quantizing": self._host_quantizing(run),
+            "evaluating": self._host_evaluating(run),
         }
         left = 0 if stage == "calibrating" or self.machine.accelerator_budgets else self._left_in_heap(run)
         return self.machine.host_baseline + _FIRST_USE_BYTES + parts[stage] + left
@@ -141,6 +149,8 @@ class PeakModel:
         return sequence + (sums if run.accumulators == "accelerator" else 0)
 
     def _host_calibrating(self, run: FisherRun) -> int:
+        if run.streamed_shards is not None:
+            return self._host_streaming(run.streamed_shards)
         everything = range(len(self.shape.blocks))
         loading = _LOADING_BYTES * self.shape.largest_tensor
         totals = max(self._sum_bytes(group) for group in run.passes) if run.totals_in_memory else 0
@@ -152,6 +162,40 @@ class PeakModel:
         weights = self.weight_bytes(everything, has_front=True, has_rear=True)
         passes = [self._sum_bytes(group) + self._heap_peak(run, group, stored) for group in run.passes]
         return weights + max(loading, totals + max(passes))
+
+    def _host_streaming(self, shards: int) -> int:
+        """Return the bytes of the Fisher pass over a streamed network: reading, the loss, or one block's turn."""
+        hidden = self._streamed_hidden_bytes(shards)
+        block = max(self.shape.blocks, key=lambda candidate: candidate.linear_elements)
+        # The sums of a shard, the total, and what is written of it or was read.
+        sums = 3 * _SUM_BYTES * block.linear_elements
+        one = range(len(self.shape.blocks) - 1, len(self.shape.blocks))
+        sequence = self.sequence.peak(one, set(one), recomputes=True, has_loss=False)
+        loss = self.sequence.peak((), set(one), recomputes=True)
+        slack = int(_HEAP_SLACK * (hidden + sequence))
+        turn = block.elements * self.machine.value_bytes + sums + sequence
+        return self._trunk_bytes + hidden + slack + max(self._reading_bytes, loss, turn)
+
+    def _streamed_hidden_bytes(self, shards: int) -> int:
+        """Return the bytes of hidden states in front of every block, behind the last one, and of one's gradients."""
+        sequences = -(-self.workload.sequences // self.workload.shards) * shards
+        return sequences * self.sequence.hidden_bytes * (len(self.shape.blocks) + 2)
+
+    @property
+    def _trunk_bytes(self) -> int:
+        return self.weight_bytes(range(0), has_front=True, has_rear=True)
+
+    @property
+    def _reading_bytes(self) -> int:
+        """Return what reading a block of a streamed network holds: the block, and one tensor as it is stored."""
+        block = max(candidate.elements for candidate in self.shape.blocks)
+        return block * self.machine.value_bytes + _LOADING_BYTES * self.shape.largest_tensor
+
+    def _network_bytes(self, run: FisherRun) -> int:
+        """Return the bytes of a network whose blocks are run without gradients."""
+        if run.streamed_shards is not None:
+            return self._trunk_bytes + self._reading_bytes
+        return self.weight_bytes(range(len(self.shape.blocks)), has_front=True, has_rear=True)
 
     def _heap_peak(self, run: FisherRun, group: Sequence[int], stored: int) -> int:
         """Return one sequence's bytes with what the allocator keeps free; adding to stored totals finds that kept."""
@@ -168,6 +212,8 @@ class PeakModel:
 
     def _left_in_heap(self, run: FisherRun) -> int:
         """Return what the allocator still keeps when the Fisher pass is over, as measured."""
+        if run.streamed_shards is not None:
+            return int(_HEAP_SLACK * self._streamed_hidden_bytes(run.streamed_shards))
         held, slack = max(self._heap(group) for group in run.passes)
         return slack + (0 if run.recomputes_activations else held // 2)
 
@@ -198,24 +244,22 @@ class PeakModel:
             scratch += 4 * sum(columns**2 for columns in inputs) + 3 * 4 * max(inputs) ** 2
         return scratch
 
-    @property
-    def _host_quantizing(self) -> int:
+    def _host_quantizing(self, run: FisherRun) -> int:
         mask = _MASK_BYTES * self.workload.sensitive_share * self.shape.linear_elements
         block = max(candidate.elements for candidate in self.shape.blocks)
         work = 2 * block + _LOADING_BYTES * self.shape.largest_tensor
         if not self.machine.accelerator_budgets:
             work = max(work, self._quantizing_bytes)
-        return int(mask) + work + self._compensation_bytes
+        return int(mask) + work + self._compensation_bytes(run)
 
-    @property
-    def _compensation_bytes(self) -> int:
-        """What GPTQ keeps in host memory: hidden states, and on a CPU the weights."""
+    def _compensation_bytes(self, run: FisherRun) -> int:
+        """Return what GPTQ keeps in host memory: hidden states, and on a CPU the weights."""
         if not self.workload.compensates:
             return 0
         hidden = self.workload.sequences * self.sequence.hidden_bytes
         if self.machine.accelerator_budgets:
             return hidden
-        return hidden + self.weight_bytes(range(len(self.shape.blocks)), has_front=True, has_rear=True)
+        return hidden + self._network_bytes(run)
 
     @property
     def _evaluating_bytes(self) -> int:
@@ -224,10 +268,14 @@ class PeakModel:
         windows = -(-self.workload.evaluation_tokens // self.workload.tokens)
         return self.sequence.forward_bytes(min(rows, windows))
 
-    @property
-    def _host_evaluating(self) -> int:
+    def _host_evaluating(self, run: FisherRun) -> int:
         loading = _LOADING_BYTES * self.shape.largest_tensor if self.workload.evaluation_tokens else 0
         if self.machine.accelerator_budgets or not loading:
             return loading
-        weights = self.weight_bytes(range(len(self.shape.blocks)), has_front=True, has_rear=True)
-        return weights + max(loading, self._evaluating_bytes)
+        if run.streamed_shards is None:
+            return self._network_bytes(run) + max(loading, self._evaluating_bytes)
+        hidden = min(
+            HIDDEN_BYTES_AT_ONCE, self.workload.evaluation_tokens * self.shape.hidden * self.machine.value_bytes
+        )
+        stored = max(block.elements for block in self.shape.blocks)
+        return self._network_bytes(run) + stored + hidden + self._evaluating_bytes

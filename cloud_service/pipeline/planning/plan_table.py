@@ -51,6 +51,13 @@ def _choices(plan: PreparationPlan) -> list[str]:
     groups = (
         f"{passes} passes of up to {max(map(len, plan.passes))} blocks" if passes > 1 else "one pass over all blocks"
     )
+    if plan.streamed_shards is not None:
+        return [
+            f"gradients in {plan.compute_dtype}",
+            "the network read block by block",
+            f"calibration shards that go through it together: {plan.streamed_shards}",
+            "Fisher sums and totals of one block in main memory",
+        ]
     return [
         f"gradients in {plan.compute_dtype}" + (f" on {devices} accelerators" if devices > 1 else ""),
         groups,

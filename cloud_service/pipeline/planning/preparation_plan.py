@@ -3,6 +3,7 @@
     for every way of running the Fisher pass, the fastest first
         passes over groups of blocks  ×  activations kept or recomputed  ×  sums beside the weights or on the host
         ×  totals in memory or on disk  ×  1 … all accelerators
+    on a CPU also: the network read block by block, for 1 … all shards of the sequences together
     take the first whose predicted peaks fit
 
 Every way gives the same bundle, bit for bit; so does every budget, because the compute dtype does not depend on it. A
@@ -67,6 +68,8 @@ class PreparationPlan:
         host_budget: Bytes that may be used of main memory.
         copied_bytes: Disk space of the 16-bit copy that is written of a quantised file first; 0 where none is.
         copying_seconds: What writing it takes.
+        streamed_shards: Shards of the calibration sequences that go through the blocks together while one block at a
+            time is in memory; None: the whole network is in memory whenever it computes.
     """
 
     compute_dtype: Literal["float32", "bfloat16"]
@@ -80,6 +83,7 @@ class PreparationPlan:
     host_budget: int
     copied_bytes: int = 0
     copying_seconds: float = 0.0
+    streamed_shards: int | None = None
 
     @property
     def host_bytes(self) -> int:
@@ -118,17 +122,18 @@ def plan_preparation(shape: ModelShape, workload: Workload, machine: Machine) ->
     """
     peaks, times = PeakModel(shape, workload, machine), TimeModel(shape, workload, machine)
     usable = _usable(machine)
-    for run, devices in sorted(_ways(shape, machine), key=lambda way: (times.calibrating(way[0]), way[1])):
+    for run, devices in sorted(_ways(peaks), key=lambda way: (times.calibrating(way[0]), way[1])):
         if max(peaks.host(stage, run) for stage in STAGES) > usable.host_budget:
             continue
         placement = _place(peaks, run, usable.accelerator_budgets[:devices])
         if placement is not None:
             return _plan(peaks, times, run, placement)
-    raise _nothing_fits(peaks, shape)
+    raise _nothing_fits(peaks)
 
 
-def _ways(shape: ModelShape, machine: Machine) -> Iterator[tuple[FisherRun, int]]:
+def _ways(peaks: PeakModel) -> Iterator[tuple[FisherRun, int]]:
     """Yield every way to run the Fisher pass, and on how many devices."""
+    shape, machine = peaks.shape, peaks.machine
     places = _PLACES if machine.accelerator_budgets else _PLACES[:1]
     devices = range(1, max(1, len(machine.accelerator_budgets)) + 1)
     for passes, recomputes, accumulators, in_memory in itertools.product(
@@ -136,6 +141,10 @@ def _ways(shape: ModelShape, machine: Machine) -> Iterator[tuple[FisherRun, int]
     ):
         run = FisherRun(passes, recomputes, accumulators, in_memory)
         yield from ((run, count) for count in devices)
+    if shape.family.is_tested and not machine.accelerator_budgets and not peaks.workload.needs_whole_network:
+        whole = (tuple(range(len(shape.blocks))),)
+        shards = (-(-peaks.workload.shards // sweeps) for sweeps in range(1, peaks.workload.shards + 1))
+        yield from ((FisherRun(whole, True, "accelerator", True, count), 1) for count in dict.fromkeys(shards))
 
 
 @functools.cache
@@ -198,13 +207,14 @@ def _plan(peaks: PeakModel, times: TimeModel, run: FisherRun, placement: Placeme
         host_budget=machine.host_budget,
         copied_bytes=times.workload.copied_bytes,
         copying_seconds=times.copying(),
+        streamed_shards=run.streamed_shards,
     )
 
 
-def _nothing_fits(peaks: PeakModel, shape: ModelShape) -> ResourceError:
+def _nothing_fits(peaks: PeakModel) -> ResourceError:
     """Return the error that names what the leanest plans would need."""
     machine = peaks.machine
-    leanest = [run for run, _ in _ways(shape, machine)]
+    leanest = [run for run, _ in _ways(peaks)]
     host = min(max(peaks.host(stage, run) for stage in STAGES) for run in leanest)
     found = f"main memory to use: {format_bytes(machine.host_budget)} (max_host_bytes, or what is free here if less)"
     needed = f"at least {format_enough(_budget_for(host))} of main memory"

@@ -7,6 +7,8 @@
         computed again              a forward pass over the blocks reached, where activations are not kept
     squares                         bytes read and written per weight, on the device that holds the accumulators
     totals                          per shard: over the link, added, written (and read, where they are not kept)
+    a streamed network              its 16-bit files read and cast: twice for each group of shards, and again for each
+                                    way through the blocks that second moments and losses take
 
 Symbols: T tokens · n_b linear weights of block b. Compute and memory traffic are taken one after the other, so a
 prediction is an upper one where they overlap. Knows nothing about memory limits.
@@ -18,7 +20,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from cloud_service.pipeline.planning.model_shape import ModelShape
-from cloud_service.pipeline.planning.peak_memory import FisherRun, Stage
+from cloud_service.pipeline.planning.peak_memory import HIDDEN_BYTES_AT_ONCE, FisherRun, Stage
 from cloud_service.pipeline.planning.workload import Machine, Workload
 
 _SQUARE_BYTES = {2: 18, 4: 16}
@@ -31,6 +33,7 @@ _READS_TO_SELECT = 8
 _VARIANTS = 3
 _DEQUANTIZED_BYTES_PER_SECOND = 1e8
 """Written by one thread, measured on Q4_1; other types are up to four times as fast or as slow."""
+_STORED_BYTES = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,11 +55,15 @@ class TimeModel:
             case "quantizing":
                 reading = totals / rates.disk_bytes_per_second
                 coding = self.shape.linear_elements / rates.quantized_weights_per_second
-                return reading + coding + self._compensation_flops / rates.flops_per_second
+                moments = self._compensation_flops / rates.flops_per_second
+                streaming = 2 * self._reading_seconds(run) if self.workload.compensates else 0
+                return reading + coding + moments + streaming
             case "evaluating":
                 tokens = _VARIANTS * self.workload.evaluation_tokens
                 per_token = self._forward_flops(range(len(self.shape.blocks))) / self.workload.tokens
-                return tokens * per_token / rates.flops_per_second
+                groups = -(-self._evaluated_bytes // HIDDEN_BYTES_AT_ONCE) if tokens else 0
+                streaming = _VARIANTS * groups * self._reading_seconds(run)
+                return tokens * per_token / rates.flops_per_second + streaming
 
     def copying(self) -> float:
         """Return the seconds that it takes to write the 16-bit copy of a quantised file."""
@@ -66,7 +73,23 @@ class TimeModel:
     def calibrating(self, run: FisherRun) -> float:
         """Return the seconds of the Fisher pass over all sequences."""
         sequences = sum(self._sequence_seconds(run, group) for group in run.passes) * self.workload.sequences
-        return sequences + self._totals_seconds(run)
+        streaming = 2 * self._sweeps(run) * self._reading_seconds(run)
+        return sequences + self._totals_seconds(run) + streaming
+
+    def _sweeps(self, run: FisherRun) -> int:
+        return -(-self.workload.shards // run.streamed_shards) if run.streamed_shards else 0
+
+    def _reading_seconds(self, run: FisherRun) -> float:
+        """Return the seconds of reading a streamed network once; 0 for one that is in memory."""
+        if run.streamed_shards is None:
+            return 0
+        stored = _STORED_BYTES * self.shape.elements
+        cast = stored + self.machine.value_bytes * self.shape.elements
+        return stored / self.machine.rates.disk_bytes_per_second + cast / self.machine.rates.host_bytes_per_second
+
+    @property
+    def _evaluated_bytes(self) -> int:
+        return self.workload.evaluation_tokens * self.shape.hidden * self.machine.value_bytes
 
     def _sequence_seconds(self, run: FisherRun, group: Sequence[int]) -> float:
         reached = range(min(group), len(self.shape.blocks))
@@ -87,7 +110,9 @@ class TimeModel:
         rates, sums = self.machine.rates, _SUM_BYTES * self.shape.linear_elements
         adding = self.workload.shards * 3 * sums / rates.host_bytes_per_second
         moving = self.workload.shards * sums / rates.link_bytes_per_second if self.machine.accelerator_budgets else 0
-        times_on_disk = _HALVES if run.totals_in_memory else 2 * self.workload.shards - _HALVES
+        times_on_disk = max(_HALVES, 2 * self._sweeps(run) - _HALVES)
+        if run.streamed_shards is None:
+            times_on_disk = _HALVES if run.totals_in_memory else 2 * self.workload.shards - _HALVES
         return adding + moving + times_on_disk * sums / rates.disk_bytes_per_second
 
     @property

@@ -8,8 +8,9 @@ Costs one decoded weight at a time. Knows nothing about how either part was made
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
+import safetensors
 import safetensors.torch
 import torch
 from torch import Tensor
@@ -30,12 +31,35 @@ def write_dense_part(model: LoadedModel, layout: ImageLayout, blobs: Iterable[Te
             parameters[entry.name].data.copy_(dequantize(_quantized(entry, parts)))
 
 
-def write_sensitive_part(model: LoadedModel, layout: ImageLayout, blobs: Iterable[TensorBlob]) -> None:
-    """Replace the masked weights of the network by the sensitive values."""
+def write_sensitive_part(
+    model: LoadedModel, layout: ImageLayout, blobs: Iterable[TensorBlob], names: Iterable[str]
+) -> None:
+    """Replace the masked weights of these names by the sensitive values."""
     blob = next(blob for blob in blobs if blob.layer.title == SENSITIVE_TITLE)
-    parts = safetensors.torch.load_file(layout.blob_path(blob.layer.digest))
-    names = [key.removesuffix(".indices") for key in parts if key.endswith(".indices")]
-    write_values(model, {name: (parts[f"{name}.indices"], parts[f"{name}.values"]) for name in names})
+    with safetensors.safe_open(layout.blob_path(blob.layer.digest), "pt") as parts:
+        for name in names:
+            values = (parts.get_tensor(f"{name}.indices"), parts.get_tensor(f"{name}.values"))
+            write_values(model, {name: values})
+
+
+def block_writer(
+    model: LoadedModel, layout: ImageLayout, blobs: Sequence[TensorBlob], *, has_sensitive_part: bool
+) -> Callable[[int], None]:
+    """Return a function that writes the published weights of a block, by its index, into the network.
+
+    Args:
+        model: The network; the block's weights must be in memory when the function is called.
+        layout: Where the blobs lie.
+        blobs: Those of the blocks, in order, then the others.
+        has_sensitive_part: Whether the sensitive values are written; else the dense part alone.
+    """
+
+    def write(index: int) -> None:
+        write_dense_part(model, layout, [blobs[index]])
+        if has_sensitive_part:
+            write_sensitive_part(model, layout, blobs, model.outline.block_linears[index])
+
+    return write
 
 
 def write_values(model: LoadedModel, values: Mapping[str, tuple[Tensor, Tensor]]) -> None:

@@ -4,7 +4,8 @@
 
 GPTQ's order of work: the error that earlier blocks leave is in the inputs that later blocks are fitted to. The block
 itself still holds its 16-bit weights when its inputs are measured. The network is loaded when moments are first asked
-for, and is used up: all blocks before the last one measured end as in the bundle. Costs what ``block_inputs`` says, and
+for, and is used up: all blocks before the last one measured end as in the bundle. Of a streamed network one block at a
+time is in memory; each is read twice. Costs what ``block_inputs`` says, and
 nothing where no moments are asked for. Knows nothing about quantisers.
 """
 
@@ -17,8 +18,8 @@ from torch import Tensor
 
 from cloud_service.pipeline.calibration.sequences import Calibration
 from cloud_service.pipeline.fisher.select_sensitive import Masks
+from cloud_service.pipeline.model.block_inputs import BlockInputs, capture
 from cloud_service.pipeline.model.load_model import LoadedModel
-from cloud_service.pipeline.quantizers.block_inputs import BlockInputs, capture
 from cloud_service.pipeline.quantizers.bundle_weights import write_dense_part, write_values
 from cloud_service.pipeline.quantizers.tensor_blobs import TensorBlob
 from shared.bundle.layout import ImageLayout
@@ -47,7 +48,8 @@ class PublishedInputs:
         model, inputs = self._behind_the_blocks_passed()
         names = model.outline.block_linears[block]
         modules = {name: model.network.get_submodule(name.removesuffix(".weight")) for name in names}
-        return inputs.second_moments(model.blocks[block], modules)
+        with model.block(block) as module:
+            return inputs.second_moments(module, modules)
 
     def advance(
         self, block: int, layout: ImageLayout, blob: TensorBlob, masks: Masks, values: Mapping[str, Tensor]
@@ -63,9 +65,10 @@ class PublishedInputs:
         """
 
         def run(model: LoadedModel, inputs: BlockInputs) -> None:
-            write_dense_part(model, layout, [blob])
-            write_values(model, {name: (torch.from_numpy(masks[name].indices), values[name]) for name in values})
-            inputs.advance(model.blocks[block])
+            with model.block(block) as module:
+                write_dense_part(model, layout, [blob])
+                write_values(model, {name: (torch.from_numpy(masks[name].indices), values[name]) for name in values})
+                inputs.advance(module)
 
         self._passed.append(run)
 

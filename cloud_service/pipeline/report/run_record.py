@@ -16,21 +16,6 @@ Place = Literal["accelerator", "host"]
 
 
 @dataclass(frozen=True, slots=True)
-class StageRecord:
-    """One stage's time.
-
-    Attributes:
-        stage: Name of the stage, as ``shared.api.Stage`` has it.
-        seconds: Wall time that it took in this process.
-        predicted_seconds: What the plan said; None where it said nothing.
-    """
-
-    stage: str
-    seconds: float
-    predicted_seconds: float | None = None
-
-
-@dataclass(frozen=True, slots=True)
 class PeakBytes:
     """The most memory in use at any moment, bytes; None where it was not planned, or cannot be measured.
 
@@ -41,6 +26,23 @@ class PeakBytes:
 
     planned: int | None = None
     measured: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class StageRecord:
+    """One stage's time.
+
+    Attributes:
+        stage: Name of the stage, as ``shared.api.Stage`` has it.
+        seconds: Wall time that it took in this process.
+        predicted_seconds: What the plan said; None where it said nothing.
+        host: Peak memory of the process during the stage, what it held before included.
+    """
+
+    stage: str
+    seconds: float
+    predicted_seconds: float | None = None
+    host: PeakBytes = PeakBytes()
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,8 +92,12 @@ class RunRecord:
     def from_json(cls, record: Mapping[str, Any]) -> RunRecord:
         """Return the record that ``to_json`` described."""
         parts = {
-            "stages": tuple(StageRecord(**stage) for stage in record["stages"]),
+            "stages": tuple(_stage_from_json(stage) for stage in record["stages"]),
             "accelerator": PeakBytes(**record["accelerator"]),
             "host": PeakBytes(**record["host"]),
         }
         return cls(**{**record, **parts})
+
+
+def _stage_from_json(record: Mapping[str, Any]) -> StageRecord:
+    return StageRecord(**{**record, "host": PeakBytes(**record.get("host", {}))})

@@ -16,7 +16,7 @@ import torch
 import transformers
 
 from cloud_service.pipeline.fisher.launchers.local import FisherLauncher, LocalLauncher
-from cloud_service.pipeline.planning.memory_meter import MemoryMeter, TorchAccelerators
+from cloud_service.pipeline.planning.memory_meter import MemoryMeter, MemoryPeak, TorchAccelerators
 from cloud_service.pipeline.planning.preparation_plan import PreparationPlan, StagePlan
 from cloud_service.pipeline.report.run_record import PeakBytes, RunRecord, StageRecord
 
@@ -55,7 +55,7 @@ class RunRecorder:
         """
         elsewhere = {"calibrating"} if launcher.name != LocalLauncher.name else set()
         planned = [stage for stage in self._plan.stages if stage.stage not in elsewhere]
-        predicted = {stage.stage: stage.seconds for stage in planned}
+        plans = {str(stage.stage): stage for stage in planned}
         peaks = [peak for stage, peak in self._meter.peaks.items() if stage not in elsewhere]
         fullest = max((max(peak.accelerator_bytes, default=0) for peak in peaks), default=0)
         return RunRecord(
@@ -64,7 +64,7 @@ class RunRecorder:
             torch_version=torch.__version__,
             transformers_version=transformers.__version__,
             stages=tuple(
-                StageRecord(name, seconds, predicted.get(name))  # type: ignore[call-overload]
+                _stage_record(name, seconds, plans.get(name), None if name in elsewhere else self._meter.peaks[name])
                 for name, seconds in self._seconds.items()
             ),
             accelerator=PeakBytes(_planned_accelerator_bytes(planned), fullest) if self._accelerators else PeakBytes(),
@@ -81,6 +81,15 @@ class RunRecorder:
             bundle_digest=bundle_digest,
             bundle_bytes=bundle_bytes,
         )
+
+
+def _stage_record(name: str, seconds: float, plan: StagePlan | None, peak: MemoryPeak | None) -> StageRecord:
+    return StageRecord(
+        name,
+        seconds,
+        plan.seconds if plan else None,
+        PeakBytes(plan.host_bytes if plan else None, peak.host_bytes if peak else None),
+    )
 
 
 def _planned_accelerator_bytes(stages: Sequence[StagePlan]) -> int:

@@ -4,8 +4,8 @@
         for each shard                  sums from zero
             for each block              added to the totals: from then on the shard is never computed again
 
-Costs one forward pass and the backward pass down to the group's lowest block, per sequence and group. Knows nothing
-about how the groups were chosen.
+Costs one forward pass and the backward pass down to the group's lowest block, per sequence and group. A network that
+memory does not hold is read block by block instead (``streamed_squares``). Knows nothing about how that was chosen.
 """
 
 from __future__ import annotations
@@ -21,8 +21,10 @@ from torch import Tensor
 from cloud_service.pipeline.calibration.sequences import Calibration
 from cloud_service.pipeline.fisher.shards import shard_count, shard_rows
 from cloud_service.pipeline.fisher.squared_gradients import sum_squares, zero_sums
+from cloud_service.pipeline.fisher.streamed_squares import estimate_by_block
 from cloud_service.pipeline.fisher.totals import FisherTotals
 from cloud_service.pipeline.model.load_model import LoadedModel, ModelOutline, compute_dtype, load_model
+from cloud_service.pipeline.model.streamed_model import stream_model
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,11 +35,14 @@ class FisherPasses:
         groups: Indices of the decoder blocks of each pass; together all blocks, each once.
         accumulates_on_host: Whether the sums lie in host memory, not beside the weights.
         recomputes_activations: Whether every block's activations are computed again in the backward pass.
+        streamed_shards: Shards that go through the blocks together while one block at a time is in memory, all of them
+            in one pass over all blocks; None: the whole network is in memory.
     """
 
     groups: tuple[tuple[int, ...], ...]
     accumulates_on_host: bool = False
     recomputes_activations: bool = False
+    streamed_shards: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +114,10 @@ class LocalLauncher:
     def estimate(self, work: FisherWork, totals: FisherTotals, *, after_sequence: Callable[[int], None]) -> None:
         """Add all shards that are missing to the totals."""
         totals.begin(self.arithmetic(work))
+        if (shards := work.passes.streamed_shards) is not None:
+            streamed = stream_model(work.outline)
+            estimate_by_block(streamed, work.calibration, totals, shards, after_sequence=after_sequence)
+            return
         model = load_model(work.outline, device=work.device, device_map=work.device_map)
         sequences = len(work.calibration)
         for index, group in enumerate(work.passes.groups):

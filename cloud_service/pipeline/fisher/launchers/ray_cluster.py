@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 from cloud_service.pipeline.calibration.sequences import Calibration
 from cloud_service.pipeline.fisher.launchers.local import FisherPasses, FisherWork, arithmetic_of, sum_shard
 from cloud_service.pipeline.fisher.launchers.ray_connection import connection
-from cloud_service.pipeline.fisher.launchers.ray_workers import check_memory, worker_devices
+from cloud_service.pipeline.fisher.launchers.ray_workers import check_memory, check_network_is_whole, worker_devices
 from cloud_service.pipeline.fisher.shards import shard_count, shard_rows
 from cloud_service.pipeline.fisher.totals import FisherTotals
 from cloud_service.pipeline.model.load_model import LoadedModel, load_model, read_outline
@@ -72,6 +72,7 @@ class RayLauncher:
                 again and again.
             DiskError: The totals cannot be saved.
         """
+        check_network_is_whole(work)
         if self.address is None:
             check_memory(work, self.workers)
         totals.begin(self.arithmetic(work))

@@ -62,6 +62,21 @@ def check_memory(work: FisherWork, workers: int) -> None:
     )
 
 
+def check_network_is_whole(work: FisherWork) -> None:
+    """Refuse a plan that reads the network block by block: workers hold it whole.
+
+    Raises:
+        ResourceError: It does.
+    """
+    if work.passes.streamed_shards is not None:
+        raise ResourceError(
+            "a plan that reads the network block by block, as this machine's memory does not hold it",
+            needed="memory for the whole network, for each Ray worker",
+            next_step="give --launcher local, or a larger --max-host-bytes where there is more memory",
+            param="launcher",
+        )
+
+
 def largest_shard_bytes(work: FisherWork) -> int:
     """Return the bytes of one shard's float32 sums, for the largest group of blocks."""
     shapes, linears = work.outline.shapes, work.outline.block_linears

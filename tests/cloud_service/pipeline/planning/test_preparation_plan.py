@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import accelerate
@@ -134,8 +135,47 @@ def test_a_budget_that_is_too_small_names_the_smallest_that_is_not() -> None:
 
 def test_too_little_main_memory_on_a_cpu_names_what_would_do() -> None:
     with pytest.raises(ResourceError, match="main memory") as caught:
-        planned(SEVEN_BILLION, host_gib=16)
+        planned(SEVEN_BILLION, host_gib=4)
     assert caught.value.param == "max_host_bytes"
+    needed = float(caught.value.needed.removeprefix("at least ").split()[0])
+    assert planned(SEVEN_BILLION, host_gib=needed + 0.1).host_bytes <= (needed + 0.1) * GIB
+
+
+def test_a_cpu_whose_memory_does_not_hold_the_network_reads_it_block_by_block() -> None:
+    whole, streamed = planned(SEVEN_BILLION, host_gib=64), planned(SEVEN_BILLION, host_gib=20)
+    assert whole.streamed_shards is None
+    assert streamed.streamed_shards in range(1, 16)
+    assert (streamed.passes, streamed.recomputes_activations) == ((tuple(range(32)),), True)
+    assert "network read block by block" in plan_line(streamed)
+    assert streamed.stage("calibrating").seconds > whole.stage("calibrating").seconds
+    assert_within_budgets(streamed)
+
+
+def test_two_short_sequences_of_a_7b_model_are_prepared_on_a_cpu_within_8_gib() -> None:
+    few = Workload(sequences=2, tokens=64, shards=2, evaluation_tokens=512, compensates=True)
+    plan = planned(SEVEN_BILLION, host_gib=8, workload=few)
+    assert plan.streamed_shards == 2
+    trunk, block = 4 * 2 * 32000 * 4096, 4 * 202_383_360
+    assert trunk + block < plan.host_bytes < 8 * GIB
+
+
+def test_more_memory_lets_more_shards_go_through_a_streamed_network_together() -> None:
+    shards = [planned(SEVEN_BILLION, host_gib=gib).streamed_shards or 0 for gib in (12, 16, 24)]
+    assert shards == sorted(shards)
+    assert shards[0] < shards[-1]
+
+
+def test_what_needs_the_whole_network_is_never_streamed() -> None:
+    writes_its_text = dataclasses.replace(WORKLOAD, needs_whole_network=True)
+    assert planned(SEVEN_BILLION, host_gib=64, workload=writes_its_text).streamed_shards is None
+    with pytest.raises(ResourceError, match="main memory"):
+        planned(SEVEN_BILLION, host_gib=20, workload=writes_its_text)
+
+
+def test_an_accelerator_holds_the_whole_network_or_refuses_it() -> None:
+    assert planned(SEVEN_BILLION, 24, host_gib=20).streamed_shards is None
+    with pytest.raises(ResourceError):
+        planned(SEVEN_BILLION, 8, host_gib=20)
 
 
 @pytest.mark.parametrize(

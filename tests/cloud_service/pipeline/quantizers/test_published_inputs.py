@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from cloud_service.pipeline.calibration.sequences import Calibration
 from cloud_service.pipeline.fisher.select_sensitive import Masks, select_random
 from cloud_service.pipeline.model.load_model import LoadedModel, load_model, read_outline
+from cloud_service.pipeline.model.streamed_model import stream_model
 from cloud_service.pipeline.quantizers.published_inputs import PublishedInputs
 from cloud_service.pipeline.quantizers.split_blocks import missing_bundle_bytes, split_blocks
 from cloud_service.pipeline.quantizers.tensor_blobs import TensorBlob
@@ -152,3 +153,11 @@ def test_a_block_that_was_passed_is_in_the_network_as_published(setting: Setting
     index = torch.from_numpy(setting.masks[name].indices).long()
     assert torch.equal(after[index], before.flatten()[index])
     assert not torch.equal(after, before.flatten())
+
+
+def test_a_streamed_network_gives_the_same_blobs(setting: Setting, tmp_path: Path) -> None:
+    whole = setting.split(tmp_path / "whole")
+    streamed = setting._replace(model=stream_model(setting.model.outline, dtype=torch.float32))
+    assert [blob.layer.digest for blob in streamed.split(tmp_path / "streamed")] == [
+        blob.layer.digest for blob in whole
+    ]

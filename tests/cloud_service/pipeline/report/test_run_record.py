@@ -17,7 +17,7 @@ def test_a_record_is_the_same_after_json() -> None:
         device="cpu",
         torch_version="2.13.0",
         transformers_version="5.23.0",
-        stages=(StageRecord("calibrating", 12.5, 11.0), StageRecord("selecting", 0.5)),
+        stages=(StageRecord("calibrating", 12.5, 11.0, PeakBytes(9, 8)), StageRecord("selecting", 0.5)),
         host=PeakBytes(planned=3_000_000_000, measured=2_900_000_000),
         accumulators="accelerator",
         passes=3,
@@ -54,6 +54,8 @@ def test_a_run_in_one_process_is_held_against_the_whole_plan() -> None:
     record = record_of(LocalLauncher())
     assert [stage.predicted_seconds for stage in record.stages] == [10.0, 5.0]
     assert record.host.planned == 900
+    assert [stage.host.planned for stage in record.stages] == [900, 300]
+    assert record.host.measured == max(stage.host.measured or 0 for stage in record.stages)
     assert (record.launcher, record.workers) == ("local", 1)
 
 
@@ -61,4 +63,5 @@ def test_what_a_clusters_workers_did_is_not_held_against_the_plan_of_one_process
     record = record_of(RayLauncher(workers=3))
     assert [stage.predicted_seconds for stage in record.stages] == [None, 5.0]
     assert record.host.planned == 300
+    assert record.stages[0].host == PeakBytes()
     assert (record.launcher, record.workers) == ("ray", 3)

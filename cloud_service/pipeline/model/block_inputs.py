@@ -3,14 +3,17 @@
     H = 1/M · Σ x xᵀ        over the M tokens of all calibration sequences; x what enters a linear module
 
 ``capture`` runs the network once with its decoder blocks replaced by the identity: what enters the first block is kept
-for every sequence, and each block's other arguments (masks, positions) once per length, as nothing else decides them.
-From there on a block is run by itself, so that the blocks before it may have been quantised already, as GPTQ does it:
+for every sequence, and each block's other arguments (masks, positions) once per shape, as nothing else decides them.
+From there on a block is run by itself, so that the others need not be in memory, and the blocks before it may have been
+quantised already, as GPTQ does it:
 
     inputs = capture(network, blocks, sequences)
     for block in blocks:
         moments = inputs.second_moments(block, linear_modules)     # the block in 16 bits, those before it quantised
         ...                                                        # quantise it; write what is published into it
         inputs.advance(block)
+    with ending_in(blocks, inputs.hidden[0]):
+        network(sequences[0])                                      # what stands behind the blocks, by itself
 
 Costs two forward passes over the sequences, and tokens · in_features² multiplications for each distinct input of a
 linear module (modules that read the same tensor share one H: q, k and v; gate and up). Memory: the hidden states in
@@ -38,13 +41,15 @@ class BlockInputs:
     """What enters the next decoder block.
 
     Attributes:
-        hidden: Hidden states (1, T, hidden_size) of every sequence, in host memory, in the network's dtype.
-        arguments: For each length of a sequence, the other arguments of the next block and of each one after it: those
-            without a keyword, and those with one.
+        hidden: Hidden states (B, T, hidden_size) of every batch of sequences, in host memory, in the network's dtype.
+        arguments: For each shape (B, T), the other arguments of every block: those without a keyword, and those with
+            one.
+        next_block: Index of the next block.
     """
 
     hidden: list[Tensor]
-    arguments: dict[int, list[tuple[tuple[Any, ...], dict[str, Any]]]]
+    arguments: dict[tuple[int, int], list[tuple[tuple[Any, ...], dict[str, Any]]]]
+    next_block: int = 0
 
     @torch.no_grad()
     def second_moments(self, block: nn.Module, linear_modules: Mapping[str, nn.Module]) -> dict[str, Tensor]:
@@ -62,7 +67,7 @@ class BlockInputs:
         moments = _Moments()
         with moments.observing(linear_modules):
             for hidden in self.hidden:
-                self._outputs(block, hidden)
+                self.run(self.next_block, block, hidden)
                 moments.end_sequence()
         return moments.means(linear_modules)
 
@@ -70,13 +75,19 @@ class BlockInputs:
     def advance(self, block: nn.Module) -> None:
         """Replace the hidden states by what the next block makes of them, and go on to the one after it."""
         for position, hidden in enumerate(self.hidden):
-            self.hidden[position] = self._outputs(block, hidden).cpu()
-        for arguments in self.arguments.values():
-            arguments.pop(0)
+            self.hidden[position] = self.run(self.next_block, block, hidden).cpu()
+        self.next_block += 1
 
-    def _outputs(self, block: nn.Module, hidden: Tensor) -> Tensor:
+    def run(self, index: int, block: nn.Module, hidden: Tensor) -> Tensor:
+        """Return what a block makes of hidden states (B, T, hidden_size) of one of the shapes; changes nothing.
+
+        Args:
+            index: Which block it is.
+            block: The block.
+            hidden: What enters it.
+        """
         device = next(block.parameters()).device
-        others, keywords = self.arguments[hidden.shape[1]][0]
+        others, keywords = self.arguments[hidden.shape[0], hidden.shape[1]][index]
         outputs: Tensor = block(hidden.to(device), *others, **keywords)
         return outputs
 
@@ -88,7 +99,7 @@ def capture(network: nn.Module, blocks: Sequence[nn.Module], sequences: Iterable
     Args:
         network: A causal language model, without dropout.
         blocks: Its decoder blocks, in order.
-        sequences: Token ids (T) of each sequence, no padding; or all of them as (N, T).
+        sequences: Token ids (T) of each sequence, no padding; or (B, T) of each batch; or all of them as (N, T).
 
     Raises:
         UnsupportedModel: The network passes its blocks the hidden states by keyword.
@@ -97,9 +108,20 @@ def capture(network: nn.Module, blocks: Sequence[nn.Module], sequences: Iterable
     device = network.get_input_embeddings().weight.device  # type: ignore[operator]
     with _recording(blocks, inputs):
         for sequence in sequences:
-            tokens = sequence[None].to(device, torch.int64)
+            tokens = sequence.view(-1, sequence.shape[-1]).to(device, torch.int64)
             network.base_model(input_ids=tokens, use_cache=False)  # type: ignore[operator]
     return inputs
+
+
+@contextmanager
+def ending_in(blocks: Sequence[nn.Module], hidden: Tensor) -> Iterator[None]:
+    """Let the blocks compute nothing, and the last one return ``hidden``: the network then runs what is behind them."""
+
+    def forward(entering: Tensor, *_: Any, **__: Any) -> Tensor:
+        return entering
+
+    with _replaced(blocks, [*[forward] * (len(blocks) - 1), lambda *_, **__: hidden]):
+        yield
 
 
 @contextmanager
@@ -113,17 +135,23 @@ def _recording(blocks: Sequence[nn.Module], inputs: BlockInputs) -> Iterator[Non
             hidden: Tensor = positional[0]
             if index == 0:
                 inputs.hidden.append(hidden.cpu())
-            known = inputs.arguments.setdefault(hidden.shape[1], [])
+            known = inputs.arguments.setdefault((hidden.shape[0], hidden.shape[1]), [])
             if len(known) == index:
                 known.append((positional[1:], keywords))
             return hidden
 
         return forward
 
+    with _replaced(blocks, [identity(index) for index in range(len(blocks))]):
+        yield
+
+
+@contextmanager
+def _replaced(blocks: Sequence[nn.Module], forwards: Sequence[Any]) -> Iterator[None]:
     with ExitStack() as restored:
-        for index, block in enumerate(blocks):
+        for block, forward in zip(blocks, forwards, strict=True):
             restored.callback(_restore_forward, block, vars(block).get("forward"))
-            block.forward = identity(index)
+            block.forward = forward
         yield
 
 
