@@ -128,7 +128,7 @@ def test_second_moments_are_means_over_all_tokens_of_what_enters_each_linear_mod
 
     after_attention = []
     for hidden in inputs.hidden:
-        attended, _ = block.self_attn(block.input_layernorm(hidden), **inputs.arguments[1, 12][0])
+        attended, _ = block.self_attn(block.input_layernorm(hidden), **inputs.arguments[1, 12][0][1])
         after_attention.append(block.post_attention_layernorm(hidden + attended)[0])
     entering = torch.cat(after_attention)
     torch.testing.assert_close(moments["mlp.up_proj"], entering.T @ entering / 36, rtol=1e-4, atol=1e-5)
