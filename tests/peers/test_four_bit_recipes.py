@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 import torch
 from exact_kmeans import least_error
@@ -25,7 +27,7 @@ def test_nf4_is_off_by_at_most_half_its_widest_gap() -> None:
     weight = random_weight(32, 192)
     decoded, _ = nf4(weight)
     largest = weight.view(32, 3, 64).abs().amax(dim=2).repeat_interleave(64, dim=1)
-    widest = max(b - a for a, b in zip(NF4[:-1], NF4[1:], strict=True))
+    widest = max(b - a for a, b in pairwise(NF4))
     # a scale is off by at most 1/254 of the spread of scales, which is below the largest of them
     assert (decoded - weight).abs().max() <= (widest / 2 * largest).max() + 2 / 254 * largest.max()
 
