@@ -23,7 +23,9 @@ def output(tmp_path: Path) -> Path:
     bundle = make_tiny_bundle(output / "device" / "bundles")
     run = RunDirectory(output / "run")
     run.create()
-    run.write_json("config.json", {"bundle_digest": bundle.digest, "settings": {"steps": 2}})
+    rendering = {"template": "{text} is {label}", "label_words": [["b", "b"], ["d", "d"]]}
+    config = {"bundle_digest": bundle.digest, "settings": {"steps": 2}, "rendering": rendering}
+    run.write_json("config.json", config | {"max_tokens": None})
     run.journal.write_bytes(b"")
     run.write_theta("best.safetensors", torch.zeros(14 * 8), 2)
     return output
