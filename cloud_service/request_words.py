@@ -10,6 +10,7 @@ import re
 
 OPTION_FIELDS = {
     "--revision": "revision",
+    "--gguf-file": "gguf_file",
     "--name": "name",
     "--tag": "tag",
     "--sparsity": "sparsity",
@@ -19,6 +20,7 @@ OPTION_FIELDS = {
     "--bits": "quantizer.bits",
     "--group-size": "quantizer.group_size",
     "--compensation": "quantizer.compensation",
+    "--embedding-bits": "embedding_bits",
     "--calibration-text": "calibration.text",
     "--calibration-task": "calibration.task",
     "--template": "calibration.template",

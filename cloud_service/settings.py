@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 from urllib.parse import urlsplit
 
-from pydantic import BeforeValidator, Field, SecretStr, ValidationError
+from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
 
 from cloud_service.host_limits import own_processor_count, processor_count
@@ -55,6 +55,9 @@ def _byte_count(value: object) -> object:
 
 ByteCount = Annotated[int, BeforeValidator(_byte_count), Field(ge=1)]
 """A number of bytes, or a size as people write it."""
+
+Root = Annotated[Path, AfterValidator(Path.absolute)]
+"""A folder as seen from where the service was started: jobs have another working directory."""
 
 
 class Settings(BaseSettings):
@@ -112,12 +115,12 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix="ZO_CLOUD_", extra="forbid", frozen=True)
 
-    data: Path = Field(default_factory=lambda: Path.home() / ".local" / "share" / "zo-cloud")
+    data: Root = Field(default_factory=lambda: Path.home() / ".local" / "share" / "zo-cloud")
     host: str = "127.0.0.1"
     port: Annotated[int, Field(ge=0, le=65535)] = 8080
-    model_roots: tuple[Path, ...] = ()
+    model_roots: tuple[Root, ...] = ()
     hub_namespaces: tuple[str, ...] = ()
-    text_roots: tuple[Path, ...] = ()
+    text_roots: tuple[Root, ...] = ()
     hub_endpoint: str | None = None
     hub_token: SecretStr | None = None
     is_offline: bool = False

@@ -1,6 +1,7 @@
 """Where models and texts may come from: a path under an allowed root, or a hub id of strict form; never a URL.
 
     team/model        a folder under a model root; else, on the hub, only where ``hub_namespaces`` or a person allows it
+    team/model.gguf   a GGUF file under a model root
     hub:team/model    the hub's model, whatever folders there are
 
 A request names a model and texts by strings that come over the network. They are turned into a ``ModelSource`` or a
@@ -12,6 +13,7 @@ compared with the roots. Knows nothing about the hub's protocol, torch or tokens
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -29,12 +31,16 @@ C4 = "c4"
 
 SELF = "self"
 """Name of the text that the model writes itself."""
+GGUF_SUFFIX = ".gguf"
+"""End of the names of GGUF files."""
 
 PINNED_COMMIT = "commit.json"
 """File of a workspace that keeps a hub model at one commit; who takes the workspace over for a new request drops it."""
 
 _PART = r"[A-Za-z0-9](?:[\w.-]*\w)?"
 _HUB_ID = re.compile(rf"(?=.{{1,96}}$)(?!.*(--|\.\.|\.git$)){_PART}(/{_PART})?", re.ASCII)
+_CACHED = "models--"
+_COMMIT = re.compile(r"[0-9a-f]{40}")
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://|(?:https?|hf|file):")
 _TEXT_SUFFIXES = (".jsonl", ".txt")
 _CHECK_TEXT = "check the path; the operator allows the files of a folder by zo-cloud serve --text-root FOLDER"
@@ -76,22 +82,36 @@ class SourcePolicy:
 
 @dataclass(frozen=True, slots=True)
 class LocalModel:
-    """A Hugging Face folder on this machine; ``id`` is its base name, so no absolute path is ever published."""
+    """A model on this machine; ``id`` is a base name, so no absolute path is ever published.
+
+    Attributes:
+        folder: Where its files are.
+        gguf_file: Name of the GGUF file in it that is the model; None for a Hugging Face folder.
+    """
 
     folder: Path
+    gguf_file: str | None = None
 
     @property
     def id(self) -> str:
-        """Name under which the model is recorded."""
-        return self.folder.name
+        """Name under which the model is recorded: the file's without its suffix, the hub's, or the folder's."""
+        if self.gguf_file is not None:
+            return self.gguf_file.removesuffix(GGUF_SUFFIX)
+        return _cached_id(self.folder) or self.folder.name
+
+    @property
+    def commit(self) -> str | None:
+        """Commit of a snapshot in a hub's cache; None for any other folder."""
+        return self.folder.name if self.gguf_file is None and _cached_id(self.folder) else None
 
 
 @dataclass(frozen=True, slots=True)
 class HubModel:
-    """A repository on the hub."""
+    """A repository on the hub, or one GGUF file of it."""
 
     id: str
     revision: str | None = None
+    gguf_file: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,8 +144,16 @@ class TextSource:
 ModelSource = LocalModel | HubModel
 
 
-def locate_model(model: str, revision: str | None, policy: SourcePolicy) -> ModelSource:
-    """Return where the model ``model`` names comes from; an existing allowed folder wins over a hub id.
+def locate_model(
+    model: str, revision: str | None, policy: SourcePolicy, *, gguf_file: str | None = None
+) -> ModelSource:
+    """Return where the model ``model`` names comes from; what exists and is allowed wins over a hub id.
+
+    Args:
+        model: What a request names.
+        revision: Of the hub's model.
+        policy: What may be read.
+        gguf_file: Name of a GGUF file in the folder or repository.
 
     Raises:
         InvalidModelId: It is a URL, leaves the allowed roots, names no existing folder and is not a hub id, or is a hub
@@ -137,10 +165,12 @@ def locate_model(model: str, revision: str | None, policy: SourcePolicy) -> Mode
     is_explicit = hub_id != model
     folder = None if is_explicit else _local_path(model, policy.model_roots, policy)
     if folder is not None and folder.is_dir():
-        return LocalModel(folder)
+        return LocalModel(_snapshot_in(folder), gguf_file)
+    if folder is not None:
+        return _local_file(model, policy)
     if ".." in model:
         raise _invalid(f"model {_shorten(model)!r} contains '..'", policy)
-    if not _HUB_ID.fullmatch(hub_id):
+    if not _HUB_ID.fullmatch(hub_id) or (model.endswith(GGUF_SUFFIX) and not is_explicit):
         raise _invalid(f"model {_shorten(model)!r} is not a folder that may be read, and not a hub id", policy)
     is_allowed = policy.allow_any_local or any(fnmatchcase(hub_id, pattern) for pattern in policy.hub_namespaces)
     if not is_explicit and not is_allowed:
@@ -153,7 +183,57 @@ def locate_model(model: str, revision: str | None, policy: SourcePolicy) -> Mode
             f"'{_namespace(hub_id)}'",
             param="model",
         )
-    return HubModel(hub_id, revision)
+    return HubModel(hub_id, revision, gguf_file)
+
+
+def _cached_id(folder: Path) -> str | None:
+    """Return the hub id of a snapshot in a hub's cache: models--ORG--NAME/snapshots/COMMIT; None for others."""
+    repository = folder.parent.parent.name
+    hub_id = repository.removeprefix(_CACHED).replace("--", "/")
+    is_snapshot = (
+        folder.parent.name == "snapshots" and repository.startswith(_CACHED) and _COMMIT.fullmatch(folder.name)
+    )
+    return hub_id if is_snapshot and _HUB_ID.fullmatch(hub_id) else None
+
+
+def _snapshot_in(folder: Path) -> Path:
+    """Return the snapshot that a model's folder in a hub's cache stands for, by its main branch or as its only one."""
+    if not folder.name.startswith(_CACHED):
+        return folder
+    try:
+        commits = sorted(path.name for path in (folder / "snapshots").iterdir() if _COMMIT.fullmatch(path.name))
+        main = folder / "refs" / "main"
+        commit = main.read_bytes()[:40].decode("ascii", "replace") if main.is_file() else ""
+    except OSError:
+        return folder
+    chosen = commit if commit in commits else commits[0] if len(commits) == 1 else None
+    snapshot = _existing(folder / "snapshots" / chosen) if chosen else None
+    return snapshot if snapshot is not None and snapshot.is_relative_to(folder) else folder
+
+
+def _local_file(model: str, policy: SourcePolicy) -> LocalModel:
+    """Return the GGUF file ``model`` names; a link in a hub's cache keeps its own name.
+
+    Raises:
+        InvalidModelId: It is another kind of file, or lies in a folder that may not be read.
+    """
+    place, _, name = model.rpartition("/")
+    if not name.endswith(GGUF_SUFFIX):
+        raise InvalidModelId(
+            f"model {_shorten(model)!r} is a file",
+            needed="a folder with config.json, tokenizer and weights, or a .gguf file",
+            next_step=f"give the folder that it lies in: {_shorten(place) or '.'}",
+            param="model",
+        )
+    folder = _existing(Path(place or ".")) if policy.allow_any_local else None
+    for root in () if folder else policy.model_roots:
+        found = _existing(root / place)
+        if found is not None and found.is_relative_to(root.resolve()) and os.path.lexists(found / name):
+            folder = found
+            break
+    if folder is None:
+        raise _invalid(f"model {_shorten(model)!r} is not a file that may be read", policy)
+    return LocalModel(folder, name)
 
 
 def locate_text(text: str, policy: SourcePolicy, *, param: str) -> TextSource:
@@ -240,7 +320,7 @@ def _namespace(hub_id: str) -> str:
 def _invalid(found: str, policy: SourcePolicy) -> InvalidModelId:
     return InvalidModelId(
         found,
-        needed=f"a hub id such as 'hub:facebook/opt-125m', or a folder{policy.place('model')}",
+        needed=f"a hub id such as 'hub:facebook/opt-125m', or a folder or .gguf file{policy.place('model')}",
         next_step="check the spelling",
         next_request="check the spelling; the operator allows folders by zo-cloud serve --model-root FOLDER",
         param="model",

@@ -10,7 +10,6 @@ import contextlib
 import errno
 import os
 from collections.abc import Iterator
-from importlib import metadata
 from pathlib import Path
 
 from device_client.settings import Settings
@@ -21,14 +20,15 @@ from shared.bundle.manifest import Descriptor
 from shared.bundle.read import Bundle, read_bundle
 from shared.durable_files import REFUSALS, disk_errors
 from shared.errors import DiskError, NotFound
+from shared.version import VERSION
 
 DISTRIBUTION = "zo-device"
 
 
 def client_version() -> tuple[int, int, int]:
     """Return this program's version, for comparison with the version that a bundle asks for."""
-    major, minor, patch = metadata.version(DISTRIBUTION).split(".")[:3]
-    return int(major), int(minor), int(patch)
+    major, minor, patch = (int(part) for part in VERSION.split("."))
+    return major, minor, patch
 
 
 def make_home(settings: Settings) -> None:

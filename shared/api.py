@@ -41,6 +41,7 @@ def _is_no_signature(tag: str) -> str:
 
 BundleName = Annotated[PlainText, Field(pattern=BUNDLE_NAME_PATTERN, max_length=200)]
 Tag = Annotated[PlainText, Field(pattern=TAG_PATTERN), AfterValidator(_is_no_signature)]
+GgufFileName = Annotated[PlainText, Field(pattern=r"^[A-Za-z0-9_][^/\\]*\.gguf$", max_length=255)]
 
 
 class Message(BaseModel):
@@ -171,6 +172,9 @@ class QuantizerSpec(Message):
     compensation: Literal["none", "gptq"] = "gptq"
 
 
+EmbeddingBits = Literal[16, 8, 4]
+
+
 class PrepareRequest(Message):
     """Body of ``POST /prepare-model``.
 
@@ -178,12 +182,16 @@ class PrepareRequest(Message):
         model: A folder under one of the service's model roots, or ``hub:`` and a hub id, such as
             ``hub:meta-llama/Llama-2-7b-hf``; the service's setting ``hub_namespaces`` says which ids need no ``hub:``.
         revision: Hub revision; None means the default branch. The commit that was resolved is recorded.
+        gguf_file: Name of a GGUF file in the folder or repository: that file is the model. A folder whose only weights
+            are one GGUF file needs none, and ``model`` may name the file itself.
         name: Name to publish under; None derives it from the model.
         tag: Tag to publish under.
         sparsity: Share of each linear layer's weights that is sensitive, 0 < sparsity ≤ 0.5.
         scope: ``per_tensor``: exactly k per weight. ``global``: exactly k over all of them (Definition 3).
         mask_source: ``fisher``, or a baseline: ``magnitude`` (the largest weights) or ``random``.
         quantizer: How the dense part is quantised.
+        embedding_bits: Bits of each number of the token embedding and the output head; 16 keeps them as they are, which
+            devices before 0.2.0 need.
         calibration: Text of the Fisher pass.
         evaluation: Text of the perplexity report.
         allow_untested: Take a model whose family nobody tests; the bundle says so.
@@ -192,12 +200,14 @@ class PrepareRequest(Message):
 
     model: Annotated[PlainText, Field(min_length=1, max_length=4096, examples=["my-llama"])]
     revision: Annotated[PlainText, Field(pattern=REVISION_PATTERN)] | None = None
+    gguf_file: GgufFileName | None = None
     name: BundleName | None = None
     tag: Tag = "latest"
     sparsity: Annotated[float, Field(gt=0, le=0.5)] = 0.001
     scope: Literal["per_tensor", "global"] = "per_tensor"
     mask_source: Literal["fisher", "magnitude", "random"] = "fisher"
     quantizer: QuantizerSpec = QuantizerSpec()
+    embedding_bits: EmbeddingBits = 8
     calibration: CalibrationSpec = CalibrationSpec()
     evaluation: EvaluationSpec = EvaluationSpec()
     allow_untested: bool = False

@@ -97,6 +97,8 @@ class ModelFamily:
         renamed: Stored names of parameters, where transformers' names differ.
         computed_weights: Endings of stored names that hold no parameter: masks that a network computes.
         is_llama_like: Whether a block is RMS norm, q, k, v, attention, o, RMS norm, gate, up, down, and nothing else.
+        carried_hidden_states: Hidden states that are alive inside a block at once, without gradients.
+        activation_copies: Matrices of the MLP's width that its activation makes, where the MLP is not gated.
         is_tested: Whether the family is in the table of this module.
     """
 
@@ -117,6 +119,8 @@ class ModelFamily:
     renamed: Mapping[str, str] = field(default_factory=dict)
     computed_weights: tuple[str, ...] = ()
     is_llama_like: bool = False
+    carried_hidden_states: int = 4
+    activation_copies: int = 1
     is_tested: bool = True
 
 
@@ -179,6 +183,7 @@ FAMILIES: dict[str, ModelFamily] = {
             architecture="Phi3ForCausalLM",
             config_keys=_PHI3_KEYS,
             rope_types=frozenset({"default", "longrope", "su", "yarn"}),  # transformers takes the last two for longrope
+            carried_hidden_states=5,
         ),
         ModelFamily(
             model_type="gpt2",
@@ -194,6 +199,8 @@ FAMILIES: dict[str, ModelFamily] = {
             is_gated=False,
             has_rotary_embedding=False,
             stores_transposed=True,
+            carried_hidden_states=5,
+            activation_copies=3,
             computed_weights=(".attn.bias", ".attn.masked_bias"),
         ),
         ModelFamily(
@@ -224,6 +231,7 @@ FAMILIES: dict[str, ModelFamily] = {
             architecture="StableLmForCausalLM",
             config_keys=_STABLELM_KEYS,
             defaults={"num_key_value_heads": 32},
+            carried_hidden_states=6,
         ),
     )
 }  # fmt: skip

@@ -23,6 +23,7 @@ from cloud_service.commands.device_option import add_device_option
 from cloud_service.commands.label_words import label_words
 from cloud_service.commands.local_sources import add_source_options, local_sources
 from cloud_service.commands.means import add_means_options, means_of
+from cloud_service.commands.output_folder import removed_where_refused
 from cloud_service.commands.request_options import OptionTable, add_options, checked_request, fill
 from cloud_service.request_words import OPTION_FIELDS
 from shared.errors import Conflict, InvalidRequest
@@ -40,6 +41,7 @@ _WORKSPACE = ".workspace"
 # What argparse is told of each option; the request's own rules check the values.
 _SETTINGS: dict[str, dict[str, Any]] = {
     "--revision": {"help": "hub revision (default: the default branch)"},
+    "--gguf-file": {"metavar": "FILE", "help": "the GGUF file in the folder or repository to take"},
     "--name": {"help": "name to publish under (default: derived from the model)"},
     "--tag": {"help": "tag to publish under (default: latest)"},
     "--sparsity": {"type": float, "help": "share of sensitive weights (default: 0.001)"},
@@ -49,6 +51,11 @@ _SETTINGS: dict[str, dict[str, Any]] = {
     "--bits": {"type": int, "choices": [2, 3, 4, 8], "help": "bits per dense weight (default: 4)"},
     "--group-size": {"type": int, "help": "columns per group for uniform and rtn"},
     "--compensation": {"choices": ["none", "gptq"], "help": "gptq: let later columns make up for errors"},
+    "--embedding-bits": {
+        "type": int,
+        "choices": [16, 8, 4],
+        "help": "bits per number of token embedding and head (default: 8)",
+    },
     "--calibration-text": {
         "help": "c4, self (the model writes it), a .jsonl or .txt file; of a task: the folder of the tasks, or a file "
         "of rows (default: c4)"
@@ -68,10 +75,7 @@ _SETTINGS: dict[str, dict[str, Any]] = {
     "--seed": {"type": int, "help": "seed of the choice of documents or rows (default: 0)"},
     "--evaluation-text": {"help": "held-out text (default: the calibration text's first part; c4 for a task)"},
     "--evaluation-documents": {"type": int, "help": "0 evaluates nothing (default: 200)"},
-    "--allow-untested": {
-        "action": "store_true",
-        "help": "take a model whose family nobody tests; its bundle says so",
-    },
+    "--allow-untested": {"action": "store_true", "help": "take a model whose family nobody tests; its bundle says so"},
 }
 _OPTIONS: OptionTable = {option: (field, _SETTINGS[option]) for option, field in OPTION_FIELDS.items()}
 
@@ -80,7 +84,9 @@ def add_prepare_command(commands: argparse._SubParsersAction[argparse.ArgumentPa
     """Add the command to the parser."""
     parser = commands.add_parser("prepare", help="prepare a model here, without a service", description=__doc__,
                                  formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
-    parser.add_argument("model", help="hub id (hub:ID where there is a folder of that name), or a Hugging Face folder")
+    parser.add_argument(
+        "model", help="hub id (hub:ID where there is a folder of that name), a Hugging Face folder, or a .gguf file"
+    )
     parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="where the bundle goes")
     add_request_options(parser)
     add_means_options(parser)
@@ -126,9 +132,9 @@ def _run(arguments: argparse.Namespace) -> None:
             next_step="give a number of days in that range, or leave the option out for 365",
             param="expires-days",
         )
-    layout = ImageLayout.create(arguments.output)
     workspace = arguments.output / _WORKSPACE
-    with _sole_worker(workspace), _sigterm_interrupts():
+    with removed_where_refused(arguments.output), _sole_worker(workspace), _sigterm_interrupts():
+        layout = ImageLayout.create(arguments.output)
         remove_unfinished(layout)
         with terminal_progress(is_quiet=arguments.quiet) as progress:
             made = _prepare(arguments, request, layout, workspace, progress)

@@ -53,6 +53,7 @@ _OPTIONS: OptionTable = {
     "--lr": ("lr", {"type": float, "help": "learning rate (default: 1e-5)"}),
     "--batch": ("batch", {"type": int, "help": "rows of each step (default: 16)"}),
     "--revision": ("revision", {"help": "hub revision (default: the default branch)"}),
+    "--gguf-file": ("gguf_file", {"metavar": "FILE", "help": "the GGUF file in the folder or repository to take"}),
 }
 # These go to text and task alike.
 _SHARED_OPTIONS: OptionTable = {
@@ -69,7 +70,7 @@ def add_coverage(reports: argparse._SubParsersAction[argparse.ArgumentParser]) -
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("model", help="hub id, or a Hugging Face folder")
+    parser.add_argument("model", help="hub id, a Hugging Face folder, or a .gguf file")
     add_options(parser, {**_OPTIONS, **_SHARED_OPTIONS})
     parser.add_argument(
         "--output",

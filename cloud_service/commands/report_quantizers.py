@@ -53,6 +53,7 @@ _OPTIONS: OptionTable = {
     "--evaluation-text": ("evaluation.text", {"help": "held-out text (default: the calibration text's first part)"}),
     "--evaluation-documents": ("evaluation.documents", {"type": int, "help": "at least 1 (default: 200)"}),
     "--revision": ("revision", {"help": "hub revision (default: the default branch)"}),
+    "--gguf-file": ("gguf_file", {"metavar": "FILE", "help": "the GGUF file in the folder or repository to take"}),
 }
 
 
@@ -64,7 +65,7 @@ def add_quantizers(reports: argparse._SubParsersAction[argparse.ArgumentParser])
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("model", help="hub id, or a Hugging Face folder")
+    parser.add_argument("model", help="hub id, a Hugging Face folder, or a .gguf file")
     parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="where page, plot and data go")
     add_options(parser, _OPTIONS)
     add_means_options(parser)

@@ -14,7 +14,7 @@ def check_request(request: PrepareRequest, policy: SourcePolicy) -> str:
         InvalidModelId: The model is neither a folder under a model root nor a hub id that may be named so.
         InvalidRequest: A text is neither ``c4`` nor a text under a text root; ``param`` names the field.
     """
-    model = locate_model(request.model, request.revision, policy)
+    model = locate_model(request.model, request.revision, policy, gguf_file=request.gguf_file)
     locate_calibration(request.calibration, policy)
     if request.evaluation.text is not None:
         locate_text(request.evaluation.text, policy, param="evaluation.text")

@@ -28,7 +28,7 @@ def names_hub(order: JobOrder) -> bool:
     """
     policy, request = source_policy(order), order.request
     try:
-        model = locate_model(request.model, request.revision, policy)
+        model = locate_model(request.model, request.revision, policy, gguf_file=request.gguf_file)
         texts = [locate_calibration(request.calibration, policy)]
         default_text = C4 if request.calibration.task else request.calibration.text
         texts.append(locate_text(request.evaluation.text or default_text, policy, param="evaluation.text"))

@@ -19,7 +19,7 @@ class NamedInput:
     """A model, its texts and what is done with them.
 
     Attributes:
-        model: Hub id, or a folder.
+        model: Hub id, a folder or a GGUF file.
         revision: Hub revision; None means the default branch.
         calibration: Text or task rows of the Fisher pass.
         evaluation: Text of the perplexities.
@@ -28,6 +28,7 @@ class NamedInput:
         quantizer: The quantiser, of several the one that needs the most memory; None quantises nothing.
         needs_whole_network: Whether something is done with the network that cannot be done block by block.
         allow_untested: Whether the model's family may be one that nobody tests.
+        gguf_file: Name of the GGUF file in the folder or repository; None where ``model`` says it all.
     """
 
     model: str
@@ -39,17 +40,22 @@ class NamedInput:
     quantizer: QuantizerSpec | None = None
     needs_whole_network: bool = False
     allow_untested: bool = False
+    gguf_file: str | None = None
 
     @classmethod
     def of_preparation(cls, request: PrepareRequest) -> NamedInput:
         """Return the input that a request for a bundle names."""
+        settings = request.model_dump(mode="json", include=_SETTINGS_OF_A_PREPARATION)
+        if request.embedding_bits != 16:  # 16 counts as no setting: what was prepared before there was one is found
+            settings["embedding_bits"] = request.embedding_bits
         return cls(
             model=request.model,
             revision=request.revision,
             calibration=request.calibration,
             evaluation=request.evaluation,
-            settings=request.model_dump(mode="json", include=_SETTINGS_OF_A_PREPARATION),
+            settings=settings,
             sparsity=request.sparsity,
             allow_untested=request.allow_untested,
             quantizer=request.quantizer,
+            gguf_file=request.gguf_file,
         )

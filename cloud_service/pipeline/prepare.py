@@ -1,19 +1,19 @@
 """Prepares a model, stage by stage. This is the page to read first; each stage is a folder beside it.
 
     resolving      what the request names, its fingerprint, a memory plan    opening · planning
-    downloading    the checkpoint: safetensors and JSON only                 model
+    downloading    the checkpoint: safetensors and JSON, or a GGUF file      model
     calibrating    calibration tokens, then the Fisher sums, shard by shard  calibration · fisher · fisher/launchers
     selecting      the sensitivity mask: exactly k weights                   fisher/select_sensitive
     quantizing     each block: dense part quantised, sensitive part kept     quantizers
     evaluating     perplexity as published, as the bundle, dense part alone  evaluation
-    publishing     report, documents, manifest; not signed, not tagged       report · publish
+    publishing     opened as devices will, report, documents, manifest       report · publish
 
-Every stage leaves a checkpoint in the workspace: the Fisher totals after each shard, each finished block, the loss
-sums of the evaluation. Called again after a SIGKILL at any moment, with the same request and workspace, it goes on from
-there and ends with the same digest (on the same kind of processor and number of threads: float sums depend on their
-order; the memory plan, the launcher and the number of workers change nothing). The network is in memory only while
-gradients, inputs of the layers (for error compensation) or losses are computed; what the Fisher pass leaves is gone
-through block by block.
+Nothing is signed or tagged here. Every stage leaves a checkpoint in the workspace: the Fisher totals after each shard,
+each finished block, the loss sums of the evaluation. Called again after a SIGKILL at any moment, with the same request
+and workspace, it goes on from there and ends with the same digest (on the same kind of processor and number of threads:
+float sums depend on their order; the memory plan, the launcher and the number of workers change nothing). The network
+is in memory only while gradients, inputs of the layers (for error compensation) or losses are computed; what the Fisher
+pass leaves is gone through block by block.
 """
 
 from __future__ import annotations
@@ -38,6 +38,7 @@ from cloud_service.pipeline.opening.identity import ResolvedInput
 from cloud_service.pipeline.opening.open_model import OpenedModel, open_model
 from cloud_service.pipeline.opening.planned_model import Means, PlannedModel
 from cloud_service.pipeline.planning.peak_memory import HIDDEN_BYTES_AT_ONCE
+from cloud_service.pipeline.publish.device_rules import check_devices_open
 from cloud_service.pipeline.publish.documents import add_documents, license_of, model_card
 from cloud_service.pipeline.quantizers.bundle_weights import block_writer
 from cloud_service.pipeline.quantizers.split_blocks import missing_bundle_bytes, split_blocks
@@ -53,6 +54,7 @@ from shared.api import PrepareRequest, Stage
 from shared.bundle.layout import ImageLayout
 from shared.bundle.manifest import (
     MAX_MANIFEST_BYTES,
+    TRUNK_TITLE,
     BundleConfig,
     Descriptor,
     MaskProvenance,
@@ -60,6 +62,7 @@ from shared.bundle.manifest import (
     ParameterCounts,
     Quantizer,
     SourceModel,
+    needed_versions,
     parse_manifest,
 )
 from shared.bundle.write import add_manifest
@@ -187,13 +190,15 @@ def _largest(job: _Job, measure: StoredTensors) -> Masks:
 def _split(job: _Job, calibration: Calibration, masks: Masks, fisher: StoredTensors) -> list[TensorBlob]:
     outline = job.model.outline
     job.progress.stage(Stage.QUANTIZING, total=outline.block_count, unit="blocks")
-    require_space(job.layout.root, missing_bundle_bytes(outline, job.layout, job.workspace), "the bundle")
+    missing = missing_bundle_bytes(outline, job.request.embedding_bits, job.layout, job.workspace)
+    require_space(job.layout.root, missing, "the bundle")
     compensates = job.request.quantizer.compensation == "gptq"
     return split_blocks(
         outline,
         masks,
         fisher,
         job.request.quantizer,
+        job.request.embedding_bits,
         layout=job.layout,
         workspace=job.workspace,
         device=job.model.device,
@@ -250,15 +255,31 @@ def _publish(
     perplexity: dict[str, Any] | None,
 ) -> PreparedBundle:
     job.progress.stage(Stage.PUBLISHING)
-    source = SourceModel(id=job.source.model_id, revision=job.source.revision, license=license_of(job.source.folder))
+    source = SourceModel(
+        id=job.source.model_id,
+        revision=job.source.revision,
+        license=license_of(job.model.folder),
+        dequantized_from=job.model.dequantized_from,
+    )
     config = _bundle_config(job, source, _mask_provenance(job, calibration, figures, blobs), blobs, perplexity)
-    report = report_document(source, config.mask, config.quantizer, figures, blobs, perplexity, producer=_PRODUCER)
+    tokenizer_json = job.model.encoder.to_json()
+    check_devices_open(config, tokenizer_json)
+    report = report_document(
+        source,
+        config.mask,
+        config.quantizer,
+        figures,
+        blobs,
+        perplexity,
+        format_version=config.format_version,
+        producer=_PRODUCER,
+    )
     if config.is_untested_family:
         report["untested_family"] = config.architecture["model_type"]
     documents = add_documents(
         job.layout,
-        job.source.folder,
-        tokenizer_json=job.model.encoder.to_json(),
+        job.model.folder,
+        tokenizer_json=tokenizer_json,
         report=report,
         model_card=model_card(source, report),
     )
@@ -303,8 +324,11 @@ def _bundle_config(
     dense = [entry for blob in blobs for entry in blob.dense]
     quantized_count = sum(entry.element_count for entry in tensors)
     dense_count = sum(int(np.prod(entry.shape)) for entry in dense)
+    format_version, minimum_client_version = needed_versions(tensors, source, job.model.outline.architecture)
     spec = job.request.quantizer
     return BundleConfig(
+        format_version=format_version,
+        minimum_client_version=minimum_client_version,
         producer=_PRODUCER,
         source=source,
         architecture=job.model.outline.architecture,
@@ -327,7 +351,7 @@ def _bundle_config(
         ),
         memory=MemoryEstimates(
             weights_bytes=sum(blob.layer.size for blob in blobs),
-            workspace_bytes=2 * max(entry.element_count for entry in tensors),
+            workspace_bytes=2 * max(entry.element_count for entry in tensors if entry.blob != TRUNK_TITLE),
         ),
         quality={f"perplexity_{variant}": perplexity[variant] for variant in _VARIANTS} if perplexity else {},
     )

@@ -39,7 +39,7 @@ from cloud_service.studies.coverage import (
     rank_largest,
 )
 from cloud_service.studies.first_order import FirstOrderSettings
-from shared.api import OWN_ROWS, CalibrationSpec, EvaluationSpec, Message, Stage
+from shared.api import OWN_ROWS, CalibrationSpec, EvaluationSpec, GgufFileName, Message, Stage
 from shared.errors import DataError
 from shared.tasks.datasets import Record
 
@@ -51,8 +51,9 @@ class CoverageRequest(Message):
     """What to measure.
 
     Attributes:
-        model: Hub id, or a folder.
+        model: Hub id, a folder or a GGUF file.
         revision: Hub revision; None means the default branch.
+        gguf_file: Name of a GGUF file in the folder or repository.
         calibration: The text whose gradients choose the bundle's mask.
         task: The task's rows; ``sequences`` is not used.
         rows: Rows that select and measure, half each; None means 256, or all where there are fewer.
@@ -65,6 +66,7 @@ class CoverageRequest(Message):
 
     model: Annotated[str, Field(min_length=1, max_length=4096)]
     revision: str | None = None
+    gguf_file: GgufFileName | None = None
     calibration: CalibrationSpec = CalibrationSpec()
     task: CalibrationSpec
     rows: Annotated[int, Field(ge=4, le=65536)] | None = None
@@ -84,6 +86,7 @@ class CoverageRequest(Message):
             self.calibration,
             evaluation,
             settings={"study": "coverage"},
+            gguf_file=self.gguf_file,
             needs_whole_network=True,
         )
 

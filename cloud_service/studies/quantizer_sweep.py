@@ -41,7 +41,7 @@ from cloud_service.pipeline.report.document import bytes_by_part
 from cloud_service.pipeline.workspace import Workspace
 from cloud_service.progress import ProgressSink
 from cloud_service.sources import SourcePolicy
-from shared.api import CalibrationSpec, EvaluationSpec, Message, QuantizerSpec, Stage
+from shared.api import CalibrationSpec, EvaluationSpec, GgufFileName, Message, QuantizerSpec, Stage
 from shared.bundle.layout import ImageLayout
 from shared.errors import Conflict
 from shared.file_lock import exclusive
@@ -57,8 +57,9 @@ class SweepRequest(Message):
     """What to sweep.
 
     Attributes:
-        model: Hub id, or a folder.
+        model: Hub id, a folder or a GGUF file.
         revision: Hub revision; None means the default branch.
+        gguf_file: Name of a GGUF file in the folder or repository.
         methods: Quantisers.
         bits: Widths.
         compensations: With or without error compensation, or both.
@@ -71,6 +72,7 @@ class SweepRequest(Message):
 
     model: Annotated[str, Field(min_length=1, max_length=4096)]
     revision: str | None = None
+    gguf_file: GgufFileName | None = None
     methods: Annotated[tuple[Method, ...], Field(min_length=1)] = ("lut", "uniform", "rtn")
     bits: Annotated[tuple[Bits, ...], Field(min_length=1)] = (2, 3, 4, 8)
     compensations: Annotated[tuple[Compensation, ...], Field(min_length=1)] = ("gptq",)
@@ -116,6 +118,7 @@ class SweepRequest(Message):
             settings={"study": "quantizers", "sparsity": self.sparsity, "scope": self.scope},
             sparsity=self.sparsity,
             quantizer=self.largest_quantizer,
+            gguf_file=self.gguf_file,
         )
 
 
@@ -275,6 +278,7 @@ def _split(
         prepared.masks,
         prepared.fisher,
         spec,
+        16,  # quantisers of the blocks are compared: nothing else may differ
         layout=layout,
         workspace=workspace,
         device=model.device,

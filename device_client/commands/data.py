@@ -13,7 +13,7 @@ from device_client.settings import Settings
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from device_client.model.tokenizer import BundleTokenizer
+    from shared.model.tokenizer import BundleTokenizer
     from shared.tasks.examples import Example
 
 NAME = "data"
@@ -50,9 +50,9 @@ def run(arguments: argparse.Namespace, console: Console, settings: Settings) -> 
     Raises:
         DataError: A file or row is unusable.
     """
-    from device_client.model.tokenizer import BundleTokenizer
     from device_client.store import resolve_bundle
     from device_client.tasks.task_data import load_task_data
+    from shared.model.tokenizer import BundleTokenizer
 
     bundle = resolve_bundle(settings, arguments.reference)
     tokenizer = BundleTokenizer.from_bundle(bundle)

@@ -48,7 +48,6 @@ def run(arguments: argparse.Namespace, console: Console, settings: Settings) -> 
     """
     from device_client.model.linear import dtype_name
     from device_client.model.loader import load_model
-    from device_client.model.tokenizer import BundleTokenizer
     from device_client.store import resolve_bundle
     from device_client.tasks.scoring import check_objective
     from device_client.tuning.evaluation import ROWS_AT_ONCE, evaluate
@@ -56,6 +55,7 @@ def run(arguments: argparse.Namespace, console: Console, settings: Settings) -> 
     from device_client.tuning.run_directory import find_run, load_theta
     from device_client.tuning.smaller_batches import MicroBatch, with_smaller_batches
     from device_client.tuning.tune_run import default_objective
+    from shared.model.tokenizer import BundleTokenizer
     from shared.tasks.datasets import draw_rows
     from shared.tasks.examples import encode_rows
 

@@ -47,7 +47,7 @@ def run(arguments: argparse.Namespace, console: Console, settings: Settings) -> 
     _check_options(arguments)
     seed = secrets.randbits(32) if arguments.seed is None else arguments.seed
     model = _load(arguments, console, settings)
-    prompt_ids = model.tokenizer.bos_ids + model.tokenizer.encode(arguments.prompt)
+    prompt_ids = model.tokenizer.encode_prompt(arguments.prompt)
     ids: list[int] = []
     begin = time.monotonic()
     for piece in model.tokenizer.decode_stream(_remember(ids, _tokens(model, prompt_ids, arguments, seed))):

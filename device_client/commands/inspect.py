@@ -64,10 +64,15 @@ def _summary(digest: str, manifest: Manifest, config: BundleConfig) -> list[tupl
         ("split-half overlap", _share(mask.split_half_overlap)),
         ("gradient mass", _share(mask.gradient_mass)),
         ("quantiser", f"{quantizer.method}, {quantizer.bits} bits{group}{compensation}"),
+        ("embedding and head", _embedding_bits(config)),
         ("memory for weights", format_bytes(config.memory.weights_bytes + config.memory.workspace_bytes)),
         ("context", f"{config.tokenizer.context_length} tokens"),
     ]  # fmt: skip
     return rows + [(name.replace("_", " "), f"{value:.4g}") for name, value in sorted(config.quality.items())]
+
+
+def _embedding_bits(config: BundleConfig) -> str:
+    return f"{config.embedding_tensors[0].bits if config.embedding_tensors else 16} bits"
 
 
 def _share(value: float | None) -> str:

@@ -52,7 +52,7 @@ def run(arguments: argparse.Namespace, console: Console, settings: Settings) -> 
         bundle.config, most, budget_bytes=budget, device=arguments.device, backend=arguments.backend,
         compute_dtype=compute_dtype(arguments),
     )  # fmt: skip
-    is_any_kept = is_any_decoded(fit.plan.backend, bundle.config.tensors, arguments.dtype)
+    is_any_kept = is_any_decoded(fit.plan.backend, bundle.config.block_tensors, arguments.dtype)
     _show(console, fit, most, device_type, budget)
     if is_any_kept:
         console.say(f"Left for decoded weights: {format_bytes(fit.decoded_cache_bytes)}.")

@@ -8,14 +8,17 @@ that ``shared.architecture`` names for the family; no code, class name or module
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
-from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor, nn
 
 from device_client.model.backends.choose import REFERENCE, BackendOptions, choose_backend
+from device_client.model.backends.packed_weight import without_values
+from device_client.model.backends.planned_bytes import decoded_shapes
 from device_client.model.cuda import Cuda, TorchCuda, cap_allocations
+from device_client.model.embeddings import QuantizedEmbedding, QuantizedHead
 from device_client.model.linear import (
     LinearRuntime,
     PointwiseActivation,
@@ -24,24 +27,18 @@ from device_client.model.linear import (
     compute_dtype_of,
 )
 from device_client.model.memory_plan import check_budget, plan_memory
-from device_client.model.network import is_linear, network_without_weights, shape_of_linear
 from device_client.model.out_of_memory import refusing_to_load
 from device_client.model.sparse_model import SparseModel
 from device_client.model.tensor_reading import drop_cached_pages, read_to
-from device_client.model.tokenizer import BundleTokenizer
 from device_client.model.workload import Workload
-from shared.architecture import family_of, safe_config
-from shared.bundle.manifest import BundleConfig, QuantizedEntry
+from shared.bundle.manifest import BundleConfig
 from shared.bundle.read import Bundle, SensitiveTensors
 from shared.bundle.tensor_header import TensorSlot, read_header
 from shared.errors import ResourceError, TensorMismatch, UnsupportedModel
-from shared.model_dimensions import dimensions_of
+from shared.model.opening import check_vocabulary
+from shared.model.skeleton import build_skeleton
+from shared.model.tokenizer import BundleTokenizer
 from shared.quantization.codec import QuantizedTensor
-
-_FOREIGN_CONFIG_ERRORS = (
-    ArithmeticError, AttributeError, ImportError, LookupError, NotImplementedError, RuntimeError, StrictDataclassError,
-    TypeError, ValueError,
-)  # fmt: skip
 
 _ACTIVATIONS = ("act", "act_fn", "activation_fn")
 """What the served families call the module between the two halves of their MLP."""
@@ -83,9 +80,10 @@ def load_model(
         cuda.accumulate_in_float32()
     network = build_skeleton(bundle.config)
     tokenizer = BundleTokenizer.from_bundle(bundle)
-    _check_vocabulary(tokenizer, network)
+    check_vocabulary(tokenizer, network)
     with refusing_to_load("close other programs, or choose a smaller bundle; see: zo-device plan"):
-        chosen = choose_backend(backend, bundle.config.tensors, dtype, target)
+        shapes = decoded_shapes(bundle.config, target.type)
+        chosen = choose_backend(backend, bundle.config.block_tensors, dtype, target, shapes=shapes)
         values = SensitiveValues(torch.empty(bundle.config.sensitive_count, dtype=dtype, device=target))
         is_memory_shared = target.type == "cuda" and cuda.shares_main_memory(target)
         loading = _Loading.begin(bundle, LinearRuntime(chosen.backend, values), is_memory_shared=is_memory_shared)
@@ -140,55 +138,6 @@ def _respect_budget(
     )
     if device.type == "cuda":
         cap_allocations(cuda, device, budget_bytes)
-
-
-def build_skeleton(config: BundleConfig) -> nn.Module:
-    """Return the transformers model of the bundle's architecture on the meta device: shapes without memory.
-
-    Raises:
-        UnsupportedModel: The architecture is not served or makes no model.
-        TensorMismatch: Its parameters are not those that the bundle holds.
-    """
-    fields = safe_config(config.architecture, allow_untested=config.is_untested_family)
-    family = family_of(fields, allow_untested=True)
-    blocks = dimensions_of(fields).blocks
-    if blocks > len(config.tensors):
-        raise UnsupportedModel(
-            f"{blocks} decoder blocks in the architecture",
-            needed=f"1 to {len(config.tensors)}, the bundle's quantised weights",
-        )
-    try:
-        skeleton = network_without_weights(family, fields)
-    except _FOREIGN_CONFIG_ERRORS as error:
-        raise UnsupportedModel(
-            f"the bundle's architecture makes no {family.architecture or family.model_type}: {error}",
-            needed="a configuration that the installed transformers accepts",
-        ) from error
-    _check_parameters(skeleton, config)
-    return skeleton
-
-
-def _check_parameters(skeleton: nn.Module, config: BundleConfig) -> None:
-    held: dict[str, tuple[int, ...]] = {entry.name: tuple(entry.shape) for entry in config.tensors}
-    held |= {entry.name: tuple(entry.shape) for entry in config.dense_parameters}
-    wanted = {name: tuple(parameter.shape) for name, parameter in skeleton.named_parameters()}
-    for name in sorted(set(wanted) ^ set(held)):
-        fault = "is not in the bundle" if name in wanted else "is no parameter of the architecture"
-        raise TensorMismatch(f"{name} {fault}", next_step="pull the bundle again, or prepare the model again")
-    for entry in config.tensors:
-        layer = skeleton.get_submodule(entry.name.rpartition(".")[0])
-        if not is_linear(layer):
-            raise UnsupportedModel(f"{entry.name} is quantised but belongs to no linear layer")
-        wanted[entry.name] = shape_of_linear(layer)
-    for name, shape in wanted.items():
-        if held[name] != shape:
-            raise TensorMismatch(f"{name} has shape {held[name]} in the bundle", needed=f"{shape} by the architecture")
-
-
-def _check_vocabulary(tokenizer: BundleTokenizer, network: nn.Module) -> None:
-    size = network.get_input_embeddings().weight.shape[0]  # type: ignore[operator]
-    if tokenizer.largest_id >= size:
-        raise TensorMismatch(f"tokenizer.json has token {tokenizer.largest_id}", needed=f"ids below {size}")
 
 
 def place_buffers(network: nn.Module, device: torch.device) -> None:
@@ -251,7 +200,11 @@ class _Loading:
         for entry in self.bundle.config.tensors:
             if entry.blob == title:
                 parts = {part: read(f"{entry.name}.{part}") for part in entry.part_shapes}
-                self._place_linear(network, entry, parts)
+                quantized = QuantizedTensor(
+                    in_features=entry.shape[1], bits=entry.bits, group_size=entry.group_size, **parts
+                )
+                place = self._place_linear if entry.name in self.slices else self._place_embedding
+                place(network, entry.name, quantized)
         if self.is_memory_shared:
             drop_cached_pages(path)
 
@@ -260,26 +213,32 @@ class _Loading:
         if self.is_memory_shared:
             drop_cached_pages(self.sensitive.path)
 
-    def _place_linear(self, network: nn.Module, entry: QuantizedEntry, parts: dict[str, Tensor]) -> None:
-        mask, values = self.sensitive.read(entry.name)
-        where = self.slices[entry.name]
+    def _place_linear(self, network: nn.Module, name: str, quantized: QuantizedTensor) -> None:
+        mask, values = self.sensitive.read(name)
+        where = self.slices[name]
         self.initial_values[where] = torch.from_numpy(values).to(self.device)
         self.runtime.values.of(where, 0).copy_(self.initial_values[where])
-        path = entry.name.rpartition(".")[0]
-        parent, _, child = path.rpartition(".")
+        path = name.rpartition(".")[0]
         old = network.get_submodule(path)
-        weight = self.runtime.backend.pack(
-            QuantizedTensor(in_features=entry.shape[1], bits=entry.bits, group_size=entry.group_size, **parts),
-            torch.from_numpy(mask.indices.astype(np.int64)).to(self.device),
-        )
-        layer = QuantizedSparseLinear(weight, where, old.bias, self.runtime)  # type: ignore[arg-type]
-        setattr(network.get_submodule(parent), child, layer)
+        weight = self.runtime.backend.pack(quantized, torch.from_numpy(mask.indices.astype(np.int64)).to(self.device))
+        _replace(network, path, QuantizedSparseLinear(weight, where, old.bias, self.runtime))  # type: ignore[arg-type]
+
+    def _place_embedding(self, network: nn.Module, name: str, quantized: QuantizedTensor) -> None:
+        weight = without_values(quantized)
+        for alias in _aliases(network, name):  # a tied weight is that of the embedding and of the head
+            path = alias.rpartition(".")[0]
+            old: Any = network.get_submodule(path)
+            if isinstance(old, nn.Embedding):
+                factor = getattr(old, "scalar_embed_scale", None)
+                _replace(network, path, QuantizedEmbedding(quantized, self.dtype, factor))
+            else:
+                _replace(network, path, QuantizedHead(weight, old.bias, self.runtime))
 
 
 def theta_slices(config: BundleConfig) -> dict[str, slice]:
-    """Return where each tensor's sensitive values lie in the flat θ."""
+    """Return where each tensor's sensitive values lie in the flat θ; only weights of the blocks have any."""
     slices, start = {}, 0
-    for entry in config.tensors:
+    for entry in config.block_tensors:
         slices[entry.name] = slice(start, start + entry.sensitive_count)
         start += entry.sensitive_count
     return slices
@@ -292,9 +251,18 @@ def _slot(slots: dict[str, TensorSlot], name: str) -> TensorSlot:
 
 
 def _place_parameter(network: nn.Module, name: str, tensor: Tensor) -> None:
-    old = network.get_parameter(name)
     new = nn.Parameter(tensor, requires_grad=False)
-    for alias, parameter in list(network.named_parameters(remove_duplicate=False)):
-        if parameter is old:  # tied weights have several names
-            owner, _, attribute = alias.rpartition(".")
-            setattr(network.get_submodule(owner), attribute, new)
+    for alias in _aliases(network, name):
+        owner, _, attribute = alias.rpartition(".")
+        setattr(network.get_submodule(owner), attribute, new)
+
+
+def _aliases(network: nn.Module, name: str) -> list[str]:
+    """Return all names of a parameter: tied weights have several."""
+    parameter = network.get_parameter(name)
+    return [alias for alias, other in network.named_parameters(remove_duplicate=False) if other is parameter]
+
+
+def _replace(network: nn.Module, path: str, module: nn.Module) -> None:
+    parent, _, child = path.rpartition(".")
+    setattr(network.get_submodule(parent), child, module)

@@ -16,7 +16,13 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from math import prod
 
-from device_client.model.backends.planned_bytes import likeliest_backend, position_bytes, workspace_bytes
+from device_client.model.backends.planned_bytes import (
+    decoded_shapes,
+    likeliest_backend,
+    position_bytes,
+    row_start_bytes,
+    workspace_bytes,
+)
 from device_client.model.pass_memory import hungriest_moment, key_value_bytes
 from device_client.model.process_overhead import libraries_bytes, product_bytes, slack_bytes
 from device_client.model.workload import Workload
@@ -71,7 +77,8 @@ def weight_parts(
         points: θ's side by side.
     """
     stored = [(part, prod(shape)) for entry in config.tensors for part, (_, shape) in entry.part_shapes.items()]
-    positions = sum(position_bytes(backend, entry, value_bytes) for entry in config.tensors)
+    positions = sum(position_bytes(backend, entry, value_bytes) for entry in config.block_tensors)
+    positions += sum(row_start_bytes(entry) for entry in config.embedding_tensors)
     return {
         "codes": sum(count for part, count in stored if part == "codes"),
         "codebooks and scales": sum(count * _STORED_VALUE_BYTES for part, count in stored if part != "codes"),
@@ -104,7 +111,7 @@ def plan_memory(
     """
     bytes_each = value_bytes or VALUE_BYTES[device_type]
     backend = likeliest_backend(backend, device_type)
-    shapes = [entry.shape for entry in config.tensors]
+    shapes = decoded_shapes(config, device_type)
     pieces = hungriest_moment(config.architecture, workload, bytes_each)
     parts = weight_parts(config, bytes_each, backend=backend, points=workload.points)
     parts["workspace"] = workspace_bytes(backend, shapes, device_type, bytes_each)

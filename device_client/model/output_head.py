@@ -12,6 +12,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from device_client.model.embeddings import QuantizedHead
+from device_client.model.linear import aligned
 from shared.model_families import ModelFamily
 
 
@@ -24,7 +26,7 @@ class OutputHead(nn.Module):
         cap: c; None caps nothing.
     """
 
-    def __init__(self, matrix: nn.Module, divisor: float | None, cap: float | None) -> None:
+    def __init__(self, matrix: nn.Linear | QuantizedHead, divisor: float | None, cap: float | None) -> None:
         super().__init__()
         self._matrix, self._divisor, self._cap = matrix, divisor, cap
 
@@ -39,11 +41,26 @@ class OutputHead(nn.Module):
     @property
     def vocabulary(self) -> int:
         """How many logits there are."""
-        return int(self._matrix.weight.shape[0])  # type: ignore[index]
+        return int(self._matrix.out_features)
 
     def forward(self, hidden: Tensor) -> Tensor:
         """Return the logits (…, vocabulary) of hidden states (…, hidden)."""
-        logits: Tensor = self._matrix(hidden)
+        return self._finished(self._matrix(hidden))
+
+    def write_logits(self, stacked: Tensor, logits: Tensor) -> Tensor:
+        """Write the logits of every point to ``logits`` (points, tokens, vocabulary), of any dtype, and return it.
+
+        Args:
+            stacked: Hidden states (points, tokens, hidden).
+            logits: Where they go.
+        """
+        if isinstance(self._matrix, QuantizedHead):
+            return logits.copy_(self._finished(self._matrix.write_logits(stacked, logits)))
+        for at_point, states in zip(logits, stacked, strict=True):  # the head, too, sees the shapes of a point alone
+            at_point.copy_(self(aligned(states)))
+        return logits
+
+    def _finished(self, logits: Tensor) -> Tensor:
         if self._divisor is not None:
             logits = logits / self._divisor
         if self._cap is not None:

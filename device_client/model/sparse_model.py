@@ -22,16 +22,16 @@ from device_client.model.decoding.attention import steps_are_alike
 from device_client.model.decoding.choose import eager_decoding
 from device_client.model.decoding.decoding import Decoding
 from device_client.model.decoding.static import StaticDecoding, capacity_for
-from device_client.model.linear import LinearRuntime, QuantizedSparseLinear, aligned
+from device_client.model.linear import LinearRuntime, QuantizedSparseLinear
 from device_client.model.memory_meter import MemoryMeter
 from device_client.model.output_head import OutputHead
 from device_client.model.points import Point
 from device_client.model.sampling import choose_token
 from device_client.model.token_batch import TokenBatch
-from device_client.model.tokenizer import BundleTokenizer
 from shared.architecture import family_of
 from shared.bundle.manifest import BundleConfig
 from shared.errors import DataError
+from shared.model.tokenizer import BundleTokenizer
 
 
 class SparseModel:
@@ -42,8 +42,9 @@ class SparseModel:
         tokenizer: The bundle's tokenizer.
         device: Where it computes.
         compute_dtype: float16 on CUDA, float32 on a CPU.
-        network: The transformers model whose quantised layers are ``QuantizedSparseLinear``.
-        tensor_slices: Tensor name → its part of the flat θ, in the order of ``config.tensors``.
+        network: The transformers model whose quantised layers are ``QuantizedSparseLinear``, its quantised embedding
+            and head those of ``embeddings``.
+        tensor_slices: Tensor name → its part of the flat θ, in the order of ``config.block_tensors``.
         memory: The process's high-water marks.
         runtime: What its quantised layers share.
         fused_up_to_tokens: Generating uses the backend's fused product for passes of so many tokens or fewer.
@@ -139,9 +140,7 @@ class SparseModel:
         at_points = hidden.view(points, *batch.shape, -1)
         wanted = at_points[:, batch.logit_rows.to(self.device), batch.logit_columns.to(self.device)]
         logits = hidden.new_empty(*wanted.shape[:2], self._head.vocabulary, dtype=torch.float32)
-        for at_point, states in zip(logits, wanted, strict=True):  # the head, too, sees the shapes of a point alone
-            at_point.copy_(self._head(aligned(states)))
-        return logits
+        return self._head.write_logits(wanted, logits)
 
     def generate(
         self,

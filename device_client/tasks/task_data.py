@@ -15,11 +15,12 @@ from pathlib import Path
 from typing import Protocol
 
 from shared.errors import InvalidRequest
+from shared.tasks.conversations import ChatRenderer
 from shared.tasks.datasets import Record, digest_of_rows, draw_rows, hold_out, read_records
 from shared.tasks.examples import Example, TextEncoder, encode_rows
 from shared.tasks.named_tasks import PromptStyle, named_task, prompt_style
 from shared.tasks.rendering import NamedTaskRenderer, RowRenderer, UserRowRenderer
-from shared.tasks.templates import DEFAULT_TEMPLATE, ChatRenderer, label_template, row_kind
+from shared.tasks.templates import DEFAULT_TEMPLATE, label_template, row_kind
 
 
 class Tokenizer(TextEncoder, ChatRenderer, Protocol):

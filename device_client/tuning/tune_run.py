@@ -21,7 +21,6 @@ from device_client.model.backends.choose import REFERENCE, BackendOptions
 from device_client.model.linear import dtype_name
 from device_client.model.loader import load_model, resolve_device
 from device_client.model.sparse_model import SparseModel
-from device_client.model.tokenizer import BundleTokenizer
 from device_client.tasks.scoring import Objective, check_objective
 from device_client.tasks.task_data import DataOptions, TaskData, load_task_data
 from device_client.tuning.batches import BatchIndices
@@ -40,6 +39,7 @@ from device_client.tuning.smaller_batches import with_smaller_batches
 from shared.bundle.digest import digest_of_bytes
 from shared.bundle.read import Bundle
 from shared.errors import Conflict, InvalidRequest, ResourceError, UnsupportedModel
+from shared.model.tokenizer import BundleTokenizer
 from shared.perturbation import STREAM_NAMES, Distribution
 from shared.tasks.examples import Example
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -26,6 +27,14 @@ from shared.field_errors import first_fault
 
 FORMAT_MAJOR = 1
 FORMAT_VERSION = "1.0"
+"""Of a bundle that any reader of format 1 opens."""
+FIRST_CLIENT = "0.1.0"
+EXTENDED_VERSION = "1.2"
+"""Of a bundle with quantised embeddings or head, of a later family, or whose source was dequantised."""
+EXTENDED_CLIENT = "0.2.0"
+"""The first client that opens such a bundle."""
+_FIRST_FAMILIES = frozenset({"llama", "mistral", "opt", "qwen2", "qwen3"})
+"""What clients before that serve."""
 MANIFEST_MEDIA_TYPE = "application/vnd.oci.image.manifest.v1+json"
 ARTIFACT_TYPE = "application/vnd.zo-device.bundle.v1+json"
 CONFIG_MEDIA_TYPE = "application/vnd.zo-device.bundle.config.v1+json"
@@ -48,6 +57,7 @@ MAX_TENSORS = 100_000
 
 _TITLE = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$"
 _TENSOR_NAME = r"^[A-Za-z0-9_][A-Za-z0-9_.]{0,255}$"
+_CLIENT_VERSION = re.compile(r"(\d{1,4})\.(\d{1,4})\.(\d{1,4})")
 _ARTIFACT_MAJOR = re.compile(r"application/vnd\.zo-device\.bundle\.v(\d+)\+json")
 
 DocumentType = TypeVar("DocumentType", bound=BaseModel)
@@ -136,12 +146,49 @@ class Manifest(Document):
         return sum(blob.size for blob in self.blobs)
 
 
+class DequantizedFile(Document):
+    """A quantised file that stands in for 16-bit weights: what the bundle is compared with is its dequantised form.
+
+    Attributes:
+        file: Name of the file.
+        digest: ``sha256:…`` of its bytes.
+        tensor_types: How its tensors are stored, for example ``Q4_1`` → how many.
+    """
+
+    file: Annotated[str, Field(max_length=255)]
+    digest: str
+    tensor_types: Annotated[dict[str, int], Field(min_length=1, max_length=64)]
+
+    @field_validator("digest")
+    @classmethod
+    def _digest_is_strict(cls, digest: str) -> str:
+        try:
+            return check_digest(digest)
+        except InvalidDigest as error:
+            raise ValueError(str(error)) from error
+
+    @property
+    def types_line(self) -> str:
+        """The types in one line, for example ``Q4_1 (210 tensors), F32 (61)``."""
+        counts = sorted(self.tensor_types.items(), key=lambda item: -item[1])
+        first, *rest = [f"{name} ({count}{{}})" for name, count in counts]
+        return ", ".join([first.format(" tensors"), *(each.format("") for each in rest)])
+
+
 class SourceModel(Document):
-    """Where the weights come from."""
+    """Where the weights come from.
+
+    Attributes:
+        id: Hub id, or the base name of a local model.
+        revision: Commit on the hub.
+        license: Licence that the model states.
+        dequantized_from: The file that the 16-bit weights were dequantised from; None where they are the model's own.
+    """
 
     id: str
     revision: str | None = None
     license: str | None = None
+    dequantized_from: DequantizedFile | None = None
 
 
 class TokenizerSettings(Document):
@@ -149,6 +196,8 @@ class TokenizerSettings(Document):
 
     Attributes:
         prepend_bos: Whether every text starts with ``bos_token_id`` (tokenizer.json itself adds no special token).
+        eos_token_ids: Tokens that end a text or a turn; the first is the tokenizer's own, which answers are learnt with
+            and chat templates know as ``eos_token``.
         context_length: Positions that the model was made for.
     """
 
@@ -221,7 +270,7 @@ class QuantizedEntry(Document):
 
 
 class DenseEntry(Document):
-    """One parameter kept in 16 bits: embeddings, norms, biases, head."""
+    """One parameter kept in 16 bits: norms, biases, and the embeddings and the head where they are not quantised."""
 
     name: TensorName
     shape: list[Dimension]
@@ -298,7 +347,7 @@ class BundleConfig(Document):
     """
 
     format_version: Annotated[str, Field(pattern=r"^\d{1,4}\.\d{1,4}$")] = FORMAT_VERSION
-    minimum_client_version: Annotated[str, Field(pattern=r"^\d{1,4}\.\d{1,4}\.\d{1,4}$")] = "0.1.0"
+    minimum_client_version: Annotated[str, Field(pattern=f"^{_CLIENT_VERSION.pattern}$")] = FIRST_CLIENT
     producer: str
     source: SourceModel
     architecture: dict[str, Any]
@@ -337,6 +386,25 @@ class BundleConfig(Document):
                 raise ValueError(f"{dense.name} is also the name of a quantised weight's part in {dense.blob}")
         return self
 
+    @model_validator(mode="after")
+    def _tensors_are_where_they_belong(self) -> BundleConfig:
+        if not self.block_tensors:
+            raise ValueError("no weight of a decoder block is quantised")
+        for entry in self.embedding_tensors:
+            if entry.sensitive_count:
+                raise ValueError(f"{entry.name}: {entry.sensitive_count} sensitive weights in {TRUNK_TITLE}; needed 0")
+        return self
+
+    @property
+    def block_tensors(self) -> list[QuantizedEntry]:
+        """The quantised linear weights of the decoder blocks: those that sensitive values belong to."""
+        return [entry for entry in self.tensors if entry.blob != TRUNK_TITLE]
+
+    @property
+    def embedding_tensors(self) -> list[QuantizedEntry]:
+        """The quantised embedding and head, one entry where they are tied; none where they are kept in 16 bits."""
+        return [entry for entry in self.tensors if entry.blob == TRUNK_TITLE]
+
     @property
     def is_untested_family(self) -> bool:
         """Whether the model was prepared although nobody tests its family."""
@@ -346,6 +414,18 @@ class BundleConfig(Document):
     def sensitive_count(self) -> int:
         """k: the number of sensitive values over all tensors."""
         return sum(entry.sensitive_count for entry in self.tensors)
+
+
+def needed_versions(
+    tensors: Iterable[QuantizedEntry], source: SourceModel, architecture: Mapping[str, Any]
+) -> tuple[str, str]:
+    """Return the ``format_version`` and the ``minimum_client_version`` of a bundle that holds these weights."""
+    is_extended = (
+        any(entry.blob == TRUNK_TITLE for entry in tensors)
+        or source.dequantized_from is not None
+        or architecture.get("model_type") not in _FIRST_FAMILIES
+    )
+    return (EXTENDED_VERSION, EXTENDED_CLIENT) if is_extended else (FORMAT_VERSION, FIRST_CLIENT)
 
 
 def parse_manifest(data: bytes) -> Manifest:
@@ -415,11 +495,10 @@ def parse_config(data: bytes, *, client_version: tuple[int, int, int] | None = N
     major = str(fields.get("format_version", "")).partition(".")[0]
     if major.isdigit() and len(major) <= 4 and int(major) > FORMAT_MAJOR:
         raise _upgrade(f"a bundle of format {fields['format_version']}")
-    config = _validate(BundleConfig, data, "bundle configuration", InvalidBundleConfig)
-    needed = tuple(int(part) for part in config.minimum_client_version.split("."))
-    if client_version is not None and needed > client_version:
-        raise _upgrade(f"a bundle that needs zo-device {config.minimum_client_version}")
-    return config
+    needed = _CLIENT_VERSION.fullmatch(str(fields.get("minimum_client_version")))
+    if client_version is not None and needed and tuple(int(part) for part in needed.groups()) > client_version:
+        raise _upgrade(f"a bundle that needs zo-device {needed[0]}")
+    return _validate(BundleConfig, data, "bundle configuration", InvalidBundleConfig)
 
 
 def _upgrade(found: str) -> UpgradeNeeded:

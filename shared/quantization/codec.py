@@ -75,15 +75,23 @@ class QuantizedTensor:
 
     def rows(self, start: int, stop: int) -> QuantizedTensor:
         """Return rows ``start`` to ``stop``, as views of the same parts."""
+        return self._of_rows(slice(start, stop))
+
+    def take(self, rows: Tensor) -> QuantizedTensor:
+        """Return the rows of these numbers, integer (n,), as copies of their parts: what is looked up in a table."""
+        return self._of_rows(rows)
+
+    def _of_rows(self, rows: slice | Tensor) -> QuantizedTensor:
+        is_lut_shared = self.lut is not None and self.lut.shape[0] == 1
 
         def cut(part: Tensor | None) -> Tensor | None:
-            return part if part is None or part.shape[0] == 1 else part[start:stop]
+            return None if part is None else part[rows]
 
         return QuantizedTensor(
-            self.codes[start:stop],
+            self.codes[rows],
             self.in_features,
             self.bits,
-            lut=cut(self.lut),
+            lut=self.lut if is_lut_shared else cut(self.lut),
             scale=cut(self.scale),
             bias=cut(self.bias),
             group_size=self.group_size,
@@ -127,7 +135,10 @@ def _look_up(lut: Tensor, codes: Tensor) -> Tensor:
 
 
 def _per_column(grouped: Tensor, group_size: int, columns: int) -> Tensor:
-    return grouped.to(torch.float32).repeat_interleave(group_size, dim=1)[:, :columns]
+    factors = grouped.to(torch.float32)
+    if factors.shape[1] == 1:
+        return factors
+    return factors.repeat_interleave(group_size, dim=1)[:, :columns]
 
 
 def _require(name: str, tensor: Tensor, dtype: torch.dtype, shape: tuple[int, ...]) -> None:

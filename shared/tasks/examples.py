@@ -36,6 +36,9 @@ class TextEncoder(Protocol):
     def encode(self, text: str) -> list[int]:
         """Return the ids of a text without special tokens."""
 
+    def decode(self, ids: Sequence[int]) -> str:
+        """Return the text of ids; special tokens are left out."""
+
 
 @dataclass(frozen=True, slots=True)
 class Example:
@@ -80,7 +83,8 @@ def encode_rows(rows: Iterable[PromptedRow], encoder: TextEncoder, *, max_tokens
         max_tokens: Longest sequence, prompt and answer together; None or more than the context means the context.
 
     Raises:
-        DataError: An answer alone is longer than that, has no tokens, or two answers of a row have the same tokens.
+        DataError: An answer alone is longer than that, has no tokens, or holds a token that begins a text, or one that
+            ends it before its end; or two answers of a row have the same tokens.
     """
     limit = min(max_tokens or encoder.context_length, encoder.context_length)
     return [_encode_row(row, encoder, limit) for row in rows]
@@ -91,7 +95,7 @@ def _encode_row(row: PromptedRow, encoder: TextEncoder, limit: int) -> Example:
     alone = _after_bos(encoder.encode(row.prompt), bos)
     wholes = [_after_bos(encoder.encode(row.prompt + answer), bos) for answer in row.answers]
     shared = min(_common_length(alone, whole) for whole in wholes)
-    candidates = [_end(whole[shared:], encoder.eos_ids) if row.ends_text else whole[shared:] for whole in wholes]
+    candidates = [_end(row, whole[shared:], encoder) if row.ends_text else whole[shared:] for whole in wholes]
     _check_candidates(row, candidates)
     room = limit - len(bos) - max(len(candidate) for candidate in candidates)
     # The first predicted token needs a token before it.
@@ -119,12 +123,28 @@ def _common_length(left: Sequence[int], right: Sequence[int]) -> int:
     return next((index for index, (one, other) in enumerate(pairs) if one != other), min(len(left), len(right)))
 
 
-def _end(answer: list[int], eos_ids: Sequence[int]) -> list[int]:
-    """Cut behind the first end-of-text token; add one where there is none."""
+def _end(row: PromptedRow, answer: list[int], encoder: TextEncoder) -> list[int]:
+    """Cut behind the first end-of-text token; add one where there is none.
+
+    What a template writes behind it is space and other ends. Text behind it is the user's, who did not mean a token:
+    "<s>20</s> now 15" is struck-out text, and would teach the model to stop after 20.
+    """
+    if any(token in encoder.bos_ids and token not in encoder.eos_ids for token in answer):
+        raise _special_text(row, "begins")
     for index, token in enumerate(answer):
-        if token in eos_ids:
+        if token in encoder.eos_ids:
+            if encoder.decode(answer[index + 1 :]).strip():
+                raise _special_text(row, "ends")
             return answer[: index + 1]
-    return answer + list(eos_ids[:1])
+    return answer + list(encoder.eos_ids[:1])
+
+
+def _special_text(row: PromptedRow, does: str) -> DataError:
+    return DataError(
+        f"{row.place}: the answer holds, as text, the token that {does} a text",
+        needed="an answer that is the model's own text to its end",
+        next_step="write that part in another way, or remove the line",
+    )
 
 
 def _check_candidates(row: PromptedRow, candidates: Sequence[Sequence[int]]) -> None:

@@ -13,10 +13,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from shared.tasks.conversations import ChatRenderer
 from shared.tasks.datasets import Record
 from shared.tasks.named_tasks import PromptStyle, named_task
 from shared.tasks.prompted_row import PromptedRow
-from shared.tasks.templates import ChatRenderer, LabelTemplate, render_rows
+from shared.tasks.templates import LabelTemplate, render_rows
 
 
 class RowRenderer(Protocol):

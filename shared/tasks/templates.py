@@ -2,7 +2,7 @@
 
     {"text", "label"}         template.format(text, word of label); the answers are the words of all labels
     {"prompt", "completion"}  the two texts joined as they stand, end of text after the completion
-    {"messages"}              one row per assistant turn, by the model's chat template
+    {"messages"}              one row per assistant turn, by the model's chat template (``conversations``)
 
 A template is text with ``{text}`` and, after it, ``{label}``. White space before the label goes to the answer, for
 that is where byte-pair and sentence-piece vocabularies keep it: "It was" + " great".
@@ -12,21 +12,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Literal
 
 from shared.errors import DataError, InvalidRequest
+from shared.tasks.conversations import ChatRenderer, render_conversation
 from shared.tasks.datasets import ROW_FORMATS, Record
 from shared.tasks.prompted_row import PromptedRow
 
 DEFAULT_TEMPLATE = "{text}\nLabel: {label}"
 RowKind = Literal["labelled", "completion", "messages"]
-
-
-class ChatRenderer(Protocol):
-    """Renders a conversation as text."""
-
-    def apply_chat_template(self, messages: Sequence[Mapping[str, str]], *, add_generation_prompt: bool = True) -> str:
-        """Return the conversation as text, ending where the answer begins if asked."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,34 +177,3 @@ def render_completion(record: Record) -> PromptedRow:
     prompt, completion = record.text("prompt"), record.text("completion")
     stripped = prompt.rstrip(" ")
     return PromptedRow(stripped, (prompt[len(stripped) :] + completion,), 0, record.place, ends_text=True)
-
-
-def render_conversation(record: Record, chat: ChatRenderer) -> list[PromptedRow]:
-    """Return one row per assistant turn: the conversation before it, and the turn.
-
-    Raises:
-        DataError: The messages are malformed, or none is the assistant's.
-    """
-    messages = _messages(record)
-    rows = []
-    for index, message in enumerate(messages):
-        if message["role"] != "assistant":
-            continue
-        prompt = chat.apply_chat_template(messages[:index], add_generation_prompt=True)
-        whole = chat.apply_chat_template(messages[: index + 1], add_generation_prompt=False)
-        # A template may rewrite earlier turns; then the turn's own text follows the prompt it will be asked with.
-        answer = whole[len(prompt) :] if whole.startswith(prompt) else message["content"]
-        rows.append(PromptedRow(prompt, (answer,), 0, record.place, ends_text=True))
-    if not rows:
-        raise DataError(f"{record.place}: no message of the role 'assistant'", needed="an answer to learn")
-    return rows
-
-
-def _messages(record: Record) -> list[dict[str, str]]:
-    messages: Any = record.field("messages")
-    if not isinstance(messages, list) or not all(isinstance(message, dict) for message in messages):
-        raise DataError(f"{record.place}: 'messages' is no list of objects", needed='[{"role", "content"}, …]')
-    for number, message in enumerate(messages, start=1):
-        if not isinstance(message.get("role"), str) or not isinstance(message.get("content"), str):
-            raise DataError(f"{record.place}: message {number} lacks 'role' or 'content'", needed="both, as text")
-    return [{"role": message["role"], "content": message["content"]} for message in messages]

@@ -105,6 +105,7 @@ def prepare_bundle(output: Path, scope: Literal["global", "per_tensor"] = CHOSEN
     request = PrepareRequest(
         model=str(model),
         scope=scope,
+        embedding_bits=16,  # first order goes through a twin network, which needs the embedding as a parameter
         calibration=CalibrationSpec(text=str(text)),
         evaluation=EvaluationSpec(documents=0),
     )

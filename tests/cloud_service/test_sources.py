@@ -173,3 +173,63 @@ def test_a_calibration_without_a_task_is_a_text(policy: SourcePolicy) -> None:
 
 def test_a_policy_does_not_show_its_token() -> None:
     assert "hf_secret" not in repr(SourcePolicy(hub_token="hf_secret"))
+
+
+def test_a_gguf_file_under_a_root_is_a_model_named_without_its_suffix(policy: SourcePolicy, tmp_path: Path) -> None:
+    (tmp_path / "models" / "org" / "tiny.Q4_1.gguf").write_bytes(b"GGUF")
+    right = LocalModel(tmp_path / "models" / "org", "tiny.Q4_1.gguf")
+    assert right.id == "tiny.Q4_1"
+    assert locate_model("org/tiny.Q4_1.gguf", None, policy) == right
+    assert locate_model(str(tmp_path / "models" / "org" / "tiny.Q4_1.gguf"), None, policy) == right
+
+
+def test_a_gguf_file_of_a_folder_or_repository_is_named_beside_it(policy: SourcePolicy, tmp_path: Path) -> None:
+    local = locate_model("org/tiny", None, policy, gguf_file="a.gguf")
+    assert local == LocalModel(tmp_path / "models" / "org" / "tiny", "a.gguf")
+    assert locate_model("hub:org/x", "main", policy, gguf_file="a.gguf") == HubModel("org/x", "main", "a.gguf")
+
+
+@pytest.mark.attack
+def test_a_gguf_file_out_of_the_roots_is_not_found(policy: SourcePolicy, tmp_path: Path) -> None:
+    (tmp_path / "secret.gguf").write_bytes(b"GGUF")
+    (tmp_path / "models" / "link.gguf").symlink_to(tmp_path / "secret.gguf")
+    for name in ("link.gguf", "../secret.gguf", str(tmp_path / "secret.gguf"), "absent.gguf"):
+        with pytest.raises(InvalidModelId):
+            locate_model(name, None, policy)
+
+
+def test_any_other_file_is_refused_with_the_folder_that_it_lies_in(tmp_path: Path) -> None:
+    (tmp_path / "model.safetensors").write_bytes(b"")
+    with pytest.raises(InvalidModelId, match="is a file") as caught:
+        locate_model(str(tmp_path / "model.safetensors"), None, SourcePolicy(allow_any_local=True))
+    assert str(tmp_path) in caught.value.next_step
+
+
+def cached_model(cache: Path, *commits: str, main: str | None = None) -> Path:
+    folder = cache / "models--someone--my-llama"
+    for commit in commits:
+        (folder / "snapshots" / commit).mkdir(parents=True)
+    if main is not None:
+        (folder / "refs").mkdir()
+        (folder / "refs" / "main").write_text(main)
+    return folder
+
+
+def test_a_snapshot_in_a_hubs_cache_is_named_after_the_model_and_not_the_commit(tmp_path: Path) -> None:
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    snapshot = cached_model(tmp_path, commit) / "snapshots" / commit
+    model = locate_model(str(snapshot), None, SourcePolicy(allow_any_local=True))
+    assert (model.id, model.commit) == ("someone/my-llama", commit)  # type: ignore[union-attr]
+    (tmp_path / "snapshots" / commit).mkdir(parents=True)
+    other = locate_model(str(tmp_path / "snapshots" / commit), None, SourcePolicy(allow_any_local=True))
+    assert (other.id, other.commit) == (commit, None)  # type: ignore[union-attr]
+
+
+def test_a_models_folder_in_a_hubs_cache_stands_for_the_snapshot_of_its_main_branch(tmp_path: Path) -> None:
+    everything = SourcePolicy(allow_any_local=True)
+    only = cached_model(tmp_path / "a", "a" * 40)
+    assert locate_model(str(only), None, everything) == LocalModel(only / "snapshots" / ("a" * 40))
+    several = cached_model(tmp_path / "b", "a" * 40, "b" * 40, main="b" * 40)
+    assert locate_model(str(several), None, everything) == LocalModel(several / "snapshots" / ("b" * 40))
+    unclear = cached_model(tmp_path / "c", "a" * 40, "b" * 40)
+    assert locate_model(str(unclear), None, everything) == LocalModel(unclear)

@@ -7,11 +7,11 @@ import shlex
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
-import run_demo
 import torch
+from device import Device
+from setups import question_about
 from tiny_bundle import make_tiny_bundle
 
 from device_client.tuning.run_directory import RunDirectory
@@ -31,8 +31,8 @@ def output(tmp_path: Path) -> Path:
 
 
 def test_the_next_commands_run_as_they_are_printed(output: Path) -> None:
-    name = SimpleNamespace(name="tiny", tag="latest")
-    export, *commands = run_demo.next_commands(name, output, "it's bad It was")  # type: ignore[arg-type]
+    device = Device(home=output / "device", run=output / "run")
+    export, *commands = device.next_commands("tiny:latest", "it's bad It was")
     assert [shlex.split(command)[1] for command in commands] == ["generate", "runs"]
 
     for command in commands:
@@ -44,6 +44,5 @@ def test_the_next_commands_run_as_they_are_printed(output: Path) -> None:
     assert [run["path"] for run in answer["runs"]] == [str(output / "run")]
 
 
-def test_the_prompt_asks_the_demos_question_about_the_first_row(tmp_path: Path) -> None:
-    (tmp_path / "test.jsonl").write_text('{"text": "the soup {was} cold", "label": "negative"}\n{}\n')
-    assert run_demo.prompt_of_first_row(tmp_path / "test.jsonl") == "the soup {was} cold It was"
+def test_a_question_is_what_the_template_puts_in_front_of_the_label() -> None:
+    assert question_about("the soup {was} cold", "{text} It was {label}") == "the soup {was} cold It was"

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import httpx
 import pytest
 from tiny_checkpoint import build_checkpoint, write_text
+from tiny_gguf import write_gguf
 
 from cloud_service.cli import main
 from cloud_service.storage.releases import published_statement
@@ -75,7 +76,9 @@ def _listening_url(service: subprocess.Popen[str], log: Path) -> str:
 @pytest.fixture(scope="module")
 def sources(tmp_path_factory: pytest.TempPathFactory) -> Sources:
     root = tmp_path_factory.mktemp("sources")
-    build_checkpoint(root / "models" / "tiny")
+    model = build_checkpoint(root / "models" / "tiny")
+    # A job renders the template before any work, in a process of its own, confined as the job is.
+    (model / "chat_template.jinja").write_text("{% for m in messages %}{{ m.content }}{{ eos_token }}{% endfor %}")
     (root / "texts").mkdir()
     write_text(root / "texts" / "text.jsonl")
     return Sources(root)
@@ -103,7 +106,7 @@ def wait_for_job(client: httpx.Client, job_id: str, is_reached: Callable[[dict[s
         job: dict[str, Any] = client.get(f"/v1/jobs/{job_id}").json()
         if is_reached(job):
             return job
-        assert job["status"] not in ("failed", "cancelled"), job
+        assert job["status"] not in ("failed", "cancelled"), json.dumps(job)
         time.sleep(0.02)
     pytest.fail("nothing happened within two minutes")
 
@@ -145,6 +148,30 @@ def test_a_model_is_prepared_by_one_post_although_the_service_is_killed_and_the_
     assert f"the same input was prepared before: {digest}" in messages
 
     assert prepare_here(sources, tmp_path / "out", capsys)["digest"] == digest
+
+
+def test_a_gguf_file_under_a_model_root_is_prepared_in_a_confined_job_and_a_damaged_one_fails_with_its_reason(
+    start: Callable[[Path], tuple[subprocess.Popen[str], httpx.Client]], sources: Sources, tmp_path: Path
+) -> None:
+    path = write_gguf(sources.root / "models" / "team" / "small.Q4_1.gguf")
+    (path.parent / "cut.gguf").write_bytes(path.read_bytes()[:-5000])
+    _, client = start(tmp_path / "data")
+    jobs = [
+        client.post("/prepare-model", json={**SPEC, **model}).json()["id"]
+        for model in ({"model": "team/small.Q4_1.gguf"}, {"model": "team", "gguf_file": "cut.gguf"})
+    ]
+    job = wait_for_job(client, jobs[0], lambda job: bool(job["status"] == "succeeded"))
+    assert job["result"]["name"] == "small-q4-1"
+    source = read_bundle(ImageLayout(tmp_path / "data" / "store"), job["result"]["digest"]).config.source
+    assert source.dequantized_from is not None
+    assert source.dequantized_from.file == "small.Q4_1.gguf"
+    end = time.monotonic() + DEADLINE_SECONDS
+    while (failed := client.get(f"/v1/jobs/{jobs[1]}").json())["status"] != "failed":
+        assert time.monotonic() < end, failed
+        time.sleep(0.02)
+    assert failed["error"]["type"] == "unsupported-model"
+    assert failed["error"]["message"].startswith("cut.gguf is not complete: it has ")
+    assert failed["attempt"] == 1  # it would fail again
 
 
 def prepare_here(sources: Sources, output: Path, capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:

@@ -123,3 +123,26 @@ def test_parts_and_bytes_are_those_stored():
 def test_parts_that_do_not_belong_together_are_refused(parts, message):
     with pytest.raises(ValueError, match=message):
         QuantizedTensor(CODES, 3, 2, **parts)
+
+
+@pytest.mark.parametrize("form", ["lut", "shared", "grouped"])
+def test_rows_taken_by_number_decode_to_those_rows(form: str) -> None:
+    generator = torch.Generator().manual_seed(3)
+    codes = pack_codes(torch.randint(0, 16, (6, 10), generator=generator), 4)
+    lut_rows = {"lut": 6, "shared": 1}.get(form)
+    lut = None if lut_rows is None else torch.randn(lut_rows, 16, generator=generator).half()
+    scale = None if form == "lut" else torch.randn(6, 2, generator=generator).half()
+    table = QuantizedTensor(codes, 10, 4, lut=lut, scale=scale, group_size=None if scale is None else 8)
+
+    taken = table.take(torch.tensor([5, 0, 0, 3]))
+
+    assert torch.equal(dequantize(taken), dequantize(table)[[5, 0, 0, 3]])
+
+
+def test_a_scale_of_a_whole_row_multiplies_every_column() -> None:
+    codes, scale = torch.tensor([[0, 1, 255], [2, 3, 4]], dtype=torch.uint8), torch.tensor([[0.5], [2.0]]).half()
+    bias = torch.tensor([[-1.0], [1.0]]).half()
+
+    decoded = dequantize(QuantizedTensor(codes, 3, 8, scale=scale, bias=bias, group_size=3))
+
+    assert decoded.tolist() == [[-1.0, -0.5, 126.5], [5.0, 7.0, 9.0]]

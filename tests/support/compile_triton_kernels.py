@@ -27,6 +27,11 @@ KERNELS: dict[str, tuple[Any, dict[str, str], dict[str, Any]]] = {
     "dequantize, per row": (kernels.dequantize_pairs, PER_ROW | {"out": "*fp16"}, TILE | {"BYTES": 512}),
     "dequantize, uniform": (kernels.dequantize_pairs, UNIFORM | {"out": "*fp32"}, TILE | {"BYTES": 512}),
     "dequantize, 3 bits": (kernels.dequantize_columns, PER_ROW | {"out": "*bf16"}, TILE | {"BITS": 3, "COLUMNS": 512}),
+    "dequantize, 8 bits, uniform": (
+        kernels.dequantize_columns,
+        UNIFORM | {"out": "*fp16"},
+        TILE | {"BITS": 8, "GROUP_SIZE": 576, "COLUMNS": 512},
+    ),
     "write_sparse": (
         kernels.write_sparse,
         {"out": "*fp16", "indices": "*i32", "values": "*fp16", "count": "i32"},
@@ -38,6 +43,11 @@ KERNELS: dict[str, tuple[Any, dict[str, str], dict[str, Any]]] = {
         kernels.linear_small,
         UNIFORM | INPUTS | SPARSE | {"added": "*fp16"},
         FEW | {"TOKENS": 3, "LANES": 4},
+    ),
+    "linear_small, a head of 8 bits": (
+        kernels.linear_small,
+        UNIFORM | INPUTS | {"indices": "*i32", "row_starts": "*i32"},
+        FEW | {"BITS": 8, "GROUP_SIZE": 576, "PAIRED": False, "TOKENS": 1, "LANES": 1},
     ),
     "linear_small, 3 bits": (
         kernels.linear_small,

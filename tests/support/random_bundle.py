@@ -96,11 +96,13 @@ def make_case(
     sensitive: int = 6,
     masked_code: int | None = None,
     vocabulary: int = 259,
+    embedding_bits: int = 16,
     **changes: Any,
 ) -> Case:
     """Publish a random bundle and build its reference with plain transformers and the codec's reference decoder.
 
-    ``masked_code`` overwrites the codes at masked positions, which must not matter; ``changes`` go to the architecture.
+    ``masked_code`` overwrites the codes at masked positions, which must not matter; ``embedding_bits`` below 16 make
+    uniform codes of the token embedding and the head; ``changes`` go to the architecture.
     """
     generator = torch.Generator().manual_seed(3)
     family = FAMILIES[model_type]
@@ -113,9 +115,16 @@ def make_case(
     files: dict[str, dict[str, np.ndarray]] = {TRUNK_TITLE: {}}
     masks: dict[str, np.ndarray] = {}
     entries, dense = [], []
+    ends = [reference.get_input_embeddings().weight, reference.get_output_embeddings().weight]
     for name, parameter in reference.named_parameters():
         title = title_of(name, family.decoder_blocks)
         tensors = files.setdefault(title, {})
+        if embedding_bits < 16 and any(parameter is end for end in ends):
+            table = random_quantized((parameter.shape[0], parameter.shape[1]), "uniform", embedding_bits, generator)
+            parameter.data.copy_(dequantize(table))
+            tensors.update({f"{name}.{part}": tensor.numpy() for part, tensor in table.parts.items()})
+            entries.append(_entry(name, table.shape, title, "uniform", embedding_bits, 0))
+            continue
         if title == TRUNK_TITLE or parameter.dim() != 2:
             values = (torch.randn(parameter.shape, generator=generator) * 0.1 + float(parameter.dim() == 1)).half()
             tensors[name] = values.numpy()

@@ -13,8 +13,8 @@ import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from device_client.model.network import network_without_weights
 from shared.architecture import family_of
+from shared.model.network import network_without_weights
 
 SEVEN_BILLION: dict[str, Any] = {
     "model_type": "llama", "vocab_size": 32000, "hidden_size": 4096, "intermediate_size": 11008,

@@ -72,6 +72,9 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "stablelm": LLAMA_LIKE | {"tie_word_embeddings": False, "partial_rotary_factor": 0.5, "use_qkv_bias": True},
 }  # fmt: skip
 
+UNTESTED = LLAMA_LIKE | {"tie_word_embeddings": True}
+"""Of a family that is not here."""
+
 
 def byte_tokenizer(bos: str | None) -> Tokenizer:
     """One token per byte; <s>, </s>, <pad> at 256 … 258; BOS added as a post-processor would."""
@@ -91,7 +94,7 @@ def byte_tokenizer(bos: str | None) -> Tokenizer:
 
 def build_checkpoint(folder: Path, family: str = "llama", **changes: Any) -> Path:
     """Write a checkpoint of random weights; ``changes`` override configuration keys."""
-    settings = CONFIGS[family] | changes
+    settings = CONFIGS.get(family, UNTESTED) | changes
     config = transformers.AutoConfig.for_model(family, **settings)
     network = transformers.AutoModelForCausalLM.from_config(config)
     generator = torch.Generator().manual_seed(0)

@@ -146,15 +146,37 @@ def _json_lines(file: ContainedFile) -> Iterator[str]:
         for number, line in enumerate(_lines(file.name, stream), start=1):
             if not line.strip():
                 continue
-            try:
-                document = parse_json(line)["text"]
-            except (ValueError, KeyError, TypeError) as error:
-                reason = f": {error}" if isinstance(error, ValueError) else ""
-                found = f"{file.name} line {number}: not a JSON object with a text{reason}"
-                raise DataError(found, needed='{"text": "…"}', param="calibration.text") from error
-            if not isinstance(document, str):
-                raise DataError(f"{file.name} line {number}: text is {type(document).__name__}", needed="a string")
-            yield document
+            yield _text_of(line, f"{file.name} line {number}")
+
+
+def _text_of(line: bytes, place: str) -> str:
+    try:
+        document = parse_json(line)
+    except UnicodeDecodeError as error:
+        raise _not_utf8(place, line) from error
+    except ValueError as error:
+        found = f"{place}: not a JSON object with a text: {error}"
+        raise DataError(found, needed='{"text": "…"}', param="calibration.text") from error
+    if not isinstance(document, dict) or "text" not in document:
+        has = (
+            f", but with {', '.join(map(repr, list(document)[:4]))}" if isinstance(document, dict) and document else ""
+        )
+        found = f"{place}: not a JSON object with a text{has}"
+        raise DataError(found[:300], needed='{"text": "…"}', param="calibration.text")
+    if not isinstance(document["text"], str):
+        raise DataError(f"{place}: text is {type(document['text']).__name__}", needed="a string")
+    return document["text"]
+
+
+def _not_utf8(place: str, line: bytes) -> DataError:
+    is_wide = line.startswith((b"\xff\xfe", b"\xfe\xff")) or b"\0" in line
+    encoding = "UTF-16" if is_wide else "LATIN1"
+    return DataError(
+        f"{place} is not UTF-8" + (": it looks like UTF-16" if is_wide else ""),
+        needed="UTF-8",
+        next_step=f"save the file as UTF-8, for example: iconv -f {encoding} -t UTF-8 OLD > NEW",
+        param="calibration.text",
+    )
 
 
 @contextmanager
@@ -193,7 +215,7 @@ def _paragraphs(file: ContainedFile) -> Iterator[str]:
     lines: list[str] = []
     size = 0
     try:
-        with io.TextIOWrapper(file.stream(), encoding="utf-8") as text:
+        with io.TextIOWrapper(file.stream(), encoding="utf-8-sig") as text:
             while line := text.readline(_MAX_DOCUMENT_BYTES):
                 if line.strip():
                     lines.append(line)
@@ -207,6 +229,17 @@ def _paragraphs(file: ContainedFile) -> Iterator[str]:
                         needed="documents separated by blank lines",
                     )
     except UnicodeDecodeError as error:
-        raise DataError(f"{file.name} is not UTF-8: {error.reason}", needed="UTF-8 text") from error
+        raise _not_utf8(*_undecodable_line(file)) from error
     if lines:
         yield "".join(lines)
+
+
+def _undecodable_line(file: ContainedFile) -> tuple[str, bytes]:
+    """Return the place and the bytes of the first line that is not UTF-8; a decoder of whole pieces cannot say it."""
+    with file.stream() as stream:
+        for number, line in enumerate(_lines(file.name, stream), start=1):
+            try:
+                line.decode()
+            except UnicodeDecodeError:
+                return f"{file.name} line {number}", line
+    return file.name, b""

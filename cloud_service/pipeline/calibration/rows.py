@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from cloud_service.pipeline.model.tokenization import TextEncoder
 from shared.api import OWN_ROWS, CalibrationSpec
@@ -83,15 +84,19 @@ class _RowEncoder:
     def encode(self, text: str) -> list[int]:
         return self.encoder.encode(text)
 
+    def decode(self, ids: Sequence[int]) -> str:
+        return str(self.encoder.tokenizer.decode(list(ids), skip_special_tokens=True))
+
 
 class _NoConversations:
     """Refuses conversations: their chat template is a foreign program, which only devices render."""
 
     def apply_chat_template(
         self,
-        messages: Sequence[Mapping[str, str]],  # noqa: ARG002
+        messages: Sequence[Mapping[str, Any]],  # noqa: ARG002
         *,
         add_generation_prompt: bool = True,  # noqa: ARG002
+        tools: Sequence[Mapping[str, Any]] | None = None,  # noqa: ARG002
     ) -> str:
         raise DataError(
             "the calibration's rows are conversations",

@@ -101,8 +101,7 @@ def _first_token(encoder: TextEncoder) -> int:
 
 def _token_count(encoder: TextEncoder) -> int:
     """Return the number of tokens that are text: a model may have more, which were never trained."""
-    known = max(encoder.tokenizer.get_vocab(with_added_tokens=True).values()) + 1
-    return known if encoder.vocabulary is None else min(known, encoder.vocabulary)
+    return max(encoder.tokenizer.get_vocab(with_added_tokens=True).values()) + 1
 
 
 def _cache_bytes_per_token(model: LoadedModel) -> int:

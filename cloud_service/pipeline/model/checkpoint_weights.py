@@ -15,13 +15,21 @@ import torch
 from torch import Tensor
 
 from cloud_service.contained_folder import ContainedFolder
-from cloud_service.pipeline.model.weight_files import stored_tensors, unsupported, weight_files
+from cloud_service.pipeline.model.weight_files import (
+    COMPUTED_TENSORS,
+    foreign_names,
+    stored_tensors,
+    unsupported,
+    weight_files,
+)
+from shared.errors import UnsupportedModel
 
 _DTYPES = ("BF16", "F16", "F32", "F64")
 """What weights may be stored as."""
 
-_REDUNDANT_WEIGHTS = ("rotary_emb.inv_freq", "lm_head.weight")
-"""What checkpoints may hold besides the parameters: computed frequencies, and the copy of a tied embedding."""
+_HEAD = "lm_head.weight"
+_REDUNDANT_WEIGHTS = (*COMPUTED_TENSORS, _HEAD)
+"""What checkpoints may hold besides the parameters: what is computed, and the copy of a tied embedding."""
 
 
 class CheckpointWeights:
@@ -38,13 +46,18 @@ class CheckpointWeights:
     def __init__(self, folder: Path) -> None:
         self._folder = ContainedFolder(folder)
         self._files: dict[str, str] = {}
+        self._keys: dict[str, str] = {}
         self._shapes: dict[str, tuple[int, ...]] = {}
         self._dtypes: set[str] = set()
         for file in weight_files(self._folder):
             for name, tensor in stored_tensors(self._folder, file).items():
                 if tensor.dtype not in _DTYPES:
                     raise unsupported(f"weight {name[:80]} is stored as {tensor.dtype}", f"one of {', '.join(_DTYPES)}")
+                if name in self._files:
+                    found = f"weight {name[:80]} is in {self._files[name]} and in {file}"
+                    raise unsupported(found, "every weight in one file; delete the files of an older checkpoint")
                 self._files[name], self._shapes[name] = file, tensor.shape
+                self._keys[name] = tensor.stored_name
                 self._dtypes.add(tensor.dtype)
         self._stored_names = {name: name for name in self._files}
         self._transposed: frozenset[str] = frozenset()
@@ -73,9 +86,7 @@ class CheckpointWeights:
         known = {name: renamed.get(name, name) for name in self._files}
         stored = {name if name in expected else prefix + name: original for original, name in known.items()}
         if missing := sorted(set(expected) - set(stored)):
-            raise unsupported(
-                f"{missing[0]} is not among the weights ({len(missing)} missing)", "a complete checkpoint"
-            )
+            raise self._incomplete(missing, sorted(set(stored) - set(expected)))
         strangers = {original for name, original in stored.items() if name not in expected}
         if unknown := sorted(name for name in strangers if not name.endswith(_REDUNDANT_WEIGHTS + computed)):
             raise unsupported(
@@ -84,6 +95,18 @@ class CheckpointWeights:
             )
         self._stored_names |= stored
         self._transposed = frozenset(transposed)
+
+    def _incomplete(self, missing: list[str], others: list[str]) -> UnsupportedModel:
+        """Return the error of a checkpoint without some of its parameters, by what it has in their place."""
+        found = f"{missing[0]} is not among the weights ({len(missing)} missing)"
+        if missing == [_HEAD]:
+            return unsupported(
+                found, "a complete checkpoint, or tie_word_embeddings: true if the model has a tied head"
+            )
+        if not others:
+            return unsupported(found, "a complete checkpoint")
+        about, needed = foreign_names(self._files)
+        return unsupported(f"{found}; {about}", needed)
 
     @property
     def is_stored_in_float16(self) -> bool:
@@ -109,7 +132,7 @@ class CheckpointWeights:
         stored = self._stored_names[name]
         try:
             with self._folder.open(self._files[stored]) as file, safetensors.safe_open(file.path, "pt") as opened:
-                tensor = opened.get_tensor(stored)
+                tensor = opened.get_tensor(self._keys[stored])
                 if tuple(tensor.shape) != self._shapes[stored]:
                     raise unsupported(f"weight {stored} has another shape than before", "files that nobody changes")
                 return _to_float16(stored, tensor.T.contiguous() if name in self._transposed else tensor)

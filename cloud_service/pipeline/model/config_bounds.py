@@ -13,7 +13,7 @@ from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 from cloud_service.pipeline.model.block_names import block_index, decoder_path
-from cloud_service.pipeline.model.weight_files import unsupported
+from cloud_service.pipeline.model.weight_files import foreign_names, unsupported
 from shared.architecture import family_of
 from shared.model_dimensions import Dimensions, dimensions_of
 from shared.model_families import ModelFamily
@@ -82,6 +82,9 @@ def _check_sizes(config: Mapping[str, Any], family: ModelFamily) -> None:
 def _check_blocks(dimensions: Dimensions, family: ModelFamily, names: Collection[str]) -> None:
     path = decoder_path(family, names)
     stored = {index for name in names if (index := block_index(name, path)) is not None}
+    if names and not stored:
+        about, needed = foreign_names(names)
+        raise unsupported(f"the weights hold no block of config.json's {dimensions.blocks}; {about}", needed)
     if names and dimensions.blocks > len(stored):
         key = family.dimension_keys.get("num_hidden_layers", "num_hidden_layers")
         raise unsupported(
@@ -114,7 +117,7 @@ def _check_rotation(key: str, stated: object, family: ModelFamily) -> None:
     for name, part in nested.items():  # one table for each kind of layer
         _check_rotation(f"{key}.{name}", part, family)
     kind = stated.get("rope_type", stated.get("type", "default"))
-    if kind not in family.rope_types:
+    if not isinstance(kind, str) or kind not in family.rope_types:
         raise unsupported(
             f"config.json: {key} has the type {repr(kind)[:80]}", f"one of {', '.join(sorted(family.rope_types))}"
         )

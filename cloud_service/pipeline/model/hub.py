@@ -27,17 +27,17 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.file_download import repo_folder_name
 
+from cloud_service.pipeline.model.folder_kinds import refuse_without_safetensors, safetensors_among
 from cloud_service.progress import ProgressSink
-from cloud_service.sources import HubModel, SourcePolicy
+from cloud_service.sources import GGUF_SUFFIX, HubModel, SourcePolicy
 from shared.api import Stage
 from shared.durable_files import disk_errors, free_bytes
 from shared.errors import DiskError, InvalidModelId, NetworkError, NotFound, Unauthorized, UnsupportedModel
 
-WANTED_FILES = ("*.safetensors", "*.json", "*.jinja", "merges.txt", "LICENSE*", "README*")
+WANTED_FILES = ("*.safetensors", "*.json", "*.jinja", "merges.txt", "tokenizer.model", "LICENSE*", "README*")
 """Patterns of the files a preparation reads, at the top of a repository."""
 
 _UNWANTED_FILES = ("consolidated*", "*/*")
-_PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 TransportError: type[Exception] = HfHubHTTPError.__bases__[0]
 """Base of the errors of the hub library's HTTP client, which has changed twice."""
 
@@ -59,7 +59,7 @@ def find_snapshot(model: HubModel, policy: SourcePolicy) -> Snapshot:
     """Return what the model's revision names now; offline, what is cached of it.
 
     Raises:
-        UnsupportedModel: The repository has no safetensors.
+        UnsupportedModel: The repository has no safetensors, or not the GGUF file that is named.
         NotFound: The hub has no such model or revision.
         Unauthorized: The model is gated or private.
         NetworkError: The hub cannot be reached, or offline the model is not cached.
@@ -71,8 +71,14 @@ def find_snapshot(model: HubModel, policy: SourcePolicy) -> Snapshot:
         else:
             info = _api(policy).model_info(model.id, revision=model.revision, files_metadata=True)
             commit, files = str(info.sha), {file.rfilename: file.size or 0 for file in info.siblings or []}
-    check_has_safetensors(files, model.id)
-    return Snapshot(commit, {name: size for name, size in sorted(files.items()) if is_wanted(name)})
+    if model.gguf_file is None:
+        if not safetensors_among(files):
+            refuse_without_safetensors(files, model.id)
+        wanted = [name for name in files if is_wanted(name)]
+    else:
+        check_has_gguf(files, model)
+        wanted = [model.gguf_file]
+    return Snapshot(commit, {name: files[name] for name in sorted(wanted)})
 
 
 def fetch(model: HubModel, snapshot: Snapshot, policy: SourcePolicy, progress: ProgressSink) -> Path:
@@ -135,21 +141,21 @@ def _check_disk(model: HubModel, missing_bytes: int) -> None:
         )
 
 
-def check_has_safetensors(names: Iterable[str], model: str) -> None:
-    """Refuse a checkpoint without safetensors, naming the pickle that was found instead.
+def check_has_gguf(names: Iterable[str], model: HubModel) -> None:
+    """Refuse a repository without the GGUF file that is named, naming those that it has.
 
     Raises:
-        UnsupportedModel: There is no .safetensors among ``names``.
+        UnsupportedModel: The file is not among ``names``.
     """
     files = list(names)
-    if any(name.endswith(".safetensors") for name in files):
+    if model.gguf_file in files:
         return
-    pickles = sorted(name for name in files if name.endswith(_PICKLE_SUFFIXES))
+    has = sorted(name for name in files if name.endswith(GGUF_SUFFIX))
     raise UnsupportedModel(
-        f"{model} has only pickled weights ({pickles[0]})" if pickles else f"{model} has no weight files",
-        needed="weights as .safetensors: a pickle can run code when it is opened",
-        next_step="convert it on a machine you trust: model.save_pretrained(folder, safe_serialization=True)",
-        param="model",
+        f"{model.id} has no file {model.gguf_file}",
+        needed=f"one of {', '.join(has[:8])}" if has else "a repository with GGUF files",
+        next_step="name one of its files: --gguf-file FILE, or gguf_file in a request",
+        param="gguf_file",
     )
 
 

@@ -52,6 +52,7 @@ class ModelOutline:
         architecture: Its configuration, reduced by ``safe_config``.
         shapes: Shape of every parameter, in the network's order; a tied one occurs once.
         linear_names: Parameter names of the decoder's linear weights, in order of blocks.
+        embedding_names: Parameter names of the token embedding and the output head; one name where they are tied.
         block_path: Dotted path of the list of decoder blocks.
         block_count: Number of decoder blocks.
         context_length: Positions that the model was made for.
@@ -61,6 +62,7 @@ class ModelOutline:
     architecture: dict[str, Any]
     shapes: dict[str, tuple[int, ...]]
     linear_names: tuple[str, ...]
+    embedding_names: tuple[str, ...]
     block_path: str
     block_count: int
     context_length: int
@@ -164,7 +166,16 @@ def read_outline(folder: Path, *, allow_untested: bool = False) -> ModelOutline:
             raise unsupported(f"weight {name} has the shape {weights.shape(name)}", f"{shape}, as config.json says")
     _check_tied_head(skeleton, weights)
     context_length = int(skeleton.config.max_position_embeddings)  # type: ignore[union-attr, arg-type]
-    return ModelOutline(architecture, shapes, linear_names, block_path, block_count, context_length, weights)
+    return ModelOutline(
+        architecture=architecture,
+        shapes=shapes,
+        linear_names=linear_names,
+        embedding_names=_embedding_names(skeleton),
+        block_path=block_path,
+        block_count=block_count,
+        context_length=context_length,
+        weights=weights,
+    )
 
 
 def load_model(
@@ -303,6 +314,11 @@ def place_buffers(network: nn.Module, device_map: Mapping[str, int | str]) -> No
     for path, module in network.named_modules():
         for name, buffer in module.named_buffers(recurse=False):
             setattr(module, name, buffer.to(_device_of(f"{path}.{name}", device_map)))
+
+
+def _embedding_names(network: nn.Module) -> tuple[str, ...]:
+    ends = (network.get_input_embeddings(), network.get_output_embeddings())  # type: ignore[operator]
+    return tuple(name for name, parameter in network.named_parameters() if any(parameter is end.weight for end in ends))
 
 
 def _check_tied_head(network: nn.Module, weights: CheckpointWeights) -> None:

@@ -1,6 +1,6 @@
 """Keeps a preparation at the commit that it began with, although the branch moves on or the hub is down meanwhile.
 
-    WORKSPACE/commit.json      model, revision · commit, sizes of its files
+    WORKSPACE/commit.json      model, revision, GGUF file · commit, sizes of its files
 
 Without it a resumed preparation would ask the hub again, and where the branch has moved its checkpoints would be those
 of another input. Knows nothing about the hub's protocol.
@@ -19,6 +19,8 @@ from cloud_service.sources import PINNED_COMMIT, HubModel, SourcePolicy
 from shared.durable_files import disk_errors, write_atomically
 from shared.errors import UnsupportedModel
 
+_NAMED = {"model", "revision", "gguf_file"}
+
 
 def pinned_snapshot(model: HubModel, policy: SourcePolicy, workspace: Path) -> Snapshot:
     """Return the snapshot that the workspace is pinned to; without one, the hub's, and pin the workspace to it.
@@ -28,7 +30,9 @@ def pinned_snapshot(model: HubModel, policy: SourcePolicy, workspace: Path) -> S
         UnsupportedModel, NotFound, Unauthorized, NetworkError: See ``hub.find_snapshot``.
     """
     path, named = workspace / PINNED_COMMIT, {"model": model.id, "revision": model.revision}
-    if (pin := _read(path)) is not None and named.items() <= pin.items():
+    if model.gguf_file is not None:
+        named["gguf_file"] = model.gguf_file
+    if (pin := _read(path)) is not None and named == {key: pin[key] for key in pin.keys() & _NAMED}:
         return Snapshot(pin["commit"], pin["sizes"])
     snapshot = find_snapshot(model, policy)
     pin = named | {"commit": snapshot.commit, "sizes": snapshot.sizes}

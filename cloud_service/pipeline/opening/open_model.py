@@ -51,7 +51,7 @@ class OpenedModel:
 
     def plan(self, means: Means) -> PlannedModel:
         """Return the model with its memory plan; see ``plan_model``."""
-        return plan_model(self.named, self.source.folder, means, self.workspace, self.progress)
+        return plan_model(self.named, self.source, means, self.workspace, self.progress)
 
     def read_texts(self, model: PlannedModel) -> tuple[Calibration, list[str]]:
         """Return calibration tokens and evaluation documents; see ``SavedTexts``."""

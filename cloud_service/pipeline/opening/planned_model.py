@@ -24,6 +24,7 @@ from cloud_service.pipeline.calibration.sequences import Calibration
 from cloud_service.pipeline.fisher.launchers.local import FisherLauncher, FisherPasses, FisherWork, LocalLauncher
 from cloud_service.pipeline.fisher.shards import half_of
 from cloud_service.pipeline.fisher.totals import FisherTotals
+from cloud_service.pipeline.model.gguf.checkpoint import missing_copy_bytes, read_gguf, write_checkpoint
 from cloud_service.pipeline.model.hub import first_line
 from cloud_service.pipeline.model.load_model import (
     LoadedModel,
@@ -35,16 +36,20 @@ from cloud_service.pipeline.model.load_model import (
 from cloud_service.pipeline.model.streamed_model import stream_model
 from cloud_service.pipeline.model.tokenization import TextEncoder, load_encoder
 from cloud_service.pipeline.named_input import NamedInput
+from cloud_service.pipeline.opening.identity import ResolvedInput
 from cloud_service.pipeline.planning.input_plan import plan_input
 from cloud_service.pipeline.planning.machine_probe import accelerator_indices
+from cloud_service.pipeline.planning.model_shape import ModelShape, read_model_shape, shape_of_tensors
 from cloud_service.pipeline.planning.plan_table import plan_line
 from cloud_service.pipeline.planning.preparation_plan import PreparationPlan
 from cloud_service.pipeline.quantizers.published_inputs import PublishedInputs
 from cloud_service.pipeline.workspace import Workspace, require_space
 from cloud_service.progress import ProgressSink
 from shared.api import Stage
+from shared.bundle.manifest import DequantizedFile
 from shared.errors import ResourceError
 
+_COPY = "checkpoint"
 _SUM_BYTES = 4
 _HALVES = 2
 
@@ -71,12 +76,13 @@ class PlannedModel:
     """A checkpoint that is not loaded, and the plan for it.
 
     Attributes:
-        folder: The checkpoint.
+        folder: The checkpoint; of a GGUF file, its 16-bit copy in the workspace.
         outline: Its names and shapes.
         encoder: Its tokenizer.
         plan: How memory is used.
         accelerators: Indices of the accelerators that may be used; empty on a CPU.
         launcher: Where the Fisher shards are computed.
+        dequantized_from: The GGUF file that the checkpoint is a copy of; None where it is the model's own.
     """
 
     folder: Path
@@ -85,6 +91,7 @@ class PlannedModel:
     plan: PreparationPlan
     accelerators: tuple[int, ...]
     launcher: FisherLauncher
+    dequantized_from: DequantizedFile | None = None
 
     @property
     def device(self) -> str:
@@ -159,13 +166,15 @@ class PlannedModel:
 
 
 def plan_model(
-    named: NamedInput, folder: Path, means: Means, workspace: Workspace, progress: ProgressSink
+    named: NamedInput, source: ResolvedInput, means: Means, workspace: Workspace, progress: ProgressSink
 ) -> PlannedModel:
-    """Return the model of an input with its plan, which ``progress`` is told; no weight is loaded.
+    """Return the model of an input with its plan, which ``progress`` receives; no weight is loaded.
+
+    A GGUF file is planned from its header, and then dequantised into the workspace.
 
     Args:
         named: What to work on.
-        folder: The checkpoint.
+        source: What that turned out to be.
         means: What to do it with.
         workspace: Where checkpoints will lie; its folder must exist.
         progress: Told about the plan.
@@ -173,13 +182,45 @@ def plan_model(
     Raises:
         UnsupportedModel: The model is not served.
         ResourceError: No way to do the work fits the budget.
+        DiskError: The workspace cannot hold the 16-bit copy of a GGUF file.
     """
-    outline = read_outline(folder, allow_untested=named.allow_untested)
-    encoder = load_encoder(folder, outline.architecture, outline.context_length)
-    plan = plan_input(named, folder, means.budget, device=means.device, workspace=workspace.folder)
+    if source.gguf_file is None or source.gguf_digest is None:
+        folder, file = source.folder, None
+        outline = read_outline(folder, allow_untested=named.allow_untested)
+        encoder = load_encoder(folder, outline.architecture, outline.context_length)
+        shape = read_model_shape(folder, allow_untested=named.allow_untested)
+        plan = _announced_plan(named, shape, means, workspace, progress)
+    else:
+        folder, found = workspace.folder / _COPY, read_gguf(source.folder, source.gguf_file)
+        shape = shape_of_tensors(found.architecture, found.shapes)
+        plan = _announced_plan(named, shape, means, workspace, progress, copied_bytes=found.copied_bytes)
+        if missing := missing_copy_bytes(found, folder):
+            require_space(workspace.folder, missing, f"the 16-bit copy of {found.name}")
+        write_checkpoint(found, folder, progress)
+        file = DequantizedFile(file=found.name, digest=source.gguf_digest, tensor_types=found.header.type_counts)
+        outline = read_outline(folder)
+        encoder = load_encoder(folder, outline.architecture, outline.context_length)
+    for note in encoder.notes:
+        progress.note(note)
+    devices = accelerator_indices(means.device)
+    return PlannedModel(folder, outline, encoder, plan, devices, means.launcher, file)
+
+
+def _announced_plan(
+    named: NamedInput,
+    shape: ModelShape,
+    means: Means,
+    workspace: Workspace,
+    progress: ProgressSink,
+    *,
+    copied_bytes: int = 0,
+) -> PreparationPlan:
+    plan = plan_input(
+        named, shape, means.budget, device=means.device, workspace=workspace.folder, copied_bytes=copied_bytes
+    )
     progress.note(f"plan: {plan_line(plan)}")
     means.after_plan(plan.host_bytes)
-    return PlannedModel(folder, outline, encoder, plan, accelerator_indices(means.device), means.launcher)
+    return plan
 
 
 def missing_fisher_bytes(outline: ModelOutline, totals: FisherTotals, sequences: int) -> int:

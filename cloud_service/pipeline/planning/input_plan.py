@@ -11,7 +11,7 @@ from cloud_service.memory_budget import MemoryBudget
 from cloud_service.pipeline.fisher.shards import shard_count
 from cloud_service.pipeline.named_input import NamedInput
 from cloud_service.pipeline.planning.machine_probe import probe_machine
-from cloud_service.pipeline.planning.model_shape import ModelShape, read_model_shape
+from cloud_service.pipeline.planning.model_shape import ModelShape
 from cloud_service.pipeline.planning.preparation_plan import PreparationPlan, plan_preparation
 from cloud_service.pipeline.planning.workload import Machine, Rates, Workload
 from cloud_service.sources import SELF
@@ -31,27 +31,32 @@ NOMINAL_RATES = Rates(
 
 
 def plan_input(
-    named: NamedInput, folder: Path, budget: MemoryBudget, *, device: str | None, workspace: Path
+    named: NamedInput,
+    shape: ModelShape,
+    budget: MemoryBudget,
+    *,
+    device: str | None,
+    workspace: Path,
+    copied_bytes: int = 0,
 ) -> PreparationPlan:
     """Return the plan of an input on this machine.
 
     Args:
         named: What to work on.
-        folder: The model's files.
+        shape: The model's shape.
         budget: Memory that may be used.
         device: Torch device; None means all CUDA devices where there are any, else the CPU.
         workspace: An existing folder on the workspace's disk.
+        copied_bytes: Length of the 16-bit copy that is made of a quantised file.
 
     Raises:
-        UnsupportedModel: The model's shape is not served.
         ResourceError: No way to do the work fits; the message names the smallest budgets that would do.
     """
-    shape = read_model_shape(folder, allow_untested=named.allow_untested)
     machine = probe_machine(device=device, budget=budget, folder=workspace, quantizer=named.quantizer)
-    return plan_preparation(shape, workload_of(named, shape), machine)
+    return plan_preparation(shape, workload_of(named, shape, copied_bytes), machine)
 
 
-def workload_of(named: NamedInput, shape: ModelShape) -> Workload:
+def workload_of(named: NamedInput, shape: ModelShape, copied_bytes: int = 0) -> Workload:
     """Return how much there is to do."""
     spec = named.calibration
     return Workload(
@@ -61,6 +66,7 @@ def workload_of(named: NamedInput, shape: ModelShape) -> Workload:
         sensitive_share=named.sparsity,
         evaluation_tokens=named.evaluation.documents * min(_TOKENS_PER_DOCUMENT, shape.context),
         compensates=named.quantizer is not None and named.quantizer.compensation != "none",
+        copied_bytes=copied_bytes,
         needs_whole_network=named.needs_whole_network or SELF in (spec.text, named.evaluation.text),
     )
 

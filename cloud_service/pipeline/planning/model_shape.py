@@ -18,13 +18,18 @@ from typing import Any
 from cloud_service.contained_folder import ContainedFolder
 from cloud_service.pipeline.model.block_names import block_index, decoder_path
 from cloud_service.pipeline.model.config_bounds import check_config
-from cloud_service.pipeline.model.weight_files import read_json, stored_tensors, unsupported, weight_files
+from cloud_service.pipeline.model.weight_files import (
+    COMPUTED_TENSORS,
+    read_json,
+    stored_tensors,
+    unsupported,
+    weight_files,
+)
 from cloud_service.pipeline.planning.family_shapes import TIED_COPY, Shapes, shapes_of_config
 from cloud_service.pipeline.planning.saved_activations import SavedActivations, saved_activations
 from shared.architecture import ModelFamily, family_of, safe_config
 from shared.model_dimensions import dimensions_of, is_tied
 
-_NOT_PARAMETERS = ("rotary_emb.inv_freq",)
 _IN_FRONT = ("embed", "wte", "wpe", "project_in")
 """How the names of modules in front of the blocks begin."""
 
@@ -179,7 +184,7 @@ def shape_of_tensors(config: Mapping[str, Any], shapes: Shapes) -> ModelShape:
     known = {
         _canonical(name, family, path): shape
         for name, shape in shapes.items()
-        if not name.endswith((*_NOT_PARAMETERS, *family.computed_weights))
+        if not name.endswith((*COMPUTED_TENSORS, *family.computed_weights))
     }
     if has_tied_head:
         known.pop(TIED_COPY, None)

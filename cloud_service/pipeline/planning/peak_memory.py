@@ -3,7 +3,8 @@
     calibrating   weights + accumulators of the pass's blocks + totals + one sequence (``sequence_memory``)
     selecting     one tensor and its histograms; the mask
     quantizing    one tensor, its importance and the quantiser's scratch
-                  with GPTQ also the weights, a block's second moments and the hidden states of all sequences
+                  with GPTQ also the weights, a block's second moments and the hidden states of all sequences;
+                  of an embedding in codes, less than what loading it takes
     evaluating    weights + one batch without gradients
 
 The network is in memory while gradients, second moments or losses are computed; of a streamed one the trunk and one

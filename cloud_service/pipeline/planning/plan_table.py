@@ -64,6 +64,7 @@ def _choices(plan: PreparationPlan) -> list[str]:
         f"activations {'recomputed' if plan.recomputes_activations else 'kept'}",
         f"Fisher sums {where}",
         f"totals {'in main memory' if plan.totals_in_memory else 'on disk'}",
+        *([f"16-bit copy of {format_bytes(plan.copied_bytes)} in the workspace"] if plan.copied_bytes else []),
     ]
 
 

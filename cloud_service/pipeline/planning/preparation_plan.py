@@ -66,6 +66,8 @@ class PreparationPlan:
         stages: What each stage needs.
         accelerator_budgets: Bytes that may be used of each accelerator; empty on a CPU.
         host_budget: Bytes that may be used of main memory.
+        copied_bytes: Disk space of the 16-bit copy that is written of a quantised file first; 0 where none is.
+        copying_seconds: What writing it takes.
         streamed_shards: Shards of the calibration sequences that go through the blocks together while one block at a
             time is in memory; None: the whole network is in memory whenever it computes.
     """
@@ -79,6 +81,8 @@ class PreparationPlan:
     stages: tuple[StagePlan, ...]
     accelerator_budgets: tuple[int, ...]
     host_budget: int
+    copied_bytes: int = 0
+    copying_seconds: float = 0.0
     streamed_shards: int | None = None
 
     @property
@@ -93,8 +97,8 @@ class PreparationPlan:
 
     @property
     def seconds(self) -> float:
-        """Predicted duration of all stages."""
-        return sum(stage.seconds for stage in self.stages)
+        """Predicted duration of all stages, and of the copy before them."""
+        return self.copying_seconds + sum(stage.seconds for stage in self.stages)
 
     def stage(self, name: str) -> StagePlan:
         """Return the plan of one stage. Raises KeyError where the stage is not planned."""
@@ -201,6 +205,8 @@ def _plan(peaks: PeakModel, times: TimeModel, run: FisherRun, placement: Placeme
         ),
         accelerator_budgets=machine.accelerator_budgets,
         host_budget=machine.host_budget,
+        copied_bytes=times.workload.copied_bytes,
+        copying_seconds=times.copying(),
         streamed_shards=run.streamed_shards,
     )
 

@@ -19,6 +19,7 @@ class Workload:
         sensitive_share: Share of the linear weights that is sensitive.
         evaluation_tokens: Tokens that the perplexity is measured on, per variant; 0 evaluates nothing.
         compensates: Whether the quantiser keeps second moments of its inputs (GPTQ).
+        copied_bytes: Length of the 16-bit copy that is written of a quantised file first; 0 where none is.
         needs_whole_network: Whether something else is done with the network that cannot be done block by block.
     """
 
@@ -28,6 +29,7 @@ class Workload:
     sensitive_share: float = 0.001
     evaluation_tokens: int = 0
     compensates: bool = False
+    copied_bytes: int = 0
     needs_whole_network: bool = False
 
 

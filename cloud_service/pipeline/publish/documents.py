@@ -92,9 +92,11 @@ def model_card(source: SourceModel, report: Mapping[str, Any]) -> str:
         f"# {source.id}, prepared for zo-device",
         "",
         f"* Base model: {source.id}" + (f" at {source.revision}" if source.revision else ""),
+        *_baseline_line(source),
         f"* Licence of the base model: {source.license or 'not stated; see the base model'}",
         f"* Dense part: {quantizer['bits']}-bit `{quantizer['method']}`"
         + (f", errors compensated by `{quantizer['compensation']}`" if quantizer["compensation"] else ""),
+        *(f"* `{table['name']}`: {table['bits']}-bit codes" for table in report.get("embeddings", [])),
         f"* Sensitive part: {mask['sensitive_count']} weights in float16, chosen by {mask['source']} ({mask['scope']})",
         f"* Calibration text: {mask['calibration_text']}, {mask['calibration_sequences']} sequences",
     ]
@@ -108,6 +110,12 @@ def model_card(source: SourceModel, report: Mapping[str, Any]) -> str:
             f"{perplexity['16bit']:.3f} in 16 bits, {perplexity['bundle']:.3f} as this bundle"
         )
     return "\n".join([*lines, "", "Made for `zo-device tune`: only the sensitive values are trained.", ""])
+
+
+def _baseline_line(source: SourceModel) -> list[str]:
+    if (file := source.dequantized_from) is None:
+        return []
+    return [f"* 16-bit baseline: dequantised {file.types_line} of {file.file}, {file.digest}"]
 
 
 def _generation_settings(folder: ContainedFolder) -> bytes | None:

@@ -5,6 +5,7 @@
     block-<n>.json                what the stored blob of a finished block holds; the block is not made again
     sensitive-<n>.safetensors     its sensitive values
 
+The blocks do not depend on how the embedding is stored: bundles of one model that differ only there share their blobs.
 The originals are read from the checkpoint block by block. Costs one weight in float32 with its Fisher diagonal and the
 quantiser's scratch, and one block's quantised parts; with error compensation also the network, from the first block
 that is not restored (``published_inputs``). Knows nothing about how masks, diagonals or quantisers come about.
@@ -20,11 +21,12 @@ from torch import Tensor
 
 from cloud_service.pipeline.fisher.select_sensitive import Masks
 from cloud_service.pipeline.model.load_model import ModelOutline
+from cloud_service.pipeline.quantizers.embeddings import quantize_embedding
 from cloud_service.pipeline.quantizers.published_inputs import PublishedInputs
-from cloud_service.pipeline.quantizers.quantize import flat_index, quantize_unmasked
+from cloud_service.pipeline.quantizers.quantize import DensePart, flat_index, quantize_unmasked
 from cloud_service.pipeline.quantizers.tensor_blobs import TensorBlob, add_block, add_sensitive, add_trunk
 from cloud_service.pipeline.workspace import Workspace
-from shared.api import QuantizerSpec
+from shared.api import EmbeddingBits, QuantizerSpec
 from shared.bundle.layout import ImageLayout
 
 
@@ -33,6 +35,7 @@ def split_blocks(
     masks: Masks,
     fisher: Mapping[str, Tensor],
     spec: QuantizerSpec,
+    embedding_bits: EmbeddingBits,
     *,
     layout: ImageLayout,
     workspace: Workspace,
@@ -46,7 +49,8 @@ def split_blocks(
         outline: The model.
         masks: The mask of every linear weight.
         fisher: The Fisher diagonal of every linear weight, float32; may load each as it is asked for.
-        spec: The quantiser.
+        spec: The quantiser of the blocks.
+        embedding_bits: Bits of the token embedding and the head.
         layout: Where the blobs go.
         workspace: Knows the blocks that are done.
         device: Torch device to quantise on.
@@ -70,19 +74,31 @@ def split_blocks(
             inputs.advance(block, layout, blob, masks, block_values)
         values |= block_values
         after_block(block + 1)
-    trunk = {name: outline.weights.read(name) for name in outline.trunk}
     sensitive = {name: tensor.numpy() for name, tensor in values.items()}
-    return [*blobs, add_trunk(layout, trunk), add_sensitive(layout, masks, sensitive)]
+    return [*blobs, _add_trunk(outline, embedding_bits, layout), add_sensitive(layout, masks, sensitive)]
 
 
-def missing_bundle_bytes(outline: ModelOutline, layout: ImageLayout, workspace: Workspace) -> int:
+def missing_bundle_bytes(
+    outline: ModelOutline, embedding_bits: EmbeddingBits, layout: ImageLayout, workspace: Workspace
+) -> int:
     """Return about how much disk space ``split_blocks`` still needs: a byte per weight of the blocks not stored.
 
-    The trunk is stored in float16, and made again each time.
+    The trunk is made again each time: scales and biases add at most a byte to what eight codes take.
     """
     missing = (block for block in range(outline.block_count) if _restored(layout, workspace, block) is None)
     blocks = sum(prod(outline.shapes[name]) for block in missing for name in outline.members(block))
-    return blocks + 2 * sum(prod(outline.shapes[name]) for name in outline.trunk)
+    embeddings = sum(prod(outline.shapes[name]) for name in outline.embedding_names)
+    others = sum(prod(outline.shapes[name]) for name in outline.trunk) - embeddings
+    return blocks + 2 * others + embeddings * min(16, embedding_bits + 1) // 8
+
+
+def _add_trunk(outline: ModelOutline, embedding_bits: EmbeddingBits, layout: ImageLayout) -> TensorBlob:
+    embeddings: dict[str, DensePart] = {}
+    if embedding_bits != 16:
+        for name in outline.embedding_names:
+            embeddings[name] = quantize_embedding(outline.weights.read(name), embedding_bits)
+    others = {name: outline.weights.read(name) for name in outline.trunk if name not in embeddings}
+    return add_trunk(layout, embeddings, others)
 
 
 def _restored(layout: ImageLayout, workspace: Workspace, block: int) -> TensorBlob | None:

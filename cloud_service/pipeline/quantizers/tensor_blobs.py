@@ -1,7 +1,7 @@
 """Stores the tensors of a bundle: one blob per decoder block, the trunk, the sensitive values.
 
     block-00000.safetensors   quantised parts and 16-bit norms and biases of one block
-    trunk.safetensors         embeddings, final norm, an untied head
+    trunk.safetensors         embeddings and an untied head, in codes or in 16 bits; final norm
     sensitive.safetensors     <name>.indices, .rank, .values
 
 Every blob is a function of the input alone (no time, no path, no machine), so the same input gives the same digest.
@@ -79,22 +79,23 @@ def add_block(
         DiskError: The disk is full or not writable.
     """
     title = block_title(index)
-    tensors = {
-        f"{name}.{part}": tensor.cpu().numpy()
-        for name, dense in dense_parts.items()
-        for part, tensor in dense.weight.parts.items()
-    }
     entries = tuple(_quantized_entry(name, title, dense, len(masks[name])) for name, dense in dense_parts.items())
-    return _add_tensors(layout, title, tensors, entries, parameters)
+    return _add_tensors(layout, title, _named_parts(dense_parts), entries, parameters)
 
 
-def add_trunk(layout: ImageLayout, parameters: Mapping[str, Tensor]) -> TensorBlob:
+def add_trunk(layout: ImageLayout, embeddings: Mapping[str, DensePart], parameters: Mapping[str, Tensor]) -> TensorBlob:
     """Store the parameters outside the blocks.
+
+    Args:
+        layout: Where to.
+        embeddings: The token embedding and the head, where they are quantised.
+        parameters: What is kept in 16 bits.
 
     Raises:
         DiskError: The disk is full or not writable.
     """
-    return _add_tensors(layout, TRUNK_TITLE, {}, (), parameters)
+    entries = tuple(_quantized_entry(name, TRUNK_TITLE, dense, 0) for name, dense in embeddings.items())
+    return _add_tensors(layout, TRUNK_TITLE, _named_parts(embeddings), entries, parameters)
 
 
 def add_sensitive(
@@ -110,6 +111,14 @@ def add_sensitive(
         if len(mask):
             tensors |= {f"{name}.indices": mask.indices, f"{name}.rank": mask.rank, f"{name}.values": values[name]}
     return TensorBlob(add_tensors(layout, SENSITIVE_TITLE, tensors))
+
+
+def _named_parts(dense_parts: Mapping[str, DensePart]) -> dict[str, NDArray[Any]]:
+    return {
+        f"{name}.{part}": tensor.cpu().numpy()
+        for name, dense in dense_parts.items()
+        for part, tensor in dense.weight.parts.items()
+    }
 
 
 def _add_tensors(

@@ -26,6 +26,7 @@ from cloud_service.pipeline.fisher.select_sensitive import Masks
 from cloud_service.pipeline.quantizers.tensor_blobs import TensorBlob
 from shared.bundle.manifest import (
     FORMAT_VERSION,
+    TRUNK_TITLE,
     DenseEntry,
     MaskProvenance,
     QuantizedEntry,
@@ -115,6 +116,7 @@ def report_document(
     blobs: Sequence[TensorBlob],
     perplexity: dict[str, Any] | None,
     *,
+    format_version: str = FORMAT_VERSION,
     producer: str | None = None,
 ) -> dict[str, Any]:
     """Return the content of report.json.
@@ -127,6 +129,7 @@ def report_document(
         blobs: The bundle's tensors.
         perplexity: ``text``, ``documents``, ``tokens``, ``dtype`` computed in, and one value per variant; None where
             nothing was evaluated.
+        format_version: Of the bundle.
         producer: Name and version of the program, as the bundle's configuration has it.
     """
     entries = [entry for blob in blobs for entry in blob.quantized]
@@ -135,8 +138,8 @@ def report_document(
     parameters = quantized + sum(math.prod(entry.shape) for entry in dense)
     return {
         "producer": producer,
-        "format_version": FORMAT_VERSION,
-        "source": source.model_dump(),
+        "format_version": format_version,
+        "source": source.model_dump(exclude=None if source.dequantized_from else {"dequantized_from"}),
         "mask": mask.model_dump(),
         "quantizer": quantizer.model_dump(),
         "perplexity": perplexity,
@@ -150,7 +153,8 @@ def report_document(
         "bytes_16bit": 2 * parameters,
         "bytes_tensors": sum(blob.layer.size for blob in blobs),
         "bytes_by_part": bytes_by_part(entries, dense),
-        "tensors": [_tensor_row(entry, figures) for entry in entries],
+        "tensors": [_tensor_row(entry, figures) for entry in entries if entry.blob != TRUNK_TITLE],
+        **_embeddings([entry for entry in entries if entry.blob == TRUNK_TITLE]),
     }
 
 
@@ -160,6 +164,7 @@ def bytes_by_part(entries: Sequence[QuantizedEntry], dense: Sequence[DenseEntry]
     for entry in entries:
         for name, (dtype, shape) in entry.part_shapes.items():
             kind = {"codes": "codes", "lut": "codebooks"}.get(name, "scales")
+            kind = _kind_of(entry) if entry.blob == TRUNK_TITLE else kind
             parts[kind] += _ELEMENT_BYTES[dtype] * math.prod(shape)
     for parameter in dense:
         parts[_kind_of(parameter)] += 2 * math.prod(parameter.shape)
@@ -167,7 +172,16 @@ def bytes_by_part(entries: Sequence[QuantizedEntry], dense: Sequence[DenseEntry]
     return parts | {part: size * count for part, size in SENSITIVE_BYTES.items()}
 
 
-def _kind_of(parameter: DenseEntry) -> str:
+def _embeddings(entries: Sequence[QuantizedEntry]) -> dict[str, Any]:
+    """Return what is said of embeddings and a head in codes: nothing where they are kept in 16 bits."""
+    rows = [
+        {"name": entry.name, "shape": list(entry.shape), "bits": entry.bits, "relative_error": entry.relative_error}
+        for entry in entries
+    ]
+    return {"embeddings": rows} if rows else {}
+
+
+def _kind_of(parameter: DenseEntry | QuantizedEntry) -> str:
     if len(parameter.shape) < 2:
         return "norms_and_biases"
     return "head" if parameter.name.startswith("lm_head") else "embeddings"

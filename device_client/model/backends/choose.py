@@ -74,7 +74,12 @@ class BackendUnavailable(Exception):
 
 
 def choose_backend(
-    options: BackendOptions, entries: Sequence[QuantizedEntry], dtype: torch.dtype, device: torch.device
+    options: BackendOptions,
+    entries: Sequence[QuantizedEntry],
+    dtype: torch.dtype,
+    device: torch.device,
+    *,
+    shapes: Sequence[tuple[int, int]] | None = None,
 ) -> ChosenBackend:
     """Return the backend that was asked for, or the fastest.
 
@@ -83,11 +88,12 @@ def choose_backend(
         entries: The quantised weights that it will compute with.
         dtype: Compute dtype.
         device: Where the codes lie.
+        shapes: (out_features, in_features) of all that it will decode at once; None takes those of the entries.
 
     Raises:
         ResourceError: The backend that was named does not work here.
     """
-    making = _Making(options, entries, dtype, device)
+    making = _Making(options, entries, dtype, device, shapes or [entry.shape for entry in entries])
     if options.name == "reference":
         return ChosenBackend(making.make("reference"), 0)
     measured = making.calibrations(CANDIDATES[device.type] if options.name == "auto" else (options.name,))
@@ -108,6 +114,7 @@ class _Making:
     entries: Sequence[QuantizedEntry]
     dtype: torch.dtype
     device: torch.device
+    shapes: Sequence[tuple[int, int]]
 
     def calibrations(self, wanted: Sequence[BackendName]) -> dict[BackendName, tuple[LinearBackend, Calibration]]:
         """Return each backend that works here, and what is known of it.
@@ -132,12 +139,11 @@ class _Making:
         Raises:
             BackendUnavailable: It does not work here.
         """
-        shapes = [entry.shape for entry in self.entries]
         if name == "native":
-            return _native(shapes, self.options, self.dtype, self.device)
+            return _native(self.shapes, self.options, self.dtype, self.device)
         if name == "triton":
-            return _triton(shapes, self.dtype, self.device)
-        return ReferenceBackend(shapes, self.dtype, self.device)
+            return _triton(self.shapes, self.dtype, self.device)
+        return ReferenceBackend(self.shapes, self.dtype, self.device)
 
     def _calibration(self, backend: LinearBackend) -> Calibration:
         """Return what was measured here before, or measure now and keep it.
@@ -178,7 +184,7 @@ class _Making:
 
 
 def _native(
-    shapes: list[tuple[int, int]], options: BackendOptions, dtype: torch.dtype, device: torch.device
+    shapes: Sequence[tuple[int, int]], options: BackendOptions, dtype: torch.dtype, device: torch.device
 ) -> LinearBackend:
     from device_client.model.backends.native.backend import NativeBackend
 
@@ -191,7 +197,7 @@ def _native(
     return NativeBackend(library, shapes, dtype, matrix_unit=options.matrix_unit)
 
 
-def _triton(shapes: list[tuple[int, int]], dtype: torch.dtype, device: torch.device) -> LinearBackend:
+def _triton(shapes: Sequence[tuple[int, int]], dtype: torch.dtype, device: torch.device) -> LinearBackend:
     from device_client.model.backends.triton import why_unavailable
 
     reason = why_unavailable(device)

@@ -97,6 +97,13 @@ class PackedWeight:
         return self.indices[begin:end] - self.first_row * self.shape[1], values[begin:end]
 
 
+def without_values(quantized: QuantizedTensor) -> PackedWeight:
+    """Return a weight that has no sensitive values, as any backend takes it: its codes row by row."""
+    device = quantized.codes.device
+    none = torch.empty(0, dtype=torch.int32, device=device)
+    return PackedWeight(quantized, none, torch.zeros(quantized.shape[0] + 1, dtype=torch.int32, device=device))
+
+
 def first_of_each_row(indices: Tensor, rows: int, columns: int) -> Tensor:
     """Return int32 (rows + 1,): where each row's sensitive values begin among the ascending flat ``indices``."""
     borders = torch.arange(rows + 1, device=indices.device, dtype=torch.int64) * columns

@@ -5,6 +5,8 @@
                  CPU with a matrix unit, in 16 bits, also where the values go in tiles, and each row's largest
     triton       the largest weight; indices of 4 bytes, and where each row's begin
 
+The largest weight is one of the decoder blocks', or a tile of the head where that is quantised.
+
 Measuring a backend at load holds one random weight of the largest shape and less than what the model will: it happens
 before the model's own weights are there.
 """
@@ -17,9 +19,12 @@ from device_client.model.backends import reference_tiles
 from device_client.model.backends.names import CANDIDATES
 from device_client.model.backends.native.cpu import has_matrix_unit
 from device_client.model.backends.panel_layout import PANEL_COLUMNS, is_in_whole_blocks, placement_lists
-from shared.bundle.manifest import QuantizedEntry
+from shared.bundle.manifest import BundleConfig, QuantizedEntry
 from shared.errors import ResourceError
 from shared.sensitivity_mask import INDEX_LIMIT
+
+HEAD_TILE_ROWS = {"cpu": 2048, "cuda": 8192}
+"""Rows of a quantised head that are decoded at once: what a CPU's cache holds; a GPU prefers fewer, larger products."""
 
 
 def likeliest_backend(name: str, device_type: str) -> str:
@@ -40,12 +45,21 @@ def likeliest_backend(name: str, device_type: str) -> str:
     return name
 
 
+def decoded_shapes(config: BundleConfig, device_type: str) -> list[tuple[int, int]]:
+    """Return the shapes (out_features, in_features) that are decoded at once: whole weights, and tiles of the head."""
+    rows_at_once = HEAD_TILE_ROWS[device_type]
+    tiles = [
+        (min(rows, rows_at_once), columns) for rows, columns in (entry.shape for entry in config.embedding_tensors)
+    ]
+    return [entry.shape for entry in config.block_tensors] + tiles
+
+
 def workspace_bytes(backend: str, shapes: Sequence[tuple[int, int]], device_type: str, value_bytes: int) -> int:
     """Return the bytes of all its buffers.
 
     Args:
         backend: ``reference``, ``native`` or ``triton``.
-        shapes: (out_features, in_features) of every quantised weight.
+        shapes: (out_features, in_features) of all that is decoded at once.
         device_type: ``cpu`` or ``cuda``.
         value_bytes: Bytes of one value in the compute dtype.
     """
@@ -56,12 +70,16 @@ def workspace_bytes(backend: str, shapes: Sequence[tuple[int, int]], device_type
 
 def position_bytes(backend: str, entry: QuantizedEntry, value_bytes: int) -> int:
     """Return the bytes of where one weight's sensitive values stand, of what they replace, and of what else is kept."""
-    rows, columns = entry.shape
-    is_wide = backend == "reference" or (backend == "triton" and rows * columns > INDEX_LIMIT)
+    is_wide = backend == "reference" or (backend == "triton" and entry.element_count > INDEX_LIMIT)
     replaced = value_bytes if backend == "native" else 0
     is_placed = backend == "native" and value_bytes == 2 and has_matrix_unit() and _fits_panels(entry)
     placed = _placement_bytes(entry) if is_placed else 0
-    return entry.sensitive_count * ((8 if is_wide else 4) + replaced) + (rows + 1) * 4 + placed
+    return entry.sensitive_count * ((8 if is_wide else 4) + replaced) + row_start_bytes(entry) + placed
+
+
+def row_start_bytes(entry: QuantizedEntry) -> int:
+    """Return the bytes of where each row's sensitive values begin, which a weight without any has too."""
+    return (entry.shape[0] + 1) * 4
 
 
 def is_any_decoded(backend: str, entries: Sequence[QuantizedEntry], dtype_name: str | None) -> bool:

@@ -90,8 +90,13 @@ class ReferenceBackend:
         write_points(thetas, out)
 
     def linear_small(self, inputs: Tensor, weight: PackedWeight, values: Tensor, bias: Tensor | None) -> Tensor:
-        """Return x Wᵀ + b by decoding W: plain torch has no fused product from codes."""
-        return functional.linear(inputs, self.dequantize(weight, values), bias)
+        """Return x Wᵀ + b by decoding as many rows at once as there is room for: plain torch has no fused product."""
+        rows, columns = weight.shape
+        at_once = self._workspace.numel() // columns
+        parts = [weight.rows(start, min(start + at_once, rows)) for start in range(0, rows, at_once)]
+        products = [functional.linear(inputs, self.dequantize(part, values)) for part in parts]
+        outputs = products[0] if len(products) == 1 else torch.cat(products, dim=-1)
+        return outputs if bias is None else outputs.add_(bias)
 
     def _dequantize(self, tensor: QuantizedTensor) -> Tensor:
         rows, columns = tensor.shape

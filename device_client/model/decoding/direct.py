@@ -90,7 +90,7 @@ class DirectDecoding:
             found = f"a step after {self._length} tokens at {self._runtime.values.points} points"
             raise ValueError(f"{found}; needed a prompt, and one point")
         self._follow_values()
-        hidden = self._decoder.embed_tokens.weight[token_id].clone()
+        hidden = self._decoder.embed_tokens(torch.tensor(token_id))
         cosines, sines = self._decoder.rotary_emb(hidden, torch.tensor([[self._length]]))
         for block in self._blocks:
             block.advance(hidden, self._length, cosines, sines)

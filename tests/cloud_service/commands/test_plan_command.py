@@ -19,6 +19,7 @@ from cloud_service.pipeline.planning.machine_probe import (
     available_host_bytes,
     probe_machine,
 )
+from cloud_service.pipeline.planning.model_shape import read_model_shape
 from cloud_service.settings import load_settings
 from shared.api import PrepareRequest, QuantizerSpec
 from shared.errors import InvalidRequest
@@ -166,10 +167,10 @@ def test_a_request_is_planned_with_its_own_settings(tmp_path: Path) -> None:
             "quantizer": {"method": "lut", "compensation": "gptq"},
         }
     )
-    plan = plan_input(NamedInput.of_preparation(request), folder, MemoryBudget(), device="cpu", workspace=tmp_path)
+    plan = plan_input(
+        NamedInput.of_preparation(request), read_model_shape(folder), MemoryBudget(), device="cpu", workspace=tmp_path
+    )
     assert plan.passes == ((0, 1),)
-    from cloud_service.pipeline.planning.model_shape import read_model_shape
-
     workload = workload_of(NamedInput.of_preparation(request), read_model_shape(folder))
     assert (workload.sequences, workload.tokens, workload.shards) == (10, 64, 10)  # the model's context is 64
     assert (workload.evaluation_tokens, workload.compensates) == (3 * 64, True)

@@ -105,7 +105,7 @@ def test_every_family_makes_a_valid_bundle(
     described = {entry.name for entry in bundle.config.tensors} | {p.name for p in bundle.config.dense_parameters}
     assert described == set(stored)
     assert bundle.config.parameter_counts.total == sum(tensor.numel() for tensor in stored.values())
-    for entry in bundle.config.tensors:
+    for entry in bundle.config.block_tensors:
         assert entry.sensitive_count == round(0.01 * stored[entry.name].numel())
         mask, values = bundle.sensitive(entry.name)
         assert np.array_equal(values, stored[entry.name].numpy().ravel()[mask.indices])
@@ -119,7 +119,7 @@ def test_the_blobs_decode_to_weights_near_the_original(
     folder = make_checkpoint()
     _, bundle = run(request_of(folder, text), tmp_path)
     stored = safetensors.torch.load_file(folder / "model.safetensors")
-    for entry in bundle.config.tensors:
+    for entry in bundle.config.block_tensors:
         parts = safetensors.torch.load_file(bundle.path(entry.blob))
         quantized = QuantizedTensor(parts[f"{entry.name}.codes"], entry.shape[1], 4, lut=parts[f"{entry.name}.lut"])
         kept = torch.ones(stored[entry.name].numel(), dtype=torch.bool)
@@ -171,6 +171,7 @@ def test_no_absolute_path_is_published(make_checkpoint: MakeCheckpoint, text: Pa
         {"quantizer": {"method": "lut", "bits": 2}},
         {"evaluation": {"documents": 0}},
         {"sparsity": 0.0001},
+        {"embedding_bits": 4},
     ],
 )
 def test_every_setting_makes_a_valid_bundle_and_another_fingerprint(
@@ -183,7 +184,7 @@ def test_every_setting_makes_a_valid_bundle_and_another_fingerprint(
         != resolve(NamedInput.of_preparation(request_of(folder, text)), POLICY, SilentProgress()).fingerprint
     )
     expected = changes.get("quantizer", {}).get("bits", 4)
-    assert {entry.bits for entry in bundle.config.tensors} == {expected}
+    assert {entry.bits for entry in bundle.config.block_tensors} == {expected}
     assert (made.report["perplexity"] is None) == (changes.get("evaluation") == {"documents": 0})
 
 

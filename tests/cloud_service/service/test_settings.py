@@ -150,3 +150,13 @@ def test_the_threads_of_a_job_wait_asleep_unless_the_operator_says_otherwise() -
     assert job_environment({})["OMP_WAIT_POLICY"] == "passive"
     assert job_environment({"OMP_WAIT_POLICY": "active"})["OMP_WAIT_POLICY"] == "active"
     assert job_environment({"OMP_NUM_THREADS": "7"})["OMP_NUM_THREADS"] == "7"
+
+
+def test_folders_are_where_the_service_was_started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    settings = Settings(
+        data=Path("cloud"), model_roots=(Path("models"),), text_roots=(Path("./texts"), Path("/srv/texts"))
+    )
+    assert settings.data == tmp_path / "cloud"
+    assert settings.model_roots == (tmp_path / "models",)
+    assert settings.text_roots == (tmp_path / "texts", Path("/srv/texts"))

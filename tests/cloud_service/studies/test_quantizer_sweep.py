@@ -78,7 +78,7 @@ def test_a_combination_is_what_a_preparation_reports(
     request = request_of(make_checkpoint(), text, methods=["uniform"], bits=[4], group_size=32)
     sweep = run(request, tmp_path / "sweep")
     fields = request.model_dump(include={"model", "sparsity", "calibration", "evaluation"})
-    fields |= {"quantizer": {"method": "uniform", "group_size": 32}}
+    fields |= {"quantizer": {"method": "uniform", "group_size": 32}, "embedding_bits": 16}
     made = prepare(
         PrepareRequest.model_validate(fields),
         workspace=tmp_path / "work",

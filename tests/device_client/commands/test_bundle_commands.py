@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import time
 from pathlib import Path
 
@@ -50,6 +51,7 @@ def test_inspect_says_what_the_bundle_is_made_of(command, store: ImageLayout) ->
     assert outcome.result["mask"]["sensitive_count"] == 14 * 8
     assert "tensors" not in outcome.result
     assert "trunk.safetensors" in outcome.told
+    assert re.search(r"embedding and head\W+16 bits", outcome.told)
 
 
 def test_inspect_shows_tensors_on_request(command, store: ImageLayout) -> None:

@@ -118,10 +118,23 @@ def test_a_weight_that_transformers_keeps_transposed_is_kept_like_every_other(ca
         ("granite", {"mlp_bias": True, "attention_bias": True}),
         ("phi3", {"rope_scaling": None, "sliding_window": 7}),
         ("smollm3", {"use_sliding_window": True, "sliding_window": 6}),
+        ("mistral", {"sliding_window": 6}),
+        ("qwen2", {"use_sliding_window": True, "sliding_window": 6, "max_window_layers": 1}),
+        ("llama", {"hidden_size": 56, "intermediate_size": 101, "num_key_value_heads": 1, "num_hidden_layers": 1}),
+        ("llama", {"hidden_size": 8, "intermediate_size": 9, "num_attention_heads": 1, "num_key_value_heads": 1}),
+        ("llama", {"head_dim": 24, "intermediate_size": 130}),
+        ("llama", {"attention_bias": True, "mlp_bias": True}),
+        ("llama", {"vocabulary": 640}),
+        ("opt", {"word_embed_proj_dim": 16, "do_layer_norm_before": False}),
+        ("llama", {"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0,
+                                       "original_max_position_embeddings": 16}}),
+        ("llama", {"rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 4.0}}),
     ],
     ids=str,
-)
-def test_other_forms_of_a_family_compute_rightly(tmp_path: Path, model_type: str, changes: dict[str, Any]) -> None:
+)  # fmt: skip
+def test_odd_shapes_windows_and_other_forms_of_a_family_compute_rightly(
+    tmp_path: Path, model_type: str, changes: dict[str, Any]
+) -> None:
     assert_equal_to_transformers(make_case(tmp_path, model_type, **changes), 20)
 
 

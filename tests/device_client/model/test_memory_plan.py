@@ -34,7 +34,15 @@ from shared.bundle.manifest import BundleConfig
 from shared.bundle.read import read_bundle
 from shared.errors import ResourceError, UnsupportedModel
 
-LLAMA_2_7B_BLOCK = {"hidden_size": 4096, "num_attention_heads": 32, "intermediate_size": 11008, "vocab_size": 32000}
+LLAMA_2_7B_BLOCK = {
+    "model_type": "llama",
+    "num_hidden_layers": 32,
+    "max_position_embeddings": 4096,
+    "hidden_size": 4096,
+    "num_attention_heads": 32,
+    "intermediate_size": 11008,
+    "vocab_size": 32000,
+}
 
 
 def bytes_of(*tensors: torch.Tensor) -> int:

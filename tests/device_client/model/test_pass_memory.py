@@ -41,6 +41,15 @@ def peak_bytes(model: SparseModel, points: int, answer_rows: int) -> int:
         ("qwen3", {"head_dim": 32}),
         ("opt", {}),
         ("opt", {"ffn_dim": 200}),
+        ("gpt2", {"n_inner": 200}),
+        ("gpt_neox", {"intermediate_size": 200}),
+        ("phi3", {"intermediate_size": 200, "rope_scaling": None}),
+        ("granite", {"intermediate_size": 200}),
+        ("olmo2", {"intermediate_size": 200}),
+        ("smollm3", {"intermediate_size": 200}),
+        ("stablelm", {"intermediate_size": 200}),
+        ("gemma2", {"intermediate_size": 200}),
+        ("gemma3_text", {"intermediate_size": 200}),
     ],
 )
 def test_planned_activations_are_the_bytes_alive_at_the_peak(

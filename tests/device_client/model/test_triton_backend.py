@@ -17,8 +17,11 @@ import torch
 from random_bundle import random_quantized
 from torch import Tensor
 
+from device_client.model.backends.packed_weight import without_values
 from device_client.model.backends.reference import ReferenceBackend
 from device_client.model.backends.triton import why_unavailable
+from device_client.model.embeddings import QuantizedHead
+from device_client.model.linear import LinearRuntime, SensitiveValues
 from shared.quantization.codec import QuantizedTensor, dequantize
 
 pytest.importorskip("triton", reason="Triton is for Linux")
@@ -220,6 +223,29 @@ def test_inputs_may_lie_apart_in_memory() -> None:
     product = backend.linear_small(inputs.T, weight, values, None)
 
     assert torch.equal(product, backend.linear_small(inputs.T.contiguous(), weight, values, None))
+
+
+@pytest.mark.parametrize("tokens", [1, MOST_TOKENS + 3])
+@pytest.mark.parametrize("bits", [8, 4])
+def test_a_head_is_multiplied_from_its_codes_and_decoded_in_tiles(bits: int, tokens: int) -> None:
+    shape, group_size = (37, 60), 60 if bits == 8 else 32
+    drawn = random_quantized(shape, "uniform", bits, torch.Generator().manual_seed(1))
+    groups = (shape[0], -(-shape[1] // group_size))
+    scale, bias = (normal(*groups, seed=seed).half() * 0.01 for seed in (2, 3))
+    table = moved(QuantizedTensor(drawn.codes, shape[1], bits, scale=scale, bias=bias, group_size=group_size))
+    backend = TritonBackend([shape], torch.float16, DEVICE)
+    runtime = LinearRuntime(backend, SensitiveValues(torch.empty(0, dtype=torch.float16, device=DEVICE)))
+    head = QuantizedHead(without_values(table), None, runtime)
+    hidden = normal(tokens, shape[1], seed=4).to(DEVICE, torch.float16)
+
+    with runtime.fusing(tokens):
+        fused = head(hidden)
+
+    none = torch.empty(0, dtype=torch.int64)
+    assert_product(fused, hidden, table, none, none.half())
+    assert torch.equal(backend.dequantize(without_values(table)).cpu(), dequantize(table, dtype=torch.float16).cpu())
+    tiles = head.write_logits(hidden[None], torch.empty(1, tokens, shape[0], device=DEVICE))
+    torch.testing.assert_close(tiles[0].half(), fused, rtol=4e-3, atol=4e-3)
 
 
 @pytest.mark.skipif(HAS_CUDA, reason="with a GPU nothing is interpreted")

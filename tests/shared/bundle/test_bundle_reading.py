@@ -267,6 +267,17 @@ def first_tensor(**changes: object) -> Callable[[dict[str, Any]], dict[str, Any]
 CONFIG_FAULTS = [
     ("newer_format", lambda c: c | {"format_version": "2.0"}, errors.UpgradeNeeded),
     ("newer_client", lambda c: c | {"minimum_client_version": "9.0.0"}, errors.UpgradeNeeded),
+    (
+        "newer_client_and_a_key_that_only_it_knows",
+        lambda c: c | {"minimum_client_version": "9.0.0", "new": 1},
+        errors.UpgradeNeeded,
+    ),
+    ("sensitive_values_in_the_trunk", first_tensor(blob=TRUNK_TITLE), errors.InvalidBundleConfig),
+    (
+        "no_weight_of_a_block",
+        lambda c: c | {"tensors": [t | {"blob": TRUNK_TITLE, "sensitive_count": 0} for t in c["tensors"]]},
+        errors.InvalidBundleConfig,
+    ),
     ("no_tensors", lambda c: c | {"tensors": []}, errors.InvalidBundleConfig),
     ("unknown_field", lambda c: c | {"module": "os"}, errors.InvalidBundleConfig),
     ("two_to_the_31_elements", first_tensor(shape=[2**16, 2**15]), errors.InvalidBundleConfig),

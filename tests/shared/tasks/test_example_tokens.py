@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pytest
 
 from shared.errors import DataError
@@ -27,6 +29,9 @@ class LetterEncoder:
             else:
                 ids.append({"<": BOS, ">": EOS}.get(letter, ord(letter)))
         return ids
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return "".join("ab" if token == 1000 else chr(token) for token in ids if token not in (BOS, EOS))
 
 
 def ids(text: str) -> tuple[int, ...]:
@@ -102,3 +107,16 @@ def test_without_a_beginning_of_text_token_one_prompt_token_is_kept() -> None:
     assert encode(PromptedRow("xy", ("abcd"[2:] + "e",), 0, "line 9"), encoder).prompt == (ord("y"),)
     with pytest.raises(DataError, match="an answer of 4 tokens"):
         encode(PromptedRow("xy", ("cdef",), 0, "line 9"), encoder)
+
+
+@pytest.mark.parametrize(
+    ("answer", "message"),
+    [(" <x> y", "begins a text"), (" x> y", "ends a text"), (" >y", "ends a text")],
+)
+def test_special_tokens_inside_an_answer_are_refused_by_line(answer: str, message: str) -> None:
+    with pytest.raises(DataError, match=f"line 3: the answer holds, as text, the token that {message}"):
+        encode(PromptedRow("q", (answer,), 0, "line 3", ends_text=True))
+
+
+def test_what_a_template_writes_behind_the_end_is_cut_off() -> None:
+    assert encode(PromptedRow("q", ("x>\n>",), 0, "line 3", ends_text=True)).candidates == ((ord("x"), EOS),)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
+from plain_chat import PlainChat
 
 from shared.errors import DataError, InvalidRequest
 from shared.tasks.datasets import Record
@@ -18,24 +18,8 @@ from shared.tasks.templates import (
     label_template,
     parse_label_words,
     render_completion,
-    render_conversation,
     render_rows,
 )
-
-
-class PlainChat:
-    """Writes a conversation as ``role|content;``."""
-
-    def apply_chat_template(self, messages: Sequence[Mapping[str, str]], *, add_generation_prompt: bool = True) -> str:
-        text = "".join(f"{message['role']}|{message['content']};" for message in messages)
-        return text + ("assistant|" if add_generation_prompt else "")
-
-
-class ForgetfulChat(PlainChat):
-    """Rewrites earlier turns, as templates do that drop an assistant's reasoning."""
-
-    def apply_chat_template(self, messages: Sequence[Mapping[str, str]], *, add_generation_prompt: bool = True) -> str:
-        return f"<{len(messages)}>" + super().apply_chat_template(messages, add_generation_prompt=add_generation_prompt)
 
 
 def record(**fields: Any) -> Record:
@@ -206,29 +190,6 @@ def test_prompt_and_completion_join_as_they_stand() -> None:
     row = render_completion(record(prompt="Q: 1+1? A: ", completion="2"))
     assert (row.prompt + row.answers[0], row.ends_text) == ("Q: 1+1? A: 2", True)
     assert row.answers == (" 2",)
-
-
-def test_every_assistant_turn_is_learned_with_what_was_said_before_it() -> None:
-    turns = [("user", "a"), ("assistant", "b"), ("user", "c"), ("assistant", "d")]
-    rows = render_conversation(record(messages=[{"role": role, "content": text} for role, text in turns]), PlainChat())
-    assert [(row.prompt, row.answers) for row in rows] == [
-        ("user|a;assistant|", ("b;",)),
-        ("user|a;assistant|b;user|c;assistant|", ("d;",)),
-    ]
-
-
-def test_a_template_that_rewrites_the_past_is_answered_by_the_turns_own_text() -> None:
-    messages = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
-    assert render_conversation(record(messages=messages), ForgetfulChat())[0].answers == ("b",)
-
-
-@pytest.mark.parametrize(
-    "messages",
-    ["text", [1], [{"role": "user"}], [{"role": "assistant", "content": 3}], [{"role": "user", "content": "a"}]],
-)
-def test_malformed_messages_name_the_line(messages: object) -> None:
-    with pytest.raises(DataError, match="line 7"):
-        render_conversation(record(messages=messages), PlainChat())
 
 
 def test_rows_of_several_kinds_are_refused() -> None:

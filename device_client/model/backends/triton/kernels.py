@@ -7,9 +7,10 @@ Arithmetic is float32 with one rounding to the output dtype. Decoding is bit-exa
 also where the compiler contracts the multiply and the add into one FMA: factors are float16 or codes of at most 8
 bits, so their product has at most 22 significant bits and is exact in float32 before the add rounds.
 
-A tile is rows × bytes: at 4 bits a byte of codes is two columns, an "even" and an "odd" one; at 2, 3 and 8 bits every
-column is looked up alone (``PAIRED`` False), which is right but not tuned. Codebook entries are gathered from memory:
-one row's 16 entries are 32 bytes and stay in the L1 cache. Sums run in an order that depends on the shape alone.
+A tile is rows × bytes: at 4 bits a byte of codes is two columns, an "even" and an "odd" one; at 8 bits, as a head has
+them, a byte is a column; at 2 and 3 bits every column is looked up alone, which is right but not tuned. Codebook
+entries are gathered from memory: one row's 16 entries are 32 bytes and stay in the L1 cache. Sums run in an order that
+depends on the shape alone.
 
 Symbols: r row (out_features) · c column (in_features) · g ``GROUP_SIZE`` · t token · j sensitive value. ``lut``,
 ``scale``, ``bias`` are None where the weight has none; ``LUT_STRIDE`` is 0 for a codebook that all rows share.
@@ -25,14 +26,18 @@ import triton.language as tl
 @triton.jit
 def _code_at(codes, row_bytes_before, columns, inside, BITS: tl.constexpr):
     """Return the codes at ``columns`` of rows that begin at ``row_bytes_before``; a 3-bit code may span two bytes."""
-    position = columns * BITS
-    first = row_bytes_before + (position >> 3)
-    shift = position & 7
-    word = tl.load(codes + first, mask=inside, other=0).to(tl.int32)
-    if BITS == 3:
-        spans = inside & (shift > 5)
-        word |= tl.load(codes + first + 1, mask=spans, other=0).to(tl.int32) << 8
-    return (word >> shift) & ((1 << BITS) - 1)
+    if BITS == 8:
+        code = tl.load(codes + row_bytes_before + columns, mask=inside, other=0).to(tl.int32)
+    else:
+        position = columns * BITS
+        first = row_bytes_before + (position >> 3)
+        shift = position & 7
+        word = tl.load(codes + first, mask=inside, other=0).to(tl.int32)
+        if BITS == 3:
+            spans = inside & (shift > 5)
+            word |= tl.load(codes + first + 1, mask=spans, other=0).to(tl.int32) << 8
+        code = (word >> shift) & ((1 << BITS) - 1)
+    return code
 
 
 @triton.jit

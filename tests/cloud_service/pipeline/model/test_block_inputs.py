@@ -13,6 +13,7 @@ from tiny_checkpoint import build_checkpoint
 from torch import Tensor, nn
 
 from cloud_service.pipeline.model.block_inputs import capture
+from cloud_service.pipeline.planning.family_shapes import FAMILY_SHAPES
 from shared.architecture import FAMILIES
 from shared.errors import UnsupportedModel
 
@@ -78,6 +79,19 @@ def test_block_after_block_gives_the_networks_own_logits_bit_for_bit(tmp_path: P
     assert inputs.next_block == len(model.blocks)
 
 
+@pytest.mark.parametrize("family", sorted(FAMILIES))
+@torch.no_grad()
+def test_block_after_block_gives_every_familys_own_hidden_states_bit_for_bit(tmp_path: Path, family: str) -> None:
+    model, tokens = tiny_model(tmp_path, family), [*sequences(length=40), *sequences(2, 7)]
+    own = [model.network.base_model(input_ids=tokens[None].long()).last_hidden_state for tokens in tokens]
+    inputs = capture(model.network, model.blocks, tokens)
+    for block in model.blocks:
+        inputs.advance(block)
+    norm = model.network.get_submodule(FAMILY_SHAPES[family].final_norm.name)
+    for hidden, expected in zip(inputs.hidden, own, strict=True):
+        assert torch.equal(norm(hidden), expected)
+
+
 @torch.no_grad()
 def test_a_window_reaches_only_the_blocks_that_have_one(tmp_path: Path) -> None:
     family, changes = CASES["qwen2-window-in-the-second-block"]
@@ -114,7 +128,7 @@ def test_second_moments_are_means_over_all_tokens_of_what_enters_each_linear_mod
 
     after_attention = []
     for hidden in inputs.hidden:
-        attended, _ = block.self_attn(block.input_layernorm(hidden), **inputs.arguments[1, 12][0])
+        attended, _ = block.self_attn(block.input_layernorm(hidden), **inputs.arguments[1, 12][0][1])
         after_attention.append(block.post_attention_layernorm(hidden + attended)[0])
     entering = torch.cat(after_attention)
     torch.testing.assert_close(moments["mlp.up_proj"], entering.T @ entering / 36, rtol=1e-4, atol=1e-5)

@@ -14,6 +14,7 @@ from cloud_service.pipeline.model.config_bounds import check_config
 from cloud_service.pipeline.model.load_model import read_outline
 from cloud_service.pipeline.planning.model_shape import read_config_shape, read_model_shape
 from shared.errors import UnsupportedModel
+from shared.model_families import ROPE_TYPES
 
 MakeCheckpoint = Callable[..., Path]
 LLAMA = {
@@ -95,6 +96,48 @@ def test_layers_are_counted_with_and_without_the_prefix_of_the_base_model() -> N
         check_config(LLAMA, [f"{prefix}layers.{index}.mlp.up_proj.weight" for index in (0, 1)])
         with pytest.raises(UnsupportedModel, match="the weights hold 1 layers"):
             check_config(LLAMA, [f"{prefix}layers.0.mlp.up_proj.weight", f"{prefix}layers.{'9' * 5000}.weight"])
+
+
+@pytest.mark.parametrize(
+    ("family", "key", "stated", "message"),
+    [
+        ("llama", "rope_scaling", {"type": "su", "factor": 2.0}, "has the type 'su'\nNeeded: one of default, d"),
+        ("olmo2", "rope_parameters", {"rope_type": "by-hand"}, "rope_parameters has the type 'by-hand'\n"),
+        ("llama", "rope_scaling", {"rope_type": ["linear"]}, "rope_scaling has the type"),
+        ("phi3", "rope_scaling", {"type": "linear", "factor": 2.0}, "'linear'\nNeeded: one of default, longrope, su"),
+        ("llama", "rope_scaling", {"type": "linear"}, "rope_scaling of type linear has no factor"),
+        ("olmo2", "rope_scaling", {"rope_type": "llama3", "factor": 8.0}, "of type llama3 has no low_freq_factor"),
+        (
+            "gemma3_text", "rope_parameters", {"full_attention": {"rope_type": "odd"}},
+            "rope_parameters.full_attention has the type 'odd'",
+        ),
+    ],
+)  # fmt: skip
+def test_frequencies_that_are_scaled_in_an_unknown_way_are_refused_by_key_and_type(
+    family: str, key: str, stated: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(UnsupportedModel, match=message):
+        check_config(LLAMA | {"model_type": family, key: stated})
+
+
+@pytest.mark.parametrize(
+    "stated",
+    [
+        {"type": "linear", "factor": 4.0},
+        {"rope_type": "dynamic", "factor": 4.0},
+        {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32},
+        {"rope_type": "default"},
+        None,
+    ],
+)
+def test_frequencies_that_transformers_can_scale_are_allowed(stated: dict[str, Any] | None) -> None:
+    check_config(LLAMA | {"rope_scaling": stated})
+
+
+def test_the_known_ways_are_those_of_transformers() -> None:
+    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+    assert {*ROPE_INIT_FUNCTIONS, "default"} >= ROPE_TYPES
 
 
 @pytest.mark.attack

@@ -10,7 +10,9 @@ from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import numpy as np
 import pytest
+import safetensors.numpy
 from huggingface_hub import constants
 
 from cloud_service.pipeline.model.hub import fetch, find_snapshot, first_line
@@ -23,6 +25,7 @@ from cloud_service.sources import HubModel, SourcePolicy
 from shared.api import PrepareRequest
 from shared.errors import InvalidModelId, NetworkError, NotFound, Unauthorized, UnsupportedModel
 
+WEIGHTS = safetensors.numpy.save({"w": np.zeros(1, np.float16)})
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
@@ -100,7 +103,7 @@ def policy_of(hub: FakeHub) -> SourcePolicy:
 
 
 def test_only_the_files_that_are_read_are_fetched(hub: FakeHub) -> None:
-    wanted = {"model.safetensors": b"weights", "config.json": b"{}", "merges.txt": b"", "README.md": b"#"}
+    wanted = {"model.safetensors": WEIGHTS, "config.json": b"{}", "merges.txt": b"", "README.md": b"#"}
     unwanted = {"pytorch_model.bin": b"!", "consolidated.safetensors": b"!", "code.py": b"!", "sub/x.json": b"!"}
     hub.repositories["org/tiny"] = wanted | unwanted
     model = HubModel("org/tiny")
@@ -109,6 +112,19 @@ def test_only_the_files_that_are_read_are_fetched(hub: FakeHub) -> None:
     assert snapshot.commit == COMMIT
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == wanted
     assert set(hub.requested) == set(wanted)
+
+
+def test_of_a_gguf_file_only_that_file_is_fetched_and_an_absent_one_is_refused_with_those_that_are_there(
+    hub: FakeHub,
+) -> None:
+    hub.repositories["org/tiny-GGUF"] = {"tiny.Q4_0.gguf": b"GGUF4", "tiny.Q8_0.gguf": b"GGUF8", "README.md": b"#"}
+    model = HubModel("org/tiny-GGUF", gguf_file="tiny.Q8_0.gguf")
+    folder = fetch(model, find_snapshot(model, policy_of(hub)), policy_of(hub), SilentProgress())
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == {"tiny.Q8_0.gguf": b"GGUF8"}
+    with pytest.raises(
+        UnsupportedModel, match=r"no file other\.gguf\nNeeded: one of tiny\.Q4_0\.gguf, tiny\.Q8_0\.gguf"
+    ):
+        find_snapshot(HubModel("org/tiny-GGUF", gguf_file="other.gguf"), policy_of(hub))
 
 
 REQUEST = PrepareRequest.model_validate({"model": "hub:org/tiny", "calibration": {"text": "text.txt"}})
@@ -124,7 +140,7 @@ def text_root(tmp_path: Path) -> Path:
 def test_resumed_a_preparation_stays_at_its_commit_although_the_branch_moved(
     hub: FakeHub, tmp_path: Path, text_root: Path
 ) -> None:
-    hub.repositories["org/tiny"] = {"model.safetensors": b"weights", "config.json": b"{}"}
+    hub.repositories["org/tiny"] = {"model.safetensors": WEIGHTS, "config.json": b"{}"}
     policy = SourcePolicy(hub_endpoint=hub.endpoint, text_roots=(text_root,))
     first = resolve(NamedInput.of_preparation(REQUEST), policy, SilentProgress(), workspace=tmp_path / "work")
     Workspace(tmp_path / "work").claim(first.fingerprint)
@@ -138,7 +154,7 @@ def test_resumed_a_preparation_stays_at_its_commit_although_the_branch_moved(
 def test_resumed_a_preparation_needs_no_hub_where_everything_is_cached(
     hub: FakeHub, tmp_path: Path, text_root: Path
 ) -> None:
-    hub.repositories["org/tiny"] = {"model.safetensors": b"weights", "config.json": b"{}"}
+    hub.repositories["org/tiny"] = {"model.safetensors": WEIGHTS, "config.json": b"{}"}
     policy = SourcePolicy(hub_endpoint=hub.endpoint, text_roots=(text_root,))
     first = resolve(NamedInput.of_preparation(REQUEST), policy, SilentProgress(), workspace=tmp_path / "work")
     unreachable = replace(policy, hub_endpoint="http://127.0.0.1:9")
@@ -148,7 +164,7 @@ def test_resumed_a_preparation_needs_no_hub_where_everything_is_cached(
 
 
 def test_the_prefix_of_a_hub_id_is_not_recorded_and_changes_no_fingerprint(hub: FakeHub, text_root: Path) -> None:
-    hub.repositories["org/tiny"] = {"model.safetensors": b"weights", "config.json": b"{}"}
+    hub.repositories["org/tiny"] = {"model.safetensors": WEIGHTS, "config.json": b"{}"}
     policy = SourcePolicy(hub_endpoint=hub.endpoint, text_roots=(text_root,), hub_namespaces=("org/*",))
     explicit = resolve(NamedInput.of_preparation(REQUEST), policy, SilentProgress())
     plain = resolve(
@@ -168,7 +184,7 @@ def test_an_unmounted_models_name_reaches_no_hub(hub: FakeHub, text_root: Path) 
 
 
 def test_a_file_that_was_cut_in_the_cache_is_fetched_again(hub: FakeHub, tmp_path: Path, text_root: Path) -> None:
-    hub.repositories["org/tiny"] = {"model.safetensors": b"weights", "config.json": b"{}"}
+    hub.repositories["org/tiny"] = {"model.safetensors": WEIGHTS, "config.json": b"{}"}
     policy = SourcePolicy(hub_endpoint=hub.endpoint, text_roots=(text_root,))
     first = resolve(NamedInput.of_preparation(REQUEST), policy, SilentProgress(), workspace=tmp_path / "work")
     (first.folder / "config.json").resolve().write_bytes(b"{")
@@ -177,7 +193,7 @@ def test_a_file_that_was_cut_in_the_cache_is_fetched_again(hub: FakeHub, tmp_pat
 
 
 def test_another_revision_is_not_served_by_the_pin(hub: FakeHub, tmp_path: Path) -> None:
-    hub.repositories["org/tiny"] = {"model.safetensors": b"weights"}
+    hub.repositories["org/tiny"] = {"model.safetensors": WEIGHTS}
     pinned_snapshot(HubModel("org/tiny"), policy_of(hub), tmp_path)
     hub.head = "f" * 40
     assert pinned_snapshot(HubModel("org/tiny", "v2"), policy_of(hub), tmp_path).commit == "f" * 40
@@ -185,7 +201,7 @@ def test_another_revision_is_not_served_by_the_pin(hub: FakeHub, tmp_path: Path)
 
 @pytest.mark.parametrize("content", [b"", b"[]", b'{"model": "org/tiny"}'])
 def test_a_pin_that_cannot_be_read_is_replaced(hub: FakeHub, tmp_path: Path, content: bytes) -> None:
-    hub.repositories["org/tiny"] = {"model.safetensors": b"weights"}
+    hub.repositories["org/tiny"] = {"model.safetensors": WEIGHTS}
     (tmp_path / "commit.json").write_bytes(content)
     for _ in range(2):
         assert pinned_snapshot(HubModel("org/tiny"), policy_of(hub), tmp_path).commit == COMMIT

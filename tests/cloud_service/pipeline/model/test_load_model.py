@@ -6,14 +6,12 @@ import json
 import weakref
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import safetensors.torch
 import torch
 
 from cloud_service.pipeline.model.load_model import LoadedModel, load_model, read_outline
-from cloud_service.pipeline.model.tokenization import load_encoder
 from cloud_service.pipeline.named_input import NamedInput
 from cloud_service.pipeline.opening.identity import resolve
 from cloud_service.progress import SilentProgress
@@ -209,50 +207,3 @@ def test_the_rotary_frequencies_are_not_rounded(make_checkpoint: MakeCheckpoint)
     frequencies = dict(load(make_checkpoint()).network.named_buffers())["model.rotary_emb.inv_freq"]
     expected = 1.0 / 10000.0 ** (torch.arange(0, 8, 2, dtype=torch.float64) / 8)
     torch.testing.assert_close(frequencies.double(), expected, rtol=1e-6, atol=0)
-
-
-@pytest.mark.parametrize(
-    ("family", "prepends", "bos"),
-    [("llama", True, 256), ("mistral", True, 256), ("opt", True, 257), ("qwen2", False, None), ("qwen3", False, None)],
-)
-def test_texts_start_with_bos_where_the_family_was_trained_so(
-    make_checkpoint: MakeCheckpoint, family: str, prepends: bool, bos: int | None
-) -> None:
-    folder = make_checkpoint(family)
-    encoder = load_encoder(folder, read_outline(folder).architecture, 64)
-    assert (encoder.settings.prepend_bos, encoder.settings.bos_token_id) == (prepends, bos)
-    assert encoder.settings.eos_token_ids == [257]
-    assert encoder.settings.pad_token_id == 258
-    assert encoder.encode("Hi") == encoder.tokenizer.encode("Hi", add_special_tokens=False).ids
-
-
-def test_a_tokenizer_of_vocabulary_and_merges_is_read(make_checkpoint: MakeCheckpoint) -> None:
-    folder = make_checkpoint("opt")
-    vocabulary: dict[str, Any] = json.loads((folder / "tokenizer.json").read_text())["model"]["vocab"]
-    (folder / "tokenizer.json").unlink()
-    (folder / "vocab.json").write_text(json.dumps(vocabulary | {"He": 256, "</s>": 257}))
-    (folder / "merges.txt").write_text("#version: 0.2\nH e\n")
-    (folder / "tokenizer_config.json").write_text('{"bos_token": "</s>", "add_bos_token": true}')
-    encoder = load_encoder(folder, {"model_type": "opt"}, 64)
-    assert encoder.encode("Hey") == [256, vocabulary["y"]]
-    assert encoder.bos == [257]
-
-
-def test_a_folder_without_a_tokenizer_is_refused(make_checkpoint: MakeCheckpoint) -> None:
-    folder = make_checkpoint()
-    (folder / "tokenizer.json").unlink()
-    with pytest.raises(UnsupportedModel, match=r"no tokenizer\.json"):
-        load_encoder(folder, {"model_type": "llama"}, 64)
-
-
-def test_a_chat_template_is_read_as_text_up_to_its_limit(make_checkpoint: MakeCheckpoint) -> None:
-    folder = make_checkpoint()
-    architecture = read_outline(folder).architecture
-    template = folder / "chat_template.jinja"
-    template.write_text("{{ messages }}")
-    assert load_encoder(folder, architecture, 64).settings.chat_template == "{{ messages }}"
-    template.write_text("x" * 100_001)
-    assert load_encoder(folder, architecture, 64).settings.chat_template is None
-    template.write_bytes(b"\xff")
-    with pytest.raises(UnsupportedModel, match=r"chat_template\.jinja is not UTF-8"):
-        load_encoder(folder, architecture, 64)

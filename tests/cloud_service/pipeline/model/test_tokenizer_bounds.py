@@ -54,17 +54,6 @@ def test_an_id_far_beyond_the_vocabulary_is_refused_in_vocab_json_too(make_check
         load_encoder(folder, ARCHITECTURE, 64)
 
 
-def test_a_tokenizer_with_a_token_more_than_the_model_is_read_until_a_text_needs_the_token(
-    make_checkpoint: MakeCheckpoint,
-) -> None:
-    folder = make_checkpoint()
-    change_and_load(folder, lambda document: document["added_tokens"].append(added_token(259)))
-    encoder = load_encoder(folder, ARCHITECTURE | {"vocab_size": 259}, 64)
-    assert encoder.encode("Hi") == [39, 72]
-    with pytest.raises(UnsupportedModel, match="token 259, and the model has 259"):
-        encoder.encode("Hi [MORE]")
-
-
 @pytest.mark.attack
 @pytest.mark.parametrize("token", [260, 2**30])
 def test_an_end_of_text_that_the_model_does_not_have_is_refused(make_checkpoint: MakeCheckpoint, token: int) -> None:

@@ -14,6 +14,7 @@ from cloud_service.pipeline.calibration.sequences import Calibration
 from cloud_service.pipeline.fisher.launchers.local import FisherWork, LocalLauncher
 from cloud_service.pipeline.fisher.totals import FisherTotals
 from cloud_service.pipeline.named_input import NamedInput
+from cloud_service.pipeline.opening.identity import ResolvedInput
 from cloud_service.pipeline.opening.planned_model import (
     Means,
     PlannedModel,
@@ -23,6 +24,7 @@ from cloud_service.pipeline.opening.planned_model import (
 )
 from cloud_service.pipeline.workspace import Workspace
 from cloud_service.progress import SilentProgress
+from cloud_service.sources import TextSource
 from shared.api import PrepareRequest
 from shared.errors import Interrupted, ResourceError
 
@@ -62,7 +64,7 @@ def planned(
     means = Means(launcher, device="cpu")
     return plan_model(
         NamedInput.of_preparation(PrepareRequest(model=str(folder))),
-        folder,
+        ResolvedInput(folder.name, None, folder, TextSource(), TextSource(), "any"),
         means,
         workspace,
         progress or SilentProgress(),

@@ -5,7 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import safetensors.numpy
 
 from cloud_service.cli import build_parser
 from cloud_service.commands.prepare import request_of
@@ -21,7 +23,7 @@ HEADER = "sentence\tlabel\n"
 def folder(tmp_path: Path) -> Path:
     """A task's rows and a folder that is a model by the names of its files."""
     (tmp_path / "model").mkdir()
-    (tmp_path / "model" / "model.safetensors").write_bytes(b"weights")
+    safetensors.numpy.save_file({"w": np.zeros(1, np.float16)}, tmp_path / "model" / "model.safetensors")
     (tmp_path / "SST-2").mkdir()
     (tmp_path / "SST-2" / "train.tsv").write_text(HEADER + "good\t1\n")
     (tmp_path / "SST-2" / "validation.tsv").write_text(HEADER + "bad\t0\n")

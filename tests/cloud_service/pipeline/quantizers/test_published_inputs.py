@@ -55,6 +55,7 @@ class Setting(NamedTuple):
             self.masks,
             self.fisher,
             GPTQ,
+            16,
             layout=ImageLayout.create(folder / "store"),
             workspace=Workspace(folder),
             device="cpu",
@@ -136,10 +137,12 @@ def test_a_resumed_split_asks_only_for_the_space_of_what_is_not_stored(setting: 
     layout, workspace = ImageLayout.create(tmp_path / "store"), Workspace(tmp_path)
     block = 2 * 32 * 32 + 2 * 16 * 32 + 3 * 44 * 32 + 2 * 32
     trunk = 2 * (260 * 32 + 32)
-    assert missing_bundle_bytes(setting.model.outline, layout, workspace) == 2 * block + trunk
+    outline = setting.model.outline
+    assert missing_bundle_bytes(outline, 16, layout, workspace) == 2 * block + trunk
+    assert missing_bundle_bytes(outline, 8, layout, workspace) == 2 * block + 260 * 32 * 9 // 8 + 2 * 32
     with pytest.raises(Interrupted):
         setting.split(tmp_path, stop_after=1)
-    assert missing_bundle_bytes(setting.model.outline, layout, workspace) == block + trunk
+    assert missing_bundle_bytes(outline, 16, layout, workspace) == block + trunk
 
 
 def test_a_block_that_was_passed_is_in_the_network_as_published(setting: Setting, tmp_path: Path) -> None:

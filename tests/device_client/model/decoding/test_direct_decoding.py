@@ -23,7 +23,7 @@ from device_client.model.workload import GROWTH_TOKENS
 
 PROMPT = [7, 1, 200, 31, 31, 5, 90, 12]  # longer than the tiny mistral's window of 6
 FOLLOWING = [4, 250, 4, 17, 66, 128, 9, 31, 2]
-DIRECT_TYPES = [model_type for model_type in ARCHITECTURES if model_type != "opt"]
+DIRECT_TYPES = ["llama", "mistral", "qwen2", "qwen3"]
 IN_PANELS = {"hidden_size": 128, "intermediate_size": 256, "num_attention_heads": 4, "num_key_value_heads": 2}
 
 
@@ -190,14 +190,18 @@ def test_the_matrix_unit_decodes_in_bfloat16_as_the_modules_do(model_type: str, 
     assert_close(found, expected, tolerance=3e-2)  # attention rounds at its end alone
 
 
-def test_other_blocks_go_by_their_modules(tmp_path: Path, kernels: Path) -> None:
-    opt, llama = loaded(tmp_path / "opt", kernels, "opt"), loaded(tmp_path / "llama", kernels, "llama")
+@pytest.mark.parametrize("model_type", sorted(set(ARCHITECTURES) - set(DIRECT_TYPES)))
+def test_every_family_of_other_blocks_goes_by_its_modules(model_type: str, tmp_path: Path, kernels: Path) -> None:
+    network: Any = loaded(tmp_path, kernels, model_type).network
+    assert not can_be_direct(network.get_decoder(), network.config)
+
+
+def test_unpacked_blocks_and_frequencies_that_depend_on_the_length_go_by_modules(tmp_path: Path, kernels: Path) -> None:
+    llama = loaded(tmp_path / "llama", kernels, "llama")
     plain: Any = make_case(tmp_path / "plain", "llama").reference
 
-    network: Any = opt.network
-    assert not can_be_direct(network.get_decoder(), network.config)
     assert not can_be_direct(plain.get_decoder(), plain.config)  # nothing is packed
-    network = llama.network
+    network: Any = llama.network
     network.config.rope_parameters = {"rope_type": "dynamic", "rope_theta": 1e4}
     assert not can_be_direct(network.get_decoder(), network.config)
 

@@ -1,10 +1,12 @@
 // Decoding whole rows, and writing sensitive values over them.
 //
 // Bit-exact with the reference: float32 arithmetic, multiply and add rounded separately (compile with
-// -ffp-contract=off), one rounding to the output format at the end. The AVX-512 paths serve 4-bit codes; everything else
-// takes the portable path, which looks up two columns at once in a table made per row.
+// -ffp-contract=off), one rounding to the output format at the end. The AVX-512 paths serve 4-bit codes, bytes.h serves
+// uniform codes of 8 bits; everything else takes the portable path, which looks up two columns at once in a table made
+// per row.
 #pragma once
 
+#include "bytes.h"
 #include "weight.h"
 
 namespace {
@@ -66,6 +68,7 @@ int64_t decode_groups_wide(const Weight& weight, int64_t row, const float* table
 
 // Decodes one row to T: float, or the 16-bit pattern of `format`.
 template <typename T> void decode_row(const Weight& weight, int64_t row, int32_t format, T* out) {
+    if (is_uniform_bytes(weight)) return decode_byte_row(weight, row, format, out);
     const uint8_t* codes = weight.codes + row * weight.row_bytes;
     float table[256];
     read_table(weight, row, table);

@@ -7,6 +7,7 @@
 
 #include <vector>
 
+#include "bytes.h"
 #include "dequantize.h"
 #include "shuffled.h"
 
@@ -90,6 +91,9 @@ void dot_wide(const Weight& weight, int64_t row, const float (*tables)[256], con
 
 // The dot products of `count` rows.
 struct WideDot {
+    using Inputs = Shuffled;
+    static constexpr bool USES_TABLES = true;
+
     template <int TOKENS>
     void rows(const Weight& weight, int64_t row, int64_t count, const float (*tables)[256], const Shuffled& x,
               int64_t first, float (*sums)[TOKENS]) {
@@ -112,6 +116,9 @@ struct WideDot {
 
 // The same for any bits and any groups: each row is decoded to float32.
 struct PortableDot {
+    using Inputs = Shuffled;
+    static constexpr bool USES_TABLES = false;
+
     std::vector<float> decoded;
 
     template <int TOKENS>
@@ -154,8 +161,8 @@ float correction(const Weight& weight, const Sparse& sparse, int32_t format, int
 }
 
 template <typename Dot, int TOKENS>
-void multiply(const Weight& weight, const Sparse& sparse, const Shuffled& x,
-              const void* inputs, const void* bias, void* out, int32_t format, int64_t first, int threads) {
+void multiply(const Weight& weight, const Sparse& sparse, const typename Dot::Inputs& x, const void* inputs,
+              const void* bias, void* out, int32_t format, int64_t first, int threads) {
 #pragma omp parallel num_threads(threads)
     {
         Dot dot;
@@ -163,7 +170,7 @@ void multiply(const Weight& weight, const Sparse& sparse, const Shuffled& x,
 #pragma omp for schedule(static)
         for (int64_t row = 0; row < weight.rows; row += ROWS) {
             const int64_t count = weight.rows - row < ROWS ? weight.rows - row : ROWS;
-            for (int64_t r = 0; r < count; ++r) read_table(weight, row + r, tables[r]);
+            for (int64_t r = 0; Dot::USES_TABLES && r < count; ++r) read_table(weight, row + r, tables[r]);
             dot.template rows<TOKENS>(weight, row, count, tables, x, first, sums);
             for (int64_t r = 0; r < count; ++r) {
                 for (int token = 0; token < TOKENS; ++token) {
@@ -179,7 +186,7 @@ void multiply(const Weight& weight, const Sparse& sparse, const Shuffled& x,
 template <typename Dot>
 void multiply_all(const Weight& weight, const Sparse& sparse, const void* inputs, const void* bias, void* out,
                   int64_t tokens, int32_t format, int threads) {
-    const Shuffled x(inputs, format, tokens, weight.columns);
+    const typename Dot::Inputs x(inputs, format, tokens, weight);
     int64_t first = 0;
     for (; first + 4 <= tokens; first += 4) {
         multiply<Dot, 4>(weight, sparse, x, inputs, bias, out, format, first, threads);
@@ -192,6 +199,10 @@ void multiply_all(const Weight& weight, const Sparse& sparse, const void* inputs
 
 void linear_small(const Weight& weight, const Sparse& sparse, const void* inputs, const void* bias, void* out,
                   int64_t tokens, int32_t format, int threads) {
+    if (is_uniform_bytes(weight)) {
+        multiply_all<ByteDot>(weight, sparse, inputs, bias, out, tokens, format, threads);
+        return;
+    }
 #ifdef HAS_AVX512
     if (has_wide_dot(weight)) {
         multiply_all<WideDot>(weight, sparse, inputs, bias, out, tokens, format, threads);

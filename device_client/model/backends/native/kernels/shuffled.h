@@ -7,7 +7,7 @@
 
 #include <vector>
 
-#include "numbers.h"
+#include "weight.h"
 
 namespace {
 
@@ -19,10 +19,11 @@ struct Shuffled {
     std::vector<float> values;  // (tokens, blocks, 8, LANES)
     std::vector<float> sums;    // (tokens, blocks, LANES): each lane's inputs added up
 
-    Shuffled(const void* inputs, int32_t format, int64_t tokens, int64_t columns)
-        : blocks((columns + BLOCK - 1) / BLOCK),
+    Shuffled(const void* inputs, int32_t format, int64_t tokens, const Weight& weight)
+        : blocks((weight.columns + BLOCK - 1) / BLOCK),
           values(size_t(tokens * blocks * BLOCK)),
           sums(size_t(tokens * blocks * LANES)) {
+        const int64_t columns = weight.columns;
         for (int64_t token = 0; token < tokens; ++token) {
             for (int64_t lane = 0; lane < blocks * LANES; ++lane) {
                 float* first = values.data() + (token * blocks + lane / LANES) * BLOCK + lane % LANES;

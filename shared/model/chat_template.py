@@ -2,8 +2,8 @@
 
 A template comes from a foreign model and is a program. The sandbox that it runs in (see ``template_process``) keeps it
 from files and objects, but not from looping for minutes or building strings without end: the limits do. Costs one
-Python process with jinja2 for as long as the template is in use, about 0.1 s to start it, and a fraction of a
-millisecond for each conversation. No socket is opened: the two processes talk through pipes.
+Python process with transformers' renderer for as long as the template is in use, about 0.5 s to start it, and a
+fraction of a millisecond for each conversation. No socket is opened: the two processes talk through pipes.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class RenderingLimits:
     Attributes:
         seconds: Processor time; a busy machine does not shorten it.
         patience_seconds: Time on the clock, after which a process that does not even compute is given up.
-        memory_bytes: Memory of the rendering process, Python and jinja2 included (about 25 MB).
+        memory_bytes: Memory of the rendering process, Python and transformers' renderer included (about 60 MB).
         characters: Length of the text.
     """
 
@@ -64,7 +64,7 @@ class ChatTemplate:
         """Return the text of one conversation.
 
         Args:
-            variables: What the template may use; plain JSON values.
+            variables: ``messages``, ``tools`` and whatever else the template may use; plain JSON values.
 
         Raises:
             UnsupportedModel: The template cannot be rendered, does what the sandbox forbids, or exceeds a limit.
@@ -164,6 +164,6 @@ def _kill(process: subprocess.Popen[bytes]) -> None:
 def _failure(reason: str) -> UnsupportedModel:
     return UnsupportedModel(
         f"the bundle's chat template fails: {reason}",
-        needed="a template that renders in jinja2's sandbox, within limits of time, memory and length",
+        needed="a template that transformers renders, within limits of time, memory and length",
         next_step="use plain prompts instead of messages, or another bundle",
     )

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 from tiny_bundle import TinyBundle, byte_tokenizer_json
 
-from device_client.model.tokenizer import BundleTokenizer
 from shared.bundle.manifest import TokenizerSettings
 from shared.bundle.read import read_bundle
 from shared.errors import DataError, UnsupportedModel
+from shared.model.tokenizer import BundleTokenizer
 
 MESSAGES = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]
 TEMPLATE = (
@@ -72,6 +72,23 @@ def test_a_conversation_starts_with_one_first_token_whoever_wrote_it() -> None:
 
     assert by_template[0] == by_settings[0] == 256
     assert by_template.count(256) == by_settings.count(256) == 1
+
+
+@pytest.mark.parametrize(("prompt", "bos"), [("Hi", True), ("<s>Hi", True), ("<s>Hi", False)])
+def test_a_prompt_starts_with_one_first_token_whoever_wrote_it(prompt: str, bos: bool) -> None:
+    assert tokenizer_with(prepend_bos=bos).encode_prompt(prompt) == [256, 39, 72]
+
+
+def test_a_template_reads_the_special_tokens_and_the_tools_it_is_given() -> None:
+    template = "{{ bos_token }}{{ eos_token }}{{ pad_token }}{{ tools[0].name }}{{ messages[0].tool_calls[0].id }}"
+    tokenizer = tokenizer_with(chat_template=template, eos_token_ids=[257, 65])
+    messages = [{"role": "assistant", "content": None, "tool_calls": [{"id": "c1"}]}]
+    assert tokenizer.apply_chat_template(messages, tools=[{"name": "weather"}]) == "<s></s><pad>weatherc1"
+
+
+def test_a_special_token_that_a_model_lacks_is_undefined_to_its_template() -> None:
+    template = "{% if bos_token is defined %}{{ bos_token }}{% else %}none{% endif %}"
+    assert tokenizer_with(chat_template=template, bos_token_id=None).apply_chat_template(MESSAGES) == "none"
 
 
 def test_without_a_template_each_message_is_a_line() -> None:

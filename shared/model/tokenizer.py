@@ -8,16 +8,17 @@ programs, so they render in a sandboxed process with limits (``chat_template``).
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 from tokenizers import Tokenizer
 from tokenizers.decoders import DecodeStream
 
-from device_client.model.chat_template import ChatTemplate
 from shared.bundle.manifest import TOKENIZER_TITLE, TokenizerSettings
 from shared.bundle.read import Bundle
 from shared.errors import UnsupportedModel
+from shared.model.chat_template import ChatTemplate
 
-Message = Mapping[str, str]
+Message = Mapping[str, Any]
 
 
 class BundleTokenizer:
@@ -58,7 +59,7 @@ class BundleTokenizer:
 
     @property
     def eos_ids(self) -> list[int]:
-        """The tokens that end a text."""
+        """The tokens that end a text or a turn; the first is the one that ends what is learnt."""
         return list(self.settings.eos_token_ids)
 
     @property
@@ -78,6 +79,10 @@ class BundleTokenizer:
         """The largest id that ``encode`` can produce."""
         return max(self._tokenizer.get_vocab(with_added_tokens=True).values(), default=0)
 
+    def is_added(self, token: int) -> bool:
+        """Whether a token stands beside the vocabulary, as special tokens do."""
+        return token in self._tokenizer.get_added_tokens_decoder()
+
     def encode(self, text: str) -> list[int]:
         """Return the ids of ``text`` alone, without special tokens."""
         return list(self._tokenizer.encode(text, add_special_tokens=False).ids)
@@ -94,20 +99,31 @@ class BundleTokenizer:
             if piece:
                 yield piece
 
-    def encode_chat(self, messages: Sequence[Message], *, add_generation_prompt: bool = True) -> list[int]:
-        """Return the ids of a conversation; starts with the beginning-of-text token once, whoever wrote it."""
-        ids = self.encode(self.apply_chat_template(messages, add_generation_prompt=add_generation_prompt))
+    def encode_prompt(self, text: str) -> list[int]:
+        """Return the ids of a text to continue; the beginning-of-text token comes once, whoever wrote it."""
+        ids = self.encode(text)
         return ids if ids[: len(self.bos_ids)] == self.bos_ids else self.bos_ids + ids
 
-    def apply_chat_template(self, messages: Sequence[Message], *, add_generation_prompt: bool = True) -> str:
+    def encode_chat(self, messages: Sequence[Message], *, add_generation_prompt: bool = True) -> list[int]:
+        """Return the ids of a conversation; starts with the beginning-of-text token once, whoever wrote it."""
+        return self.encode_prompt(self.apply_chat_template(messages, add_generation_prompt=add_generation_prompt))
+
+    def apply_chat_template(
+        self,
+        messages: Sequence[Message],
+        *,
+        add_generation_prompt: bool = True,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+    ) -> str:
         """Return a conversation as the text the model was trained on.
 
         Without a template in the bundle each message becomes one line, ``Role: content``, and the answer is asked
         for by ``Assistant:``.
 
         Args:
-            messages: ``{"role": …, "content": …}`` in order.
+            messages: ``{"role": …, "content": …}`` in order, with whatever else the template reads.
             add_generation_prompt: Whether the text ends where the assistant's answer begins.
+            tools: JSON schemas of functions that the model may call.
 
         Raises:
             UnsupportedModel: The template cannot be rendered, does what the sandbox forbids, or exceeds a limit.
@@ -118,11 +134,17 @@ class BundleTokenizer:
             return "".join(lines) + ("Assistant:" if add_generation_prompt else "")
         variables = {
             "messages": [dict(message) for message in messages],
+            "tools": None if tools is None else [dict(tool) for tool in tools],
             "add_generation_prompt": add_generation_prompt,
-            "bos_token": self._token(self.settings.bos_token_id),
-            "eos_token": self._token(next(iter(self.settings.eos_token_ids), None)),
         }
-        return self._chat_template.render(variables)
+        return self._chat_template.render(variables | self._special_tokens())
 
-    def _token(self, token_id: int | None) -> str:
-        return "" if token_id is None else str(self._tokenizer.id_to_token(token_id) or "")
+    def _special_tokens(self) -> dict[str, str]:
+        """Return the special tokens that a template may write, by the names that transformers gives them."""
+        ids = {
+            "bos_token": self.settings.bos_token_id,
+            "eos_token": next(iter(self.settings.eos_token_ids), None),
+            "pad_token": self.settings.pad_token_id,
+        }
+        texts = {name: self._tokenizer.id_to_token(token) for name, token in ids.items() if token is not None}
+        return {name: text for name, text in texts.items() if text is not None}

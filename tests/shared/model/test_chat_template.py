@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from device_client.model.chat_template import ChatTemplate, RenderingLimits
 from shared.errors import DataError, UnsupportedModel
+from shared.model.chat_template import ChatTemplate, RenderingLimits
 
 PLAIN = {"messages": [{"role": "user", "content": "Hi"}]}
 TIGHT = RenderingLimits(seconds=1, memory_bytes=128 * 1024 * 1024, characters=100_000)
@@ -92,6 +92,24 @@ def test_every_character_comes_back() -> None:
     text = "Grüße, 世界 \u2028 \x00 🙂"
     assert ChatTemplate("{{ text }}").render({"text": text}) == text
     assert json.loads(ChatTemplate("{{ text | tojson }}").render({"text": text})) == text
+
+
+GENERATION = "{% for m in messages %}USER: {% generation %}{{ m.content }}{% endgeneration %}{% endfor %}"
+OFFERED = {
+    GENERATION: "USER: Hi",
+    "{{ tools | tojson }}": '[{"name": "ü"}]',
+    "{{ {'b': 1, 'a': 2} | tojson(indent=1, sort_keys=true) }}": '{\n "a": 2,\n "b": 1\n}',
+    "{{ strftime_now('%Y') | length }}": "4",
+    "{% for m in messages * 2 %}{% if loop.index0 %}{% break %}{% endif %}{{ m.role }}{% endfor %}": "user",
+    "{% if documents is none %}no documents{% endif %}": "no documents",
+    "{% set ns = namespace(n=1) %}{% set ns.n = ns.n + 1 %}{{ ns.n }}": "2",
+}
+
+
+def test_what_transformers_offers_a_template_is_there() -> None:
+    between = "{{ '|' }}"
+    text = ChatTemplate(between.join(OFFERED)).render(PLAIN | {"tools": [{"name": "ü"}]})
+    assert text.split("|") == list(OFFERED.values())
 
 
 def test_the_reason_of_a_refusal_is_shown() -> None:

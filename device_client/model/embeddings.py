@@ -1,0 +1,107 @@
+"""A token embedding and an output head that stay packed: rows are decoded where a token is looked up or scored.
+
+    look-up     E[token] = dequantise(the row's codes) · s      s: a factor that some families keep in the embedding
+    head        logits[t, v] = Σ_c x[t, c] W[v, c] + b[v]       W in decoded tiles of rows, or multiplied from its codes
+
+Both may hold the same packed weight: tied embeddings are one tensor in memory, as in the bundle. The whole matrix is
+never decoded. Neither has sensitive values, so every point θ sees the same weight: a tile is decoded once for all of
+them. All backends decode to the same bits, so what is tuned does not depend on the backend; only generating uses its
+fused product. Costs one tile beside the outputs. Knows nothing about tasks or training.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+
+from device_client.model.backends.packed_weight import PackedWeight
+from device_client.model.backends.planned_bytes import HEAD_TILE_ROWS
+from device_client.model.linear import LinearRuntime, aligned
+from shared.quantization.codec import QuantizedTensor, dequantize
+
+_TRANSPOSED_UP_TO_TOKENS = 64
+"""On a CPU, for so few tokens a tile is the left operand: a library takes it as it lies and does not pack it first."""
+
+
+class QuantizedEmbedding(nn.Module):
+    """A table of tokens whose rows are decoded at each look-up.
+
+    Args:
+        table: The rows of all tokens.
+        dtype: Compute dtype.
+        factor: What every row is multiplied with, after it was rounded to the compute dtype; None for nothing.
+    """
+
+    def __init__(self, table: QuantizedTensor, dtype: torch.dtype, factor: float | None = None) -> None:
+        super().__init__()
+        self.num_embeddings, self.embedding_dim = table.shape
+        self.table = table
+        self._dtype = dtype
+        self._factor = None if factor is None else torch.tensor(factor).to(dtype).item()
+
+    def forward(self, token_ids: Tensor) -> Tensor:
+        """Return the tokens' rows, compute dtype (…, embedding_dim), for integer ``token_ids`` (…)."""
+        rows = dequantize(self.table.take(token_ids.reshape(-1)), dtype=self._dtype)
+        if self._factor is not None:
+            rows = rows * self._factor
+        return rows.view(*token_ids.shape, self.embedding_dim)
+
+
+class QuantizedHead(nn.Module):
+    """Hidden states to logits, with a weight that is decoded in tiles.
+
+    Args:
+        weight: One row per token, without sensitive values.
+        bias: Compute dtype (vocabulary,), or None.
+        runtime: What the model's packed layers share.
+    """
+
+    def __init__(self, weight: PackedWeight, bias: Tensor | None, runtime: LinearRuntime) -> None:
+        super().__init__()
+        self.out_features, self.in_features = weight.shape
+        self.packed = weight
+        self.bias = bias
+        self._runtime = runtime
+        borders = [*range(0, self.out_features, HEAD_TILE_ROWS[runtime.values.device.type]), self.out_features]
+        self._tiles = [weight.rows(start, stop) for start, stop in pairwise(borders)]
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """Return logits (…, vocabulary), for one point's hidden states (…, in_features), in their dtype."""
+        tokens = hidden.reshape(-1, self.in_features)
+        if len(tokens) <= self._runtime.fused_up_to_tokens:
+            none = self._runtime.values.of(slice(0), 0)
+            logits = self._runtime.backend.linear_small(tokens, self.packed, none, self.bias)
+        else:
+            logits = self.write_logits(tokens[None], tokens.new_empty(1, len(tokens), self.out_features))[0]
+        return logits.view(*hidden.shape[:-1], self.out_features)
+
+    def write_logits(self, stacked: Tensor, logits: Tensor) -> Tensor:
+        """Write the logits of every point to ``logits`` (points, tokens, vocabulary), of any dtype, and return it.
+
+        Args:
+            stacked: Compute dtype (points, tokens, in_features).
+            logits: Where they go.
+        """
+        inputs = [aligned(of_point) for of_point in stacked]
+        for tile, dense in self._decoded_tiles():
+            for of_point, tokens in zip(logits, inputs, strict=True):
+                of_point[:, tile.place] = self._product(tokens, dense, tile.place)
+        return logits
+
+    def _decoded_tiles(self) -> Iterator[tuple[PackedWeight, Tensor]]:
+        for tile in self._tiles:
+            yield tile, self._runtime.backend.dequantize(tile)
+
+    def _product(self, tokens: Tensor, dense: Tensor, place: slice) -> Tensor:
+        if tokens.device.type == "cpu" and len(tokens) <= _TRANSPOSED_UP_TO_TOKENS:
+            product = torch.mm(dense, tokens.T).T
+        else:
+            product = torch.mm(tokens, dense.T)
+        return product if self.bias is None else product + self.bias[place]
+
+    def extra_repr(self) -> str:
+        """Name shape and bits."""
+        return f"{self.in_features}, {self.out_features}, bits={self.packed.quantized.bits}"
