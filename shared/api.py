@@ -158,18 +158,20 @@ class QuantizerSpec(Message):
     """How the dense weights are quantised.
 
     Attributes:
-        method: ``lut`` (a Fisher-weighted codebook per row), ``uniform`` (groups, weighted search of scale and zero)
-            or ``rtn`` (groups, plain round to nearest; a baseline).
+        method: ``lut`` (a Fisher-weighted codebook per row), ``shared`` (a codebook per weight matrix, a scale per
+            group), ``uniform`` (groups, weighted search of scale and zero) or ``rtn`` (groups, plain round to nearest;
+            a baseline).
         bits: 2, 3, 4 or 8.
-        group_size: Columns per group for ``uniform`` and ``rtn``; unused by ``lut``.
+        group_size: Columns per group for ``shared``, ``uniform`` and ``rtn``; unused by ``lut``.
         compensation: ``gptq`` lets each column's error be made up for by later columns, by the second moments of the
-            layer's inputs on the calibration text (Equation 13); with ``rtn`` this is GPTQ as published.
+            layer's inputs on the calibration text (Equation 13); with ``rtn`` this is GPTQ as published. ``refit``
+            then fits codebooks (or scales) and codes to each other again, by the same second moments.
     """
 
-    method: Literal["lut", "uniform", "rtn"] = "lut"
+    method: Literal["lut", "shared", "uniform", "rtn"] = "lut"
     bits: Literal[2, 3, 4, 8] = 4
     group_size: Annotated[int, Field(ge=8, le=4096)] = 64
-    compensation: Literal["none", "gptq"] = "gptq"
+    compensation: Literal["none", "gptq", "refit"] = "gptq"
 
 
 EmbeddingBits = Literal[16, 8, 4]

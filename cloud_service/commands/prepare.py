@@ -47,10 +47,13 @@ _SETTINGS: dict[str, dict[str, Any]] = {
     "--sparsity": {"type": float, "help": "share of sensitive weights (default: 0.001)"},
     "--scope": {"choices": ["per_tensor", "global"], "help": "where exactly k are chosen"},
     "--mask-source": {"choices": ["fisher", "magnitude", "random"], "help": "how they are chosen"},
-    "--quantizer": {"choices": ["lut", "uniform", "rtn"], "help": "codec of the dense part"},
+    "--quantizer": {"choices": ["lut", "shared", "uniform", "rtn"], "help": "codec of the dense part"},
     "--bits": {"type": int, "choices": [2, 3, 4, 8], "help": "bits per dense weight (default: 4)"},
-    "--group-size": {"type": int, "help": "columns per group for uniform and rtn"},
-    "--compensation": {"choices": ["none", "gptq"], "help": "gptq: let later columns make up for errors"},
+    "--group-size": {"type": int, "help": "columns per group for shared, uniform and rtn"},
+    "--compensation": {
+        "choices": ["none", "gptq", "refit"],
+        "help": "gptq: let later columns make up for errors; refit: and fit codebooks and codes to each other again",
+    },
     "--embedding-bits": {
         "type": int,
         "choices": [16, 8, 4],

@@ -192,7 +192,7 @@ def _split(job: _Job, calibration: Calibration, masks: Masks, fisher: StoredTens
     job.progress.stage(Stage.QUANTIZING, total=outline.block_count, unit="blocks")
     missing = missing_bundle_bytes(outline, job.request.embedding_bits, job.layout, job.workspace)
     require_space(job.layout.root, missing, "the bundle")
-    compensates = job.request.quantizer.compensation == "gptq"
+    compensates = job.request.quantizer.compensation != "none"
     return split_blocks(
         outline,
         masks,

@@ -46,9 +46,9 @@ from shared.bundle.layout import ImageLayout
 from shared.errors import Conflict
 from shared.file_lock import exclusive
 
-Method = Literal["lut", "uniform", "rtn"]
+Method = Literal["lut", "shared", "uniform", "rtn"]
 Bits = Literal[2, 3, 4, 8]
-Compensation = Literal["none", "gptq"]
+Compensation = Literal["none", "gptq", "refit"]
 
 _WORKSPACE = ".workspace"
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import shlex
 import subprocess
@@ -18,7 +19,6 @@ from setups import Personal
 from shared.errors import ZoError
 
 PROGRAM = Path(sys.executable).parent / "zo-device"
-ANSWER_TOKENS = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,10 +28,12 @@ class Device:
     Attributes:
         home: Its ``ZO_DEVICE_HOME``.
         run: The folder of the one tuning run.
+        question: The file that the question is written to.
     """
 
     home: Path
     run: Path
+    question: Path
 
     def pull(self, client: httpx.Client, bundle: str) -> dict[str, Any]:
         """Fetch ``name:tag`` from the service with the client's key, verified."""
@@ -45,18 +47,23 @@ class Device:
         run = ["--seed", str(seed), "--output", str(self.run), "--offline"]
         return self._zo_device(["tune", bundle, *files, *personal.wording, *personal.schedule, *run])
 
-    def ask(self, bundle: str, question: str, *, is_tuned: bool) -> str:
-        """Return the first words of the answer, of the bundle as published or as tuned."""
-        tuned = ["--run", str(self.run)] if is_tuned else []
-        options = ["--max-new-tokens", str(ANSWER_TOKENS), "--offline", "--quiet"]
-        return str(self._zo_device(["generate", bundle, question, *options, *tuned])["text"])
+    def probability(self, bundle: str, personal: Personal, *, is_tuned: bool) -> float:
+        """Return how likely the right label of the question is among all labels, before or after tuning.
 
-    def next_commands(self, bundle: str, question: str) -> list[str]:
-        """Return what to type in a shell to ask the tuned model, and to see the run."""
+        The model continues the prompt with one of the label words: e to the minus its loss on this one row.
+        """
+        self.question.write_text(json.dumps(personal.question) + "\n", encoding="utf-8")
+        prompts = ["--run", str(self.run)] if is_tuned else list(personal.wording)
+        answer = self._zo_device(["eval", bundle, "--data", str(self.question), *prompts, "--offline", "--quiet"])
+        return math.exp(-answer["loss"])
+
+    def next_commands(self, bundle: str, data: Path) -> list[str]:
+        """Return what to type in a shell to measure the tuned model, to let it write, and to see the run."""
         tuned = ["--run", str(self.run)]
         return [
             f"export ZO_DEVICE_HOME={shlex.quote(str(self.home))}",
-            shlex.join([str(PROGRAM), "generate", bundle, question, "--max-new-tokens", str(ANSWER_TOKENS), *tuned]),
+            shlex.join([str(PROGRAM), "eval", bundle, "--data", str(data), *tuned]),
+            shlex.join([str(PROGRAM), "generate", bundle, "Once upon a time", *tuned]),
             shlex.join([str(PROGRAM), "runs", str(self.run)]),
         ]
 

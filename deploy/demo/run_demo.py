@@ -4,9 +4,9 @@
     2. serve      zo-cloud serve, a real process on 127.0.0.1
     3. prepare    POST /prepare-model, progress from GET /v1/jobs/{id}
     4. pull       zo-device pull, verified and signed
-    5. ask        zo-device generate: a question that only the owner of the rows can answer
-    6. tune       zo-device tune on rows that the model cannot know                  (DATA=FILE: yours)
-    7. ask again  zo-device generate --run
+    5. ask        zo-device eval on one row, whose label only its owner knows
+    6. tune       zo-device tune on such rows                                        (DATA=FILE: yours)
+    7. ask again  zo-device eval --run
 
 Everything lies in demo-output/; the last step prints one table, writes it to demo-output/result.json, and says what to
 type next. The test rows are used for nothing but the two accuracies.
@@ -64,7 +64,7 @@ def parse_arguments() -> argparse.Namespace:
     )
     parser.add_argument("--data", type=Path, help="your own rows (JSONL) instead of the demo's")
     parser.add_argument("--text", default="c4", help="text to calibrate your own model on: c4, .jsonl or .txt")
-    parser.add_argument("--steps", type=int, help="ZO steps (default: 150; tiny: 1500)")
+    parser.add_argument("--steps", type=int, help="ZO steps (default: 120; tiny: 1500)")
     parser.add_argument("--seed", type=int, default=0, help="seed of everything random (default: %(default)s)")
     parser.add_argument("--cache", type=Path, default=default_cache(), help="keeps SmolLM2 (default: %(default)s)")
     parser.add_argument(
@@ -106,33 +106,23 @@ def run(arguments: argparse.Namespace, output: Path, stages: Stages) -> None:
     """Go through the stages and show what they came to."""
     personal = choose_rows(arguments, output)
     cloud = choose_model(arguments, output, stages)
-    device = Device(home=output / "device", run=output / "run")
+    device = Device(home=output / "device", run=output / "run", question=output / "question.jsonl")
     with served(cloud, output, stages) as client:
-        with stages.stage(
-            "prepare", "POST /prepare-model: find the sensitive 0.1 %, squeeze all other weights to 4 bits"
-        ):
+        what = "POST /prepare-model: find the sensitive 0.1 %, squeeze all other weights to 4 bits"
+        with stages.stage("prepare", what):
             bundle = prepared(client, cloud, output, stages)
         name = f"{bundle.name}:{bundle.tag}"
         with stages.stage("pull", f"zo-device pull {name}: resumable, every byte verified"):
             pulled = device.pull(client, name)
-    with stages.stage("ask", f"zo-device generate: {personal.question}"):
-        before = device.ask(name, personal.question, is_tuned=False)
-        stages.say(f"it continues: {before}")
+    before = asked(device, name, personal, stages, is_tuned=False)
     with stages.stage("tune", "zo-device tune --offline: two forward passes a step, no backward pass, no network"):
         tuned = device.tune(name, personal, arguments.seed)
-    with stages.stage("ask again", f"zo-device generate --run: {personal.question}"):
-        after = device.ask(name, personal.question, is_tuned=True)
-        stages.say(f"it continues: {after}" + (f"    (right is: {personal.answer})" if personal.answer else ""))
+    after = asked(device, name, personal, stages, is_tuned=True)
     figures = outcome(bundle, pulled, tuned, stages.seconds)
-    figures |= {
-        "question": personal.question,
-        "answer": personal.answer,
-        "answer_before": before,
-        "answer_after": after,
-    }
+    figures |= {"question": personal.question, "right_answer_before": before, "right_answer_after": after}
     (output / "result.json").write_text(json.dumps(figures, indent=1) + "\n")
     Console(highlight=False).print(table_of(figures))
-    for line in closing_lines(output, cloud, personal, device.next_commands(name, personal.question)):
+    for line in closing_lines(output, cloud, personal, device.next_commands(name, personal.files["test"])):
         stages.console.print(line, markup=False, soft_wrap=True)
 
 
@@ -159,6 +149,17 @@ def choose_rows(arguments: argparse.Namespace, output: Path) -> Personal:
     if arguments.model == TINY_NAME:
         return tiny_rows(output, arguments.seed, arguments.steps)
     return household_rows(arguments.steps)
+
+
+def asked(device: Device, bundle: str, personal: Personal, stages: Stages, *, is_tuned: bool) -> float | None:
+    """Ask the one question as a stage of its own, and return how likely its right answer was to the model."""
+    if personal.question is None:
+        return None
+    text, label = personal.question["text"], personal.question["label"]
+    with stages.stage("ask again" if is_tuned else "ask", f"the model about one test row: {text!r}"):
+        found = device.probability(bundle, personal, is_tuned=is_tuned)
+        stages.say(f"right is {label!r}, to which the {'tuned' if is_tuned else 'untuned'} model gives {found:.0%}")
+    return found
 
 
 @contextmanager

@@ -29,9 +29,9 @@ GRAMMAR_DOCUMENTS, HELD_OUT_DOCUMENTS = 20_000, 400
 LEAST_ROWS = 20
 
 HOUSEHOLD = HERE / "household"
-HOUSEHOLD_TEMPLATE = "Ask Lucy or ask Emma? {text} Ask {label}"
+HOUSEHOLD_TEMPLATE, HOUSEHOLD_LABEL_WORDS = "{text} Ask {label}", "Emma=Emma,Lucy=Lucy"
 # The built-in step length suits tiny models; on real ones nothing would be seen to happen in so few steps.
-REAL_STEPS, REAL_SCHEDULE = 150, ("--batch", "8", "--step-length", "0.8", "--validate-every", "50")
+REAL_STEPS, REAL_SCHEDULE = 120, ("--batch", "8", "--step-length", "0.8", "--validate-every", "60")
 
 TINY_TEMPLATE, TINY_LABEL_WORDS, TINY_STEPS = "{text} It was {label}", "negative=terrible,positive=great", 1500
 
@@ -64,15 +64,14 @@ class Personal:
 
     Attributes:
         files: Split → its file.
-        question: A prompt whose right answer only the owner of the rows knows.
-        answer: That answer; None where the demo does not know it.
+        question: One test row, whose right label only the owner of the rows knows; None where the demo does not know
+            how the user's own rows read.
         wording: Options of ``zo-device tune`` that say how a row reads.
         schedule: Its options that say how far to go.
     """
 
     files: dict[str, Path]
-    question: str
-    answer: str | None
+    question: dict[str, str] | None
     wording: tuple[str, ...]
     schedule: tuple[str, ...]
 
@@ -130,12 +129,11 @@ def own_model(model: str, text: str, seed: int) -> Cloud:
 
 def household_rows(steps: int | None) -> Personal:
     """Return the notes of a household; ``household/README.md`` says what they are."""
-    note = json.loads((HOUSEHOLD / "test.jsonl").read_text().partition("\n")[0])
+    files = {split: HOUSEHOLD / f"{split}.jsonl" for split in SPLITS}
     return Personal(
-        files={split: HOUSEHOLD / f"{split}.jsonl" for split in SPLITS},
-        question=question_about(note["text"], HOUSEHOLD_TEMPLATE),
-        answer=note["label"],
-        wording=("--template", HOUSEHOLD_TEMPLATE),
+        files=files,
+        question=first_row(files["test"]),
+        wording=("--template", HOUSEHOLD_TEMPLATE, "--label-words", HOUSEHOLD_LABEL_WORDS),
         schedule=("--steps", str(steps or REAL_STEPS), *REAL_SCHEDULE),
     )
 
@@ -145,11 +143,9 @@ def tiny_rows(output: Path, seed: int, steps: int | None) -> Personal:
     folder = output / "messages"
     folder.mkdir()
     files = write_splits(folder, random_generator(seed, MESSAGES))
-    message = json.loads(files["test"].read_text().partition("\n")[0])
     return Personal(
         files=files,
-        question=question_about(message["text"], TINY_TEMPLATE),
-        answer=None,
+        question=first_row(files["test"]),
         wording=("--template", TINY_TEMPLATE, "--label-words", TINY_LABEL_WORDS),
         schedule=("--steps", str(steps or TINY_STEPS)),
     )
@@ -176,13 +172,13 @@ def own_rows(path: Path, output: Path, seed: int, steps: int | None) -> Personal
         (folder / f"{split}.jsonl").write_text("\n".join(rows) + "\n", encoding="utf-8")
     return Personal(
         files={split: folder / f"{split}.jsonl" for split in parts},
-        question="Once upon a time",
-        answer=None,
+        question=None,
         wording=(),
         schedule=("--steps", str(steps or REAL_STEPS), *REAL_SCHEDULE),
     )
 
 
-def question_about(text: str, template: str) -> str:
-    """Return the prompt that a row's label would follow."""
-    return template.partition("{label}")[0].rstrip().replace("{text}", text)
+def first_row(path: Path) -> dict[str, str]:
+    """Return the first row of a JSONL file."""
+    row: dict[str, str] = json.loads(path.read_text(encoding="utf-8").partition("\n")[0])
+    return row

@@ -32,6 +32,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from peers.four_bit_recipes import NF4
 from recording import RESULTS, record_headlines, write_result
 from sklearn.cluster import KMeans
 from torch import Tensor
@@ -69,13 +70,6 @@ HEADLINES = (
 )  # fmt: skip
 COMPARED_WINDOWS = 8
 """Every eighth window's predictions are compared with the 16-bit model's."""
-
-NF4 = (
-    -1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453, -0.28444138169288635, -0.18477343022823334,
-    -0.09105003625154495, 0.0, 0.07958029955625534, 0.16093020141124725, 0.24611230194568634, 0.33791524171829224,
-    0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0,
-)  # fmt: skip
-"""The values of the 4-bit normal float, as QLoRA publishes them (arXiv 2305.14314, Appendix E)."""
 
 NO_MASK = SensitivityMask(np.array([], np.int32), np.array([], np.int32))
 Windows = dict[str, list[list[int]]]

@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 import torch
 from device import Device
-from setups import question_about
 from tiny_bundle import make_tiny_bundle
 
 from device_client.tuning.run_directory import RunDirectory
@@ -31,9 +30,11 @@ def output(tmp_path: Path) -> Path:
 
 
 def test_the_next_commands_run_as_they_are_printed(output: Path) -> None:
-    device = Device(home=output / "device", run=output / "run")
-    export, *commands = device.next_commands("tiny:latest", "it's bad It was")
-    assert [shlex.split(command)[1] for command in commands] == ["generate", "runs"]
+    data = output / "it's mine.jsonl"
+    data.write_text('{"text": "a", "label": "b"}\n{"text": "c", "label": "d"}\n')
+    device = Device(home=output / "device", run=output / "run", question=output / "question.jsonl")
+    export, *commands = device.next_commands("tiny:latest", data)
+    assert [shlex.split(command)[1] for command in commands] == ["eval", "generate", "runs"]
 
     for command in commands:
         words = [sys.executable, "-c", "from device_client.cli import main; raise SystemExit(main())"]
@@ -42,7 +43,3 @@ def test_the_next_commands_run_as_they_are_printed(output: Path) -> None:
         assert done.returncode == 0, done.stderr
         answer = json.loads(done.stdout)
     assert [run["path"] for run in answer["runs"]] == [str(output / "run")]
-
-
-def test_a_question_is_what_the_template_puts_in_front_of_the_label() -> None:
-    assert question_about("the soup {was} cold", "{text} It was {label}") == "the soup {was} cold It was"

@@ -26,7 +26,7 @@ from transformers.pytorch_utils import Conv1D
 from cloud_service.contained_folder import ContainedFolder
 from cloud_service.pipeline.model.checkpoint_weights import CheckpointWeights
 from cloud_service.pipeline.model.config_bounds import check_config
-from cloud_service.pipeline.model.untested_family import check_computes_as_expected
+from cloud_service.pipeline.model.untested_family import check_computes_as_expected, find_decoder_blocks
 from cloud_service.pipeline.model.weight_files import read_json, unsupported
 from shared.architecture import family_of, safe_config
 from shared.model_dimensions import dimensions_of
@@ -237,25 +237,6 @@ def build_skeleton(architecture: Mapping[str, Any]) -> nn.Module:
     _replace_transposed_linears(network)
     network.tie_weights()  # type: ignore[operator]
     return network.eval()
-
-
-def find_decoder_blocks(network: nn.Module, count: int) -> str:
-    """Return the dotted path of the one list of ``count`` modules that hold linear layers.
-
-    Raises:
-        UnsupportedModel: There is none, or more than one.
-    """
-    found: list[str] = [
-        name
-        for name, module in network.named_modules()
-        if isinstance(module, nn.ModuleList)
-        and len(module) == count
-        and all(any(isinstance(part, nn.Linear) for part in block.modules()) for block in module)
-    ]
-    outermost = [name for name in found if not any(name.startswith(f"{other}.") for other in found)]
-    if len(outermost) != 1:
-        raise unsupported(f"a network with {len(outermost)} lists of {count} decoder blocks", "exactly one")
-    return outermost[0]
 
 
 def _causal_class(family: ModelFamily, config: transformers.PretrainedConfig) -> Any:

@@ -1,4 +1,4 @@
-"""Two laws that a device relies on, tried on a loaded network of an untested family.
+"""Where an untested family keeps its decoder blocks, and two laws that a device relies on, tried on the loaded network.
 
     logits = W h                  the output matrix W of the last hidden state h, and nothing after it
     logits of a token             depend on the tokens before it and on itself alone
@@ -12,13 +12,32 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from shared.errors import UnsupportedModel
 
 _TOKENS = 8
 _TOLERANCE = 0.02
 """Relative to the largest logit: bfloat16 has three digits."""
+
+
+def find_decoder_blocks(network: nn.Module, count: int) -> str:
+    """Return the dotted path of the one list of ``count`` modules that hold linear layers.
+
+    Raises:
+        UnsupportedModel: There is none, or more than one.
+    """
+    found: list[str] = [
+        name
+        for name, module in network.named_modules()
+        if isinstance(module, nn.ModuleList)
+        and len(module) == count
+        and all(any(isinstance(part, nn.Linear) for part in block.modules()) for block in module)
+    ]
+    outermost = [name for name in found if not any(name.startswith(f"{other}.") for other in found)]
+    if len(outermost) != 1:
+        raise _unsupported(f"its network has {len(outermost)} lists of {count} decoder blocks")
+    return outermost[0]
 
 
 @torch.no_grad()

@@ -10,8 +10,9 @@ any error. A *pinned* weight is published as it was in W, in 16 bits; what it wa
 Columns are taken in the order of falling H_jj where the coder allows it: large errors are then made up for by many.
 Updates beyond a stretch of 128 columns are put off to its end, where they are one matrix product.
 
-A coder turns a column into codes: ``CodebookCoder`` by a codebook per row, fixed beforehand; ``GroupCoder`` by a scale
-and bias that it finds for each group when the group is reached, from the weights as they stand then.
+A coder turns a column into codes: ``GridCoder`` by a grid that is fixed beforehand (a codebook per row); ``GroupCoder``
+by a scale and bias that it finds for each group when the group is reached, from the weights as they stand then. Where
+asked to, grid and codes are then fitted to each other again (``refit``).
 Costs rows · columns² multiplications and 2/3 · columns³ for U, and as memory H two and a half times more (1.7 GB in all
 where there are 11,008 columns) and the weight three times; the loop takes some ten small operations per column. Runs
 on any device. Knows nothing about activations or Fisher values.
@@ -27,11 +28,11 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from cloud_service.pipeline.quantizers.lut import nearest_codes
+from cloud_service.pipeline.quantizers.grids import Grid, GroupGrid
+from cloud_service.pipeline.quantizers.refit import refit
 from cloud_service.pipeline.quantizers.rtn import group_codes
 from shared.errors import UnsupportedModel
 from shared.quantization.codec import QuantizedTensor
-from shared.quantization.packing import pack_codes
 
 DAMPING = 0.01
 """Share of the mean of H's diagonal that is added to the diagonal."""
@@ -53,37 +54,34 @@ class ColumnCoder(Protocol):
     def reach(self, start: int, weight: Tensor) -> None:
         """Prepare for the group that begins at column ``start``, whose weights stand at ``weight`` (rows, columns)."""
 
-    def encode(self, column: Tensor) -> tuple[Tensor, Tensor]:
-        """Return codes and decoded values of one column, both (rows)."""
+    def encode(self, column: int, targets: Tensor, /) -> tuple[Tensor, Tensor]:
+        """Return codes and decoded values of the column of that index, both (rows)."""
 
-    def assemble(self, codes: Tensor) -> QuantizedTensor:
-        """Return the quantised weight that has these codes, uint8 (rows, columns)."""
+    def found(self) -> Grid:
+        """Return what the codes of all columns stand for."""
 
 
 @dataclass(frozen=True, slots=True)
-class CodebookCoder:
-    """The nearest value of a codebook per row.
+class GridCoder:
+    """The nearest value of a grid that is fixed beforehand.
 
     Attributes:
-        lut: float16 (rows, 2^bits), increasing.
-        bits: Bits per code.
+        grid: The grid.
     """
 
-    lut: Tensor
-    bits: int
+    grid: Grid
     group_size: None = None
 
     def reach(self, start: int, weight: Tensor) -> None:
-        """Do nothing: the codebooks are fixed."""
+        """Do nothing: the grid is fixed."""
 
-    def encode(self, column: Tensor) -> tuple[Tensor, Tensor]:
-        """Return codes and decoded values of one column, both (rows)."""
-        codes = nearest_codes(column[:, None], self.lut)
-        return codes[:, 0], self.lut.gather(1, codes)[:, 0].to(torch.float32)
+    def encode(self, column: int, targets: Tensor, /) -> tuple[Tensor, Tensor]:
+        """Return codes and decoded values of the column of that index, both (rows)."""
+        return self.grid.encode(column, targets)
 
-    def assemble(self, codes: Tensor) -> QuantizedTensor:
-        """Return the quantised weight that has these codes, uint8 (rows, columns)."""
-        return QuantizedTensor(pack_codes(codes, self.bits), codes.shape[1], self.bits, lut=self.lut)
+    def found(self) -> Grid:
+        """Return the grid."""
+        return self.grid
 
 
 @dataclass(slots=True)
@@ -109,21 +107,20 @@ class GroupCoder:
         importance = self.importance[:, start : start + self.group_size]
         self.grids.append(self.search(weight[:, None], importance[:, None], self.bits))
 
-    def encode(self, column: Tensor) -> tuple[Tensor, Tensor]:
-        """Return codes and decoded values of one column, both (rows)."""
-        scale, bias = self.grids[-1]
-        codes = group_codes(column[:, None, None], scale, bias, self.bits)[:, :, 0]
+    def encode(self, column: int, targets: Tensor, /) -> tuple[Tensor, Tensor]:
+        """Return codes and decoded values of the column of that index, both (rows)."""
+        scale, bias = self.grids[column // self.group_size]
+        codes = group_codes(targets[:, None, None], scale, bias, self.bits)[:, :, 0]
         return codes[:, 0], (codes * scale + bias)[:, 0]
 
-    def assemble(self, codes: Tensor) -> QuantizedTensor:
-        """Return the quantised weight that has these codes, uint8 (rows, columns)."""
-        scale, bias = (torch.cat(parts, dim=1).to(torch.float16) for parts in zip(*self.grids, strict=True))
-        packed = pack_codes(codes, self.bits)
-        return QuantizedTensor(packed, codes.shape[1], self.bits, scale=scale, bias=bias, group_size=self.group_size)
+    def found(self) -> Grid:
+        """Return the scales and biases of all groups."""
+        scale, bias = (torch.cat(parts, dim=1) for parts in zip(*self.grids, strict=True))
+        return GroupGrid(scale, bias, self.bits, self.group_size)
 
 
 def quantize_compensated(
-    weight: Tensor, second_moment: Tensor, is_pinned: Tensor, coder: ColumnCoder
+    weight: Tensor, second_moment: Tensor, is_pinned: Tensor, coder: ColumnCoder, *, refits: bool = False
 ) -> QuantizedTensor:
     """Return the weight quantised by ``coder``, with error compensation; no argument but the coder is changed.
 
@@ -132,6 +129,7 @@ def quantize_compensated(
         second_moment: H, float32 (columns, columns), on the same device.
         is_pinned: bool, shaped like the weight; what the codes say there does not matter.
         coder: A fresh coder.
+        refits: Whether the coder's grid and the codes are fitted to each other again.
 
     Raises:
         UnsupportedModel: H is not finite, or not positive semi-definite.
@@ -142,8 +140,21 @@ def quantize_compensated(
         order = second_moment.diagonal().argsort(descending=True, stable=True)
     upper = inverse_factor(second_moment, order)
     codes = torch.empty(columns, len(weight), dtype=torch.uint8, device=weight.device)
-    codes[order] = _compensate(weight.T[order], is_pinned.T[order], upper, coder)
-    return coder.assemble(codes.T.contiguous())
+    codes[order] = _compensate(weight.T[order], is_pinned.T[order], upper, coder, order.tolist())
+    grid = coder.found()
+    if not refits:
+        return grid.assemble(codes.T.contiguous())
+    del upper
+    grid, fitted = refit(weight, damped(second_moment), is_pinned, grid, codes.T.to(torch.int64))
+    return grid.assemble(fitted)
+
+
+def damped(second_moment: Tensor, damping: float = DAMPING) -> Tensor:
+    """Return a copy of H whose diagonal is raised by a share of its mean; by 1 where H is 0 throughout."""
+    mean = second_moment.diagonal().mean()
+    raised = second_moment.clone()
+    raised.diagonal().add_(damping * mean if mean > 0 else 1.0)
+    return raised
 
 
 def inverse_factor(second_moment: Tensor, order: Tensor | None = None) -> Tensor:
@@ -176,8 +187,8 @@ def inverse_factor(second_moment: Tensor, order: Tensor | None = None) -> Tensor
     )
 
 
-def _compensate(weight: Tensor, is_pinned: Tensor, upper: Tensor, coder: ColumnCoder) -> Tensor:
-    """Return the codes of a transposed weight, (columns, rows): its columns are contiguous. Changes ``weight``."""
+def _compensate(weight: Tensor, is_pinned: Tensor, upper: Tensor, coder: ColumnCoder, order: list[int]) -> Tensor:
+    """Return the codes of a transposed weight, (columns, rows), its columns in ``order``. Changes ``weight``."""
     original = weight.clone()
     codes = torch.empty(weight.shape, dtype=torch.uint8, device=weight.device)
     columns, stretch = len(weight), _stretch_of(coder.group_size)
@@ -187,7 +198,7 @@ def _compensate(weight: Tensor, is_pinned: Tensor, upper: Tensor, coder: ColumnC
         for column in range(start, stop):
             if coder.group_size is not None and column % coder.group_size == 0:
                 coder.reach(column, weight[column : column + coder.group_size].T)
-            codes[column], decoded = coder.encode(weight[column])
+            codes[column], decoded = coder.encode(order[column], weight[column])
             published = torch.where(is_pinned[column], original[column], decoded)
             errors[column - start] = (weight[column] - published) / upper[column, column]
             weight[column:stop].addr_(upper[column, column:stop], errors[column - start], alpha=-1)

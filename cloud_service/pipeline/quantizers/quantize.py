@@ -18,13 +18,15 @@ import torch
 from torch import Tensor
 
 from cloud_service.pipeline.quantizers.compensation import (
-    CodebookCoder,
     ColumnCoder,
+    GridCoder,
     GroupCoder,
     quantize_compensated,
 )
+from cloud_service.pipeline.quantizers.grids import CodebookGrid
 from cloud_service.pipeline.quantizers.lut import quantize_lut, row_codebooks
 from cloud_service.pipeline.quantizers.rtn import quantize_rtn, range_grid
+from cloud_service.pipeline.quantizers.shared_table import quantize_shared, shared_grid
 from cloud_service.pipeline.quantizers.uniform import best_grid, quantize_uniform
 from shared.api import QuantizerSpec
 from shared.quantization.codec import QuantizedTensor, dequantize
@@ -79,7 +81,9 @@ def quantize_unmasked(
     elif second_moment is None:
         raise ValueError("compensation needs the second moment of the layer's inputs")
     else:
-        dense = quantize_compensated(weight, second_moment, is_masked, column_coder(weight, importance, spec))
+        coder = column_coder(weight, importance, spec)
+        refits = spec.compensation == "refit"
+        dense = quantize_compensated(weight, second_moment, is_masked, coder, refits=refits)
     difference = (weight - dequantize(dense)).masked_fill_(is_masked, 0)
     kept = weight.masked_fill(is_masked, 0)
     return DensePart(dense, _share(difference**2, kept**2), _share(fisher * difference**2, fisher * kept**2))
@@ -89,7 +93,9 @@ def column_coder(weight: Tensor, importance: Tensor, spec: QuantizerSpec) -> Col
     """Return what quantises the weight's columns one by one by the method of ``spec``."""
     match spec.method:
         case "lut":
-            return CodebookCoder(row_codebooks(weight, importance, 1 << spec.bits), spec.bits)
+            return GridCoder(CodebookGrid.of(row_codebooks(weight, importance, 1 << spec.bits), spec.bits))
+        case "shared":
+            return GridCoder(shared_grid(weight, importance, spec.bits, spec.group_size))
         case "uniform":
             return GroupCoder(importance, spec.bits, spec.group_size, best_grid)
         case "rtn":
@@ -101,6 +107,8 @@ def quantize(weight: Tensor, importance: Tensor, spec: QuantizerSpec) -> Quantiz
     match spec.method:
         case "lut":
             return quantize_lut(weight, importance, spec.bits)
+        case "shared":
+            return quantize_shared(weight, importance, spec.bits, spec.group_size)
         case "uniform":
             return quantize_uniform(weight, importance, spec.bits, spec.group_size)
         case "rtn":

@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -31,6 +31,7 @@ from shared.bundle.manifest import (
     block_title,
 )
 from shared.bundle.write import add_tensors
+from shared.quantization.codec import QuantizedTensor
 from shared.sensitivity_mask import SensitivityMask
 
 
@@ -140,10 +141,16 @@ def _quantized_entry(name: str, title: str, dense: DensePart, sensitive_count: i
         shape=dense.weight.shape,
         blob=title,
         bits=dense.weight.bits,  # type: ignore[arg-type]
-        codebook="none" if dense.weight.lut is None else "per_row",
+        codebook=_codebook_kind(dense.weight),
         group_size=dense.weight.group_size,
         has_bias=dense.weight.bias is not None,
         sensitive_count=sensitive_count,
         relative_error=dense.relative_error,
         weighted_relative_error=dense.weighted_relative_error,
     )
+
+
+def _codebook_kind(weight: QuantizedTensor) -> Literal["per_row", "shared", "none"]:
+    if weight.lut is None:
+        return "none"
+    return "per_row" if weight.group_size is None else "shared"

@@ -9,12 +9,13 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from cloud_service.pipeline.quantizers.compensation import (
-    CodebookCoder,
     ColumnCoder,
+    GridCoder,
     GroupCoder,
     inverse_factor,
     quantize_compensated,
 )
+from cloud_service.pipeline.quantizers.grids import CodebookGrid
 from cloud_service.pipeline.quantizers.quantize import DensePart, quantize_unmasked
 from cloud_service.pipeline.quantizers.rtn import range_grid
 from shared.api import QuantizerSpec
@@ -86,7 +87,7 @@ def test_two_columns_worked_by_hand() -> None:
     lut = torch.tensor([[-1.0, 0.0, 1.0, 2.0]], dtype=torch.float16)
     weight, moment = torch.tensor([[0.4, 0.4]]), torch.tensor([[1.0, 0.5], [0.5, 1.0]])
     nowhere = torch.zeros(1, 2, dtype=torch.bool)
-    assert codes_of(weight, moment, nowhere, CodebookCoder(lut, 2)).tolist() == [[1, 2]]
+    assert codes_of(weight, moment, nowhere, GridCoder(CodebookGrid.of(lut, 2))).tolist() == [[1, 2]]
 
 
 def test_what_a_pinned_weight_was_moved_by_is_passed_on() -> None:
@@ -95,13 +96,13 @@ def test_what_a_pinned_weight_was_moved_by_is_passed_on() -> None:
     lut = torch.tensor([[-1.0, 0.0, 0.55, 0.6]], dtype=torch.float16)
     moment = torch.tensor([[1.0, 0.5, 0.5], [0.5, 1.0, 0.5], [0.5, 0.5, 1.0]])
     weight, is_pinned = torch.tensor([[-0.6, 0.4, 0.4]]), torch.tensor([[False, True, False]])
-    assert codes_of(weight, moment, is_pinned, CodebookCoder(lut, 2))[0, 2] == 3
+    assert codes_of(weight, moment, is_pinned, GridCoder(CodebookGrid.of(lut, 2)))[0, 2] == 3
 
 
 def test_codebook_codes_are_the_greedy_optimum() -> None:
     weight, moment, is_pinned = random_weight(6, 150), second_moment(correlated_inputs(400, 150)), some_pinned(6, 150)
     lut = torch.linspace(-0.15, 0.15, 16).half().expand(6, 16).contiguous()
-    found = codes_of(weight, moment, is_pinned, CodebookCoder(lut, 4)).numpy()
+    found = codes_of(weight, moment, is_pinned, GridCoder(CodebookGrid.of(lut, 4))).numpy()
     expected = greedy_codes(weight, moment, is_pinned, lut)
     assert np.array_equal(found[~is_pinned.numpy()], expected[~is_pinned.numpy()])
 
@@ -155,10 +156,10 @@ def test_an_input_that_is_always_zero_neither_passes_on_nor_takes_up_error() -> 
     inputs[:, 7] = 0
     weight, nowhere = random_weight(5, 40), torch.zeros(5, 40, dtype=torch.bool)
     lut = torch.linspace(-0.15, 0.15, 16).half().expand(5, 16).contiguous()
-    codes = codes_of(weight, second_moment(inputs), nowhere, CodebookCoder(lut, 4))
+    codes = codes_of(weight, second_moment(inputs), nowhere, GridCoder(CodebookGrid.of(lut, 4)))
     assert torch.equal(codes[:, 7].long(), (weight[:, 7:8] - lut.float()).abs().argmin(dim=1))
     changed = codes_of(
-        weight.index_fill(1, torch.tensor([7]), 0.1), second_moment(inputs), nowhere, CodebookCoder(lut, 4)
+        weight.index_fill(1, torch.tensor([7]), 0.1), second_moment(inputs), nowhere, GridCoder(CodebookGrid.of(lut, 4))
     )
     others = torch.arange(40) != 7
     assert torch.equal(changed[:, others], codes[:, others])
