@@ -40,7 +40,7 @@ from cloud_service.pipeline.opening.planned_model import Means, PlannedModel
 from cloud_service.pipeline.planning.peak_memory import HIDDEN_BYTES_AT_ONCE
 from cloud_service.pipeline.publish.device_rules import check_devices_open
 from cloud_service.pipeline.publish.documents import add_documents, license_of, model_card
-from cloud_service.pipeline.quantizers.bundle_weights import block_writer
+from cloud_service.pipeline.quantizers.bundle_weights import PublishedWeights
 from cloud_service.pipeline.quantizers.split_blocks import missing_bundle_bytes, split_blocks
 from cloud_service.pipeline.quantizers.tensor_blobs import TensorBlob
 from cloud_service.pipeline.report.document import FisherFigures, fisher_figures, report_document
@@ -235,12 +235,12 @@ def _evaluate_variant(
         job.workspace.write_json(f"loss-{variant}", dataclasses.asdict(total))
         job.progress.advance(done_before + total.windows)
 
-    published = block_writer(model, job.layout, blobs, has_sensitive_part=variant == "bundle")
+    published = PublishedWeights(model, job.layout, blobs, has_sensitive_part=variant == "bundle")
     return sum_losses_of_variant(
         model,
         windows,
         LossSum(**saved) if saved else LossSum(),
-        rewrite=published if variant != "16bit" else lambda _: None,
+        rewritten=published if variant != "16bit" else None,
         after_batch=after_batch,
         subject=_VARIANTS[variant],
         hidden_bytes=HIDDEN_BYTES_AT_ONCE,

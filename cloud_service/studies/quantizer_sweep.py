@@ -34,7 +34,7 @@ from cloud_service.pipeline.named_input import NamedInput
 from cloud_service.pipeline.opening.open_model import OpenedModel, open_model
 from cloud_service.pipeline.opening.planned_model import Means, PlannedModel
 from cloud_service.pipeline.planning.peak_memory import HIDDEN_BYTES_AT_ONCE
-from cloud_service.pipeline.quantizers.bundle_weights import block_writer
+from cloud_service.pipeline.quantizers.bundle_weights import PublishedWeights
 from cloud_service.pipeline.quantizers.split_blocks import split_blocks
 from cloud_service.pipeline.quantizers.tensor_blobs import TensorBlob
 from cloud_service.pipeline.report.document import bytes_by_part
@@ -260,7 +260,7 @@ def _measure_one(job: _Job, spec: QuantizerSpec, prepared: _Prepared) -> Combina
             sum_losses_of_variant(
                 model,
                 prepared.windows,
-                rewrite=block_writer(model, layout, blobs, has_sensitive_part=has_sensitive_part),
+                rewritten=PublishedWeights(model, layout, blobs, has_sensitive_part),
                 hidden_bytes=HIDDEN_BYTES_AT_ONCE,
             ).perplexity
             for has_sensitive_part in (False, True)

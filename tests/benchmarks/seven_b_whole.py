@@ -72,6 +72,7 @@ class Setting:
         prepare_budget: Bytes that it plans for.
         device_limit: Bytes of memory for each command of the device.
         limit_kind: What of a process is limited, a key of ``LIMITS``.
+        backend: Of the device.
     """
 
     work: Path
@@ -80,6 +81,7 @@ class Setting:
     prepare_budget: int
     device_limit: int
     limit_kind: str
+    backend: str = "auto"
 
     @property
     def service(self) -> Path:
@@ -102,6 +104,7 @@ def main() -> None:
     parser.add_argument("--prepare-budget", type=parse_bytes, help="what the preparation plans for (its limit)")
     parser.add_argument("--device-limit", type=parse_bytes, default=8 * GIB, help="8GiB")
     parser.add_argument("--limit", choices=sorted(LIMITS), default="address-space")
+    parser.add_argument("--backend", default="auto", help="of the device (auto)")
     parser.add_argument("--results", type=Path, default=RESULTS)
     arguments = parser.parse_args()
     config = LLAMA_2_7B | (TINY if arguments.shape == "tiny" else {})
@@ -113,6 +116,7 @@ def main() -> None:
         prepare_budget=arguments.prepare_budget or arguments.prepare_limit,
         device_limit=arguments.device_limit,
         limit_kind=arguments.limit,
+        backend=arguments.backend,
     )
     result = measure(setting, print)
     is_whole = config == LLAMA_2_7B
@@ -220,7 +224,7 @@ def generate(setting: Setting) -> dict[str, Any]:
 
 def on_the_device(setting: Setting, name: str, *arguments: str | Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """Run a command of the device under its limit; return its figures and its answer."""
-    budget = ("--memory-budget", str(setting.device_limit), "--device", "cpu", "--json")
+    budget = ("--memory-budget", str(setting.device_limit), "--device", "cpu", "--backend", setting.backend, "--json")
     figures, answer = run_limited(
         [*DEVICE, name, *arguments, *budget],
         setting.work / f"{name}.log",

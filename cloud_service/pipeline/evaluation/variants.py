@@ -1,14 +1,15 @@
 """Perplexity of a variant of the model: each block as the checkpoint has it, or rewritten as it is published.
 
-A whole network is rewritten at once, then run on one batch after another. Of a streamed one, each block is read,
-rewritten, run on the windows of many batches, and dropped; the batches and their order are the same, so the sum has the
-same bits. Costs a forward pass over the text; streamed also one read of the model for each ``hidden_bytes`` of hidden
-states. Knows nothing about what the variants are.
+What stands beside the blocks is rewritten first. A whole network's blocks are rewritten at once; then it is run on one
+batch after another. Of a streamed one, each block is read, rewritten, run on the windows of many batches, and dropped;
+the batches and their order are the same, so the sum has the same bits. Costs a forward pass over the text; streamed
+also one read of the model for each ``hidden_bytes`` of hidden states. Knows nothing about what the variants are.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -21,12 +22,22 @@ from cloud_service.pipeline.model.streamed_model import StreamedModel
 _NOTHING = LossSum()
 
 
+class Rewriting(Protocol):
+    """A variant's own weights."""
+
+    def write_trunk(self) -> None:
+        """Write what the variant has beside the blocks into the network."""
+
+    def write_block(self, index: int) -> None:
+        """Write what the variant has in a block, whose weights are in memory."""
+
+
 def sum_losses_of_variant(
     model: LoadedModel,
     windows: list[list[int]],
     start: LossSum = _NOTHING,
     *,
-    rewrite: Callable[[int], None] = lambda _: None,
+    rewritten: Rewriting | None = None,
     after_batch: Callable[[LossSum], None] = lambda _: None,
     subject: str = "network",
     hidden_bytes: int = 0,
@@ -34,10 +45,10 @@ def sum_losses_of_variant(
     """Return the summed loss over all windows.
 
     Args:
-        model: The model; of a whole network the weights stay rewritten.
+        model: The model; what is in memory stays rewritten.
         windows: From ``evaluation_windows``.
         start: Where to continue.
-        rewrite: Writes what the variant has in a block, whose weights are in memory then, by the block's index.
+        rewritten: Writes what the variant has in place of the checkpoint's weights; None is the checkpoint.
         after_batch: Called after each batch, for progress and checkpoints; may raise to stop.
         subject: What the variant is, for the error.
         hidden_bytes: What the hidden states of the windows that go through a streamed network's blocks together may
@@ -46,14 +57,17 @@ def sum_losses_of_variant(
     Raises:
         UnsupportedModel: A loss is not finite; ``after_batch`` is not called.
     """
+    if rewritten:
+        rewritten.write_trunk()
     if not isinstance(model, StreamedModel):
-        for index in range(model.outline.block_count):
-            rewrite(index)
+        if rewritten:
+            for index in range(model.outline.block_count):
+                rewritten.write_block(index)
         return sum_losses(model.network, windows, start, after_batch=after_batch, subject=subject)
     done = start
     while done.windows < len(windows):
         batches = _batches_at_once(model, windows, done.windows, hidden_bytes)
-        for inputs, targets, hidden in _through_the_blocks(model, batches, rewrite):
+        for inputs, targets, hidden in _through_the_blocks(model, batches, rewritten):
             with torch.no_grad(), ending_in(model.blocks, hidden):
                 done = add_losses(done, model.network, inputs, targets, subject)
             after_batch(done)
@@ -78,12 +92,13 @@ def _batches_at_once(
 
 
 def _through_the_blocks(
-    model: StreamedModel, batches: list[tuple[Tensor, Tensor]], rewrite: Callable[[int], None]
+    model: StreamedModel, batches: list[tuple[Tensor, Tensor]], rewritten: Rewriting | None
 ) -> list[tuple[Tensor, Tensor, Tensor]]:
     """Return the batches with the hidden states that leave the last block."""
     captured = capture(model.network, model.blocks, (inputs for inputs, _ in batches))
     for index in range(len(model.blocks)):
         with model.block(index) as block:
-            rewrite(index)
+            if rewritten:
+                rewritten.write_block(index)
             captured.advance(block)
     return [(*batch, hidden) for batch, hidden in zip(batches, captured.hidden, strict=True)]

@@ -8,7 +8,8 @@ Costs one decoded weight at a time. Knows nothing about how either part was made
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
 import safetensors
 import safetensors.torch
@@ -20,6 +21,34 @@ from cloud_service.pipeline.quantizers.tensor_blobs import TensorBlob
 from shared.bundle.layout import ImageLayout
 from shared.bundle.manifest import SENSITIVE_TITLE, QuantizedEntry
 from shared.quantization.codec import QuantizedTensor, dequantize
+
+
+@dataclass(frozen=True, slots=True)
+class PublishedWeights:
+    """What a bundle has in place of the checkpoint's weights, written into the network part by part.
+
+    Attributes:
+        model: The network; the weights of a block must be in memory when it is written.
+        layout: Where the blobs lie.
+        blobs: Those of the blocks, in order, then the others.
+        has_sensitive_part: Whether the sensitive values are written; else the dense part alone.
+    """
+
+    model: LoadedModel
+    layout: ImageLayout
+    blobs: Sequence[TensorBlob]
+    has_sensitive_part: bool
+
+    def write_trunk(self) -> None:
+        """Write what is quantised beside the blocks: an embedding, an output matrix."""
+        write_dense_part(self.model, self.layout, self.blobs[self.model.outline.block_count :])
+
+    def write_block(self, index: int) -> None:
+        """Write a block, by its index."""
+        write_dense_part(self.model, self.layout, [self.blobs[index]])
+        if self.has_sensitive_part:
+            names = self.model.outline.block_linears[index]
+            write_sensitive_part(self.model, self.layout, self.blobs, names)
 
 
 def write_dense_part(model: LoadedModel, layout: ImageLayout, blobs: Iterable[TensorBlob]) -> None:
@@ -40,26 +69,6 @@ def write_sensitive_part(
         for name in names:
             values = (parts.get_tensor(f"{name}.indices"), parts.get_tensor(f"{name}.values"))
             write_values(model, {name: values})
-
-
-def block_writer(
-    model: LoadedModel, layout: ImageLayout, blobs: Sequence[TensorBlob], *, has_sensitive_part: bool
-) -> Callable[[int], None]:
-    """Return a function that writes the published weights of a block, by its index, into the network.
-
-    Args:
-        model: The network; the block's weights must be in memory when the function is called.
-        layout: Where the blobs lie.
-        blobs: Those of the blocks, in order, then the others.
-        has_sensitive_part: Whether the sensitive values are written; else the dense part alone.
-    """
-
-    def write(index: int) -> None:
-        write_dense_part(model, layout, [blobs[index]])
-        if has_sensitive_part:
-            write_sensitive_part(model, layout, blobs, model.outline.block_linears[index])
-
-    return write
 
 
 def write_values(model: LoadedModel, values: Mapping[str, tuple[Tensor, Tensor]]) -> None:

@@ -4,7 +4,8 @@
     data            RLIMIT_DATA: private memory alone; mapped files do not count
 
 The kernel refuses whatever exceeds the limit, in the process and in each of its children. The peak is the largest
-resident set of the process or of a child that it has waited for, as ``wait4`` tells. Knows nothing about the command.
+resident set of the process or of a child that it has waited for, as ``wait4`` tells; a process begins with what its
+parent had, so nothing below that (some 250 MB) is measured. Knows nothing about the command.
 """
 
 from __future__ import annotations

@@ -81,6 +81,17 @@ def test_the_bundle_and_its_perplexities_are_those_of_the_whole_network(
     assert streamed.run.passes == 1
 
 
+def test_the_bundles_perplexity_is_that_of_its_coded_embedding(request_: PrepareRequest, tmp_path: Path) -> None:
+    reports = {
+        bits: prepared(request_.model_copy(update={"embedding_bits": bits}), tmp_path / str(bits), Means(device="cpu"))[
+            0
+        ].report["perplexity"]
+        for bits in (4, 16)
+    }
+    assert reports[4]["16bit"] == reports[16]["16bit"]
+    assert reports[4]["bundle"] != reports[16]["bundle"]
+
+
 def test_ray_workers_refuse_a_network_that_is_read_block_by_block(request_: PrepareRequest, tmp_path: Path) -> None:
     budget = smallest_budget(request_, tmp_path / "refused")
     means = Means(RayLauncher(workers=1), budget=budget, device="cpu")
