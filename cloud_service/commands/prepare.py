@@ -49,7 +49,7 @@ _SETTINGS: dict[str, dict[str, Any]] = {
     "--mask-source": {"choices": ["fisher", "magnitude", "random"], "help": "how they are chosen"},
     "--quantizer": {"choices": ["lut", "shared", "uniform", "rtn"], "help": "codec of the dense part"},
     "--bits": {"type": int, "choices": [2, 3, 4, 8], "help": "bits per dense weight (default: 4)"},
-    "--group-size": {"type": int, "help": "columns per group for shared, uniform and rtn"},
+    "--group-size": {"type": int, "help": "columns per group for all but lut"},
     "--compensation": {
         "choices": ["none", "gptq", "refit"],
         "help": "gptq: let later columns make up for errors; refit: and fit codebooks and codes to each other again",

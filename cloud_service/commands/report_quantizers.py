@@ -37,13 +37,16 @@ def _numbers(text: str) -> list[int]:
 
 # Where each option goes in SweepRequest; the request's own rules check the values.
 _OPTIONS: OptionTable = {
-    "--methods": ("methods", {"type": _words, "metavar": "LIST", "help": "of lut, uniform, rtn (default: all)"}),
+    "--methods": (
+        "methods",
+        {"type": _words, "metavar": "LIST", "help": "of lut, shared, uniform, rtn (default: not shared)"},
+    ),
     "--bits": ("bits", {"type": _numbers, "metavar": "LIST", "help": "of 2, 3, 4, 8 (default: all)"}),
     "--compensation": (
         "compensations",
-        {"type": _words, "metavar": "LIST", "help": "none, gptq or none,gptq (default: gptq)"},
+        {"type": _words, "metavar": "LIST", "help": "of none, gptq, refit (default: gptq)"},
     ),
-    "--group-size": ("group_size", {"type": int, "help": "columns per group for uniform and rtn (default: 64)"}),
+    "--group-size": ("group_size", {"type": int, "help": "columns per group for all but lut (default: 64)"}),
     "--sparsity": ("sparsity", {"type": float, "help": "share of sensitive weights (default: 0.001)"}),
     "--scope": ("scope", {"choices": ["per_tensor", "global"], "help": "where exactly k are chosen"}),
     "--calibration-text": ("calibration.text", {"help": "c4, or a .jsonl or .txt file (default: c4)"}),

@@ -63,6 +63,7 @@ OURS = {
     "lut4_refit": QuantizerSpec(method="lut", compensation="refit"),
     "shared4_g64_refit": QuantizerSpec(method="shared", group_size=64, compensation="refit"),
     "shared4_g128_refit": QuantizerSpec(method="shared", group_size=128, compensation="refit"),
+    "shared4_g128_gptq": QuantizerSpec(method="shared", group_size=128, compensation="gptq"),
     "shared4_row_refit": QuantizerSpec(method="shared", group_size=4096, compensation="refit"),
     "uniform4_g64_refit": QuantizerSpec(method="uniform", group_size=64, compensation="refit"),
     "lut3_gptq": QuantizerSpec(method="lut", bits=3, compensation="gptq"),
@@ -169,7 +170,8 @@ def methods(block_count: int, ggml: Path | None) -> dict[str, Method]:
         "gptq4_g128": without_sensitive(QuantizerSpec(method="rtn", group_size=128, compensation="gptq")),
         "gptq3_g128": without_sensitive(QuantizerSpec(method="rtn", bits=3, group_size=128, compensation="gptq")),
         "rtn4_g64": without_sensitive(QuantizerSpec(method="rtn", group_size=64, compensation="none")),
-        "nf4_g64": Method(lambda layer: nf4(layer.weight)),
+        "nf4_g64": Method(lambda layer: nf4(layer.weight, doubly=False)),
+        "nf4_g64_doubly": Method(lambda layer: nf4(layer.weight, doubly=True)),
         "awq4_g128": Method(lambda layer: awq(layer.weight, known_moment(layer), 4, 128), needs_moments=True),
         "awq3_g128": Method(lambda layer: awq(layer.weight, known_moment(layer), 3, 128), needs_moments=True),
     }

@@ -50,8 +50,8 @@ def test_a_sweep_leaves_table_data_plot_and_a_page_that_fits_a_phone(
     ("options", "message"),
     [
         (["--bits", "5"], "2, 3, 4 or 8"),
-        (["--methods", "awq"], "'lut', 'uniform' or 'rtn'"),
-        (["--compensation", "obs"], "'none' or 'gptq'"),
+        (["--methods", "awq"], "'lut', 'shared', 'uniform' or 'rtn'"),
+        (["--compensation", "obs"], "'none', 'gptq' or 'refit'"),
         (["--evaluation-documents", "0"], "must be at least 1"),
     ],
 )

@@ -17,15 +17,18 @@ def random_weight(rows: int, columns: int, seed: int = 3) -> Tensor:
 
 def test_nf4_keeps_its_own_values_where_all_groups_have_one_magnitude() -> None:
     weight = torch.tensor(NF4).repeat(5, 8) * 0.25  # 128 columns: two groups, each with a largest magnitude of 0.25
-    decoded, bits = nf4(weight)
+    decoded, bits = nf4(weight, doubly=True)
     torch.testing.assert_close(decoded, weight)
+    plain, plain_bits = nf4(weight, doubly=False)
+    torch.testing.assert_close(plain, weight)
+    assert plain_bits == 4 * 640 + 16 * 10
     # 4 bits a weight, 8 bits for each of 10 scales, a float32 for their one block and one for their mean
     assert bits == 4 * 640 + 8 * 10 + 32 + 32
 
 
 def test_nf4_is_off_by_at_most_half_its_widest_gap() -> None:
     weight = random_weight(32, 192)
-    decoded, _ = nf4(weight)
+    decoded, _ = nf4(weight, doubly=True)
     largest = weight.view(32, 3, 64).abs().amax(dim=2).repeat_interleave(64, dim=1)
     widest = max(b - a for a, b in pairwise(NF4))
     # a scale is off by at most 1/254 of the spread of scales, which is below the largest of them

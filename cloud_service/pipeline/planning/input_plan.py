@@ -68,6 +68,7 @@ def workload_of(named: NamedInput, shape: ModelShape, copied_bytes: int = 0) -> 
         compensates=named.quantizer is not None and named.quantizer.compensation != "none",
         copied_bytes=copied_bytes,
         needs_whole_network=named.needs_whole_network or SELF in (spec.text, named.evaluation.text),
+        refits=named.quantizer is not None and named.quantizer.compensation == "refit",
     )
 
 

@@ -39,6 +39,7 @@ _LOADING_BYTES = 8
 _SELECTING_BYTES = 16
 _QUANTIZING_BYTES = 40
 _QUANTIZER_SCRATCH = 32 << 20
+_REFIT_BYTES = 24
 _MASK_BYTES = 64
 _LOGITS_BATCH_BYTES = 64 << 20
 
@@ -242,6 +243,8 @@ class PeakModel:
         if self.workload.compensates:
             inputs = {columns for _, columns in block.linears}
             scratch += 4 * sum(columns**2 for columns in inputs) + 3 * 4 * max(inputs) ** 2
+        if self.workload.refits:
+            scratch += _REFIT_BYTES * block.largest_linear
         return scratch
 
     def _host_quantizing(self, run: FisherRun) -> int:

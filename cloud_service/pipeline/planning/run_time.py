@@ -34,6 +34,8 @@ _VARIANTS = 3
 _DEQUANTIZED_BYTES_PER_SECOND = 1e8
 """Written by one thread, measured on Q4_1; other types are up to four times as fast or as slow."""
 _STORED_BYTES = 2
+_REFIT_PRODUCTS = 10
+"""Five products of a weight with its inputs' second moments, in the units of GPTQ's triangular one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +126,8 @@ class TimeModel:
         flops = 2 * self.workload.sequences * self._forward_flops(range(len(self.shape.blocks)))
         for block in self.shape.blocks:
             flops += sum(2 * tokens * columns**2 + 3 * columns**3 for columns in {c for _, c in block.linears})
-            flops += sum(rows * columns**2 for rows, columns in block.linears)
+            products = 1 + (_REFIT_PRODUCTS if self.workload.refits else 0)
+            flops += products * sum(rows * columns**2 for rows, columns in block.linears)
         return flops
 
     def _forward_flops(self, blocks: range) -> int:

@@ -21,6 +21,7 @@ class Workload:
         compensates: Whether the quantiser keeps second moments of its inputs (GPTQ).
         copied_bytes: Length of the 16-bit copy that is written of a quantised file first; 0 where none is.
         needs_whole_network: Whether something else is done with the network that cannot be done block by block.
+        refits: Whether it then fits grids and codes to each other again.
     """
 
     sequences: int
@@ -31,6 +32,7 @@ class Workload:
     compensates: bool = False
     copied_bytes: int = 0
     needs_whole_network: bool = False
+    refits: bool = False
 
 
 @dataclass(frozen=True, slots=True)

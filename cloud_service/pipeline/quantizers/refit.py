@@ -9,8 +9,8 @@
    columns as they stand; (W − Q) H is kept up to date as columns change. No column's change raises the objective.
 
 H is the damped one that the compensation itself used. Values are rounded to float16 after each fit, as they are stored.
-Costs, per round, six products of the weight with H and one loop over the columns; scratch is six times the weight.
-Runs on any device. Knows nothing about activations or Fisher values.
+Costs, per round, three products of the weight with H (five for a shared grid) and one loop over the columns; scratch is
+ten times the weight. Runs on any device. Knows nothing about activations or Fisher values.
 References: arXiv 2309.01885 (QuantEase: descent by columns).
 """
 
@@ -21,10 +21,12 @@ from torch import Tensor
 
 from cloud_service.pipeline.quantizers.grids import Grid
 
-ROUNDS = 2
-"""Turns of values and codes."""
+ROUNDS = 1
+"""Turns of values and codes; a second one lowers the objective by two hundredths more, for the same time again."""
 
-_STEPS = 4
+STEPS = 1
+"""Steps of conjugate gradients; three more lower the objective by less than half a hundredth more."""
+
 _STRETCH = 64
 _TINY = 1e-30
 
@@ -49,8 +51,10 @@ def refit(
     return grid, codes
 
 
-def fitted_values(weight: Tensor, second_moment: Tensor, is_pinned: Tensor, grid: Grid, codes: Tensor) -> Tensor:
-    """Return nearly the values of least error for these codes; those that no code uses stay what they were."""
+def fitted_values(
+    weight: Tensor, second_moment: Tensor, is_pinned: Tensor, grid: Grid, codes: Tensor, steps: int = STEPS
+) -> Tensor:
+    """Return values of less error for these codes, the least with enough steps; those of unused codes stay."""
     is_free = (~is_pinned).to(torch.float32)
     values = grid.values
     diagonal = grid.curvature(second_moment.diagonal() * is_free, codes).clamp_min_(_TINY)
@@ -58,7 +62,7 @@ def fitted_values(weight: Tensor, second_moment: Tensor, is_pinned: Tensor, grid
     residual = grid.collect((error @ second_moment) * is_free, codes)
     scaled = residual / diagonal
     direction, length = scaled, _row_products(residual, scaled)
-    for _ in range(_STEPS):
+    for _ in range(steps):
         moved = grid.expand(direction, codes) * is_free
         image = grid.collect((moved @ second_moment) * is_free, codes)
         step = length / _row_products(direction, image).clamp_min_(_TINY)
@@ -72,7 +76,7 @@ def fitted_values(weight: Tensor, second_moment: Tensor, is_pinned: Tensor, grid
 
 def descended_codes(weight: Tensor, second_moment: Tensor, is_pinned: Tensor, grid: Grid, codes: Tensor) -> Tensor:
     """Return the codes after each column was chosen again, once, with the others as they stand."""
-    wanted, pinned, chosen = (each.T.contiguous() for each in (weight, is_pinned, codes))
+    wanted, pinned, chosen = (each.T.contiguous() for each in (weight, is_pinned, codes.to(torch.uint8)))
     published = torch.where(is_pinned, weight, grid.expand(grid.values, codes)).T.contiguous()
     slope = second_moment @ (wanted - published)
     curvature = second_moment.diagonal().tolist()
@@ -86,7 +90,7 @@ def descended_codes(weight: Tensor, second_moment: Tensor, is_pinned: Tensor, gr
             change = torch.sub(published[column], decoded, out=changes[column - start])
             slope[column + 1 : stop].addr_(second_moment[column + 1 : stop, column], change)
         slope[stop:].addmm_(second_moment[stop:, start:stop], changes)
-    return chosen.T.contiguous()
+    return chosen.T.to(torch.int64)
 
 
 def _row_products(one: Tensor, other: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
 """Published ways to quantise a weight matrix, made here by their recipes: NF4, SqueezeLLM, AWQ.
 
-    nf4          the 16 values of NF4 times the largest magnitude of 64 columns; those magnitudes themselves in 8 bits,
-                 256 of them sharing a float32 scale, around their mean (QLoRA's double quantisation)
+    nf4          the 16 values of NF4 times the largest magnitude of 64 columns, in float16; or those magnitudes in
+                 8 bits, 256 of them sharing a float32 scale, around their mean (QLoRA's double quantisation)
     squeezellm   per row the 2^bits values of weighted k-means, weighted by the Fisher diagonal alone
     awq          round to nearest in groups, after input channels were scaled by (root mean square of the input)^α;
                  α of 20 by the error of the layer's outputs
@@ -32,10 +32,13 @@ _NF4_GROUP, _NF4_SCALES_PER_BLOCK = 64, 256
 _AWQ_STEPS = 20
 
 
-def nf4(weight: Tensor) -> tuple[Tensor, int]:
-    """Return the weight in NF4 with doubly quantised scales, float32, and its size in bits."""
+def nf4(weight: Tensor, *, doubly: bool) -> tuple[Tensor, int]:
+    """Return the weight in NF4, float32, its scales quantised too or in float16, and its size in bits."""
     groups = split_into_groups(weight, _NF4_GROUP)
-    scale, scale_bits = _in_eight_bits(groups.abs().amax(dim=2))
+    largest = groups.abs().amax(dim=2)
+    scale, scale_bits = largest.to(torch.float16).to(torch.float32), 16 * largest.numel()
+    if doubly:
+        scale, scale_bits = _in_eight_bits(largest)
     relative = groups / torch.where(scale > 0, scale, 1)[..., None]
     table = torch.tensor(NF4)
     codes = nearest_codes(relative.flatten(1), table.expand(len(weight), -1))

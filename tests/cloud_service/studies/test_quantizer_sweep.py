@@ -174,9 +174,9 @@ def test_a_folder_serves_one_sweep_at_a_time(make_checkpoint: MakeCheckpoint, te
     [
         ({"bits": [5]}, ("bits", 0), "2, 3, 4 or 8"),
         ({"bits": []}, ("bits",), "at least 1"),
-        ({"methods": ["awq"]}, ("methods", 0), "'lut', 'uniform' or 'rtn'"),
+        ({"methods": ["awq"]}, ("methods", 0), "'lut', 'shared', 'uniform' or 'rtn'"),
         ({"group_size": 4}, ("group_size",), "greater than or equal to 8"),
-        ({"compensations": ["obs"]}, ("compensations", 0), "'none' or 'gptq'"),
+        ({"compensations": ["obs"]}, ("compensations", 0), "'none', 'gptq' or 'refit'"),
         ({"evaluation": {"documents": 0}}, ("evaluation",), "at least 1"),
     ],
 )
