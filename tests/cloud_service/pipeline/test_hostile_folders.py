@@ -91,6 +91,7 @@ def test_a_file_of_holes_is_refused_by_its_length(
 
 def test_a_shard_that_is_a_folder_is_refused(make_checkpoint: MakeCheckpoint) -> None:
     folder = make_checkpoint()
+    (folder / "model.safetensors").unlink()
     (folder / "shard.safetensors").mkdir()
     index = {"weight_map": {"model.norm.weight": "shard.safetensors"}}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))

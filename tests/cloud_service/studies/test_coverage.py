@@ -346,8 +346,8 @@ def test_too_few_rows_name_the_option(command: list[str], capsys: pytest.Capture
 
 @pytest.mark.parametrize(
     ("options", "named"),
-    [(("--rows", "2"), "rows = 2"), (("--steps", "-1"), "steps = -1"), (("--lr", "nan"), "lr = nan"),
-     (("--task", "MNLI"), "task.task = 'MNLI'"), (("--batch", "0"), "batch = 0"), (("--tokens", "2"), "tokens_per")],
+    [(("--rows", "2"), "--rows 2"), (("--steps", "-1"), "--steps -1"), (("--lr", "nan"), "--lr NaN"),
+     (("--task", "MNLI"), '--task "MNLI"'), (("--batch", "0"), "--batch 0"), (("--tokens", "2"), "--tokens 2")],
 )  # fmt: skip
 def test_options_out_of_range_are_named(
     command: list[str], options: tuple[str, str], named: str, capsys: pytest.CaptureFixture[Any]

@@ -80,7 +80,7 @@ def test_files_that_are_not_loaded_are_not_counted(tmp_path: Path, is_indexed: b
     safetensors.torch.save_file(extra, folder / "consolidated.safetensors")
     if is_indexed:
         (folder / "model.safetensors").rename(folder / "part.safetensors")
-        safetensors.torch.save_file(extra, folder / "model.safetensors")
+        safetensors.torch.save_file(extra, folder / "another.safetensors")
         index = {"weight_map": dict.fromkeys(outline.shapes, "part.safetensors")}
         (folder / "model.safetensors.index.json").write_text(json.dumps(index))
     assert read_model_shape(folder) == expected
