@@ -22,12 +22,14 @@ from transformers.pytorch_utils import Conv1D
 
 from cloud_service.cli import main as zo_cloud
 from device_client.cli import main as zo_device
+from device_client.model.embeddings import QuantizedEmbedding, QuantizedHead
 from device_client.model.linear import QuantizedSparseLinear
 from device_client.model.loader import load_model
 from device_client.model.token_batch import TokenBatch
 from shared.bundle.layout import ImageLayout, manifest_descriptor
 from shared.bundle.manifest import BundleConfig
 from shared.bundle.read import Bundle, read_bundle
+from shared.quantization.codec import dequantize
 
 TOKENS = 40
 TOLERANCE = 1e-4
@@ -152,6 +154,10 @@ def logits_of(bundle: Bundle, checkpoint: Path) -> tuple[Tensor, Tensor, Tensor]
         if isinstance(layer, QuantizedSparseLinear):
             owner, weight = network.get_submodule(name), layer.effective_weight()
             owner.weight.copy_(weight.T if isinstance(owner, Conv1D) else weight)
+        elif isinstance(layer, QuantizedEmbedding):
+            network.get_submodule(name).weight.copy_(dequantize(layer.table))
+        elif isinstance(layer, QuantizedHead):
+            network.get_submodule(name).weight.copy_(dequantize(layer.packed.quantized))
     wanted = torch.arange(TOKENS)
     batch = TokenBatch(tokens, torch.ones_like(tokens), torch.zeros_like(wanted), wanted)
     return network(tokens).logits[0], original, model.logits(batch)[0]
