@@ -92,4 +92,4 @@ def test_the_command_says_it_without_a_traceback(
     folder = make_checkpoint()  # type: ignore[operator]
     arguments = ["prepare", str(folder), "--output", str(tmp_path / "out"), "--calibration-text", str(path)]
     assert main([*arguments, "--offline", "--quiet"]) == DataError.exit_code
-    assert capsys.readouterr().err.startswith("error: t.jsonl line 1 is not UTF-8\nNeeded: UTF-8\nNext: save the file")
+    assert capsys.readouterr().err.startswith("Error: t.jsonl line 1 is not UTF-8\nNeeded: UTF-8\nNext: save the file")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -15,6 +14,7 @@ from cloud_service.pipeline.named_input import NamedInput
 from cloud_service.pipeline.opening.identity import ResolvedInput, resolve
 from cloud_service.progress import SilentProgress
 from cloud_service.sources import SourcePolicy, TextSource
+from shared.errors import InvalidRequest
 
 HEADER = "sentence\tlabel\n"
 
@@ -69,8 +69,6 @@ def test_how_own_rows_are_read_makes_another_fingerprint(folder: Path, options: 
     assert resolved(folder, *plain).fingerprint != resolved(folder, *plain, *options).fingerprint
 
 
-def test_label_words_that_are_none_are_a_wrong_call(folder: Path, capsys: pytest.CaptureFixture[Any]) -> None:
-    with pytest.raises(SystemExit) as caught:
+def test_label_words_that_are_none_are_a_wrong_call(folder: Path) -> None:
+    with pytest.raises(InvalidRequest, match="needed: label=word,label=word"):
         resolved(folder, "--label-words", "negative")
-    assert caught.value.code == 2
-    assert "needed: label=word,label=word" in capsys.readouterr().err
