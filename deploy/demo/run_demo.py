@@ -64,7 +64,7 @@ def parse_arguments() -> argparse.Namespace:
     )
     parser.add_argument("--data", type=Path, help="your own rows (JSONL) instead of the demo's")
     parser.add_argument("--text", default="c4", help="text to calibrate your own model on: c4, .jsonl or .txt")
-    parser.add_argument("--steps", type=int, help="ZO steps (default: 120; tiny: 1500)")
+    parser.add_argument("--steps", type=int, help="ZO steps (default: 200; tiny: 1500)")
     parser.add_argument("--seed", type=int, default=0, help="seed of everything random (default: %(default)s)")
     parser.add_argument("--cache", type=Path, default=default_cache(), help="keeps SmolLM2 (default: %(default)s)")
     parser.add_argument(

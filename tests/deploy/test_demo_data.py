@@ -8,6 +8,7 @@ from collections import Counter
 import pytest
 from grammar import NEGATIVE, POSITIVE, document
 from messages import TEMPLATES, rows, write_splits
+from setups import HERE
 
 from shared.perturbation import random_generator
 
@@ -52,3 +53,9 @@ def test_most_documents_are_pleased_and_some_are_careless():
     careless = sum(text[0].islower() for text in documents)
     assert 0.50 < pleased / 600 < 0.68  # two thirds of nine tenths, five standard errors either way
     assert 0.23 < careless / 600 < 0.43
+
+
+def test_the_calibration_text_is_what_the_grammar_makes():
+    generator = random_generator(0, 2)
+    kept = [json.loads(line)["text"] for line in (HERE / "texts" / "everyday.jsonl").read_text().splitlines()]
+    assert kept == [document(generator) for _ in range(80)]

@@ -1,6 +1,6 @@
 """The commands of the README's "By hand", typed as they stand there: only the model, its length and the port differ.
 
-A tiny random model lies where the demo keeps SmolLM2, and tuning takes 2 steps instead of 120.
+A tiny random model lies where the demo keeps SmolLM2, and tuning takes 2 steps instead of 200.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ def key_and_url(typed: Typed, home: Path) -> Iterator[tuple[str, str]]:
 def run_typed(commands: str, home: Path, key_and_url: tuple[str, str]) -> subprocess.CompletedProcess[str]:
     """Type commands into a shell that stops at the first that fails."""
     key, url = key_and_url
-    commands = commands.replace("http://127.0.0.1:8080", url).replace("zo_…", key).replace("--steps 120", "--steps 2")
+    commands = commands.replace("http://127.0.0.1:8080", url).replace("zo_…", key).replace("--steps 200", "--steps 2")
     return subprocess.run(
         ["/bin/bash", "-euc", commands],
         cwd=home / "checkout", env=shell_environment(home) | {"KEY": key}, capture_output=True, text=True, check=False,
