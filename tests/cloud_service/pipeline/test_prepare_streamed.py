@@ -9,6 +9,8 @@ import pytest
 
 from cloud_service.memory_budget import MemoryBudget
 from cloud_service.pipeline.fisher.launchers.ray_cluster import RayLauncher
+from cloud_service.pipeline.named_input import NamedInput
+from cloud_service.pipeline.opening.open_model import open_model
 from cloud_service.pipeline.opening.planned_model import Means
 from cloud_service.pipeline.prepare import PreparedBundle, prepare
 from cloud_service.progress import SilentProgress
@@ -61,11 +63,24 @@ def prepared(request: PrepareRequest, folder: Path, means: Means) -> tuple[Prepa
 
 
 def smallest_budget(request: PrepareRequest, folder: Path) -> MemoryBudget:
-    """Return the smallest budget that the refusal of a smaller one names, with 4 MiB that this process may grow by."""
-    with pytest.raises(ResourceError) as refused:
-        prepared(request, folder, Means(device="cpu", budget=MemoryBudget(max_host_bytes=MIB)))
-    size, unit = refused.value.needed.removeprefix("at least ").split()[:2]
-    return MemoryBudget(max_host_bytes=int((float(size) * {"MiB": 1, "GiB": 1024}[unit] + 4) * MIB))
+    """Return the smallest budget that is not refused, to the MiB, with 8 MiB that this process may grow by.
+
+    What the process itself takes counts, and that may be a gigabyte after other tests: the refusal of a smaller budget
+    names the smallest one too roughly then.
+    """
+    named = NamedInput.of_preparation(request)
+    policy = SourcePolicy(allow_any_local=True)
+    refused, enough = 1, 1 << 14
+    with open_model(named, workspace=folder, policy=policy, progress=SilentProgress()) as opened:
+        while enough - refused > 1:
+            middle = (refused + enough) // 2
+            try:
+                opened.plan(Means(device="cpu", budget=MemoryBudget(max_host_bytes=middle * MIB)))
+            except ResourceError:
+                refused = middle
+            else:
+                enough = middle
+    return MemoryBudget(max_host_bytes=(enough + 8) * MIB)
 
 
 def test_the_bundle_and_its_perplexities_are_those_of_the_whole_network(

@@ -103,7 +103,7 @@ def run(folder: Path, text: Path, root: Path, bits: int) -> tuple[PreparedBundle
 def test_embedding_and_head_are_stored_once_in_codes_and_nothing_else_of_the_trunk_is(
     make_checkpoint: MakeCheckpoint, text: Path, tmp_path: Path, family: str
 ) -> None:
-    folder = make_checkpoint(family, num_hidden_layers=1)
+    folder = make_checkpoint(family)
     made, bundle = run(folder, text, tmp_path, 8)
     stored = safetensors.torch.load_file(folder / "model.safetensors")
 
