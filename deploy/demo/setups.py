@@ -35,8 +35,8 @@ REAL_STEPS, REAL_SCHEDULE = 200, ("--batch", "8", "--step-length", "0.8", "--val
 
 TINY_TEMPLATE, TINY_LABEL_WORDS, TINY_STEPS = "{text} It was {label}", "negative=terrible,positive=great", 1500
 
-# Chosen for its time: the demo learns with the mask that so little text gives. An operator who has minutes more takes the
-# defaults.
+# Chosen for its time: the demo learns with the mask that so little text gives. An operator who has minutes more takes
+# the defaults.
 QUICK_CALIBRATION = {"sequences": 8, "tokens_per_sequence": 128}
 QUICK_QUANTIZER = {"compensation": "none"}
 
