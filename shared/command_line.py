@@ -80,43 +80,32 @@ def run_program(
         is_debugging: Whether it is set; asked only then.
     """
     with dropping_unread_output():
-        return _run(run, words, show_error, debug_variable, is_debugging=is_debugging)
+        try:
+            return run(words)
+        except BrokenPipeError:
+            raise
+        except ZoError as error:
+            failure, kind = error, error.slug
+        except KeyboardInterrupt:
+            failure = Interrupted("interrupted", next_step="run the same command again to continue")
+            kind = failure.slug
+        except Exception as error:
+            if is_debugging():
+                show_error("".join(traceback.format_exception(error)))
+            failure = _described(error, debug_variable)
+            kind = "unexpected" if type(failure) is ZoError else failure.slug
+        show_error(str(failure))
+        if "--json" in words:
+            described = {"found": failure.found, "needed": failure.needed, "next_step": failure.next_step}
+            with dropping_unread_output():
+                print_json({"error": {"type": kind, **described, "param": failure.param}})
+        return failure.exit_code
     return 0
 
 
 def print_json(result: dict[str, Any]) -> None:
     """Print the one JSON object of a command."""
     sys.stdout.write(json.dumps(result) + "\n")
-
-
-def _run(
-    run: Callable[[Sequence[str]], int],
-    words: Sequence[str],
-    show_error: Callable[[str], None],
-    debug_variable: str,
-    *,
-    is_debugging: Callable[[], bool],
-) -> int:
-    try:
-        return run(words)
-    except BrokenPipeError:
-        raise
-    except ZoError as error:
-        failure, kind = error, error.slug
-    except KeyboardInterrupt:
-        failure = Interrupted("interrupted", next_step="run the same command again to continue")
-        kind = failure.slug
-    except Exception as error:
-        if is_debugging():
-            show_error("".join(traceback.format_exception(error)))
-        failure = _described(error, debug_variable)
-        kind = "unexpected" if type(failure) is ZoError else failure.slug
-    show_error(str(failure))
-    if "--json" in words:
-        described = {"found": failure.found, "needed": failure.needed, "next_step": failure.next_step}
-        with dropping_unread_output():
-            print_json({"error": {"type": kind, **described, "param": failure.param}})
-    return failure.exit_code
 
 
 def _described(error: Exception, debug_variable: str) -> ZoError:

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from cloud_service.sources import PINNED_COMMIT
 from shared.bundle.write import serialization_errors
-from shared.durable_files import disk_errors, free_bytes, sync_directory, write_atomically
+from shared.durable_files import disk_errors, free_bytes, replacing, sync_directory, write_atomically
 from shared.errors import DiskError
 
 _INPUT = "input.json"
@@ -123,17 +123,11 @@ class Workspace:
         """
         path = self._tensor_file(name)
         temporary = path.with_suffix(".partial")
-        with disk_errors(self.folder):
-            try:
-                with serialization_errors():
-                    safetensors.torch.save_file(dict(tensors), temporary, metadata=dict(labels))
-                with temporary.open("rb") as file:
-                    os.fsync(file.fileno())
-                temporary.replace(path)
-            except BaseException:
-                temporary.unlink(missing_ok=True)
-                raise
-            sync_directory(self.folder)
+        with disk_errors(self.folder), replacing(path, temporary):
+            with serialization_errors():
+                safetensors.torch.save_file(dict(tensors), temporary, metadata=dict(labels))
+            with temporary.open("rb") as file:
+                os.fsync(file.fileno())
 
     def remove_tensors(self, name: str) -> None:
         """Delete the tensors saved under ``name``, if any.

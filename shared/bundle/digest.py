@@ -10,6 +10,9 @@ import hashlib
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Annotated
+
+from pydantic import AfterValidator
 
 from shared.errors import InvalidDigest
 
@@ -29,6 +32,17 @@ def check_digest(digest: str) -> str:
     if not isinstance(digest, str) or not _DIGEST.fullmatch(digest):
         raise InvalidDigest(f"digest {str(digest)[:80]!r}", needed="sha256: followed by 64 lower-case hex digits")
     return digest
+
+
+def _valid(digest: str) -> str:
+    try:
+        return check_digest(digest)
+    except InvalidDigest as error:
+        raise ValueError(str(error)) from error
+
+
+Digest = Annotated[str, AfterValidator(_valid)]
+"""A digest as a field of a message."""
 
 
 def digest_of_bytes(data: bytes) -> str:

@@ -12,9 +12,9 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from shared.bundle.digest import CHUNK_BYTES, check_digest
+from shared.bundle.digest import CHUNK_BYTES, Digest, check_digest
 from shared.errors import (
     IntegrityError,
     InvalidBundleConfig,
@@ -86,19 +86,11 @@ class Descriptor(Document):
     """A blob: what it is, its digest, its length in bytes."""
 
     media_type: Annotated[str, Field(alias="mediaType", max_length=255)]
-    digest: str
+    digest: Digest
     size: Annotated[int, Field(ge=0, lt=2**53)]
     annotations: dict[str, str] | None = None
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, populate_by_name=True)
-
-    @field_validator("digest")
-    @classmethod
-    def _digest_is_strict(cls, digest: str) -> str:
-        try:
-            return check_digest(digest)
-        except InvalidDigest as error:
-            raise ValueError(str(error)) from error
 
     @property
     def title(self) -> str:
@@ -156,16 +148,8 @@ class DequantizedFile(Document):
     """
 
     file: Annotated[str, Field(max_length=255)]
-    digest: str
+    digest: Digest
     tensor_types: Annotated[dict[str, int], Field(min_length=1, max_length=64)]
-
-    @field_validator("digest")
-    @classmethod
-    def _digest_is_strict(cls, digest: str) -> str:
-        try:
-            return check_digest(digest)
-        except InvalidDigest as error:
-            raise ValueError(str(error)) from error
 
     @property
     def types_line(self) -> str:

@@ -22,11 +22,11 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from pydantic import AfterValidator, Field
 
 from shared.api import BundleName, Tag
-from shared.bundle.digest import check_digest
+from shared.bundle.digest import Digest
 from shared.bundle.dsse import MAX_ENVELOPE_BYTES, open_envelope, seal
 from shared.bundle.manifest import Document, parse_document
 from shared.bundle.signature import fingerprint_of
-from shared.errors import InvalidDigest, SignatureInvalid
+from shared.errors import SignatureInvalid
 
 RELEASE_TYPE = "application/vnd.zo-device.release.v1+json"
 ROTATION_TYPE = "application/vnd.zo-device.key-rotation.v1+json"
@@ -34,13 +34,6 @@ MAX_VERSION = 2**53 - 1
 """The largest integer that every JSON reader keeps exactly."""
 
 _TIME_FORMAT = "%Y-%m-%dT%H:%M:%SZ"
-
-
-def _digest(text: str) -> str:
-    try:
-        return check_digest(text)
-    except InvalidDigest as error:
-        raise ValueError(str(error)) from error
 
 
 def _public_key(text: str) -> str:
@@ -77,7 +70,7 @@ class ReleaseStatement(Document):
     name: BundleName
     tag: Tag
     version: Annotated[int, Field(ge=1, le=MAX_VERSION)]
-    digest: Annotated[str, AfterValidator(_digest)]
+    digest: Digest
     expires: Time
     public_key: PublicKey
 

@@ -44,20 +44,29 @@ def network_without_weights(family: ModelFamily, fields: Mapping[str, Any]) -> n
     settings = {name: value for name, value in fields.items() if name not in ("model_type", "architectures")}
     chosen = {} if family.attention is None else {"attn_implementation": family.attention}
     config = transformers.AutoConfig.for_model(family.model_type, **settings, **chosen)
-    if family.is_tested:
-        network_class = getattr(transformers, family.architecture)
-    elif type(config) in transformers.MODEL_FOR_CAUSAL_LM_MAPPING:
-        network_class = transformers.MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
-    else:
-        raise ValueError("transformers lists no causal language model of this type")
     with _EmptyOnMeta():
-        network: nn.Module = network_class(config)
+        network: nn.Module = causal_class(family, config)(config)
     for path, parameter in list(network.named_parameters(remove_duplicate=False)):
         if not parameter.is_meta:
             owner, _, name = path.rpartition(".")
             setattr(network.get_submodule(owner), name, nn.Parameter(parameter.to("meta"), requires_grad=False))
     network.tie_weights()  # type: ignore[operator]
     return network
+
+
+def causal_class(family: ModelFamily, config: Any) -> Any:
+    """Return the class that transformers itself lists for a causal language model of its configuration ``config``.
+
+    Raises:
+        ValueError: It lists none.
+    """
+    import transformers
+
+    if family.is_tested:
+        return getattr(transformers, family.architecture)
+    if type(config) not in transformers.MODEL_FOR_CAUSAL_LM_MAPPING:
+        raise ValueError("transformers lists no causal language model of this type")
+    return transformers.MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
 
 
 def is_linear(layer: nn.Module) -> bool:

@@ -84,7 +84,8 @@ def main() -> None:
     if arguments.alone:
         print(write_result("embedding_bits_alone", measure_alone(arguments.model)).read_text())
         return
-    bundle = prepared(arguments.model, arguments.keep)
+    calibration = {"text": str(C4.path), "sequences": 16, "tokens_per_sequence": 256}
+    bundle = prepared(arguments.keep, {"model": str(arguments.model), "embedding_bits": 16, "calibration": calibration})
     tables = embeddings_of(arguments.model)
     figures, tokens = measure(arguments.model, bundle, tables, arguments.documents)
     sizes = {form: bundle_bytes(arguments.model, bundle, part) for form, (part, _) in tables.items()}
@@ -110,16 +111,12 @@ def main() -> None:
     print(path.read_text())
 
 
-def prepared(model: Path, keep: Path) -> Bundle:
-    """Return the bundle with a 16-bit embedding, prepared now or earlier."""
+def prepared(keep: Path, request: dict[str, Any]) -> Bundle:
+    """Return the bundle of a request, without an evaluation, prepared in ``keep`` now or earlier."""
     layout, remembered = ImageLayout.create(keep / "store"), keep / "digest"
     if not remembered.exists():
-        calibration = {"text": str(C4.path), "sequences": 16, "tokens_per_sequence": 256}
-        request = {
-            "model": str(model), "embedding_bits": 16, "calibration": calibration, "evaluation": {"documents": 0},
-        }  # fmt: skip
         made = prepare(
-            PrepareRequest.model_validate(request),
+            PrepareRequest.model_validate(request | {"evaluation": {"documents": 0}}),
             workspace=keep / "work",
             layout=layout,
             progress=SilentProgress(),

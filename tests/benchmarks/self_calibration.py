@@ -17,20 +17,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from embedding_bits import C4, DATA, POLICY, blobs_of, divergence, log_probabilities
+from embedding_bits import C4, DATA, POLICY, blobs_of, divergence, log_probabilities, prepared
 from recording import record_headlines, write_result
 
 from cloud_service.pipeline.calibration.documents import read_documents
 from cloud_service.pipeline.evaluation.perplexity import evaluation_windows
 from cloud_service.pipeline.model.load_model import LoadedModel, load_model, read_outline
 from cloud_service.pipeline.model.tokenization import load_encoder
-from cloud_service.pipeline.prepare import prepare
 from cloud_service.pipeline.quantizers.bundle_weights import write_dense_part, write_sensitive_part
-from cloud_service.progress import SilentProgress
 from cloud_service.sources import TextSource
-from shared.api import PrepareRequest
-from shared.bundle.layout import ImageLayout
-from shared.bundle.read import Bundle, read_bundle
+from shared.bundle.read import Bundle
 
 SEQUENCES, TOKENS = 32, 256
 HELD_OUT = TextSource(DATA / "text" / "wikitext-2" / "test.txt")
@@ -44,7 +40,11 @@ def main() -> None:
     parser.add_argument("--keep", type=Path, required=True)
     parser.add_argument("--windows", type=int, default=24)
     arguments = parser.parse_args()
-    bundles = {name: prepared(arguments.model, arguments.keep / name, text) for name, text in TEXTS.items()}
+    bundles = {}
+    for name, text in TEXTS.items():
+        calibration = {"text": text, "sequences": SEQUENCES, "tokens_per_sequence": TOKENS}
+        request = {"model": str(arguments.model), "calibration": calibration}
+        bundles[name] = prepared(arguments.keep / name, request)
     figures, tokens = measure(arguments.model, bundles, arguments.windows)
     ratio = figures["self"]["kl"] / figures["c4"]["kl"]
     about = {"model": arguments.model.name, "sequences": SEQUENCES, "tokens_per_sequence": TOKENS}
@@ -52,23 +52,6 @@ def main() -> None:
     path = write_result("self_calibration", about | found | {"kl_ratio": ratio})
     record_headlines(path, {"real.smollm2.self_calibration_kl_over_c4": (round(ratio, 3), "x")})
     print(path.read_text())
-
-
-def prepared(model: Path, keep: Path, text: str) -> Bundle:
-    """Return the bundle that was calibrated on a text, prepared now or earlier."""
-    layout, remembered = ImageLayout.create(keep / "store"), keep / "digest"
-    if not remembered.exists():
-        calibration = {"text": text, "sequences": SEQUENCES, "tokens_per_sequence": TOKENS}
-        request = {"model": str(model), "calibration": calibration, "evaluation": {"documents": 0}}
-        made = prepare(
-            PrepareRequest.model_validate(request),
-            workspace=keep / "work",
-            layout=layout,
-            progress=SilentProgress(),
-            sources=POLICY,
-        )
-        remembered.write_text(made.manifest.digest)
-    return read_bundle(layout, remembered.read_text().strip())
 
 
 def overlap(first: Bundle, second: Bundle) -> float:

@@ -21,6 +21,7 @@ from torch import Tensor
 from cloud_service.pipeline.model.load_model import LoadedModel
 from cloud_service.pipeline.model.tokenization import TextEncoder
 from shared.errors import UnsupportedModel
+from shared.model_dimensions import dimensions_of
 from shared.perturbation import random_generator
 
 _LARGEST_BATCH = 32
@@ -106,9 +107,5 @@ def _token_count(encoder: TextEncoder) -> int:
 
 def _cache_bytes_per_token(model: LoadedModel) -> int:
     """Return the bytes of keys and values of one position."""
-    config = model.network.config
-    heads = int(config.num_attention_heads)  # type: ignore[union-attr, arg-type]
-    kept = int(getattr(config, "num_key_value_heads", None) or heads)
-    width = int(getattr(config, "head_dim", None) or config.hidden_size // heads)  # type: ignore[union-attr, operator]
-    value_bytes = next(model.network.parameters()).element_size()
-    return 2 * len(model.blocks) * kept * width * value_bytes
+    dimensions = dimensions_of(model.outline.architecture)
+    return 2 * dimensions.blocks * dimensions.keys * next(model.network.parameters()).element_size()

@@ -29,8 +29,8 @@ from cloud_service.pipeline.model.config_bounds import check_config
 from cloud_service.pipeline.model.untested_family import check_computes_as_expected, find_decoder_blocks
 from cloud_service.pipeline.model.weight_files import read_json, unsupported
 from shared.architecture import family_of, safe_config
+from shared.model.network import causal_class
 from shared.model_dimensions import dimensions_of
-from shared.model_families import ModelFamily
 
 _ERRORS_OF_A_CONFIGURATION = (
     StrictDataclassError, ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError,
@@ -230,22 +230,13 @@ def build_skeleton(architecture: Mapping[str, Any]) -> nn.Module:
                 setattr(config, name, 0.0)
         config.use_cache = False
         with accelerate.init_empty_weights(include_buffers=False):
-            network: nn.Module = _causal_class(family, config)(config)
+            network: nn.Module = causal_class(family, config)(config)
     except _ERRORS_OF_A_CONFIGURATION as error:
         made = family.architecture or f"model of type {family.model_type}"
         raise unsupported(f"config.json does not make a {made}: {error}", "") from error
     _replace_transposed_linears(network)
     network.tie_weights()  # type: ignore[operator]
     return network.eval()
-
-
-def _causal_class(family: ModelFamily, config: transformers.PretrainedConfig) -> Any:
-    """Return the class that transformers itself lists for a causal language model of this configuration."""
-    if family.is_tested:
-        return getattr(transformers, family.architecture)
-    if type(config) not in transformers.MODEL_FOR_CAUSAL_LM_MAPPING:
-        raise ValueError("transformers lists no causal language model of this type")
-    return transformers.MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
 
 
 def _replace_transposed_linears(network: nn.Module) -> None:

@@ -33,7 +33,7 @@ from cloud_service.pipeline.model.load_model import build_skeleton
 from cloud_service.progress import ProgressSink
 from shared.api import Stage
 from shared.architecture import safe_config
-from shared.durable_files import disk_errors, sync_directory, write_atomically
+from shared.durable_files import disk_errors, replacing, write_atomically
 
 _INDEX = "model.safetensors.index.json"
 _SHARD_BYTES = 1 << 30
@@ -194,13 +194,7 @@ def _shard_header(shard: Mapping[str, SourceTensor]) -> bytes:
 def _finished_file(path: Path) -> Iterator[BinaryIO]:
     """Open a file that gets its name when everything is written."""
     temporary = path.with_suffix(".partial")
-    try:
-        with temporary.open("wb") as output:
-            yield output
-            output.flush()
-            os.fsync(output.fileno())
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    sync_directory(path.parent)
+    with replacing(path, temporary), temporary.open("wb") as output:
+        yield output
+        output.flush()
+        os.fsync(output.fileno())
