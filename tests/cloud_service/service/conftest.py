@@ -114,11 +114,12 @@ class LiveService:
             try:
                 words = (process / "cmdline").read_bytes().split(b"\0")
                 is_dead = "\nState:\tZ" in (process / "status").read_text()
+                started = int((process / "stat").read_text().rpartition(")")[2].split()[19])  # in clock ticks
             except (OSError, ValueError):
                 continue
             if process.name.isdigit() and not is_dead and str(self.data / "jobs" / job_id).encode() in words:
-                found.append(int(process.name))
-        return max(found, default=None)
+                found.append((started, int(process.name)))  # pids alone begin again at small ones some day
+        return max(found, default=(0, None))[1]
 
     def events(self, job_id: str) -> list[dict[str, Any]]:
         events: list[dict[str, Any]] = self.client.get(f"/v1/jobs/{job_id}/events").json()["events"]
