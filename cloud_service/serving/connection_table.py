@@ -68,12 +68,10 @@ class ConnectionTable:
 
     Attributes:
         limits: The same.
-        transfers: How many of the connections are being sent a file; counted by those that send.
     """
 
     def __init__(self, limits: ConnectionLimits) -> None:
         self.limits = limits
-        self.transfers = 0
         self._by_peer: dict[str, set[Connection]] = {}
         self._count = 0
         self._closed: Counter[str] = Counter()

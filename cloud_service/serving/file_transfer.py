@@ -11,51 +11,57 @@ import os
 import socket
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from concurrent.futures import Future, InvalidStateError
+from contextlib import contextmanager, nullcontext, suppress
 
 TURN_BYTES = 8 * 1024 * 1024
 UNSENT_BYTES = 128 * 1024
 
 
 class FileTransfer:
-    """One span of a file on its way into a socket.
+    """One span of a file on its way into a socket; in whichever event loop ``run`` is awaited.
 
     Args:
         connection: A non-blocking socket that nothing else is written to meanwhile. It is duplicated, since the event
             loop lets nobody wait for a socket that it has a transport for.
-        file: Descriptor of an open regular file; its own position stays as it is.
+        file: Descriptor of an open regular file; its own position stays as it is. It is duplicated too, so that the
+            caller may close it while another thread still sends.
         offset: Where the span begins.
         count: Its bytes.
-        is_alone: Whether no other transfer runs. Then the reader is what is waited for, and TCP is asked for full
-            segments and to wake the sender early (see ``_prompt``); with several, the sender is, and waking it more
-            often only costs.
     """
 
-    def __init__(self, connection: socket.socket, file: int, offset: int, count: int, *, is_alone: bool) -> None:
+    def __init__(self, connection: socket.socket, file: int, offset: int, count: int) -> None:
         self.position = offset
-        self._is_alone = is_alone
         self._connection = connection.dup()
-        self._file = file
+        self._file = os.dup(file)
         self._end = offset + count
-        self._finished: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._finished: Future[None] = Future()
 
-    async def run(self) -> None:
+    async def run(self, *, is_alone: bool) -> None:
         """Send the span; to be called once.
+
+        Args:
+            is_alone: Whether no other transfer runs. Then the reader is what is waited for, and TCP is asked for full
+                segments and to wake the sender early (see ``_prompt``); with several, the sender is, and waking it
+                more often only costs.
 
         Raises:
             ConnectionError: The peer closed the connection, or ``stop`` was called.
             EOFError: The file is shorter than the span.
         """
         loop = asyncio.get_running_loop()
-        with self._connection, _prompt(self._connection) if self._is_alone else nullcontext():
-            loop.add_writer(self._connection, self._send_piece)
-            try:
-                await self._finished
-            finally:
-                loop.remove_writer(self._connection)
+        try:
+            with self._connection, _prompt(self._connection) if is_alone else nullcontext():
+                loop.add_writer(self._connection, self._send_piece)
+                try:
+                    await asyncio.wrap_future(self._finished)
+                finally:
+                    loop.remove_writer(self._connection)
+        finally:
+            os.close(self._file)
 
     def stop(self) -> None:
-        """Let ``run`` end; for use when the connection is lost."""
+        """Let ``run`` end; for use when the connection is lost, from any thread."""
         self._finish(ConnectionAbortedError())
 
     def _send_piece(self) -> None:
@@ -77,12 +83,11 @@ class FileTransfer:
             self._finish(None)
 
     def _finish(self, error: Exception | None) -> None:
-        if self._finished.done():
-            return
-        if error is None:
-            self._finished.set_result(None)
-        else:
-            self._finished.set_exception(error)
+        with suppress(InvalidStateError):  # stopped, or finished, before
+            if error is None:
+                self._finished.set_result(None)
+            else:
+                self._finished.set_exception(error)
 
 
 @contextmanager

@@ -22,6 +22,7 @@ from uvicorn.server import ServerState
 
 from cloud_service.serving.connection_table import ConnectionTable, peer_of
 from cloud_service.serving.file_transfer import FileTransfer
+from cloud_service.serving.transfer_threads import TransferThreads
 
 ZERO_COPY_SEND = "http.response.zerocopysend"
 KEEP_CONNECTION = "zo_cloud.keep_connection"
@@ -37,6 +38,7 @@ class GuardedProtocol(H11Protocol):
 
     Args:
         table: Where it is counted.
+        transfers: What sends files.
         config: Uvicorn's settings.
         server_state: Uvicorn's connections and tasks.
         app_state: What the application's lifespan left.
@@ -48,6 +50,7 @@ class GuardedProtocol(H11Protocol):
     def __init__(
         self,
         table: ConnectionTable,
+        transfers: TransferThreads,
         config: Config,
         server_state: ServerState,
         app_state: dict[str, Any],
@@ -58,6 +61,7 @@ class GuardedProtocol(H11Protocol):
         self.app = self._answer
         self.peer = ""
         self._table = table
+        self._transfers = transfers
         self._since = self.loop.time()  # the connection, the last head or the last answer
         self._welcome_since = self._since  # the connection, or the last answer to a welcome request
         self._is_welcome = False  # the request that is being answered, or the last one
@@ -191,12 +195,10 @@ class GuardedProtocol(H11Protocol):
         if cycle.disconnected:
             return
         connection = self.transport.get_extra_info("socket")
-        self._transfer = FileTransfer(connection, file, offset, count, is_alone=self._table.transfers == 0)
-        self._table.transfers += 1
+        self._transfer = FileTransfer(connection, file, offset, count)
         try:
-            await self._transfer.run()
+            await self._transfers.run(self._transfer)
         finally:
-            self._table.transfers -= 1
             self._transfer = None
 
     async def _copy_span(self, cycle: RequestResponseCycle, file: int, offset: int, count: int) -> None:

@@ -18,6 +18,7 @@ import uvicorn
 from cloud_service.serving.connection_table import ConnectionLimits, ConnectionTable
 from cloud_service.serving.protocol import GuardedProtocol
 from cloud_service.serving.tls_gate import TlsGate
+from cloud_service.serving.transfer_threads import TransferThreads
 from cloud_service.settings import Settings
 from shared.errors import Conflict
 
@@ -36,10 +37,11 @@ def run_server(app: Any, settings: Settings, listener: socket.socket, is_stoppin
         is_stopping: Set as soon as the signal comes, so that streams and workers can end.
     """
     _allow_many_descriptors()
-    table, context = ConnectionTable(_limits(settings)), _tls_context(settings)
+    table, transfers = ConnectionTable(_limits(settings)), TransferThreads()
+    context = _tls_context(settings)
 
     def make_protocol(**given: Any) -> asyncio.Protocol:
-        http = GuardedProtocol(table, **given)
+        http = GuardedProtocol(table, transfers, **given)
         return http if context is None else TlsGate(table, context, http)
 
     config = uvicorn.Config(
@@ -57,7 +59,8 @@ def run_server(app: Any, settings: Settings, listener: socket.socket, is_stoppin
     # uvicorn raises the signal again after its shutdown; the exit status shall tell that this one went well.
     signal.signal(signal.SIGTERM, lambda _number, _frame: None)
     signal.signal(signal.SIGINT, lambda _number, _frame: None)
-    _Server(config, is_stopping, _url(settings, listener)).run(sockets=[listener])
+    with contextlib.closing(transfers):
+        _Server(config, is_stopping, _url(settings, listener)).run(sockets=[listener])
 
 
 def listen(host: str, port: int) -> socket.socket:

@@ -15,6 +15,7 @@ import uvicorn
 from cloud_service.serving.connection_table import ConnectionLimits, ConnectionTable
 from cloud_service.serving.protocol import GuardedProtocol
 from cloud_service.serving.server import listen
+from cloud_service.serving.transfer_threads import TransferThreads
 
 Address = tuple[str, int]
 
@@ -31,15 +32,15 @@ class _Server(uvicorn.Server):
 
 @contextlib.contextmanager
 def _serving(app: Any, **limits: Any) -> Iterator[Address]:
-    table = ConnectionTable(ConnectionLimits(**limits))
+    table, transfers = ConnectionTable(ConnectionLimits(**limits)), TransferThreads()
     config = uvicorn.Config(
         app,
-        http=functools.partial(GuardedProtocol, table),  # type: ignore[arg-type]
+        http=functools.partial(GuardedProtocol, table, transfers),  # type: ignore[arg-type]
         lifespan="off",
         log_config=None,
         timeout_graceful_shutdown=1,
     )
-    with listen("127.0.0.1", 0) as listener:
+    with listen("127.0.0.1", 0) as listener, contextlib.closing(transfers):
         server = _Server(config)
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
         address = listener.getsockname()

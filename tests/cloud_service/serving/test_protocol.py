@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import random
 import select
 import socket
 import struct
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -242,3 +245,30 @@ def test_readers_that_leave_in_the_middle_of_a_file_cost_no_descriptor(serve: Se
     with connect(address, GET.replace(b"Host", b"Connection: close\r\nHost")) as client:
         assert body_of(read_all(client)) == CONTENT
     assert open_descriptors() < before + 10
+
+
+def test_several_readers_at_once_get_all_of_a_file_and_those_that_leave_cost_no_descriptor(
+    serve: Serve, tmp_path: Path
+) -> None:
+    path, size = tmp_path / "large", 32 * 1024 * 1024  # more than the kernel takes at once: all are sent at one time
+    path.write_bytes(random.Random(0).randbytes(size))
+    address = serve(sending(path, [(0, size)], [(b"content-length", str(size).encode())]))
+    closing = GET.replace(b"Host", b"Connection: close\r\nHost")
+
+    def read_some_together() -> None:
+        with contextlib.ExitStack() as clients:
+            readers = [clients.enter_context(connect(address, closing)) for _ in range(8)]
+            for reader in readers:
+                assert reader.recv(15) == b"HTTP/1.1 200 OK"
+            for leaving in readers[::2]:
+                leaving.close()
+            for staying in readers[1::2]:
+                assert body_of(read_all(staying)) == path.read_bytes()
+
+    read_some_together()  # starts the threads, which stay
+    before = open_descriptors()
+    read_some_together()
+    deadline = time.monotonic() + 10
+    while open_descriptors() > before and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert open_descriptors() <= before
