@@ -24,8 +24,7 @@ demo: $(VENV)/.installed
 test: $(VENV)/.installed
 	$(RUN)/$(PYTEST)
 
-check: lint
-	$(RUN)/$(PYTEST)
+check: lint test
 
 lint: $(VENV)/.installed
 	$(RUN)/ruff format --check .
