@@ -33,7 +33,6 @@ from typing import Any
 
 import safetensors.torch
 import torch
-from cloud_service.pipeline.quantizers.block_inputs import capture
 from off_grid import write_off_grid
 from peers.four_bit_recipes import awq, nf4, squeezellm
 from peers.llama_cpp import Kind, q4_k_m_kind, quantize_by_ggml
@@ -47,6 +46,7 @@ from cloud_service.pipeline.calibration.sequences import Calibration, calibratio
 from cloud_service.pipeline.evaluation.perplexity import evaluation_windows
 from cloud_service.pipeline.fisher.select_sensitive import Masks, select_largest
 from cloud_service.pipeline.fisher.squared_gradients import sum_squares, zero_sums
+from cloud_service.pipeline.model.block_inputs import capture
 from cloud_service.pipeline.model.load_model import LoadedModel, ModelOutline, load_model, read_outline
 from cloud_service.pipeline.model.tokenization import TextEncoder, load_encoder
 from cloud_service.pipeline.quantizers.quantize import flat_index, quantize_unmasked
