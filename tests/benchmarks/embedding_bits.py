@@ -36,7 +36,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from recording import record_headlines, write_result
+from recording import write_result
 from torch import Tensor
 
 from cloud_service.pipeline.calibration.documents import read_documents
@@ -107,7 +107,6 @@ def main() -> None:
             "default": int(default),
         },
     )
-    record_headlines(path, {"real.smollm2.bundle_bytes": (sizes[default], "bytes")})
     print(path.read_text())
 
 

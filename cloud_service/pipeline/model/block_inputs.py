@@ -27,7 +27,7 @@ References: arXiv 2210.17323 (GPTQ).
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -71,7 +71,8 @@ class BlockInputs:
         moments = _Moments()
         with moments.observing(linear_modules):
             for hidden in self.hidden:
-                self.run(self.next_block, block, hidden)
+                with suppress(_AllSeen):
+                    self.run(self.next_block, block, hidden)
                 moments.end_sequence()
         return moments.means(linear_modules)
 
@@ -165,10 +166,16 @@ def _restore_forward(block: nn.Module, before: Any) -> None:
         block.forward = before
 
 
+class _AllSeen(Exception):
+    """Ends a block's run: what the last linear module makes of its input, a quarter of the work, nobody asked for."""
+
+
 class _Moments:
     """Sums of x xᵀ, one per distinct input of the observed modules."""
 
     def __init__(self) -> None:
+        self._waiting: set[str] = set()
+        self._modules: frozenset[str] = frozenset()
         self._tokens: dict[str, int] = {}
         self._sums: dict[str, Tensor] = {}
         self._leaders: dict[str, str] = {}
@@ -176,15 +183,18 @@ class _Moments:
 
     @contextmanager
     def observing(self, modules: Mapping[str, nn.Module]) -> Iterator[None]:
-        """Add up whatever enters the modules while the context is open."""
+        """Add up whatever enters the modules while the context is open; raise ``_AllSeen`` as the last is reached."""
+        self._modules = frozenset(modules)
+        self._waiting = set(modules)
         with ExitStack() as hooks:
             for name, module in modules.items():
                 hooks.callback(module.register_forward_pre_hook(self._hook(name)).remove)
             yield
 
     def end_sequence(self) -> None:
-        """Let go of the tensors by which shared inputs are recognised."""
+        """Let go of the tensors by which shared inputs are recognised, and wait for all modules again."""
         self._seen.clear()
+        self._waiting = set(self._modules)
 
     def means(self, modules: Mapping[str, nn.Module]) -> dict[str, Tensor]:
         """Return the mean over the tokens for each module."""
@@ -202,6 +212,9 @@ class _Moments:
             if leader == name:
                 self._seen.append((name, entering))
                 self._add(name, entering.flatten(0, -2).to(torch.float32))
+            self._waiting.discard(name)
+            if not self._waiting:
+                raise _AllSeen
 
         return add
 

@@ -40,6 +40,30 @@ def q4_k_m_kind(name: str, columns: int, block: int, block_count: int) -> Kind:
     return _FOR_OTHER_ROWS[kind] if columns % _SUPER_BLOCK else kind
 
 
+def q4_k_m_file_bytes(path: Path) -> int:
+    """Return the bytes of a GGUF file's Llama, its head tied to its embedding, as Q4_K_M; nothing is encoded."""
+    tensors = gguf.GGUFReader(path).tensors
+    block_count = 1 + max(int(tensor.name.split(".")[1]) for tensor in tensors if tensor.name.startswith("blk."))
+    size = path.stat().st_size
+    for tensor in tensors:
+        size += _q4_k_m_bytes(tensor, block_count) - tensor.n_bytes
+    return size
+
+
+def _q4_k_m_bytes(tensor: gguf.ReaderTensor, block_count: int) -> int:
+    if len(tensor.shape) == 1:
+        return int(tensor.n_bytes)
+    columns = int(tensor.shape[0])
+    if tensor.name == "token_embd.weight":
+        kind = _FOR_OTHER_ROWS[Kind.Q6_K] if columns % _SUPER_BLOCK else Kind.Q6_K
+    else:
+        block, part = tensor.name.split(".")[1:3]
+        names = {"attn_v": "v_proj.weight", "ffn_down": "down_proj.weight"}
+        kind = q4_k_m_kind(names.get(part, part), columns, int(block), block_count)
+    per_block, block_bytes = gguf.GGML_QUANT_SIZES[kind]
+    return int(tensor.n_elements) // per_block * block_bytes
+
+
 def quantize_by_ggml(library: Path, weight: Tensor, kind: Kind) -> tuple[Tensor, int]:
     """Return the decoded weight, float32, and its size in bits."""
     rows, columns = weight.shape
