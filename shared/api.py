@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from datetime import datetime
 from enum import StrEnum
-from typing import Annotated, Literal, get_args
+from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
 
@@ -154,13 +154,17 @@ class EvaluationSpec(Message):
     documents: Annotated[int, Field(ge=0, le=100_000)] = 200
 
 
+_SOURCE_SETTINGS = {"bits": 4, "group_size": 32, "compensation": "none"}
+
+
 class QuantizerSpec(Message):
     """How the dense weights are quantised.
 
     Attributes:
         method: ``lut`` (a Fisher-weighted codebook per row), ``shared`` (a codebook per weight matrix, a scale per
-            group), ``uniform`` (groups, weighted search of scale and zero) or ``rtn`` (groups, plain round to nearest;
-            a baseline).
+            group), ``uniform`` (groups, weighted search of scale and zero), ``rtn`` (groups, plain round to nearest;
+            a baseline) or ``source`` (the 4-bit codes of a Q4_0 or Q4_1 GGUF file, exactly as they are; its other
+            linear weights as ``uniform``: 4 bits, groups of 32, no compensation).
         bits: 2, 3, 4 or 8.
         group_size: Columns per group for ``shared``, ``uniform`` and ``rtn``; unused by ``lut``.
         compensation: ``gptq`` lets each column's error be made up for by later columns, by the second moments of the
@@ -168,10 +172,21 @@ class QuantizerSpec(Message):
             then fits codebooks (or scales) and codes to each other again, by the same second moments.
     """
 
-    method: Literal["lut", "shared", "uniform", "rtn"] = "lut"
+    method: Literal["lut", "shared", "uniform", "rtn", "source"] = "lut"
     bits: Literal[2, 3, 4, 8] = 4
     group_size: Annotated[int, Field(ge=8, le=4096)] = 64
     compensation: Literal["none", "gptq", "refit"] = "gptq"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_in_source(cls, given: Any) -> Any:
+        return _SOURCE_SETTINGS | given if isinstance(given, dict) and given.get("method") == "source" else given
+
+    @model_validator(mode="after")
+    def _check_source(self) -> Self:
+        if self.method == "source" and self.model_dump(include=set(_SOURCE_SETTINGS)) != _SOURCE_SETTINGS:
+            raise ValueError("source keeps a file's own codes: 4 bits, groups of 32, no compensation; leave these out")
+        return self
 
 
 EmbeddingBits = Literal[16, 8, 4]

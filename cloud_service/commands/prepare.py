@@ -47,7 +47,10 @@ _SETTINGS: dict[str, dict[str, Any]] = {
     "--sparsity": {"type": float, "help": "share of sensitive weights (default: 0.001)"},
     "--scope": {"choices": ["per_tensor", "global"], "help": "where exactly k are chosen"},
     "--mask-source": {"choices": ["fisher", "magnitude", "random"], "help": "how they are chosen"},
-    "--quantizer": {"choices": ["lut", "shared", "uniform", "rtn"], "help": "codec of the dense part"},
+    "--quantizer": {
+        "choices": ["lut", "shared", "uniform", "rtn", "source"],
+        "help": "codec of the dense part; source keeps the codes of a Q4_0 or Q4_1 GGUF file exactly",
+    },
     "--bits": {"type": int, "choices": [2, 3, 4, 8], "help": "bits per dense weight (default: 4)"},
     "--group-size": {"type": int, "help": "columns per group for all but lut"},
     "--compensation": {

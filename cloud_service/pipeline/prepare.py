@@ -204,6 +204,7 @@ def _split(job: _Job, calibration: Calibration, masks: Masks, fisher: StoredTens
         device=job.model.device,
         after_block=job.progress.advance,
         inputs=job.model.published_inputs(calibration) if compensates else None,
+        source_codes=job.model.source_codes,
     )
 
 

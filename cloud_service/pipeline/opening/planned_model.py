@@ -12,6 +12,7 @@ Costs what is asked for. Knows nothing about masks and quantisers.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -25,6 +26,7 @@ from cloud_service.pipeline.fisher.launchers.local import FisherLauncher, Fisher
 from cloud_service.pipeline.fisher.shards import half_of
 from cloud_service.pipeline.fisher.totals import FisherTotals
 from cloud_service.pipeline.model.gguf.checkpoint import missing_copy_bytes, read_gguf, write_checkpoint
+from cloud_service.pipeline.model.gguf.source_codes import SourceCodes
 from cloud_service.pipeline.model.hub import first_line
 from cloud_service.pipeline.model.load_model import (
     LoadedModel,
@@ -47,7 +49,7 @@ from cloud_service.pipeline.workspace import Workspace, require_space
 from cloud_service.progress import ProgressSink
 from shared.api import Stage
 from shared.bundle.manifest import DequantizedFile
-from shared.errors import ResourceError
+from shared.errors import ResourceError, UnsupportedModel
 
 _COPY = "checkpoint"
 _SUM_BYTES = 4
@@ -83,6 +85,7 @@ class PlannedModel:
         accelerators: Indices of the accelerators that may be used; empty on a CPU.
         launcher: Where the Fisher shards are computed.
         dequantized_from: The GGUF file that the checkpoint is a copy of; None where it is the model's own.
+        source_codes: The codes that linear weights have in it; None where they are not asked for.
     """
 
     folder: Path
@@ -92,6 +95,7 @@ class PlannedModel:
     accelerators: tuple[int, ...]
     launcher: FisherLauncher
     dequantized_from: DequantizedFile | None = None
+    source_codes: SourceCodes | None = None
 
     @property
     def device(self) -> str:
@@ -185,7 +189,7 @@ def plan_model(
         DiskError: The workspace cannot hold the 16-bit copy of a GGUF file.
     """
     if source.gguf_file is None or source.gguf_digest is None:
-        folder, file = source.folder, None
+        folder, file, stored = source.folder, None, None
         outline = read_outline(folder, allow_untested=named.allow_untested)
         encoder = load_encoder(folder, outline.architecture, outline.context_length)
         shape = read_model_shape(folder, allow_untested=named.allow_untested)
@@ -200,10 +204,38 @@ def plan_model(
         file = DequantizedFile(file=found.name, digest=source.gguf_digest, tensor_types=found.header.type_counts)
         outline = read_outline(folder)
         encoder = load_encoder(folder, outline.architecture, outline.context_length)
+        stored = SourceCodes(found)
+    codes = _codes_to_keep(named, source, outline, stored, progress)
     for note in encoder.notes:
         progress.note(note)
     devices = accelerator_indices(means.device)
-    return PlannedModel(folder, outline, encoder, plan, devices, means.launcher, file)
+    return PlannedModel(folder, outline, encoder, plan, devices, means.launcher, file, codes)
+
+
+def _codes_to_keep(
+    named: NamedInput, source: ResolvedInput, outline: ModelOutline, codes: SourceCodes | None, progress: ProgressSink
+) -> SourceCodes | None:
+    """Return the source's codes where they are asked for; where they only could be, say so.
+
+    Raises:
+        UnsupportedModel: They are asked for, and there are none.
+    """
+    found = Counter(filter(None, map(codes.type_of, outline.linear_names))) if codes else Counter[str]()
+    types = " and ".join(sorted(found))
+    if named.quantizer is None or named.quantizer.method != "source":
+        if named.quantizer is not None and found:
+            progress.note(f"the file's weights are {types}: --quantizer source would keep these codes exactly")
+        return None
+    if not found:
+        what = f"the GGUF file {source.gguf_file}, none of whose linear weights is" if codes else "not a GGUF file of"
+        raise UnsupportedModel(
+            f"{source.model_id} is {what} Q4_0 or Q4_1",
+            needed="a file whose 4-bit codes can be kept, for --quantizer source",
+            next_step="choose another quantizer, such as lut",
+            param="quantizer.method",
+        )
+    progress.note(f"{found.total()} of {len(outline.linear_names)} linear weights keep their codes: {types}")
+    return codes
 
 
 def _announced_plan(

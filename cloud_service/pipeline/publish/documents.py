@@ -94,8 +94,7 @@ def model_card(source: SourceModel, report: Mapping[str, Any]) -> str:
         f"* Base model: {source.id}" + (f" at {source.revision}" if source.revision else ""),
         *_baseline_line(source),
         f"* Licence of the base model: {source.license or 'not stated; see the base model'}",
-        f"* Dense part: {quantizer['bits']}-bit `{quantizer['method']}`"
-        + (f", errors compensated by `{quantizer['compensation']}`" if quantizer["compensation"] else ""),
+        _dense_line(quantizer),
         *(f"* `{table['name']}`: {table['bits']}-bit codes" for table in report.get("embeddings", [])),
         f"* Sensitive part: {mask['sensitive_count']} weights in float16, chosen by {mask['source']} ({mask['scope']})",
         f"* Calibration text: {mask['calibration_text']}, {mask['calibration_sequences']} sequences",
@@ -110,6 +109,13 @@ def model_card(source: SourceModel, report: Mapping[str, Any]) -> str:
             f"{perplexity['16bit']:.3f} in 16 bits, {perplexity['bundle']:.3f} as this bundle"
         )
     return "\n".join([*lines, "", "Made for `zo-device tune`: only the sensitive values are trained.", ""])
+
+
+def _dense_line(quantizer: Mapping[str, Any]) -> str:
+    if quantizer["method"] == "source":
+        return "* Dense part: the 4-bit codes of that file, exactly; where it has others, `uniform` in groups of 32"
+    compensation = f", errors compensated by `{quantizer['compensation']}`" if quantizer["compensation"] else ""
+    return f"* Dense part: {quantizer['bits']}-bit `{quantizer['method']}`{compensation}"
 
 
 def _baseline_line(source: SourceModel) -> list[str]:

@@ -57,6 +57,7 @@ def quantize_unmasked(
     mask: SensitivityMask,
     spec: QuantizerSpec,
     second_moment: Tensor | None = None,
+    source_codes: QuantizedTensor | None = None,
 ) -> DensePart:
     """Return the dense part of a weight.
 
@@ -67,6 +68,7 @@ def quantize_unmasked(
         spec: Method, bits, group size and compensation.
         second_moment: H = E[x xᵀ] of what enters the layer, float32 (in_features, in_features); needed for
             compensation.
+        source_codes: The codes that the weight already has and keeps; None where it has none, or shall get others.
 
     Raises:
         ValueError: ``spec`` asks for compensation and there is no second moment.
@@ -76,7 +78,9 @@ def quantize_unmasked(
     importance = importance_of(fisher, masked)
     is_masked = torch.zeros(weight.numel(), dtype=torch.bool, device=weight.device).index_fill_(0, masked, True)
     is_masked = is_masked.view_as(weight)
-    if spec.compensation == "none":
+    if source_codes is not None:
+        dense = source_codes
+    elif spec.compensation == "none":
         dense = quantize(weight, importance, spec)
     elif second_moment is None:
         raise ValueError("compensation needs the second moment of the layer's inputs")
@@ -96,7 +100,7 @@ def column_coder(weight: Tensor, importance: Tensor, spec: QuantizerSpec) -> Col
             return GridCoder(CodebookGrid.of(row_codebooks(weight, importance, 1 << spec.bits), spec.bits))
         case "shared":
             return GridCoder(shared_grid(weight, importance, spec.bits, spec.group_size))
-        case "uniform":
+        case "uniform" | "source":
             return GroupCoder(importance, spec.bits, spec.group_size, best_grid)
         case "rtn":
             return GroupCoder(importance, spec.bits, spec.group_size, range_grid)
@@ -109,7 +113,7 @@ def quantize(weight: Tensor, importance: Tensor, spec: QuantizerSpec) -> Quantiz
             return quantize_lut(weight, importance, spec.bits)
         case "shared":
             return quantize_shared(weight, importance, spec.bits, spec.group_size)
-        case "uniform":
+        case "uniform" | "source":  # what the source has no codes for
             return quantize_uniform(weight, importance, spec.bits, spec.group_size)
         case "rtn":
             return quantize_rtn(weight, importance, spec.bits, spec.group_size)

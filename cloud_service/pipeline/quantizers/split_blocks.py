@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from cloud_service.pipeline.fisher.select_sensitive import Masks
+from cloud_service.pipeline.model.gguf.source_codes import SourceCodes
 from cloud_service.pipeline.model.load_model import ModelOutline
 from cloud_service.pipeline.quantizers.embeddings import quantize_embedding
 from cloud_service.pipeline.quantizers.published_inputs import PublishedInputs
@@ -42,6 +43,7 @@ def split_blocks(
     device: str,
     after_block: Callable[[int], None],
     inputs: PublishedInputs | None = None,
+    source_codes: SourceCodes | None = None,
 ) -> list[TensorBlob]:
     """Store every block, the trunk and the sensitive values, and return their blobs in that order.
 
@@ -56,6 +58,7 @@ def split_blocks(
         device: Torch device to quantise on.
         after_block: Told the number of blocks done; may raise to stop.
         inputs: What enters the blocks; needed where ``spec`` asks for compensation, else None.
+        source_codes: Codes that weights already have; needed where ``spec`` asks for the source's, else None.
 
     Raises:
         UnsupportedModel: A weight is damaged.
@@ -67,7 +70,7 @@ def split_blocks(
         blob = _restored(layout, workspace, block)
         if blob is None:
             moments = inputs.second_moments(block) if inputs else {}
-            blob = _split_block(outline, block, masks, fisher, spec, moments, layout, workspace, device)
+            blob = _split_block(outline, block, masks, fisher, spec, moments, source_codes, layout, workspace, device)
         blobs.append(blob)
         block_values = workspace.read_tensors(f"sensitive-{block:05d}") or {}
         if inputs:
@@ -114,6 +117,7 @@ def _split_block(
     fisher: Mapping[str, Tensor],
     spec: QuantizerSpec,
     moments: Mapping[str, Tensor],
+    source_codes: SourceCodes | None,
     layout: ImageLayout,
     workspace: Workspace,
     device: str,
@@ -122,7 +126,8 @@ def _split_block(
     for name in outline.block_linears[block]:
         weight = outline.weights.read(name).to(device, torch.float32)
         moment = moments[name].to(device) if name in moments else None
-        dense_parts[name] = quantize_unmasked(weight, fisher[name].to(device), masks[name], spec, moment)
+        codes = source_codes.read(name, device) if source_codes else None
+        dense_parts[name] = quantize_unmasked(weight, fisher[name].to(device), masks[name], spec, moment, codes)
         values[name] = weight.flatten()[flat_index(masks[name], weight.device)].to("cpu", torch.float16)
     others = {name: outline.weights.read(name) for name in outline.members(block) if name not in masks}
     workspace.write_tensors(f"sensitive-{block:05d}", values, {})

@@ -7,10 +7,12 @@ import os
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import safetensors.torch
 import torch
-from tiny_gguf import write_gguf
+from gguf import GGMLQuantizationType as Storage
+from tiny_gguf import quantized, random_weights, write_gguf
 
 from cloud_service.cli import main
 from cloud_service.pipeline.model.gguf.checkpoint import read_gguf, write_checkpoint
@@ -26,6 +28,7 @@ from shared.bundle.layout import ImageLayout
 from shared.bundle.manifest import SENSITIVE_TITLE
 from shared.bundle.read import Bundle, read_bundle
 from shared.errors import UnsupportedModel
+from shared.quantization.codec import QuantizedTensor, dequantize
 
 POLICY = SourcePolicy(allow_any_local=True)
 
@@ -133,3 +136,46 @@ def test_the_plan_of_a_file_counts_the_copy_and_reads_the_header_alone(
     assert plan["seconds"] > plan["copying_seconds"] > 0
     assert main(["plan", str(path)]) == 0
     assert "16-bit copy of" in capsys.readouterr().out
+
+
+def test_a_file_of_four_bit_codes_keeps_them_exactly_where_that_is_asked_for(tmp_path: Path, text: Path) -> None:
+    weights = random_weights()
+    path = write_gguf(tmp_path / "m.gguf", weights=weights, storage=Storage.Q4_0)
+    made, bundle = run(request_of(path, text, quantizer={"method": "source"}), tmp_path)
+    quantizer = bundle.config.quantizer
+    assert (quantizer.method, quantizer.bits, quantizer.group_size, quantizer.compensation) == ("source", 4, 32, None)
+    for entry in bundle.config.block_tensors:
+        meant = torch.from_numpy(np.array(quantized(weights[entry.name], Storage.Q4_0)))
+        parts = safetensors.torch.load(bundle.path(entry.blob).read_bytes())
+        codes, scale, bias = (parts[f"{entry.name}.{part}"] for part in ("codes", "scale", "bias"))
+        kept = QuantizedTensor(codes, entry.shape[1], 4, scale=scale, bias=bias, group_size=32)
+        assert torch.equal(dequantize(kept), meant), entry.name
+        assert entry.relative_error < 1e-6  # against the 16-bit copy, which rounds
+    assert "the 4-bit codes of that file, exactly" in bundle.path("README.md").read_text()
+    assert made.report["quantizer"]["method"] == "source"
+
+
+@pytest.mark.parametrize("storage", [None, Storage.Q8_0])
+def test_source_is_refused_where_there_are_no_codes_to_keep(
+    tmp_path: Path, text: Path, storage: Storage | None
+) -> None:
+    model = write_gguf(tmp_path / "m.gguf", storage=storage or Storage.Q4_1)
+    if storage is None:
+        write_checkpoint(read_gguf(tmp_path, model.name), tmp_path / "folder", SilentProgress())
+        model = tmp_path / "folder"
+    with pytest.raises(UnsupportedModel, match="Q4_0 or Q4_1") as caught:
+        run(request_of(model, text, quantizer={"method": "source"}), tmp_path)
+    assert caught.value.param == "quantizer.method"
+
+
+def test_whoever_takes_another_quantiser_hears_that_the_codes_could_be_kept(tmp_path: Path, text: Path) -> None:
+    class Notes(SilentProgress):
+        def note(self, message: str) -> None:
+            notes.append(message)
+
+    notes: list[str] = []
+    path = write_gguf(tmp_path / "m.gguf")
+    request = request_of(path, text)
+    layout = ImageLayout.create(tmp_path / "store")
+    prepare(request, workspace=tmp_path / "work", layout=layout, progress=Notes(), sources=POLICY)
+    assert "the file's weights are Q4_1: --quantizer source would keep these codes exactly" in notes

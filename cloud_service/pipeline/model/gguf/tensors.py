@@ -138,7 +138,7 @@ def read_pieces(stream: BinaryIO, source: SourceTensor, file_name: str) -> Itera
         data = stream.read(count * row_bytes)
         if len(data) != count * row_bytes:
             raise refusal(file_name, f"ends within the tensor {source.name!r}", "a file that nobody changes")
-        yield _written(_arranged(_values(data, count, stored), source, unit), source, file_name)
+        yield _written(_arranged(_values(data, count, stored), source), source, file_name)
 
 
 def _values(data: bytes, rows: int, stored: GgufTensor) -> FloatArray:
@@ -147,10 +147,17 @@ def _values(data: bytes, rows: int, stored: GgufTensor) -> FloatArray:
         return dequantize(blocks, stored.type).astype(np.float32, copy=False).reshape(rows, stored.shape[-1])
 
 
-def _arranged(values: FloatArray, source: SourceTensor, unit: int) -> FloatArray:
+def in_order_of_transformers(rows: npt.NDArray[Any], source: SourceTensor) -> npt.NDArray[Any]:
+    """Return the rows of whole heads, (rows, anything), in the order that transformers has them in."""
+    if not source.heads:
+        return rows
+    unit = prod(source.stored.shape[:-1]) // source.heads
+    return rows.reshape(len(rows) // unit, unit // 2, 2, rows.shape[-1]).swapaxes(1, 2).reshape(rows.shape)
+
+
+def _arranged(values: FloatArray, source: SourceTensor) -> FloatArray:
     if source.heads:
-        pairs = values.reshape(len(values) // unit, unit // 2, 2, values.shape[-1])
-        return pairs.swapaxes(1, 2).reshape(values.shape)
+        return in_order_of_transformers(values, source)
     if source.is_transposed:
         return values.T
     return values + np.float32(source.offset) if source.offset else values
