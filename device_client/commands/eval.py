@@ -52,9 +52,10 @@ def run(arguments: argparse.Namespace, console: Console, settings: Settings) -> 
     from device_client.store import resolve_bundle
     from device_client.tasks.scoring import check_objective
     from device_client.tuning.evaluation import ROWS_AT_ONCE, evaluate
-    from device_client.tuning.run_directory import find_run, load_theta
+    from device_client.tuning.run_directory import find_run
     from device_client.tuning.smaller_batches import MicroBatch, with_smaller_batches
     from device_client.tuning.tune_run import default_objective
+    from device_client.tuning.tuned_values import whole_theta
     from shared.model.tokenizer import BundleTokenizer
     from shared.tasks.datasets import draw_rows
     from shared.tasks.examples import encode_rows
@@ -71,7 +72,7 @@ def run(arguments: argparse.Namespace, console: Console, settings: Settings) -> 
     allowed = machine(arguments, console, settings)
     opened = open_model(bundle, allowed, side_by_side(examples, min(ROWS_AT_ONCE, len(examples))))
     model, micro_batch = opened.model, MicroBatch(opened.fit.micro_batch_rows)
-    model.write_theta(load_theta(tuned.path, sensitive_count=model.sensitive_count) if tuned else model.initial_theta())
+    model.write_theta(whole_theta(tuned, model) if tuned else model.initial_theta())
     with console.progress("scoring", len(examples), "rows") as bar:
         found = with_smaller_batches(
             lambda: evaluate(model, examples, objective, micro_batch_rows=micro_batch.rows, advance=bar.advance),

@@ -86,14 +86,15 @@ def _check_options(arguments: argparse.Namespace) -> None:
 
 def _load(arguments: argparse.Namespace, console: Console, settings: Settings) -> SparseModel:
     from device_client.model.open import open_for_text
-    from device_client.tuning.run_directory import find_run, load_theta
+    from device_client.tuning.run_directory import find_run
+    from device_client.tuning.tuned_values import whole_theta
 
     bundle = resolve_bundle(settings, arguments.ref)
     tuned = None if arguments.run is None else find_run(settings.runs, arguments.run, bundle)
     console.say(f"Loading {arguments.ref} …")
     model = open_for_text(bundle, machine(arguments, console, settings))
     if tuned is not None:
-        model.write_theta(load_theta(tuned.path, sensitive_count=model.sensitive_count))
+        model.write_theta(whole_theta(tuned, model))
     return model
 
 

@@ -20,8 +20,9 @@ from device_client.commands.task_arguments import (
     seconds,
 )
 from device_client.console import Console, ProgressBar
+from device_client.planning.tuned_blocks import ALL_BLOCKS, check_blocks
 from device_client.settings import Settings
-from shared.byte_sizes import format_bytes
+from shared.byte_sizes import format_bytes, parse_bytes
 from shared.errors import Interrupted
 
 if TYPE_CHECKING:
@@ -57,11 +58,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--queries", type=positive, default=1, metavar="Q", help="directions per step (default: 1)")
     group.add_argument("--distribution", choices=("gaussian", "rademacher"), default="gaussian", help="of z")
     group.add_argument("--clip", type=positive_number, default=5.0, metavar="M", help="clip g at M times its median")
+    group.add_argument(
+        "--blocks", default=ALL_BLOCKS, metavar="WHICH",
+        help="all, upper:N for the last N decoder blocks, or auto for the upper third, where rows agree most on what "
+        "to change; what lies below is computed once per row, so a step costs less (default: all)",
+    )  # fmt: skip
     group.add_argument("--seed", type=int, default=0, help="of rows held out, batches and perturbations (default: 0)")
     group.add_argument("--validate-every", type=positive, metavar="N", help="steps (default: a twentieth)")
     group.add_argument("--patience", type=positive, metavar="N", help="stop after N validations without a new best")
     group = parser.add_argument_group("machine")
     group.add_argument("--time-budget", type=seconds, metavar="10m", help="stop after so long; run again to go on")
+    group.add_argument(
+        "--states-file", default="4GiB", metavar="SIZE",
+        help="with --blocks upper:N: what a file in the run's folder may take while it is tuned, for what lies below "
+        "and does not fit the memory; 0 keeps none (default: %(default)s)",
+    )  # fmt: skip
     group.add_argument("--micro-batch", type=positive, metavar="N", help="sequences at once (default: by the budget)")
     add_machine_arguments(group)
     group.add_argument("--output", type=Path, metavar="DIR", help="run folder (default: named in the runs folder)")
@@ -126,6 +137,7 @@ def tune_settings(arguments: argparse.Namespace) -> TuneSettings:
         objective=None if arguments.loss == "auto" else arguments.loss,
         validate_every=arguments.validate_every,
         patience=arguments.patience,
+        blocks=check_blocks(arguments.blocks),
     )
 
 
@@ -139,6 +151,7 @@ def machine_settings(arguments: argparse.Namespace, allowed: Machine) -> Machine
         memory_budget_bytes=allowed.memory_budget_bytes,
         micro_batch_rows=allowed.micro_batch_rows,
         time_budget_seconds=arguments.time_budget,
+        states_file_bytes=0 if arguments.states_file == "0" else parse_bytes(arguments.states_file),
         backend=allowed.backend,
     )
 

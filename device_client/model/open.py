@@ -18,10 +18,13 @@ import torch
 
 from device_client.devices import resolve_device
 from device_client.model.backends.choose import REFERENCE, BackendOptions
+from device_client.model.kept_states import KeptStates
 from device_client.model.loader import load_model
 from device_client.model.sparse_model import SparseModel
+from device_client.model.upper_blocks import UpperBlocks
 from device_client.planning.memory_fit import MemoryFit, fit_to_memory
-from device_client.planning.memory_plan import plan_generation, spare_bytes
+from device_client.planning.memory_plan import plan_generation, spare_bytes, state_bytes
+from device_client.planning.tuned_blocks import TunedBlocks
 from device_client.planning.workload import Workload
 from shared.bundle.manifest import BundleConfig
 from shared.bundle.read import Bundle
@@ -60,6 +63,22 @@ class OpenedModel:
 
     model: SparseModel
     fit: MemoryFit
+
+    def tuned_part(self, tuned: TunedBlocks, kept: KeptStates) -> SparseModel | UpperBlocks:
+        """Return what is tuned: the model itself, or its upper blocks over the hidden states that enter them.
+
+        Args:
+            tuned: Which blocks.
+            kept: Keeps those states from step to step.
+
+        Raises:
+            UnsupportedModel: The network does not keep its blocks in one list.
+        """
+        if tuned.first == 0:
+            return self.model
+        held_tokens = self.fit.plan.workload.entering_tokens
+        held_bytes = held_tokens * state_bytes(self.model.config, self.model.compute_dtype.itemsize)
+        return UpperBlocks(self.model, tuned, kept, held_bytes=held_bytes)
 
 
 def fit_workload(config: BundleConfig, machine: Machine, most: Workload) -> MemoryFit:

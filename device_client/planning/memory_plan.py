@@ -5,10 +5,12 @@
 
     θ vectors = k · 4 · (3 + q + r)          three θ, z of q queries; on a CPU r = q next z, on CUDA r = 1, a θ ± ε·z
 
+Where only upper blocks are tuned, k counts their values, and hidden states that enter them are held and kept; see
+``model.upper_blocks``.
 Three θ: the run's, the bundle's, kept for the divergence watch, and at the end the best. Loading never needs more: see
 ``loader``.
 ``tests/benchmarks/memory_plan_error.py`` compares with what processes use. Imports neither torch nor transformers.
-Symbols: k sensitive values · q queries. Knows nothing about files.
+Symbols: k tuned sensitive values · q queries. Knows nothing about files.
 """
 
 from __future__ import annotations
@@ -26,10 +28,15 @@ from device_client.model.backends.planned_bytes import (
 )
 from device_client.planning.pass_memory import hungriest_moment, key_value_bytes
 from device_client.planning.process_overhead import libraries_bytes, product_bytes, slack_bytes
+from device_client.planning.tuned_blocks import TunedBlocks, tuned_blocks
 from device_client.planning.workload import Workload
 from shared.bundle.manifest import BundleConfig
 from shared.byte_sizes import format_bytes, format_enough
 from shared.errors import ResourceError
+from shared.model_dimensions import dimensions_of
+
+KEPT_STATES = "kept hidden states"
+"""The part that what lies below the tuned blocks takes, where not all of them are tuned."""
 
 _STORED_VALUE_BYTES = 2
 _THETA_BYTES = 4
@@ -64,7 +71,12 @@ def spare_bytes(plan: MemoryPlan, budget_bytes: int) -> int:
 
 
 def weight_parts(
-    config: BundleConfig, value_bytes: int, *, backend: str = "reference", points: int = 1
+    config: BundleConfig,
+    value_bytes: int,
+    *,
+    backend: str = "reference",
+    points: int = 1,
+    tuned: TunedBlocks | None = None,
 ) -> dict[str, int]:
     """Return the bytes that stay for as long as the model is loaded, by part.
 
@@ -73,7 +85,11 @@ def weight_parts(
         value_bytes: Bytes of one value in the compute dtype.
         backend: ``reference``, ``native`` or ``triton``.
         points: θ's side by side.
+        tuned: Which blocks are tuned; None tunes all. Only their values are there once per point.
     """
+    at_points = points * config.sensitive_count
+    if tuned is not None and tuned.first:
+        at_points = config.sensitive_count + points * tuned.value_count
     stored = [(part, prod(shape)) for entry in config.tensors for part, (_, shape) in entry.part_shapes.items()]
     positions = sum(position_bytes(backend, entry, value_bytes) for entry in config.block_tensors)
     positions += sum(row_start_bytes(entry) for entry in config.embedding_tensors)
@@ -82,7 +98,8 @@ def weight_parts(
         "codebooks and scales": sum(count * _STORED_VALUE_BYTES for part, count in stored if part != "codes"),
         "unquantised parameters": sum(prod(entry.shape) for entry in config.dense_parameters) * value_bytes,
         "sensitive indices and values": positions
-        + config.sensitive_count * (_STORED_VALUE_BYTES + points * value_bytes),
+        + config.sensitive_count * _STORED_VALUE_BYTES
+        + at_points * value_bytes,
     }
 
 
@@ -111,16 +128,25 @@ def plan_memory(
     backend = likeliest_backend(backend, device_type)
     shapes = decoded_shapes(config, device_type)
     pieces = hungriest_moment(config.architecture, workload, bytes_each)
-    parts = weight_parts(config, bytes_each, backend=backend, points=workload.points)
+    tuned = tuned_blocks(config, workload.blocks)
+    parts = weight_parts(config, bytes_each, backend=backend, points=workload.points, tuned=tuned)
     parts["workspace"] = workspace_bytes(backend, shapes, device_type, bytes_each)
-    parts["theta and z"] = config.sensitive_count * _THETA_BYTES * _theta_vectors(workload, device_type)
+    parts["theta and z"] = tuned.value_count * _THETA_BYTES * _theta_vectors(workload, device_type)
     parts["activations and logits"] = sum(pieces)
+    if tuned.first:
+        held_tokens = workload.entering_tokens + workload.kept_tokens
+        parts[KEPT_STATES] = held_tokens * state_bytes(config, bytes_each)
     if workload.cached_columns:
         parts["key-value cache"] = key_value_bytes(config.architecture, workload, bytes_each)
     parts["packed operands"] = product_bytes(device_type, max(map(prod, shapes)) * bytes_each)
     parts["allocator slack"] = slack_bytes(device_type, pieces)
     parts["libraries"] = libraries_bytes(device_type)
     return MemoryPlan(workload, parts, backend)
+
+
+def state_bytes(config: BundleConfig, value_bytes: int) -> int:
+    """Return the bytes of one token's hidden state."""
+    return dimensions_of(config.architecture).hidden * value_bytes
 
 
 def plan_generation(

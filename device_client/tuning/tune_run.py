@@ -17,9 +17,11 @@ from typing import Any, Literal
 from torch import Tensor
 
 from device_client.devices import dtype_name, dtype_named, resolve_device
+from device_client.model.kept_states import KeptStates
 from device_client.model.loader import load_model
-from device_client.model.open import LoadModel, Machine, fit_workload, open_model
+from device_client.model.open import LoadModel, Machine, OpenedModel, fit_workload, open_model
 from device_client.planning.memory_fit import side_by_side
+from device_client.planning.tuned_blocks import ALL_BLOCKS, STATES_FILE_BYTES, TunedBlocks, tuned_blocks
 from device_client.planning.workload import Workload
 from device_client.tasks.scoring import Objective, check_objective
 from device_client.tasks.task_data import DataOptions, TaskData, load_task_data
@@ -67,6 +69,7 @@ class TuneSettings:
         objective: The loss; None takes ``candidates`` where every row has some.
         validate_every: Steps between validations; None is a twentieth of the run.
         patience: Validations without a new best before it stops early; None never.
+        blocks: Which decoder blocks are tuned: ``all``, ``upper:N`` or ``auto``; see ``planning.tuned_blocks``.
     """
 
     steps: int = DEFAULT_STEPS
@@ -82,6 +85,7 @@ class TuneSettings:
     objective: Objective | None = None
     validate_every: int | None = None
     patience: int | None = None
+    blocks: str = ALL_BLOCKS
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,9 +96,11 @@ class MachineSettings(Machine):
 
     Attributes:
         time_budget_seconds: Stop after so long; the same command continues.
+        states_file_bytes: What hidden states below the tuned blocks may take of the disk while the run is tuned.
     """
 
     time_budget_seconds: float | None = None
+    states_file_bytes: int = STATES_FILE_BYTES
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,6 +126,7 @@ class PlannedRun:
 
     bundle: Bundle
     settings: TuneSettings
+    blocks: TunedBlocks
     data: TaskData
     objective: Objective
     config: dict[str, Any] = field(repr=False)
@@ -146,7 +153,7 @@ def plan_run(
     Raises:
         DataError: A row is unusable.
         InvalidRequest: An option is wrong.
-        UnsupportedModel: The bundle has no sensitive values.
+        UnsupportedModel: The bundle, or its blocks that are to be tuned, have no sensitive values.
     """
     if bundle.config.sensitive_count == 0:
         raise UnsupportedModel(
@@ -154,6 +161,8 @@ def plan_run(
             needed="a bundle with at least one sensitive value",
             next_step="prepare the model with a share of sensitive weights, such as --sparsity 0.001, and pull it",
         )
+    blocks = tuned_blocks(bundle.config, settings.blocks)
+    settings = replace(settings, blocks=blocks.name)
     model_type = str(bundle.config.architecture["model_type"])
     data = load_task_data(options, BundleTokenizer.from_bundle(bundle), model_type)
     examples = [*data.training, *data.validation, *data.test]
@@ -171,7 +180,7 @@ def plan_run(
     name = f"{bundle.config.source.id.rpartition('/')[2]}-{source}-{digest.removeprefix('sha256:')[:8]}"
     counts = {"training": len(data.training), "validation": len(data.validation), "test": len(data.test)}
     config = identity | {"settings_digest": digest, "source_model": bundle.config.source.id, "row_counts": counts}
-    return PlannedRun(bundle, settings, data, objective, config, RunDirectory(output or runs / name))
+    return PlannedRun(bundle, settings, blocks, data, objective, config, RunDirectory(output or runs / name))
 
 
 def default_objective(examples: list[Example]) -> Objective:
@@ -233,15 +242,30 @@ def _tune(
     journal: Journal,
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     opened = open_model(planned.bundle, machine, _workload(planned), load=load)
+    states_file = planned.directory.path, machine.states_file_bytes
+    with KeptStates(opened.fit.kept_states_bytes, *states_file, observer.note) as kept:
+        return _tune_model(planned, machine, observer, clock, journal, opened, kept)
+
+
+def _tune_model(
+    planned: PlannedRun,
+    machine: MachineSettings,
+    observer: Observer,
+    clock: Callable[[], float],
+    journal: Journal,
+    opened: OpenedModel,
+    kept: KeptStates,
+) -> tuple[dict[str, Any], dict[str, Any]]:
     model, fit = opened.model, opened.fit
+    tuned = opened.tuned_part(planned.blocks, kept)
     settings, data, run = planned.settings, planned.data, planned.directory
     indices = BatchIndices(len(data.training), settings.batch_size, settings.seed)
     problem = ModelProblem(
-        model, data.training, data.validation, planned.objective, indices, fit.micro_batch_rows, fit.points_at_once
+        tuned, data.training, data.validation, planned.objective, indices, fit.micro_batch_rows, fit.points_at_once
     )
-    theta = model.initial_theta()
+    theta = tuned.initial_theta()
     drawing = drawing_of(settings.distribution, machine.backend)
-    draw = PerturbationStream(settings.seed, model.sensitive_count, drawing, model.device)
+    draw = PerturbationStream(settings.seed, tuned.sensitive_count, drawing, model.device)
     lost_share = check_fidelity(theta, draw(0, 0), settings.epsilon, model.compute_dtype)
     on_record = read_machine(run) or MachineRecord(
         model.device.type, dtype_name(model.compute_dtype), fit.micro_batch_rows, fit.micro_batch_rows, model.products
@@ -257,7 +281,7 @@ def _tune(
     )  # fmt: skip
     begun_at, recorded = clock(), len(journal.records)
     loop = TuningLoop(
-        problem, theta, draw, _schedule(settings, model.sensitive_count), _loop_settings(settings, machine),
+        problem, theta, draw, _schedule(settings, tuned.sensitive_count), _loop_settings(settings, machine),
         journal, run, observer, clock, shrunk=remember_rows,
     )  # fmt: skip
     outcome = loop.run()
@@ -270,6 +294,8 @@ def _tune(
         "backend": model.backend_name,
         "micro_batch_rows": problem.micro_batch_rows,
         "points_at_once": problem.points_at_once,
+        "kept_states_bytes": kept.memory_bytes,
+        "states_file_bytes": kept.file_bytes,
         "seconds": seconds,
         "seconds_per_step": seconds / live_steps if live_steps else None,
         "steps_in_this_process": live_steps,
@@ -357,7 +383,7 @@ def _as_begun(planned: PlannedRun, machine: MachineSettings, begun_on: MachineRe
 def _workload(planned: PlannedRun) -> Workload:
     data, settings = planned.data, planned.settings
     examples = [*data.training, *data.validation, *data.test]
-    return side_by_side(examples, settings.batch_size, queries=settings.queries)
+    return side_by_side(examples, settings.batch_size, queries=settings.queries, blocks=settings.blocks)
 
 
 def _header(planned: PlannedRun) -> JournalHeader:
@@ -366,11 +392,12 @@ def _header(planned: PlannedRun) -> JournalHeader:
         seed=settings.seed,
         stream=STREAM_NAMES[settings.distribution],
         distribution=settings.distribution,
-        sensitive_count=planned.bundle.config.sensitive_count,
+        sensitive_count=planned.blocks.value_count,
         queries=settings.queries,
         epsilon=settings.epsilon,
         bundle_digest=planned.bundle.digest,
         settings_digest=planned.settings_digest,
+        blocks=planned.blocks.name,
     )
 
 
@@ -412,6 +439,7 @@ def _result(planned: PlannedRun, problem: ModelProblem, theta: Tensor, outcome: 
         "best_step": outcome.best_step,
         "stopped_by": outcome.stopped_by,
         "objective": planned.objective,
+        "blocks": planned.blocks.name,
         "forward_passes": 2 * planned.settings.queries * outcome.steps_done,
         "median_loss_difference": outcome.median_loss_difference,
         "clipped_steps": sum(StepFlags.CLIPPED in record.flags for record in outcome.records),
