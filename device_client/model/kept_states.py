@@ -70,7 +70,9 @@ class KeptStates:
             os.close(self._descriptor)
             self._descriptor = None
 
-    def __len__(self) -> int:
+    @property
+    def row_count(self) -> int:
+        """How many rows are kept."""
         return len(self._in_memory) + len(self._in_file)
 
     def get(self, tokens: Sequence[int]) -> Tensor | None:
