@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from device_client.commands.machine_arguments import add_machine_arguments, compute_dtype
+from device_client.commands.machine_arguments import add_machine_arguments, machine
 from device_client.console import Console
 from device_client.model.backends.planned_bytes import is_any_decoded
-from device_client.model.workload import PAIRED_UP_TO_TOKENS, Workload
+from device_client.planning.step_cost import step_cost
+from device_client.planning.tuned_blocks import ALL_BLOCKS, tuned_blocks
+from device_client.planning.workload import PAIRED_UP_TO_TOKENS, Workload
 from device_client.settings import Settings
 from device_client.store import resolve_bundle
 from shared.byte_sizes import format_bytes, parse_bytes
 from shared.errors import InvalidRequest
 
 if TYPE_CHECKING:
-    from device_client.tuning.memory_fit import MemoryFit
+    from device_client.planning.memory_fit import MemoryFit
+
+SEQUENCES = 1500
+"""What tuning a named task reads: 1,000 rows for training and 500 for validation."""
 
 NAME = "plan"
 HELP = "predict the memory that tuning needs, before loading anything"
@@ -27,6 +33,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--length", type=int, metavar="L", help="tokens of the longest row (the bundle's context)")
     parser.add_argument("--rows", type=int, default=16, metavar="B", help="sequences of a batch (16)")
     parser.add_argument("--answers", type=int, default=1, metavar="A", help="scored tokens of each sequence (1)")
+    parser.add_argument(
+        "--blocks", default=ALL_BLOCKS, metavar="WHICH",
+        help="all, upper:N for the last N decoder blocks, or auto for the upper third (all)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--sequences", type=int, default=SEQUENCES, metavar="S",
+        help="with --blocks upper:N: sequences of all rows, each kept as it enters the tuned blocks (%(default)s)",
+    )  # fmt: skip
     parser.add_argument("--queries", type=int, default=1, metavar="Q", help="directions of a step; 0 to evaluate (1)")
     add_machine_arguments(parser)
 
@@ -42,18 +56,26 @@ def run(arguments: argparse.Namespace, console: Console, settings: Settings) -> 
     most = _workload(arguments)
     bundle = resolve_bundle(settings, arguments.ref)
 
-    from device_client.model.loader import resolve_device
-    from device_client.tuning.memory_fit import fit_to_memory
+    from device_client.devices import resolve_device
+    from device_client.model.open import fit_workload
 
     length = most.columns if arguments.length is not None else bundle.config.tokenizer.context_length
-    most = Workload(most.rows, length, most.answers_per_row, queries=most.queries)
+    tuned = tuned_blocks(bundle.config, arguments.blocks)
+    most = replace(most, columns=length, blocks=tuned.name)
+    if tuned.first:
+        most = replace(most, entering_tokens=most.tokens, kept_tokens=arguments.sequences * length)
+    cost = step_cost(bundle.config, most)
     device_type = resolve_device(arguments.device).type
-    fit = fit_to_memory(
-        bundle.config, most, budget_bytes=budget, device=arguments.device, backend=arguments.backend,
-        compute_dtype=compute_dtype(arguments),
-    )  # fmt: skip
+    fit = fit_workload(bundle.config, machine(arguments, console, settings), most)
     is_any_kept = is_any_decoded(fit.plan.backend, bundle.config.block_tensors, arguments.dtype)
     _show(console, fit, most, device_type, budget)
+    if tuned.first:
+        console.say(
+            f"Tuned: the last {tuned.count - tuned.first} of {tuned.count} blocks, {tuned.value_count:,} values. A "
+            f"step costs {cost.kept:.0%} of one over all blocks, {cost.new:.0%} where its rows are new or not "
+            f"kept; what enters the tuned blocks takes {format_bytes(fit.kept_states_bytes)} of memory for "
+            f"{fit.plan.workload.kept_tokens // length:,} of {arguments.sequences:,} sequences."
+        )
     if is_any_kept:
         console.say(f"Left for decoded weights: {format_bytes(fit.decoded_cache_bytes)}.")
     return {
@@ -64,6 +86,11 @@ def run(arguments: argparse.Namespace, console: Console, settings: Settings) -> 
         "columns": length,
         "answers_per_row": most.answers_per_row,
         "queries": most.queries,
+        "blocks": tuned.name,
+        "tuned_values": tuned.value_count,
+        "step_cost_share": cost.kept,
+        "step_cost_share_of_new_rows": cost.new,
+        "kept_states_bytes": fit.kept_states_bytes,
         "micro_batch_rows": fit.micro_batch_rows,
         "points_at_once": fit.points_at_once,
         "decoded_cache_bytes": fit.decoded_cache_bytes if is_any_kept else 0,
@@ -89,10 +116,11 @@ def _show(console: Console, fit: MemoryFit, most: Workload, device_type: str, bu
 def _workload(arguments: argparse.Namespace) -> Workload:
     """Return the shape that was asked for, of one column where the bundle's context decides."""
     length = 1 if arguments.length is None else arguments.length
-    if min(arguments.rows, length, arguments.answers) < 1 or arguments.queries < 0:
+    if min(arguments.rows, length, arguments.answers, arguments.sequences) < 1 or arguments.queries < 0:
         raise InvalidRequest(
-            f"--rows {arguments.rows} --length {length} --answers {arguments.answers} --queries {arguments.queries}",
-            needed="at least 1 row, token and answer, and no negative number of queries",
+            f"--rows {arguments.rows} --length {length} --answers {arguments.answers} --queries {arguments.queries} "
+            f"--sequences {arguments.sequences}",
+            needed="at least 1 row, token, answer and sequence, and no negative number of queries",
             next_step="zo-device plan --help",
         )
     return Workload(arguments.rows, length, arguments.answers, queries=arguments.queries)

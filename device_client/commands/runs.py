@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from device_client.console import Console
+from device_client.planning.tuned_blocks import ALL_BLOCKS
 from device_client.settings import Settings
 from shared.errors import IntegrityError, NotFound
 
@@ -38,7 +39,7 @@ def run(arguments: argparse.Namespace, console: Console, settings: Settings) -> 
     if not found:
         console.say(f"No runs in {folder}. Next: zo-device tune --data FILE")
     else:
-        columns = ("run", "state", "steps", "validation loss", "accuracy")
+        columns = ("run", "state", "steps", "blocks", "validation loss", "accuracy")
         console.table(f"Runs in {folder}", columns, [_cells(entry) for entry in found])
     return {"runs": found}
 
@@ -71,6 +72,7 @@ def describe(folder: Path) -> dict[str, Any]:
         "state": state,
         "steps_done": steps_done,
         "steps": config["settings"]["steps"],
+        "blocks": config["settings"].get("blocks", ALL_BLOCKS),
         "bundle": config["bundle_digest"],
         "validation": result["validation"] if result else None,
     }
@@ -78,10 +80,10 @@ def describe(folder: Path) -> dict[str, Any]:
 
 def _cells(entry: dict[str, Any]) -> tuple[str, ...]:
     if entry["state"] == "damaged":
-        return entry["name"], "damaged", "", "", ""
+        return entry["name"], "damaged", "", "", "", ""
     steps = f"{entry['steps_done']} of {entry['steps']}"
     if entry["validation"] is None:
-        return entry["name"], entry["state"], steps, "", ""
+        return entry["name"], entry["state"], steps, entry["blocks"], "", ""
     before, best = entry["validation"]["bundle"], entry["validation"]["best"]
     accuracy = "–" if best["accuracy"] is None else f"{before['accuracy']:.1%} → {best['accuracy']:.1%}"
-    return entry["name"], entry["state"], steps, f"{before['loss']:.4f} → {best['loss']:.4f}", accuracy
+    return entry["name"], entry["state"], steps, entry["blocks"], f"{before['loss']:.4f} → {best['loss']:.4f}", accuracy

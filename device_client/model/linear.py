@@ -43,14 +43,16 @@ _ALIGNMENT_BYTES = 64
 
 
 class SensitiveValues:
-    """The sensitive values of all layers at every point that is being evaluated, in the compute dtype.
+    """The sensitive values of layers at every point that is being evaluated, in the compute dtype.
 
     Args:
         initial: Compute dtype (k,), the bundle's values, on the compute device.
+        first: Where they begin in the bundle's θ: 0, or where the values of the tuned blocks begin.
     """
 
-    def __init__(self, initial: Tensor) -> None:
+    def __init__(self, initial: Tensor, first: int = 0) -> None:
         self._at_points = initial[None]
+        self._first = first
 
     @property
     def points(self) -> int:
@@ -80,6 +82,8 @@ class SensitiveValues:
 
     def of(self, where: slice, point: int) -> Tensor:
         """Return one layer's values at one point, compute dtype (k of the layer,), a view."""
+        if self._first:
+            where = slice(where.start - self._first, where.stop - self._first)
         return self._at_points[point, where]
 
 
@@ -96,6 +100,15 @@ class LinearRuntime:
         self.backend = backend
         self.values = values
         self.fused_up_to_tokens = 0
+
+    @contextmanager
+    def evaluating(self, values: SensitiveValues) -> Iterator[None]:
+        """Compute with other values, at as many points as they have, inside the ``with`` block."""
+        before, self.values = self.values, values
+        try:
+            yield
+        finally:
+            self.values = before
 
     @contextmanager
     def fusing(self, up_to_tokens: int) -> Iterator[None]:
@@ -251,16 +264,3 @@ def aligned(tensor: Tensor) -> Tensor:
 def _is_aligned(tensor: Tensor) -> bool:
     """Return whether a tensor begins as a fresh one does: a library's last bits may depend on it."""
     return tensor.data_ptr() % _ALIGNMENT_BYTES == 0
-
-
-def compute_dtype_of(device: torch.device) -> torch.dtype:
-    """Return the dtype to compute in: float16 on CUDA, float32 on a CPU (float16 products are 11 × slower there).
-
-    Never bfloat16: at ε = 1e-4 it loses 33–80 % of a perturbation to rounding.
-    """
-    return torch.float16 if device.type == "cuda" else torch.float32
-
-
-def dtype_name(dtype: torch.dtype) -> str:
-    """Return what options, records and results call a compute dtype, such as ``bfloat16``."""
-    return str(dtype).removeprefix("torch.")

@@ -47,6 +47,7 @@ class SparseModel:
         tensor_slices: Tensor name → its part of the flat θ, in the order of ``config.block_tensors``.
         memory: The process's high-water marks.
         runtime: What its quantised layers share.
+        decoder: The network without its head.
         fused_up_to_tokens: Generating uses the backend's fused product for passes of so many tokens or fewer.
     """
 
@@ -72,7 +73,7 @@ class SparseModel:
         self.fused_up_to_tokens = fused_up_to_tokens
         self._initial_values = initial_values
         self._static: StaticDecoding | None = None
-        self._decoder: Any = network.get_decoder()  # type: ignore[operator]
+        self.decoder: Any = network.get_decoder()  # type: ignore[operator]
         self._head = OutputHead.of(network, family_of(config.architecture, allow_untested=True))
 
     @property
@@ -136,7 +137,17 @@ class SparseModel:
     def logits(self, batch: TokenBatch) -> Tensor:
         """Return the next-token logits at the wanted positions, float32 (points, n, vocabulary)."""
         points = self.runtime.values.points
-        hidden = self._hidden_states(batch.input_ids.to(self.device).repeat(points, 1))
+        return self.wanted_logits(self._hidden_states(batch.input_ids.to(self.device).repeat(points, 1)), batch)
+
+    @torch.no_grad()
+    def wanted_logits(self, hidden: Tensor, batch: TokenBatch) -> Tensor:
+        """Return the next-token logits at the wanted positions, float32 (points, n, vocabulary).
+
+        Args:
+            hidden: What the decoder returns, compute dtype (points · rows, columns, hidden).
+            batch: Whose positions are wanted.
+        """
+        points = self.runtime.values.points
         at_points = hidden.view(points, *batch.shape, -1)
         wanted = at_points[:, batch.logit_rows.to(self.device), batch.logit_columns.to(self.device)]
         logits = hidden.new_empty(*wanted.shape[:2], self._head.vocabulary, dtype=torch.float32)
@@ -204,14 +215,14 @@ class SparseModel:
         """Return what decodes a text of so many tokens: buffers that a CUDA graph can be made over, where they help."""
         config = self.network.config
         if self.device.type != "cuda" or not steps_are_alike(config):
-            return eager_decoding(self._decoder, self._head, config, self.runtime, self.fused_up_to_tokens)
+            return eager_decoding(self.decoder, self._head, config, self.runtime, self.fused_up_to_tokens)
         if self._static is None or self._static.capacity < token_count:
             self._static = StaticDecoding(
-                self._decoder, self._head, config, capacity_for(token_count), self.device, self.compute_dtype
+                self.decoder, self._head, config, capacity_for(token_count), self.device, self.compute_dtype
             )
         return self._static
 
     def _hidden_states(self, input_ids: Tensor) -> Tensor:
         # No attention mask: rows are right-padded (TokenBatch sees to it), so the causal mask alone hides the padding.
-        hidden: Tensor = self._decoder(input_ids=input_ids, use_cache=False).last_hidden_state
+        hidden: Tensor = self.decoder(input_ids=input_ids, use_cache=False).last_hidden_state
         return hidden

@@ -22,6 +22,7 @@ from enum import IntFlag
 from pathlib import Path
 from types import TracebackType
 
+from device_client.planning.tuned_blocks import ALL_BLOCKS
 from shared.durable_files import disk_errors, sync_directory
 from shared.errors import Conflict, IntegrityError
 from shared.file_lock import acquire
@@ -53,6 +54,7 @@ class JournalHeader:
         epsilon: ε.
         bundle_digest: The bundle that was tuned.
         settings_digest: Everything else that decides the run: data, template, schedule, batches.
+        blocks: Which decoder blocks are tuned: ``all`` or ``upper:N``; k counts their values.
     """
 
     seed: int
@@ -63,6 +65,7 @@ class JournalHeader:
     epsilon: float
     bundle_digest: str
     settings_digest: str
+    blocks: str = ALL_BLOCKS
 
     def to_bytes(self) -> bytes:
         """Return magic, length, JSON and crc32."""

@@ -14,13 +14,15 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
 from torch import Tensor
 
-from device_client.model.backends.choose import REFERENCE, BackendOptions
-from device_client.model.linear import dtype_name
-from device_client.model.loader import load_model, resolve_device
-from device_client.model.sparse_model import SparseModel
+from device_client.devices import dtype_name, dtype_named, resolve_device
+from device_client.model.kept_states import KeptStates
+from device_client.model.loader import load_model
+from device_client.model.open import LoadModel, Machine, OpenedModel, fit_workload, open_model
+from device_client.planning.memory_fit import side_by_side
+from device_client.planning.tuned_blocks import ALL_BLOCKS, STATES_FILE_BYTES, TunedBlocks, tuned_blocks
+from device_client.planning.workload import Workload
 from device_client.tasks.scoring import Objective, check_objective
 from device_client.tasks.task_data import DataOptions, TaskData, load_task_data
 from device_client.tuning.batches import BatchIndices
@@ -30,7 +32,6 @@ from device_client.tuning.fidelity import check_fidelity, noise_floor
 from device_client.tuning.journal import Journal, JournalHeader, StepFlags, open_journal
 from device_client.tuning.loop import LoopSettings, Observer, Outcome, TuningLoop
 from device_client.tuning.machine_record import MachineRecord, read_machine, write_machine
-from device_client.tuning.memory_fit import MemoryFit, fit_to_memory, side_by_side
 from device_client.tuning.model_problem import ModelProblem
 from device_client.tuning.perturbations import PerturbationStream, drawing_of
 from device_client.tuning.run_directory import CONFIG, RunDirectory
@@ -68,6 +69,7 @@ class TuneSettings:
         objective: The loss; None takes ``candidates`` where every row has some.
         validate_every: Steps between validations; None is a twentieth of the run.
         patience: Validations without a new best before it stops early; None never.
+        blocks: Which decoder blocks are tuned: ``all``, ``upper:N`` or ``auto``; see ``planning.tuned_blocks``.
     """
 
     steps: int = DEFAULT_STEPS
@@ -83,29 +85,22 @@ class TuneSettings:
     objective: Objective | None = None
     validate_every: int | None = None
     patience: int | None = None
+    blocks: str = ALL_BLOCKS
 
 
 @dataclass(frozen=True, slots=True)
-class MachineSettings:
-    """What the machine allows; nothing here is part of a run's identity.
+class MachineSettings(Machine):
+    """What the machine allows a run; nothing here is part of its identity.
 
-    A run that goes on takes device, format and micro-batch from its record; see ``machine_record``.
+    A run that continues takes device, format and micro-batch from its record; see ``machine_record``.
 
     Attributes:
-        device: ``cpu``, ``cuda``, or None for what there is.
-        compute_dtype: None takes float16 on CUDA and float32 on a CPU.
-        memory_budget_bytes: None has no limit.
-        micro_batch_rows: Sequences side by side; None derives them from the budget.
-        time_budget_seconds: Stop after so long; the same command goes on.
-        backend: What decodes and multiplies; in bfloat16 it may decide what makes products, see ``machine_record``.
+        time_budget_seconds: Stop after so long; the same command continues.
+        states_file_bytes: What hidden states below the tuned blocks may take of the disk while the run is tuned.
     """
 
-    device: str | None = None
-    compute_dtype: torch.dtype | None = None
-    memory_budget_bytes: int | None = None
-    micro_batch_rows: int | None = None
     time_budget_seconds: float | None = None
-    backend: BackendOptions = REFERENCE
+    states_file_bytes: int = STATES_FILE_BYTES
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,6 +126,7 @@ class PlannedRun:
 
     bundle: Bundle
     settings: TuneSettings
+    blocks: TunedBlocks
     data: TaskData
     objective: Objective
     config: dict[str, Any] = field(repr=False)
@@ -157,7 +153,7 @@ def plan_run(
     Raises:
         DataError: A row is unusable.
         InvalidRequest: An option is wrong.
-        UnsupportedModel: The bundle has no sensitive values.
+        UnsupportedModel: The bundle, or its blocks that are to be tuned, have no sensitive values.
     """
     if bundle.config.sensitive_count == 0:
         raise UnsupportedModel(
@@ -165,6 +161,8 @@ def plan_run(
             needed="a bundle with at least one sensitive value",
             next_step="prepare the model with a share of sensitive weights, such as --sparsity 0.001, and pull it",
         )
+    blocks = tuned_blocks(bundle.config, settings.blocks)
+    settings = replace(settings, blocks=blocks.name)
     model_type = str(bundle.config.architecture["model_type"])
     data = load_task_data(options, BundleTokenizer.from_bundle(bundle), model_type)
     examples = [*data.training, *data.validation, *data.test]
@@ -182,7 +180,7 @@ def plan_run(
     name = f"{bundle.config.source.id.rpartition('/')[2]}-{source}-{digest.removeprefix('sha256:')[:8]}"
     counts = {"training": len(data.training), "validation": len(data.validation), "test": len(data.test)}
     config = identity | {"settings_digest": digest, "source_model": bundle.config.source.id, "row_counts": counts}
-    return PlannedRun(bundle, settings, data, objective, config, RunDirectory(output or runs / name))
+    return PlannedRun(bundle, settings, blocks, data, objective, config, RunDirectory(output or runs / name))
 
 
 def default_objective(examples: list[Example]) -> Objective:
@@ -201,7 +199,7 @@ def tune(
     observer: Observer,
     clock: Callable[[], float],
     *,
-    load: Callable[..., SparseModel] = load_model,
+    load: LoadModel = load_model,
 ) -> TuneReport:
     """Make the run, or what is left of it, and return what it came to.
 
@@ -215,7 +213,9 @@ def tune(
         InvalidRequest: ε is too small for the compute format.
     """
     if planned.directory.read_json(CONFIG) is None:
-        _memory_fit(planned, machine)  # what does not fit is refused before a folder says that there is a run
+        fit_workload(
+            planned.bundle.config, machine, _workload(planned)
+        )  # what does not fit is refused before a folder says that there is a run
     files_before = planned.directory.files()
     finished = begin(planned)
     if finished is not None:
@@ -238,26 +238,34 @@ def _tune(
     machine: MachineSettings,
     observer: Observer,
     clock: Callable[[], float],
-    load: Callable[..., SparseModel],
+    load: LoadModel,
     journal: Journal,
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    fit = _memory_fit(planned, machine)
-    model = load(
-        planned.bundle,
-        device=machine.device,
-        compute_dtype=machine.compute_dtype,
-        memory_budget_bytes=machine.memory_budget_bytes,
-        backend=machine.backend,
-    )
-    model.keep_decoded(fit.decoded_cache_bytes)
+    opened = open_model(planned.bundle, machine, _workload(planned), load=load)
+    states_file = planned.directory.path, machine.states_file_bytes
+    with KeptStates(opened.fit.kept_states_bytes, *states_file, observer.note) as kept:
+        return _tune_model(planned, machine, observer, clock, journal, opened, kept)
+
+
+def _tune_model(
+    planned: PlannedRun,
+    machine: MachineSettings,
+    observer: Observer,
+    clock: Callable[[], float],
+    journal: Journal,
+    opened: OpenedModel,
+    kept: KeptStates,
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    model, fit = opened.model, opened.fit
+    tuned = opened.tuned_part(planned.blocks, kept)
     settings, data, run = planned.settings, planned.data, planned.directory
     indices = BatchIndices(len(data.training), settings.batch_size, settings.seed)
     problem = ModelProblem(
-        model, data.training, data.validation, planned.objective, indices, fit.micro_batch_rows, fit.points_at_once
+        tuned, data.training, data.validation, planned.objective, indices, fit.micro_batch_rows, fit.points_at_once
     )
-    theta = model.initial_theta()
+    theta = tuned.initial_theta()
     drawing = drawing_of(settings.distribution, machine.backend)
-    draw = PerturbationStream(settings.seed, model.sensitive_count, drawing, model.device)
+    draw = PerturbationStream(settings.seed, tuned.sensitive_count, drawing, model.device)
     lost_share = check_fidelity(theta, draw(0, 0), settings.epsilon, model.compute_dtype)
     on_record = read_machine(run) or MachineRecord(
         model.device.type, dtype_name(model.compute_dtype), fit.micro_batch_rows, fit.micro_batch_rows, model.products
@@ -273,7 +281,7 @@ def _tune(
     )  # fmt: skip
     begun_at, recorded = clock(), len(journal.records)
     loop = TuningLoop(
-        problem, theta, draw, _schedule(settings, model.sensitive_count), _loop_settings(settings, machine),
+        problem, theta, draw, _schedule(settings, tuned.sensitive_count), _loop_settings(settings, machine),
         journal, run, observer, clock, shrunk=remember_rows,
     )  # fmt: skip
     outcome = loop.run()
@@ -286,6 +294,8 @@ def _tune(
         "backend": model.backend_name,
         "micro_batch_rows": problem.micro_batch_rows,
         "points_at_once": problem.points_at_once,
+        "kept_states_bytes": kept.memory_bytes,
+        "states_file_bytes": kept.file_bytes,
         "seconds": seconds,
         "seconds_per_step": seconds / live_steps if live_steps else None,
         "steps_in_this_process": live_steps,
@@ -355,12 +365,12 @@ def _as_begun(planned: PlannedRun, machine: MachineSettings, begun_on: MachineRe
         compute_dtype=dtype_name(machine.compute_dtype) if machine.compute_dtype else None,
         micro_batch_rows=machine.micro_batch_rows,
     )
-    dtype: torch.dtype = getattr(torch, begun_on.compute_dtype)
+    dtype = dtype_named(begun_on.compute_dtype)
     rows = begun_on.micro_batch_rows
     backend = replace(machine.backend, matrix_unit=begun_on.products == "matrix unit")
     as_begun = replace(machine, device=device, compute_dtype=dtype, micro_batch_rows=rows, backend=backend)
     try:
-        _memory_fit(planned, as_begun)
+        fit_workload(planned.bundle.config, as_begun, _workload(planned))
     except ResourceError as error:
         raise ResourceError(
             f"{error.found}, but the run in {planned.directory.path} goes on with {rows} sequences side by side",
@@ -370,21 +380,10 @@ def _as_begun(planned: PlannedRun, machine: MachineSettings, begun_on: MachineRe
     return as_begun
 
 
-def _memory_fit(planned: PlannedRun, machine: MachineSettings) -> MemoryFit:
-    data = planned.data
-    return fit_to_memory(
-        planned.bundle.config,
-        side_by_side(
-            [*data.training, *data.validation, *data.test],
-            planned.settings.batch_size,
-            queries=planned.settings.queries,
-        ),
-        budget_bytes=machine.memory_budget_bytes,
-        device=machine.device,
-        compute_dtype=machine.compute_dtype,
-        micro_batch_rows=machine.micro_batch_rows,
-        backend=machine.backend.name,
-    )
+def _workload(planned: PlannedRun) -> Workload:
+    data, settings = planned.data, planned.settings
+    examples = [*data.training, *data.validation, *data.test]
+    return side_by_side(examples, settings.batch_size, queries=settings.queries, blocks=settings.blocks)
 
 
 def _header(planned: PlannedRun) -> JournalHeader:
@@ -393,11 +392,12 @@ def _header(planned: PlannedRun) -> JournalHeader:
         seed=settings.seed,
         stream=STREAM_NAMES[settings.distribution],
         distribution=settings.distribution,
-        sensitive_count=planned.bundle.config.sensitive_count,
+        sensitive_count=planned.blocks.value_count,
         queries=settings.queries,
         epsilon=settings.epsilon,
         bundle_digest=planned.bundle.digest,
         settings_digest=planned.settings_digest,
+        blocks=planned.blocks.name,
     )
 
 
@@ -439,6 +439,7 @@ def _result(planned: PlannedRun, problem: ModelProblem, theta: Tensor, outcome: 
         "best_step": outcome.best_step,
         "stopped_by": outcome.stopped_by,
         "objective": planned.objective,
+        "blocks": planned.blocks.name,
         "forward_passes": 2 * planned.settings.queries * outcome.steps_done,
         "median_loss_difference": outcome.median_loss_difference,
         "clipped_steps": sum(StepFlags.CLIPPED in record.flags for record in outcome.records),

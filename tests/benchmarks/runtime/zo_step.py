@@ -34,7 +34,8 @@ from device_client.model.linear import QuantizedSparseLinear
 from device_client.model.points import Point
 from device_client.model.sparse_model import SparseModel
 from device_client.model.token_batch import TokenBatch
-from device_client.model.workload import PAIRED_UP_TO_TOKENS
+from device_client.model.upper_blocks import UpperBlocks
+from device_client.planning.workload import PAIRED_UP_TO_TOKENS
 from device_client.tuning.batches import BatchIndices
 from device_client.tuning.model_problem import ModelProblem, PointsModel
 from device_client.tuning.perturbations import Drawing, PerturbationStream
@@ -46,7 +47,7 @@ EPSILON = 1e-3
 LEARNING_RATE = float(np.float32(1e-7))
 ANSWERS = ((5,), (6,))
 SMALL_PARTS = 3  # as many times more often: what is small beside its own noise
-_EXAMPLES_PER_BATCH = 4
+BATCHES_PER_EPOCH = 4
 
 
 class ZoStep:
@@ -59,7 +60,8 @@ class ZoStep:
             them one after the other.
         drawing: What draws z.
         update: Moves θ.
-        seen: What the loop sees of the model; the model itself where nothing is said.
+        seen: What the loop sees of what is tuned; that itself where nothing is said.
+        upper: The model's upper blocks, where only they are tuned.
     """
 
     def __init__(
@@ -71,13 +73,15 @@ class ZoStep:
         drawing: Drawing,
         update: Callable[..., Tensor] = descend,
         seen: PointsModel | None = None,
+        upper: UpperBlocks | None = None,
     ) -> None:
+        tuned = model if upper is None else upper
         examples = random_examples(batch, int(model.config.architecture["vocab_size"]))
         indices = BatchIndices(len(examples), batch.rows, seed=0)
-        self._problem = ModelProblem(seen or model, examples, examples, "candidates", indices, batch.rows, points)
-        self._draw = PerturbationStream(0, model.sensitive_count, drawing, model.device)
+        self._problem = ModelProblem(seen or tuned, examples, examples, "candidates", indices, batch.rows, points)
+        self._draw = PerturbationStream(0, tuned.sensitive_count, drawing, model.device)
         self._update = update
-        self._theta = model.initial_theta()
+        self._theta = tuned.initial_theta()
         self._step = 0
 
     def __call__(self) -> tuple[float, float]:
@@ -103,7 +107,7 @@ def is_paired(batch: Batch, device: torch.device) -> bool:
 
 def random_examples(batch: Batch, vocabulary: int) -> list[Example]:
     """Return rows of random tokens with two answers of one token each: one sequence serves both."""
-    ids = np.random.default_rng(0).integers(0, vocabulary, (_EXAMPLES_PER_BATCH * batch.rows, batch.columns))
+    ids = np.random.default_rng(0).integers(0, vocabulary, (BATCHES_PER_EPOCH * batch.rows, batch.columns))
     return [Example(tuple(row), ANSWERS, number % 2, f"row {number}") for number, row in enumerate(ids.tolist())]
 
 

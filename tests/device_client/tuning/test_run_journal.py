@@ -181,15 +181,17 @@ def file_size_limit(limit_bytes: int) -> Iterator[None]:
 
 def test_a_full_disk_is_a_disk_error_and_keeps_every_whole_record(tmp_path: Path) -> None:
     path = tmp_path / "journal.bin"
-    with file_size_limit(700), open_journal(path, HEADER) as journal:
+    record_bytes = 18 + 4 * HEADER.queries
+    room = len(HEADER.to_bytes()) + 10 * record_bytes + record_bytes // 2
+    with file_size_limit(room), open_journal(path, HEADER) as journal:
         with pytest.raises(DiskError, match="no space left"):
             list(map(journal.append, map(record, range(100))))
         kept = list(journal.records)
-    assert 5 < len(kept) < 30
-    assert path.stat().st_size == 700
+    assert len(kept) == 10
+    assert path.stat().st_size == room
     with open_journal(path, HEADER) as journal:
         assert journal.records == kept
-    assert path.stat().st_size < 700
+    assert path.stat().st_size == room - record_bytes // 2
 
 
 def test_the_journal_is_private(tmp_path: Path) -> None:

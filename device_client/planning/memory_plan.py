@@ -5,10 +5,12 @@
 
     θ vectors = k · 4 · (3 + q + r)          three θ, z of q queries; on a CPU r = q next z, on CUDA r = 1, a θ ± ε·z
 
+Where only upper blocks are tuned, k counts their values, and hidden states that enter them are held and kept; see
+``model.upper_blocks``.
 Three θ: the run's, the bundle's, kept for the divergence watch, and at the end the best. Loading never needs more: see
 ``loader``.
 ``tests/benchmarks/memory_plan_error.py`` compares with what processes use. Imports neither torch nor transformers.
-Symbols: k sensitive values · q queries. Knows nothing about files.
+Symbols: k tuned sensitive values · q queries. Knows nothing about files.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from math import prod
 
+from device_client.devices import DEFAULT_DTYPES, DTYPE_BYTES
 from device_client.model.backends.planned_bytes import (
     decoded_shapes,
     likeliest_backend,
@@ -23,15 +26,17 @@ from device_client.model.backends.planned_bytes import (
     row_start_bytes,
     workspace_bytes,
 )
-from device_client.model.pass_memory import hungriest_moment, key_value_bytes
-from device_client.model.process_overhead import libraries_bytes, product_bytes, slack_bytes
-from device_client.model.workload import Workload
+from device_client.planning.pass_memory import hungriest_moment, key_value_bytes
+from device_client.planning.process_overhead import libraries_bytes, product_bytes, slack_bytes
+from device_client.planning.tuned_blocks import TunedBlocks, tuned_blocks
+from device_client.planning.workload import Workload
 from shared.bundle.manifest import BundleConfig
 from shared.byte_sizes import format_bytes, format_enough
 from shared.errors import ResourceError
+from shared.model_dimensions import dimensions_of
 
-VALUE_BYTES = {"cpu": 4, "cuda": 2}
-"""Bytes of one value in the default compute dtype: float32 on a CPU, float16 on CUDA."""
+KEPT_STATES = "kept hidden states"
+"""The part that what lies below the tuned blocks takes, where not all of them are tuned."""
 
 _STORED_VALUE_BYTES = 2
 _THETA_BYTES = 4
@@ -66,7 +71,12 @@ def spare_bytes(plan: MemoryPlan, budget_bytes: int) -> int:
 
 
 def weight_parts(
-    config: BundleConfig, value_bytes: int, *, backend: str = "reference", points: int = 1
+    config: BundleConfig,
+    value_bytes: int,
+    *,
+    backend: str = "reference",
+    points: int = 1,
+    tuned: TunedBlocks | None = None,
 ) -> dict[str, int]:
     """Return the bytes that stay for as long as the model is loaded, by part.
 
@@ -75,7 +85,11 @@ def weight_parts(
         value_bytes: Bytes of one value in the compute dtype.
         backend: ``reference``, ``native`` or ``triton``.
         points: θ's side by side.
+        tuned: Which blocks are tuned; None tunes all. Only their values are there once per point.
     """
+    at_points = points * config.sensitive_count
+    if tuned is not None and tuned.first:
+        at_points = config.sensitive_count + points * tuned.value_count
     stored = [(part, prod(shape)) for entry in config.tensors for part, (_, shape) in entry.part_shapes.items()]
     positions = sum(position_bytes(backend, entry, value_bytes) for entry in config.block_tensors)
     positions += sum(row_start_bytes(entry) for entry in config.embedding_tensors)
@@ -84,7 +98,8 @@ def weight_parts(
         "codebooks and scales": sum(count * _STORED_VALUE_BYTES for part, count in stored if part != "codes"),
         "unquantised parameters": sum(prod(entry.shape) for entry in config.dense_parameters) * value_bytes,
         "sensitive indices and values": positions
-        + config.sensitive_count * (_STORED_VALUE_BYTES + points * value_bytes),
+        + config.sensitive_count * _STORED_VALUE_BYTES
+        + at_points * value_bytes,
     }
 
 
@@ -109,20 +124,38 @@ def plan_memory(
         ResourceError: There is no such backend on the device.
         UnsupportedModel: The architecture lacks a dimension.
     """
-    bytes_each = value_bytes or VALUE_BYTES[device_type]
+    bytes_each = value_bytes or DTYPE_BYTES[DEFAULT_DTYPES[device_type]]
     backend = likeliest_backend(backend, device_type)
     shapes = decoded_shapes(config, device_type)
     pieces = hungriest_moment(config.architecture, workload, bytes_each)
-    parts = weight_parts(config, bytes_each, backend=backend, points=workload.points)
+    tuned = tuned_blocks(config, workload.blocks)
+    parts = weight_parts(config, bytes_each, backend=backend, points=workload.points, tuned=tuned)
     parts["workspace"] = workspace_bytes(backend, shapes, device_type, bytes_each)
-    parts["theta and z"] = config.sensitive_count * _THETA_BYTES * _theta_vectors(workload, device_type)
+    parts["theta and z"] = tuned.value_count * _THETA_BYTES * _theta_vectors(workload, device_type)
     parts["activations and logits"] = sum(pieces)
+    if tuned.first:
+        held_tokens = workload.entering_tokens + workload.kept_tokens
+        parts[KEPT_STATES] = held_tokens * state_bytes(config, bytes_each)
     if workload.cached_columns:
         parts["key-value cache"] = key_value_bytes(config.architecture, workload, bytes_each)
     parts["packed operands"] = product_bytes(device_type, max(map(prod, shapes)) * bytes_each)
     parts["allocator slack"] = slack_bytes(device_type, pieces)
     parts["libraries"] = libraries_bytes(device_type)
     return MemoryPlan(workload, parts, backend)
+
+
+def state_bytes(config: BundleConfig, value_bytes: int) -> int:
+    """Return the bytes of one token's hidden state."""
+    return dimensions_of(config.architecture).hidden * value_bytes
+
+
+def plan_generation(
+    config: BundleConfig, device_type: str, value_bytes: int | None = None, backend: str = "auto"
+) -> MemoryPlan:
+    """Return the predicted bytes of a text that fills the context, its keys and values included."""
+    context = config.tokenizer.context_length
+    most = Workload(rows=1, columns=context, cached_columns=context, queries=0)
+    return plan_memory(config, most, device_type=device_type, value_bytes=value_bytes, backend=backend)
 
 
 def choose_micro_batch(

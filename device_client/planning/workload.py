@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from device_client.planning.tuned_blocks import ALL_BLOCKS
+
 PAIRED_UP_TO_TOKENS = {"cpu": 1024, "cuda": 4096}
 """Device type → tokens of one point's micro-batch up to which several points run side by side. Above, decoding is
 little of a pass, and more points' activations cost more."""
@@ -23,6 +25,9 @@ class Workload:
         cached_columns: Tokens of each row whose keys and values are kept in every block; 0 but for generation.
         points: θ's that go through the network side by side; each runs all rows.
         queries: Directions of a tuning step; 0 where nothing is tuned.
+        blocks: Which decoder blocks are tuned; see ``tuned_blocks``.
+        entering_tokens: Tokens whose hidden states below the tuned blocks are held for all passes of a step.
+        kept_tokens: Tokens whose hidden states below the tuned blocks are kept between steps.
     """
 
     rows: int
@@ -31,12 +36,15 @@ class Workload:
     cached_columns: int = 0
     points: int = 1
     queries: int = 1
+    blocks: str = ALL_BLOCKS
+    entering_tokens: int = 0
+    kept_tokens: int = 0
 
     def __post_init__(self) -> None:
         if min(self.rows, self.columns, self.answers_per_row, self.points) < 1:
             raise ValueError(f"{self}: rows, columns, answers_per_row and points must be at least 1")
-        if min(self.cached_columns, self.queries) < 0:
-            raise ValueError(f"{self}: cached_columns and queries must not be negative")
+        if min(self.cached_columns, self.queries, self.entering_tokens, self.kept_tokens) < 0:
+            raise ValueError(f"{self}: cached columns, queries and kept tokens must not be negative")
 
     @property
     def tokens(self) -> int:
