@@ -31,10 +31,11 @@ class AnswerGradient:
     Args:
         model: Whose sensitive values.
         objective: Which loss.
+        first_block: The first decoder block that is tuned; the gradient of values below it is 0.
     """
 
-    def __init__(self, model: SparseModel, objective: Objective) -> None:
-        self._model = model
+    def __init__(self, model: SparseModel, objective: Objective, first_block: int = 0) -> None:
+        self._model, self._first_block = model, first_block
         self._objective: Objective = objective
 
     def __call__(self, theta: Tensor, batch: AnswerBatch) -> tuple[float, Tensor]:
@@ -50,7 +51,7 @@ class AnswerGradient:
         reads = [_unread(bucket) if is_each_alone else self._read(bucket) for bucket in batch.buckets]
         gradient = torch.zeros(model.sensitive_count, dtype=torch.float32, device=model.device)
         scale = FLOAT16_SCALE * len(batch) if model.compute_dtype == torch.float16 else 1.0
-        with differentiable(model.network, gradient):
+        with differentiable(model.network, gradient, self._first_block):
             for number, bucket in enumerate(batch.buckets):
                 with torch.enable_grad():
                     states = _wanted_states(model, bucket)

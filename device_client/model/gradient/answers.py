@@ -37,7 +37,7 @@ def states_gradient(head: OutputHead, states: Tensor, targets: Tensor, weights: 
         targets: int64 (n, width).
         weights: float32 (n, width).
     """
-    found = []
+    found: list[Tensor] = []
     for states_of, targets_of, weights_of in _portions(head, states, targets, weights):
         leaf = states_of.detach().requires_grad_()
         with torch.enable_grad():

@@ -6,7 +6,7 @@
                     dX = dY · W(θ)                 W decoded into the buffer that all layers share
                     dθ += dYᵀ X at the places      ``sparse_places``; a dense dW never exists
 
-Blocks below the first that has sensitive values run as in any other pass and keep nothing. Norms, embeddings and the
+Blocks below the first that is tuned run as in any other pass and keep nothing. Norms, embeddings and the
 head are not tuned; gradients only pass through them. For the length of the ``with`` block the network's modules have
 another ``forward``; before and after it they are what they were. Costs a second forward pass of the tuned blocks, and
 as much again for dX. Knows nothing about losses, tasks or optimisers.
@@ -31,19 +31,20 @@ Product = Callable[[Tensor], Tensor]
 
 
 @contextmanager
-def differentiable(network: nn.Module, total: Tensor) -> Iterator[None]:
+def differentiable(network: nn.Module, total: Tensor, first_block: int = 0) -> Iterator[None]:
     """Let a pass inside the ``with`` block, at one point θ, add its ∂L/∂θ to ``total`` once it is differentiated.
 
     Args:
         network: A transformers causal language model with ``QuantizedSparseLinear`` layers.
-        total: float32 (k,), on the network's device.
+        total: float32 (k,), on the network's device; values of blocks below the first are left as they are.
+        first_block: The first block that is tuned.
 
     Raises:
-        UnsupportedModel: The network has no list of decoder blocks that hold sensitive values.
+        UnsupportedModel: The network has no list of decoder blocks.
     """
     anchor = torch.zeros((), device=total.device, requires_grad=True)
     with ExitStack() as restored:
-        for block in _tuned_blocks(network):
+        for block in _decoder_blocks(network)[first_block:]:
             for layer in _layers(block):
                 forward = partial(_forward_of_layer, layer.forward, anchor, layer, total)
                 restored.enter_context(_other_forward(layer, forward))
@@ -62,19 +63,15 @@ def _other_forward(module: nn.Module, forward: Callable[..., Tensor]) -> Iterato
         del module.forward  # the class's own is found again
 
 
-def _tuned_blocks(network: nn.Module) -> list[nn.Module]:
-    """Return the decoder blocks from the first that has sensitive values on."""
-    lists = (module for module in network.modules() if isinstance(module, nn.ModuleList))
-    blocks = next((list(found) for found in lists if any(map(_layers, found))), [])
-    counts = [sum(layer.packed.indices.numel() for layer in _layers(block)) for block in blocks]
-    first = next((index for index, count in enumerate(counts) if count), None)
-    if first is None:
-        raise UnsupportedModel(
-            f"{type(network).__name__} has no list of decoder blocks with sensitive values",
-            needed="one, for --gradient first-order",
-            next_step="tune with --gradient zeroth-order",
-        )
-    return blocks[first:]
+def _decoder_blocks(network: nn.Module) -> list[nn.Module]:
+    for module in network.modules():
+        if isinstance(module, nn.ModuleList) and any(map(_layers, module)):
+            return list(module)
+    raise UnsupportedModel(
+        f"{type(network).__name__} has no list of decoder blocks",
+        needed="one, for --gradient first-order",
+        next_step="tune with --gradient zeroth-order",
+    )
 
 
 def _layers(block: nn.Module) -> list[QuantizedSparseLinear]:

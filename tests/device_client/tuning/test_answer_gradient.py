@@ -11,7 +11,6 @@ from random_bundle import Case
 from torch import Tensor, nn
 
 from device_client.model.backends.choose import BackendOptions
-from device_client.model.backends.packed_weight import PackedWeight, without_values
 from device_client.model.linear import QuantizedSparseLinear
 from device_client.model.loader import load_model
 from device_client.model.sparse_model import SparseModel
@@ -197,23 +196,15 @@ def test_blocks_below_the_first_tuned_one_run_once_and_those_above_twice(case_of
     model = load_model(case_of().bundle, device="cpu")
     batch = lay_out(ONE_TOKEN, micro_batch_rows=8)
     _, of_all = AnswerGradient(model, "candidates")(model.initial_theta(), batch)
-    blocks = model.network.get_submodule("model.layers")
     upper = model.tensor_slices["model.layers.1.self_attn.q_proj.weight"].start
     runs = [0, 0]
-    for index, block in enumerate(blocks.children()):
-        norm = block.get_submodule("input_layernorm")
+    for index in (0, 1):
+        norm = model.network.get_submodule(f"model.layers.{index}.input_layernorm")
         norm.register_forward_hook(lambda *_, index=index: runs.__setitem__(index, runs[index] + 1))
-    for layer in blocks[0].modules():  # type: ignore[index]
-        if isinstance(layer, QuantizedSparseLinear):
-            layer.packed, layer.where = _without_places(layer), slice(0, 0)
 
-    _, of_upper = AnswerGradient(model, "candidates")(model.initial_theta(), batch)
+    _, of_upper = AnswerGradient(model, "candidates", first_block=1)(model.initial_theta(), batch)
 
     assert runs == [1, 2]
+    assert torch.equal(of_upper[upper:], of_all[upper:])
     assert not of_upper[:upper].any()
-    assert of_upper[upper:].any()
     assert of_all[:upper].any()
-
-
-def _without_places(layer: QuantizedSparseLinear) -> PackedWeight:
-    return without_values(layer.packed.quantized)
