@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING, Any
 
-from device_client.commands.machine_arguments import add_machine_arguments, backend_options, compute_dtype
+from device_client.commands.machine_arguments import add_machine_arguments, machine
 from device_client.commands.task_arguments import add_row_arguments, data_options, positive
 from device_client.console import Console
 from device_client.settings import Settings
@@ -46,12 +46,12 @@ def run(arguments: argparse.Namespace, console: Console, settings: Settings) -> 
         DataError: A row is unusable.
         ResourceError: The micro-batch does not fit the budget, or not one sequence fits the memory.
     """
-    from device_client.model.linear import dtype_name
-    from device_client.model.loader import load_model
+    from device_client.devices import dtype_name
+    from device_client.model.open import open_model
+    from device_client.planning.memory_fit import side_by_side
     from device_client.store import resolve_bundle
     from device_client.tasks.scoring import check_objective
     from device_client.tuning.evaluation import ROWS_AT_ONCE, evaluate
-    from device_client.tuning.memory_fit import fit_to_memory, side_by_side
     from device_client.tuning.run_directory import find_run, load_theta
     from device_client.tuning.smaller_batches import MicroBatch, with_smaller_batches
     from device_client.tuning.tune_run import default_objective
@@ -68,18 +68,9 @@ def run(arguments: argparse.Namespace, console: Console, settings: Settings) -> 
     examples = encode_rows(renderer.render(records), tokenizer, max_tokens=options.max_tokens)
     objective = default_objective(examples) if arguments.loss == "auto" else arguments.loss
     check_objective(examples, objective)
-    budget = parse_bytes(arguments.memory_budget)
-    fit = fit_to_memory(
-        bundle.config, side_by_side(examples, min(ROWS_AT_ONCE, len(examples))), budget_bytes=budget,
-        device=arguments.device, micro_batch_rows=arguments.micro_batch, backend=arguments.backend,
-        compute_dtype=compute_dtype(arguments),
-    )  # fmt: skip
-    model = load_model(
-        bundle, device=arguments.device, compute_dtype=compute_dtype(arguments), memory_budget_bytes=budget,
-        backend=backend_options(arguments, console, settings),
-    )  # fmt: skip
-    model.keep_decoded(fit.decoded_cache_bytes)
-    micro_batch = MicroBatch(fit.micro_batch_rows)
+    allowed = machine(arguments, console, settings)
+    opened = open_model(bundle, allowed, side_by_side(examples, min(ROWS_AT_ONCE, len(examples))))
+    model, micro_batch = opened.model, MicroBatch(opened.fit.micro_batch_rows)
     model.write_theta(load_theta(tuned.path, sensitive_count=model.sensitive_count) if tuned else model.initial_theta())
     with console.progress("scoring", len(examples), "rows") as bar:
         found = with_smaller_batches(
@@ -90,7 +81,9 @@ def run(arguments: argparse.Namespace, console: Console, settings: Settings) -> 
     accuracy = "–" if found.accuracy is None else f"{found.accuracy:.1%}"
     values = tuned.name if tuned else "the bundle's own"
     console.table(f"{found.rows} rows", ("values", "loss", "accuracy"), [(values, f"{found.loss:.4f}", accuracy)])
-    console.say(f"Peak memory {format_bytes(model.memory.peak_bytes)} of {format_bytes(budget)}")
+    console.say(
+        f"Peak memory {format_bytes(model.memory.peak_bytes)} of {format_bytes(parse_bytes(arguments.memory_budget))}"
+    )
     return {
         **found.as_json(),
         "objective": objective,

@@ -9,14 +9,10 @@ import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from device_client.commands.machine_arguments import add_machine_arguments, backend_options, compute_dtype
+from device_client.commands.machine_arguments import add_machine_arguments, machine
 from device_client.console import Console
-from device_client.model.memory_plan import MemoryPlan, plan_memory, spare_bytes
-from device_client.model.workload import Workload
 from device_client.settings import Settings
 from device_client.store import resolve_bundle
-from shared.bundle.manifest import BundleConfig
-from shared.byte_sizes import parse_bytes
 from shared.errors import InvalidRequest
 from shared.perturbation import random_generator
 from shared.terminal_text import printable
@@ -42,7 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace, console: Console, settings: Settings) -> dict[str, Any]:
     """Stream the continuation (to stdout; with ``--json`` to nowhere) and return text and figures."""
-    from device_client.model.linear import dtype_name
+    from device_client.devices import dtype_name
 
     _check_options(arguments)
     seed = secrets.randbits(32) if arguments.seed is None else arguments.seed
@@ -71,15 +67,6 @@ def run(arguments: argparse.Namespace, console: Console, settings: Settings) -> 
     }
 
 
-def plan_generation(
-    config: BundleConfig, device_type: str, value_bytes: int | None = None, backend: str = "auto"
-) -> MemoryPlan:
-    """Return the predicted bytes of a text that fills the context, its keys and values included."""
-    context = config.tokenizer.context_length
-    most = Workload(rows=1, columns=context, cached_columns=context, queries=0)
-    return plan_memory(config, most, device_type=device_type, value_bytes=value_bytes, backend=backend)
-
-
 def _check_options(arguments: argparse.Namespace) -> None:
     wrong = [
         fault
@@ -98,20 +85,13 @@ def _check_options(arguments: argparse.Namespace) -> None:
 
 
 def _load(arguments: argparse.Namespace, console: Console, settings: Settings) -> SparseModel:
-    from device_client.model.loader import load_model, resolve_device
+    from device_client.model.open import open_for_text
     from device_client.tuning.run_directory import find_run, load_theta
 
     bundle = resolve_bundle(settings, arguments.ref)
     tuned = None if arguments.run is None else find_run(settings.runs, arguments.run, bundle)
-    budget = parse_bytes(arguments.memory_budget)
-    device = resolve_device(arguments.device)
     console.say(f"Loading {arguments.ref} …")
-    backend = backend_options(arguments, console, settings)
-    dtype = compute_dtype(arguments)
-    model = load_model(bundle, device=str(device), compute_dtype=dtype, memory_budget_bytes=budget, backend=backend)
-    if model.fused_up_to_tokens == 0:  # each token would decode every weight again
-        plan = plan_generation(bundle.config, device.type, model.compute_dtype.itemsize, model.backend_name)
-        model.keep_decoded(spare_bytes(plan, budget))
+    model = open_for_text(bundle, machine(arguments, console, settings))
     if tuned is not None:
         model.write_theta(load_theta(tuned.path, sensitive_count=model.sensitive_count))
     return model

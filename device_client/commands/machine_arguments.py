@@ -6,15 +6,15 @@ import argparse
 from typing import TYPE_CHECKING
 
 from device_client.console import Console
+from device_client.devices import DTYPE_BYTES, dtype_named
 from device_client.model.backends.names import BACKEND_NAMES
 from device_client.settings import Settings
+from shared.byte_sizes import parse_bytes
 
 if TYPE_CHECKING:
     from argparse import _ArgumentGroup
 
-    import torch
-
-    from device_client.model.backends.choose import BackendOptions
+    from device_client.model.open import Machine
 
 
 def add_machine_arguments(parser: argparse.ArgumentParser | _ArgumentGroup) -> None:
@@ -22,7 +22,7 @@ def add_machine_arguments(parser: argparse.ArgumentParser | _ArgumentGroup) -> N
     parser.add_argument("--memory-budget", default="8GiB", metavar="SIZE", help="what may be used (default: 8GiB)")
     parser.add_argument("--device", metavar="NAME", help="cpu or cuda (default: CUDA where there is one)")
     parser.add_argument(
-        "--dtype", choices=("float32", "float16", "bfloat16"),
+        "--dtype", choices=tuple(DTYPE_BYTES),
         help="compute format (default: float16 on CUDA, else float32); on a CPU with AMX bfloat16 is fastest, but "
         "for tiny models; it rounds most",
     )  # fmt: skip
@@ -33,19 +33,22 @@ def add_machine_arguments(parser: argparse.ArgumentParser | _ArgumentGroup) -> N
     )  # fmt: skip
 
 
-def compute_dtype(arguments: argparse.Namespace) -> torch.dtype | None:
-    """Return the compute format that was asked for, or None for the device's own."""
-    import torch
+def machine(arguments: argparse.Namespace, console: Console, settings: Settings) -> Machine:
+    """Return what of the machine may be used; what the backends have to say goes to the console.
 
-    found: torch.dtype | None = getattr(torch, arguments.dtype) if arguments.dtype else None
-    return found
-
-
-def backend_options(arguments: argparse.Namespace, console: Console, settings: Settings) -> BackendOptions:
-    """Return which backend was asked for; what it has to say goes to the console."""
+    Raises:
+        InvalidRequest: The memory budget is no size.
+    """
     from device_client.model.backends.choose import BackendOptions
+    from device_client.model.open import Machine
 
     def announce(text: str) -> None:
         console.say(text[:1].upper() + text[1:])
 
-    return BackendOptions(arguments.backend, settings.backends, announce)
+    return Machine(
+        device=arguments.device,
+        compute_dtype=dtype_named(arguments.dtype) if arguments.dtype else None,
+        memory_budget_bytes=parse_bytes(arguments.memory_budget),
+        micro_batch_rows=getattr(arguments, "micro_batch", None),
+        backend=BackendOptions(arguments.backend, settings.backends, announce),
+    )

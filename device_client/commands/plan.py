@@ -5,17 +5,17 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING, Any
 
-from device_client.commands.machine_arguments import add_machine_arguments, compute_dtype
+from device_client.commands.machine_arguments import add_machine_arguments, machine
 from device_client.console import Console
 from device_client.model.backends.planned_bytes import is_any_decoded
-from device_client.model.workload import PAIRED_UP_TO_TOKENS, Workload
+from device_client.planning.workload import PAIRED_UP_TO_TOKENS, Workload
 from device_client.settings import Settings
 from device_client.store import resolve_bundle
 from shared.byte_sizes import format_bytes, parse_bytes
 from shared.errors import InvalidRequest
 
 if TYPE_CHECKING:
-    from device_client.tuning.memory_fit import MemoryFit
+    from device_client.planning.memory_fit import MemoryFit
 
 NAME = "plan"
 HELP = "predict the memory that tuning needs, before loading anything"
@@ -42,16 +42,13 @@ def run(arguments: argparse.Namespace, console: Console, settings: Settings) -> 
     most = _workload(arguments)
     bundle = resolve_bundle(settings, arguments.ref)
 
-    from device_client.model.loader import resolve_device
-    from device_client.tuning.memory_fit import fit_to_memory
+    from device_client.devices import resolve_device
+    from device_client.model.open import fit_workload
 
     length = most.columns if arguments.length is not None else bundle.config.tokenizer.context_length
     most = Workload(most.rows, length, most.answers_per_row, queries=most.queries)
     device_type = resolve_device(arguments.device).type
-    fit = fit_to_memory(
-        bundle.config, most, budget_bytes=budget, device=arguments.device, backend=arguments.backend,
-        compute_dtype=compute_dtype(arguments),
-    )  # fmt: skip
+    fit = fit_workload(bundle.config, machine(arguments, console, settings), most)
     is_any_kept = is_any_decoded(fit.plan.backend, bundle.config.block_tensors, arguments.dtype)
     _show(console, fit, most, device_type, budget)
     if is_any_kept:

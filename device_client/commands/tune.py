@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from device_client.commands.machine_arguments import add_machine_arguments, backend_options, compute_dtype
+from device_client.commands.machine_arguments import add_machine_arguments, machine
 from device_client.commands.task_arguments import (
     add_row_arguments,
     add_split_arguments,
@@ -21,11 +21,11 @@ from device_client.commands.task_arguments import (
 )
 from device_client.console import Console, ProgressBar
 from device_client.settings import Settings
-from shared.byte_sizes import format_bytes, parse_bytes
+from shared.byte_sizes import format_bytes
 from shared.errors import Interrupted
 
 if TYPE_CHECKING:
-    from device_client.model.backends.choose import BackendOptions
+    from device_client.model.open import Machine
     from device_client.tuning.evaluation import Evaluation
     from device_client.tuning.journal import StepRecord
     from device_client.tuning.tune_run import MachineSettings, TuneReport, TuneSettings
@@ -60,11 +60,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--seed", type=int, default=0, help="of rows held out, batches and perturbations (default: 0)")
     group.add_argument("--validate-every", type=positive, metavar="N", help="steps (default: a twentieth)")
     group.add_argument("--patience", type=positive, metavar="N", help="stop after N validations without a new best")
-    machine = parser.add_argument_group("machine")
-    machine.add_argument("--time-budget", type=seconds, metavar="10m", help="stop after so long; run again to go on")
-    machine.add_argument("--micro-batch", type=positive, metavar="N", help="sequences at once (default: by the budget)")
-    add_machine_arguments(machine)
-    machine.add_argument("--output", type=Path, metavar="DIR", help="run folder (default: named in the runs folder)")
+    group = parser.add_argument_group("machine")
+    group.add_argument("--time-budget", type=seconds, metavar="10m", help="stop after so long; run again to go on")
+    group.add_argument("--micro-batch", type=positive, metavar="N", help="sequences at once (default: by the budget)")
+    add_machine_arguments(group)
+    group.add_argument("--output", type=Path, metavar="DIR", help="run folder (default: named in the runs folder)")
 
 
 def run(arguments: argparse.Namespace, console: Console, settings: Settings) -> dict[str, Any]:
@@ -84,8 +84,8 @@ def run(arguments: argparse.Namespace, console: Console, settings: Settings) -> 
     console.say(f"Run {planned.directory.path}: {rows['training']} training rows, {rows['validation']} validation rows")
     try:
         with _sigterm_as_interrupt(), console.progress("tuning", wanted.steps, "steps") as bar:
-            machine = machine_settings(arguments, backend_options(arguments, console, settings))
-            report = tune(planned, machine, _Narrator(bar, console), time.monotonic)
+            allowed = machine_settings(arguments, machine(arguments, console, settings))
+            report = tune(planned, allowed, _Narrator(bar, console), time.monotonic)
     except KeyboardInterrupt as error:
         raise Interrupted(
             f"interrupted; everything done is in {planned.directory.path}",
@@ -129,17 +129,17 @@ def tune_settings(arguments: argparse.Namespace) -> TuneSettings:
     )
 
 
-def machine_settings(arguments: argparse.Namespace, backend: BackendOptions) -> MachineSettings:
-    """Return what the machine allows."""
+def machine_settings(arguments: argparse.Namespace, allowed: Machine) -> MachineSettings:
+    """Return what the machine allows, and for how long."""
     from device_client.tuning.tune_run import MachineSettings
 
     return MachineSettings(
-        device=arguments.device,
-        compute_dtype=compute_dtype(arguments),
-        memory_budget_bytes=parse_bytes(arguments.memory_budget),
-        micro_batch_rows=arguments.micro_batch,
+        device=allowed.device,
+        compute_dtype=allowed.compute_dtype,
+        memory_budget_bytes=allowed.memory_budget_bytes,
+        micro_batch_rows=allowed.micro_batch_rows,
         time_budget_seconds=arguments.time_budget,
-        backend=backend,
+        backend=allowed.backend,
     )
 
 

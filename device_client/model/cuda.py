@@ -9,7 +9,7 @@ from typing import Protocol
 
 import torch
 
-from device_client.model.process_overhead import CUDA_CONTEXT_BYTES
+from device_client.planning.process_overhead import CUDA_CONTEXT_BYTES
 
 
 class Cuda(Protocol):

@@ -251,16 +251,3 @@ def aligned(tensor: Tensor) -> Tensor:
 def _is_aligned(tensor: Tensor) -> bool:
     """Return whether a tensor begins as a fresh one does: a library's last bits may depend on it."""
     return tensor.data_ptr() % _ALIGNMENT_BYTES == 0
-
-
-def compute_dtype_of(device: torch.device) -> torch.dtype:
-    """Return the dtype to compute in: float16 on CUDA, float32 on a CPU (float16 products are 11 × slower there).
-
-    Never bfloat16: at ε = 1e-4 it loses 33–80 % of a perturbation to rounding.
-    """
-    return torch.float16 if device.type == "cuda" else torch.float32
-
-
-def dtype_name(dtype: torch.dtype) -> str:
-    """Return what options, records and results call a compute dtype, such as ``bfloat16``."""
-    return str(dtype).removeprefix("torch.")

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from device_client.devices import default_dtype, resolve_device
 from device_client.model.backends.choose import REFERENCE, BackendOptions, choose_backend
 from device_client.model.backends.packed_weight import without_values
 from device_client.model.backends.planned_bytes import decoded_shapes
@@ -24,17 +25,16 @@ from device_client.model.linear import (
     PointwiseActivation,
     QuantizedSparseLinear,
     SensitiveValues,
-    compute_dtype_of,
 )
-from device_client.model.memory_plan import check_budget, plan_memory
 from device_client.model.out_of_memory import refusing_to_load
 from device_client.model.sparse_model import SparseModel
 from device_client.model.tensor_reading import drop_cached_pages, read_to
-from device_client.model.workload import Workload
+from device_client.planning.memory_plan import check_budget, plan_memory
+from device_client.planning.workload import Workload
 from shared.bundle.manifest import BundleConfig
 from shared.bundle.read import Bundle, SensitiveTensors
 from shared.bundle.tensor_header import TensorSlot, read_header
-from shared.errors import ResourceError, TensorMismatch, UnsupportedModel
+from shared.errors import TensorMismatch, UnsupportedModel
 from shared.model.opening import check_vocabulary
 from shared.model.skeleton import build_skeleton
 from shared.model.tokenizer import BundleTokenizer
@@ -73,7 +73,7 @@ def load_model(
     """
     cuda = cuda or TorchCuda()
     target = resolve_device(device, cuda)
-    dtype = compute_dtype or compute_dtype_of(target)
+    dtype = compute_dtype or default_dtype(target)
     if memory_budget_bytes is not None:
         _respect_budget(bundle.config, memory_budget_bytes, target, dtype, backend.name, cuda)
     if target.type == "cuda":
@@ -101,32 +101,6 @@ def load_model(
         initial_values=loading.initial_values,
         tensor_slices=loading.slices,
     )
-
-
-def resolve_device(name: str | None, cuda: Cuda | None = None) -> torch.device:
-    """Return the device of that name, on CUDA always with its index; None takes CUDA where there is one.
-
-    Raises:
-        ResourceError: There is no such device.
-    """
-    cuda = cuda or TorchCuda()
-    if name is None:
-        name = "cuda" if cuda.device_count() else "cpu"
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise ResourceError(f"device {name!r}", needed="cpu, cuda or cuda:N") from error
-    if device.type not in ("cpu", "cuda"):
-        raise ResourceError(f"device {name!r}", needed="cpu, cuda or cuda:N")
-    if device.type == "cpu":
-        return device
-    if (device.index or 0) >= cuda.device_count():
-        raise ResourceError(
-            f"device {name!r}, but torch sees {cuda.device_count()} CUDA devices",
-            needed="a CUDA device and a torch build for it",
-            next_step="run with --device cpu, or see: zo-device doctor",
-        )
-    return torch.device("cuda", cuda.current_index() if device.index is None else device.index)
 
 
 def _respect_budget(

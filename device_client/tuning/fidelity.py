@@ -21,7 +21,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from device_client.model.linear import dtype_name
+from device_client.devices import dtype_name
 from device_client.tuning.spsa import Losses, estimate, perturbed
 from shared.errors import InvalidRequest
 

@@ -13,12 +13,12 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
+from device_client.devices import DTYPE_BYTES
 from device_client.model.backends.names import PRODUCTS, Products
 from device_client.tuning.run_directory import RunDirectory
 from shared.errors import Conflict, IntegrityError
 
 MACHINE = "machine.json"
-COMPUTE_DTYPES = ("float32", "float16", "bfloat16")
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +27,7 @@ class MachineRecord:
 
     Attributes:
         device_type: ``cpu`` or ``cuda``.
-        compute_dtype: One of ``COMPUTE_DTYPES``.
+        compute_dtype: One of ``devices.DTYPE_BYTES``.
         begun_with_rows: Sequences side by side when the run began.
         micro_batch_rows: Sequences side by side now; fewer where memory ran out.
         products: What multiplies.
@@ -115,7 +115,7 @@ def _is_record(found: dict[str, Any]) -> bool:
     return (
         found.keys() == {field.name for field in fields(MachineRecord)}
         and found["device_type"] in ("cpu", "cuda")
-        and found["compute_dtype"] in COMPUTE_DTYPES
+        and found["compute_dtype"] in DTYPE_BYTES
         and type(found["micro_batch_rows"]) is int
         and type(found["begun_with_rows"]) is int
         and 1 <= found["micro_batch_rows"] <= found["begun_with_rows"]

@@ -13,7 +13,7 @@ from typing import Protocol
 from torch import Tensor
 
 from device_client.model.points import Point
-from device_client.model.workload import PAIRED_UP_TO_TOKENS
+from device_client.planning.workload import PAIRED_UP_TO_TOKENS
 from device_client.tasks.layout import AnswerBatch, lay_out
 from device_client.tasks.scoring import LogitsModel, Objective, answer_losses, answer_scores
 from device_client.tuning.batches import BatchIndices

@@ -14,13 +14,13 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
 from torch import Tensor
 
-from device_client.model.backends.choose import REFERENCE, BackendOptions
-from device_client.model.linear import dtype_name
-from device_client.model.loader import load_model, resolve_device
-from device_client.model.sparse_model import SparseModel
+from device_client.devices import dtype_name, dtype_named, resolve_device
+from device_client.model.loader import load_model
+from device_client.model.open import LoadModel, Machine, fit_workload, open_model
+from device_client.planning.memory_fit import side_by_side
+from device_client.planning.workload import Workload
 from device_client.tasks.scoring import Objective, check_objective
 from device_client.tasks.task_data import DataOptions, TaskData, load_task_data
 from device_client.tuning.batches import BatchIndices
@@ -30,7 +30,6 @@ from device_client.tuning.fidelity import check_fidelity, noise_floor
 from device_client.tuning.journal import Journal, JournalHeader, StepFlags, open_journal
 from device_client.tuning.loop import LoopSettings, Observer, Outcome, TuningLoop
 from device_client.tuning.machine_record import MachineRecord, read_machine, write_machine
-from device_client.tuning.memory_fit import MemoryFit, fit_to_memory, side_by_side
 from device_client.tuning.model_problem import ModelProblem
 from device_client.tuning.perturbations import PerturbationStream, drawing_of
 from device_client.tuning.run_directory import CONFIG, RunDirectory
@@ -86,26 +85,16 @@ class TuneSettings:
 
 
 @dataclass(frozen=True, slots=True)
-class MachineSettings:
-    """What the machine allows; nothing here is part of a run's identity.
+class MachineSettings(Machine):
+    """What the machine allows a run; nothing here is part of its identity.
 
-    A run that goes on takes device, format and micro-batch from its record; see ``machine_record``.
+    A run that continues takes device, format and micro-batch from its record; see ``machine_record``.
 
     Attributes:
-        device: ``cpu``, ``cuda``, or None for what there is.
-        compute_dtype: None takes float16 on CUDA and float32 on a CPU.
-        memory_budget_bytes: None has no limit.
-        micro_batch_rows: Sequences side by side; None derives them from the budget.
-        time_budget_seconds: Stop after so long; the same command goes on.
-        backend: What decodes and multiplies; in bfloat16 it may decide what makes products, see ``machine_record``.
+        time_budget_seconds: Stop after so long; the same command continues.
     """
 
-    device: str | None = None
-    compute_dtype: torch.dtype | None = None
-    memory_budget_bytes: int | None = None
-    micro_batch_rows: int | None = None
     time_budget_seconds: float | None = None
-    backend: BackendOptions = REFERENCE
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,7 +190,7 @@ def tune(
     observer: Observer,
     clock: Callable[[], float],
     *,
-    load: Callable[..., SparseModel] = load_model,
+    load: LoadModel = load_model,
 ) -> TuneReport:
     """Make the run, or what is left of it, and return what it came to.
 
@@ -215,7 +204,9 @@ def tune(
         InvalidRequest: ε is too small for the compute format.
     """
     if planned.directory.read_json(CONFIG) is None:
-        _memory_fit(planned, machine)  # what does not fit is refused before a folder says that there is a run
+        fit_workload(
+            planned.bundle.config, machine, _workload(planned)
+        )  # what does not fit is refused before a folder says that there is a run
     files_before = planned.directory.files()
     finished = begin(planned)
     if finished is not None:
@@ -238,18 +229,11 @@ def _tune(
     machine: MachineSettings,
     observer: Observer,
     clock: Callable[[], float],
-    load: Callable[..., SparseModel],
+    load: LoadModel,
     journal: Journal,
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    fit = _memory_fit(planned, machine)
-    model = load(
-        planned.bundle,
-        device=machine.device,
-        compute_dtype=machine.compute_dtype,
-        memory_budget_bytes=machine.memory_budget_bytes,
-        backend=machine.backend,
-    )
-    model.keep_decoded(fit.decoded_cache_bytes)
+    opened = open_model(planned.bundle, machine, _workload(planned), load=load)
+    model, fit = opened.model, opened.fit
     settings, data, run = planned.settings, planned.data, planned.directory
     indices = BatchIndices(len(data.training), settings.batch_size, settings.seed)
     problem = ModelProblem(
@@ -355,12 +339,12 @@ def _as_begun(planned: PlannedRun, machine: MachineSettings, begun_on: MachineRe
         compute_dtype=dtype_name(machine.compute_dtype) if machine.compute_dtype else None,
         micro_batch_rows=machine.micro_batch_rows,
     )
-    dtype: torch.dtype = getattr(torch, begun_on.compute_dtype)
+    dtype = dtype_named(begun_on.compute_dtype)
     rows = begun_on.micro_batch_rows
     backend = replace(machine.backend, matrix_unit=begun_on.products == "matrix unit")
     as_begun = replace(machine, device=device, compute_dtype=dtype, micro_batch_rows=rows, backend=backend)
     try:
-        _memory_fit(planned, as_begun)
+        fit_workload(planned.bundle.config, as_begun, _workload(planned))
     except ResourceError as error:
         raise ResourceError(
             f"{error.found}, but the run in {planned.directory.path} goes on with {rows} sequences side by side",
@@ -370,21 +354,10 @@ def _as_begun(planned: PlannedRun, machine: MachineSettings, begun_on: MachineRe
     return as_begun
 
 
-def _memory_fit(planned: PlannedRun, machine: MachineSettings) -> MemoryFit:
-    data = planned.data
-    return fit_to_memory(
-        planned.bundle.config,
-        side_by_side(
-            [*data.training, *data.validation, *data.test],
-            planned.settings.batch_size,
-            queries=planned.settings.queries,
-        ),
-        budget_bytes=machine.memory_budget_bytes,
-        device=machine.device,
-        compute_dtype=machine.compute_dtype,
-        micro_batch_rows=machine.micro_batch_rows,
-        backend=machine.backend.name,
-    )
+def _workload(planned: PlannedRun) -> Workload:
+    data, settings = planned.data, planned.settings
+    examples = [*data.training, *data.validation, *data.test]
+    return side_by_side(examples, settings.batch_size, queries=settings.queries)
 
 
 def _header(planned: PlannedRun) -> JournalHeader:

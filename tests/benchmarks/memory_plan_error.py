@@ -35,9 +35,9 @@ from recording import record_headlines, write_result  # noqa: E402
 from device_client.model.backends.choose import BackendOptions  # noqa: E402
 from device_client.model.backends.names import BackendName  # noqa: E402
 from device_client.model.loader import load_model  # noqa: E402
-from device_client.model.memory_plan import plan_memory  # noqa: E402
 from device_client.model.sparse_model import SparseModel  # noqa: E402
-from device_client.model.workload import PAIRED_UP_TO_TOKENS, Workload  # noqa: E402
+from device_client.planning.memory_plan import plan_memory  # noqa: E402
+from device_client.planning.workload import PAIRED_UP_TO_TOKENS, Workload  # noqa: E402
 from device_client.tuning.batches import BatchIndices  # noqa: E402
 from device_client.tuning.divergence import DivergenceWatch  # noqa: E402
 from device_client.tuning.model_problem import ModelProblem  # noqa: E402

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from device_client.model.backends.token_kernels import Factor, KeptHeads, SideBySide, TokenHeads, TokenKernels
 from device_client.model.decoding.attention import steps_are_alike, window_of
 from device_client.model.linear import LinearRuntime, QuantizedSparseLinear
-from device_client.model.workload import GROWTH_TOKENS
+from device_client.planning.workload import GROWTH_TOKENS
 from shared.model_families import FAMILIES
 
 _ATTENTION_INPUTS = ("q_proj", "k_proj", "v_proj")

@@ -34,7 +34,7 @@ from device_client.model.linear import QuantizedSparseLinear
 from device_client.model.points import Point
 from device_client.model.sparse_model import SparseModel
 from device_client.model.token_batch import TokenBatch
-from device_client.model.workload import PAIRED_UP_TO_TOKENS
+from device_client.planning.workload import PAIRED_UP_TO_TOKENS
 from device_client.tuning.batches import BatchIndices
 from device_client.tuning.model_problem import ModelProblem, PointsModel
 from device_client.tuning.perturbations import Drawing, PerturbationStream

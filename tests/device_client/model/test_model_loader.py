@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-from device_client.model.linear import compute_dtype_of
-from device_client.model.loader import build_skeleton, load_model, resolve_device
+from device_client.devices import default_dtype, resolve_device
+from device_client.model.loader import build_skeleton, load_model
 from device_client.model.memory_meter import MemoryMeter
 from shared.bundle.read import Bundle
 from shared.errors import BlobMissing, ResourceError, TensorMismatch, UnsupportedModel
@@ -176,8 +176,8 @@ def test_the_peak_on_cuda_counts_the_context_as_the_plan_does() -> None:
 
 
 def test_compute_is_half_precision_on_cuda_and_single_on_a_cpu() -> None:
-    assert compute_dtype_of(torch.device("cuda")) == torch.float16
-    assert compute_dtype_of(torch.device("cpu")) == torch.float32
+    assert default_dtype(torch.device("cuda")) == torch.float16
+    assert default_dtype(torch.device("cpu")) == torch.float32
 
 
 def test_an_explicit_compute_dtype_is_respected(case_of: Callable) -> None:

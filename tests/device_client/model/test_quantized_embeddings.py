@@ -20,9 +20,9 @@ from device_client.model.backends.reference import ReferenceBackend
 from device_client.model.embeddings import QuantizedEmbedding, QuantizedHead
 from device_client.model.linear import LinearRuntime, SensitiveValues
 from device_client.model.loader import build_skeleton, load_model
-from device_client.model.memory_plan import weight_parts
 from device_client.model.sparse_model import SparseModel
 from device_client.model.token_batch import TokenBatch
+from device_client.planning.memory_plan import weight_parts
 from shared.errors import UnsupportedModel
 from shared.quantization.codec import QuantizedTensor
 

@@ -13,8 +13,8 @@ from tiny_bundle import TinyBundle
 from tiny_run import planned
 
 from device_client.cli import main
-from device_client.model.memory_plan import plan_memory
-from device_client.model.workload import Workload
+from device_client.planning.memory_plan import plan_memory
+from device_client.planning.workload import Workload
 from device_client.tuning.run_directory import load_theta
 from shared.bundle.read import Bundle
 

@@ -19,7 +19,7 @@ from device_client.model.decoding.direct import DirectDecoding, can_be_direct
 from device_client.model.decoding.growing import GrowingDecoding
 from device_client.model.loader import load_model
 from device_client.model.sparse_model import SparseModel
-from device_client.model.workload import GROWTH_TOKENS
+from device_client.planning.workload import GROWTH_TOKENS
 
 PROMPT = [7, 1, 200, 31, 31, 5, 90, 12]  # longer than the tiny mistral's window of 6
 FOLLOWING = [4, 250, 4, 17, 66, 128, 9, 31, 2]

@@ -16,6 +16,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from math import prod
 
+from device_client.devices import DEFAULT_DTYPES, DTYPE_BYTES
 from device_client.model.backends.planned_bytes import (
     decoded_shapes,
     likeliest_backend,
@@ -23,15 +24,12 @@ from device_client.model.backends.planned_bytes import (
     row_start_bytes,
     workspace_bytes,
 )
-from device_client.model.pass_memory import hungriest_moment, key_value_bytes
-from device_client.model.process_overhead import libraries_bytes, product_bytes, slack_bytes
-from device_client.model.workload import Workload
+from device_client.planning.pass_memory import hungriest_moment, key_value_bytes
+from device_client.planning.process_overhead import libraries_bytes, product_bytes, slack_bytes
+from device_client.planning.workload import Workload
 from shared.bundle.manifest import BundleConfig
 from shared.byte_sizes import format_bytes, format_enough
 from shared.errors import ResourceError
-
-VALUE_BYTES = {"cpu": 4, "cuda": 2}
-"""Bytes of one value in the default compute dtype: float32 on a CPU, float16 on CUDA."""
 
 _STORED_VALUE_BYTES = 2
 _THETA_BYTES = 4
@@ -109,7 +107,7 @@ def plan_memory(
         ResourceError: There is no such backend on the device.
         UnsupportedModel: The architecture lacks a dimension.
     """
-    bytes_each = value_bytes or VALUE_BYTES[device_type]
+    bytes_each = value_bytes or DTYPE_BYTES[DEFAULT_DTYPES[device_type]]
     backend = likeliest_backend(backend, device_type)
     shapes = decoded_shapes(config, device_type)
     pieces = hungriest_moment(config.architecture, workload, bytes_each)
@@ -123,6 +121,15 @@ def plan_memory(
     parts["allocator slack"] = slack_bytes(device_type, pieces)
     parts["libraries"] = libraries_bytes(device_type)
     return MemoryPlan(workload, parts, backend)
+
+
+def plan_generation(
+    config: BundleConfig, device_type: str, value_bytes: int | None = None, backend: str = "auto"
+) -> MemoryPlan:
+    """Return the predicted bytes of a text that fills the context, its keys and values included."""
+    context = config.tokenizer.context_length
+    most = Workload(rows=1, columns=context, cached_columns=context, queries=0)
+    return plan_memory(config, most, device_type=device_type, value_bytes=value_bytes, backend=backend)
 
 
 def choose_micro_batch(

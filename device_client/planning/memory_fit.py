@@ -4,7 +4,7 @@
     points    then the largest of 2q, 2 and 1 that fits with those rows, or with as many as may run side by side
 
 Rows come first and alone: they decide the last bits of a loss, which points do not. Predicted from shapes before
-anything is loaded; see ``model.memory_plan``. What the plan leaves of the budget may hold decoded weights.
+anything is loaded; see ``memory_plan``. What the plan leaves of the budget may hold decoded weights.
 Knows nothing about runs or files.
 """
 
@@ -14,11 +14,8 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-import torch
-
-from device_client.model.loader import resolve_device
-from device_client.model.memory_plan import MemoryPlan, check_budget, choose_micro_batch, plan_memory, spare_bytes
-from device_client.model.workload import PAIRED_UP_TO_TOKENS, Workload
+from device_client.planning.memory_plan import MemoryPlan, check_budget, choose_micro_batch, plan_memory, spare_bytes
+from device_client.planning.workload import PAIRED_UP_TO_TOKENS, Workload
 from shared.bundle.manifest import BundleConfig
 from shared.tasks.examples import Example
 
@@ -45,8 +42,8 @@ def fit_to_memory(
     most: Workload,
     *,
     budget_bytes: int | None,
-    device: str | None = None,
-    compute_dtype: torch.dtype | None = None,
+    device_type: str,
+    value_bytes: int | None = None,
     micro_batch_rows: int | None = None,
     backend: str = "auto",
 ) -> MemoryFit:
@@ -56,16 +53,14 @@ def fit_to_memory(
         config: The bundle's configuration.
         most: All sequences side by side, and the queries of a step; its points are not looked at.
         budget_bytes: None has no limit.
-        device: ``cpu``, ``cuda``, or None for what there is.
-        compute_dtype: None takes the device's own.
+        device_type: ``cpu`` or ``cuda``.
+        value_bytes: Bytes of one value; None takes the device's default compute dtype.
         micro_batch_rows: What was asked for; None takes the largest that fits.
         backend: ``reference``, ``native``, ``triton``, or ``auto`` for the one that is probably chosen.
 
     Raises:
-        ResourceError: The micro-batch does not fit the budget, or there is no such device or backend.
+        ResourceError: The micro-batch does not fit the budget, or there is no such backend on the device.
     """
-    device_type = resolve_device(device).type
-    value_bytes = compute_dtype.itemsize if compute_dtype else None
 
     def plan(workload: Workload) -> MemoryPlan:
         return plan_memory(config, workload, device_type=device_type, value_bytes=value_bytes, backend=backend)

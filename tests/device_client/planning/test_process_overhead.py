@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from device_client.model.process_overhead import CUDA_CONTEXT_BYTES, libraries_bytes, product_bytes, slack_bytes
+from device_client.planning.process_overhead import CUDA_CONTEXT_BYTES, libraries_bytes, product_bytes, slack_bytes
 
 MIB = 1 << 20
 

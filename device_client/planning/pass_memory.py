@@ -16,14 +16,15 @@ needs is the hungriest of these moments; the rest of what it makes (rotary table
 
 Symbols: T tokens of one point · C columns · P points · b bytes of a value · H hidden · Q, K width of all queries, of
 all keys · M, F width of a gated, of a plain MLP · A answers of one point · V vocabulary.
-``tests/device_client/model/test_pass_memory.py`` counts operator by operator. Imports neither torch nor transformers.
+``tests/device_client/planning/test_pass_memory.py`` counts operator by operator.
+Imports neither torch nor transformers.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-from device_client.model.workload import GROWTH_TOKENS, Workload
+from device_client.planning.workload import GROWTH_TOKENS, Workload
 from shared.architecture import family_of
 from shared.model_dimensions import Dimensions, dimensions_of
 from shared.model_families import ModelFamily

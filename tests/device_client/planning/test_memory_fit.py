@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import pytest
-import torch
 from tiny_bundle import TinyBundle
 
-from device_client.model.memory_plan import MemoryPlan, plan_memory
-from device_client.model.workload import Workload
-from device_client.tuning.memory_fit import MemoryFit, fit_to_memory, point_counts, side_by_side
+from device_client.planning.memory_fit import MemoryFit, fit_to_memory, point_counts, side_by_side
+from device_client.planning.memory_plan import MemoryPlan, plan_memory
+from device_client.planning.workload import Workload
 from shared.bundle.manifest import BundleConfig
 from shared.bundle.read import read_bundle
 from shared.errors import ResourceError
@@ -25,7 +24,7 @@ def planned(config: BundleConfig, rows: int, points: int, queries: int = 3) -> M
 
 
 def fitted(config: BundleConfig, budget: int | None, **options: int) -> MemoryFit:
-    return fit_to_memory(config, Workload(16, 64, queries=3), budget_bytes=budget, device="cpu", **options)
+    return fit_to_memory(config, Workload(16, 64, queries=3), budget_bytes=budget, device_type="cpu", **options)
 
 
 def test_a_roomy_budget_runs_both_signs_of_all_queries_and_keeps_decoded_weights(config: BundleConfig) -> None:
@@ -49,7 +48,7 @@ def test_points_shrink_before_rows_do(config: BundleConfig, points: int, fewer: 
 def test_rows_do_not_depend_on_points(config: BundleConfig, queries: int) -> None:
     budget = planned(config, 5, 1, queries).total_bytes
 
-    fit = fit_to_memory(config, Workload(16, 64, points=4, queries=queries), budget_bytes=budget, device="cpu")
+    fit = fit_to_memory(config, Workload(16, 64, points=4, queries=queries), budget_bytes=budget, device_type="cpu")
 
     assert (fit.micro_batch_rows, fit.points_at_once) == (5, 1)
 
@@ -74,8 +73,10 @@ def test_no_budget_limits_nothing_and_keeps_nothing_decoded(config: BundleConfig
 def test_the_format_and_the_backend_are_those_asked_for(config: BundleConfig) -> None:
     most = Workload(16, 128)
     single, half = (
-        fit_to_memory(config, most, budget_bytes=None, device="cpu", compute_dtype=dtype, backend="reference").plan
-        for dtype in (None, torch.bfloat16)
+        fit_to_memory(
+            config, most, budget_bytes=None, device_type="cpu", value_bytes=value_bytes, backend="reference"
+        ).plan
+        for value_bytes in (None, 2)
     )
 
     assert single.backend == half.backend == "reference"
@@ -101,13 +102,13 @@ def test_passes_too_long_to_pair_take_the_memory_of_one_point(config: BundleConf
     alone = plan_memory(config, long, device_type="cpu")
     paired = plan_memory(config, Workload(8, 128, points=2, queries=1), device_type="cpu")
 
-    fit = fit_to_memory(config, long, budget_bytes=8 << 30, device="cpu")
+    fit = fit_to_memory(config, long, budget_bytes=8 << 30, device_type="cpu")
 
     assert (fit.micro_batch_rows, fit.points_at_once) == (16, 2)
     assert fit.plan.total_bytes == max(alone.total_bytes, paired.total_bytes)
 
 
 def test_one_row_too_long_to_pair_runs_one_point_at_a_time(config: BundleConfig) -> None:
-    fit = fit_to_memory(config, Workload(4, 1025, queries=1), budget_bytes=8 << 30, device="cpu")
+    fit = fit_to_memory(config, Workload(4, 1025, queries=1), budget_bytes=8 << 30, device_type="cpu")
 
     assert fit.points_at_once == 1

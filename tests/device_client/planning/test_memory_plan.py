@@ -13,23 +13,23 @@ from hypothesis import strategies as st
 from tiny_bundle import TinyBundle
 from transformers import DynamicCache
 
-from device_client.commands.generate import plan_generation
 from device_client.model.backends.choose import BackendName, BackendOptions
 from device_client.model.backends.native.library import described
 from device_client.model.backends.native.panels import PanelProduct
 from device_client.model.linear import QuantizedSparseLinear
 from device_client.model.loader import load_model
-from device_client.model.memory_plan import (
+from device_client.model.sparse_model import SparseModel
+from device_client.planning.memory_plan import (
     MemoryPlan,
     Workload,
     check_budget,
     choose_micro_batch,
+    plan_generation,
     plan_memory,
     spare_bytes,
     weight_parts,
 )
-from device_client.model.sparse_model import SparseModel
-from device_client.model.workload import GROWTH_TOKENS
+from device_client.planning.workload import GROWTH_TOKENS
 from shared.bundle.manifest import BundleConfig
 from shared.bundle.read import read_bundle
 from shared.errors import ResourceError, UnsupportedModel

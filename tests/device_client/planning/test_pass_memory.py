@@ -10,10 +10,10 @@ import torch
 from live_bytes import LiveBytes
 
 from device_client.model.loader import load_model
-from device_client.model.pass_memory import hungriest_moment
 from device_client.model.sparse_model import SparseModel
 from device_client.model.token_batch import TokenBatch
-from device_client.model.workload import Workload
+from device_client.planning.pass_memory import hungriest_moment
+from device_client.planning.workload import Workload
 from device_client.tasks.scoring import target_log_probabilities
 
 ROWS, COLUMNS = 64, 60
