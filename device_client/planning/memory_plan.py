@@ -24,6 +24,7 @@ from device_client.model.backends.planned_bytes import (
     row_start_bytes,
     workspace_bytes,
 )
+from device_client.planning.gradient_memory import THETA_VECTORS, differentiated_moment, kept_inputs_bytes
 from device_client.planning.pass_memory import hungriest_moment, key_value_bytes
 from device_client.planning.process_overhead import libraries_bytes, product_bytes, slack_bytes
 from device_client.planning.workload import Workload
@@ -110,11 +111,14 @@ def plan_memory(
     bytes_each = value_bytes or DTYPE_BYTES[DEFAULT_DTYPES[device_type]]
     backend = likeliest_backend(backend, device_type)
     shapes = decoded_shapes(config, device_type)
-    pieces = hungriest_moment(config.architecture, workload, bytes_each)
+    pieces = _hungriest_moment(config, workload, bytes_each)
     parts = weight_parts(config, bytes_each, backend=backend, points=workload.points)
     parts["workspace"] = workspace_bytes(backend, shapes, device_type, bytes_each)
-    parts["theta and z"] = config.sensitive_count * _THETA_BYTES * _theta_vectors(workload, device_type)
+    vectors = "theta and moments" if workload.is_differentiated else "theta and z"
+    parts[vectors] = config.sensitive_count * _THETA_BYTES * _theta_vectors(workload, device_type)
     parts["activations and logits"] = sum(pieces)
+    if workload.is_differentiated:
+        parts["inputs of blocks"] = kept_inputs_bytes(config.architecture, workload, bytes_each)
     if workload.cached_columns:
         parts["key-value cache"] = key_value_bytes(config.architecture, workload, bytes_each)
     parts["packed operands"] = product_bytes(device_type, max(map(prod, shapes)) * bytes_each)
@@ -176,8 +180,17 @@ def check_budget(plan: MemoryPlan, budget_bytes: int) -> None:
         )
 
 
+def _hungriest_moment(config: BundleConfig, workload: Workload, value_bytes: int) -> list[int]:
+    if not workload.is_differentiated:
+        return hungriest_moment(config.architecture, workload, value_bytes)
+    most_places = max(entry.sensitive_count for entry in config.block_tensors)
+    return differentiated_moment(config.architecture, workload, value_bytes, most_places)
+
+
 def _theta_vectors(workload: Workload, device_type: str) -> int:
     """Return how many vectors of k float32 are alive in a pass."""
+    if workload.is_differentiated:
+        return THETA_VECTORS
     if workload.queries == 0:
         return 1
     return 3 + workload.queries + (workload.queries if device_type == "cpu" else 1)

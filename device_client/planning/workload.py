@@ -22,7 +22,8 @@ class Workload:
         answers_per_row: Positions of each row whose logits are wanted.
         cached_columns: Tokens of each row whose keys and values are kept in every block; 0 but for generation.
         points: θ's that go through the network side by side; each runs all rows.
-        queries: Directions of a tuning step; 0 where nothing is tuned.
+        queries: Directions of a tuning step; 0 where nothing is tuned, or where its gradient is exact.
+        is_differentiated: Whether the pass has an exact gradient, and the step moments of it.
     """
 
     rows: int
@@ -31,6 +32,7 @@ class Workload:
     cached_columns: int = 0
     points: int = 1
     queries: int = 1
+    is_differentiated: bool = False
 
     def __post_init__(self) -> None:
         if min(self.rows, self.columns, self.answers_per_row, self.points) < 1:

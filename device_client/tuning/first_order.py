@@ -24,6 +24,7 @@ from device_client.tuning.journal import StepFlags, StepRecord
 from device_client.tuning.schedules import Decay
 
 BatchT = TypeVar("BatchT")
+CovariantBatch = TypeVar("CovariantBatch", covariant=True)
 
 DEFAULT_LR = 2e-3
 SNAPSHOT_EVERY = 10
@@ -32,10 +33,10 @@ SNAPSHOT_EVERY = 10
 PASSES_PER_STEP = 3
 
 
-class BatchProblem(Protocol[BatchT]):
+class BatchProblem(Protocol[CovariantBatch]):
     """What is asked of the rows."""
 
-    def batch(self, step: int) -> BatchT:
+    def batch(self, step: int) -> CovariantBatch:
         """Return the rows of a step, a function of the step alone."""
 
 

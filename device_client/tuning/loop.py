@@ -8,8 +8,8 @@
 
 Resuming is the same loop. Where θ follows from records, a step on record is not measured again, and a snapshot only
 saves replaying from the start; else what came after the last snapshot is cut from the journal and measured again, to
-the same bits. A validation whose line is in metrics.jsonl is not repeated. So a run that was killed at any moment ends with
-the same bits as one that was not. Validations come on a fixed schedule: where a time budget stops the run, only a
+the same bits. A validation whose line is in metrics.jsonl is not repeated. So a run that was killed at any moment ends
+with the same bits as one that was not. Validations come on a fixed schedule: where a time budget stops the run, only a
 snapshot is written, so that stopping leaves no trace in the result.
 
 Knows nothing about models, tokens or tasks: an engine makes steps, a ``Problem`` validates.
@@ -87,6 +87,7 @@ class Outcome:
         stopped_by: Why it ended.
         validations: Steps done → evaluation, step 0 included; a run stopped by its time budget has none of ``last``.
         records: All steps.
+        steps_measured: Steps that were measured in this process.
     """
 
     last: Tensor
@@ -96,6 +97,7 @@ class Outcome:
     stopped_by: StoppedBy
     validations: dict[int, Evaluation]
     records: list[StepRecord]
+    steps_measured: int
 
 
 class TuningLoop:
@@ -128,7 +130,7 @@ class TuningLoop:
         self._problem, self._engine, self._settings = problem, engine, settings
         self._journal, self._run, self._observer, self._clock = journal, run, observer, clock
         self._shrunk = shrunk
-        self._theta, self._steps_done = theta, 0
+        self._theta, self._steps_done, self._steps_measured = theta, 0, 0
         self._snapshot_at: int | None = None
         self._validations = {
             int(line["steps_done"]): Evaluation.from_json(line)
@@ -205,6 +207,7 @@ class TuningLoop:
     def _measure(self, step: int) -> StepRecord:
         record = with_smaller_batches(lambda: self._engine.measure(step, self._theta), self._problem, self._note_shrink)
         self._journal.append(record)
+        self._steps_measured += 1
         self._observer.stepped(record)
         return record
 
@@ -276,4 +279,5 @@ class TuningLoop:
             stopped_by=stopped_by,
             validations=dict(sorted(self._validations.items())),
             records=self._journal.records,
+            steps_measured=self._steps_measured,
         )

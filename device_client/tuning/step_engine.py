@@ -12,11 +12,14 @@ Knows nothing about models, files or validations.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from torch import Tensor
 
 from device_client.tuning.journal import StepRecord
+
+Gradient = Literal["zeroth-order", "first-order"]
+"""Where a step's direction comes from."""
 
 
 class StepEngine(Protocol):
