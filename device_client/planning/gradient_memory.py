@@ -5,7 +5,8 @@
                       max( 6M,                        gated MLP: gate, its activation, up, and their gradients
                            F · (1 + 2a),              plain MLP: its activation makes a copies and their gradients
                            4M + the gathering))       one weight's places, turned tiles and portions of products
-                 … + (2H + Q + K)·4/b where b < 4     norms, of heads too, compute in float32 and keep that
+                 … + (2H + Q + K)·4/b where b < 4     RMS norms, of heads too, keep float32
+                                                      (families with a plain MLP have layer norms, which do not)
                  … + 3 · heads · C·4/b                attention that is no fused kernel keeps its probabilities
     the head     T·b · 2H + 3 · portion of logits     hidden states with and without the last norm
 
@@ -58,7 +59,7 @@ def differentiated_moment(
     hidden, middle = dimensions.hidden * tokens, dimensions.intermediate * tokens
     kept = [hidden] * (family.carried_hidden_states + 1) + [dimensions.queries * tokens] * 3
     kept += [dimensions.keys * tokens] * 2
-    if value_bytes < _FLOAT32:
+    if value_bytes < _FLOAT32 and family.is_gated:
         kept += [hidden * _FLOAT32 // value_bytes] * 2
         kept += [width * workload.tokens * _FLOAT32 for width in (dimensions.queries, dimensions.keys)]
     if family.attention == "eager":
