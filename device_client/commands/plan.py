@@ -15,10 +15,12 @@ from device_client.planning.workload import PAIRED_UP_TO_TOKENS, Workload
 from device_client.settings import Settings
 from device_client.store import resolve_bundle
 from shared.byte_sizes import format_bytes, parse_bytes
-from shared.errors import InvalidRequest
+from shared.errors import InvalidRequest, ResourceError
 
 if TYPE_CHECKING:
+    from device_client.model.open import Machine
     from device_client.planning.memory_fit import MemoryFit
+    from shared.bundle.manifest import BundleConfig
 
 SEQUENCES = 1500
 """What tuning a named task reads: 1,000 rows for training and 500 for validation."""
@@ -66,9 +68,11 @@ def run(arguments: argparse.Namespace, console: Console, settings: Settings) -> 
         most = replace(most, entering_tokens=most.tokens, kept_tokens=arguments.sequences * length)
     cost = step_cost(bundle.config, most)
     device_type = resolve_device(arguments.device).type
-    fit = fit_workload(bundle.config, machine(arguments, console, settings), most)
+    usable = machine(arguments, console, settings)
+    fit = fit_workload(bundle.config, usable, most)
+    first_order = _first_order(bundle.config, usable, most)
     is_any_kept = is_any_decoded(fit.plan.backend, bundle.config.block_tensors, arguments.dtype)
-    _show(console, fit, most, device_type, budget)
+    _show(console, fit, first_order, most, device_type, budget)
     if tuned.first:
         console.say(
             f"Tuned: the last {tuned.count - tuned.first} of {tuned.count} blocks, {tuned.value_count:,} values. A "
@@ -97,20 +101,52 @@ def run(arguments: argparse.Namespace, console: Console, settings: Settings) -> 
         "budget_bytes": budget,
         "total_bytes": fit.plan.total_bytes,
         "parts": fit.plan.parts,
+        "first_order": None
+        if first_order is None
+        else {
+            "micro_batch_rows": first_order.micro_batch_rows,
+            "total_bytes": first_order.plan.total_bytes,
+            "parts": first_order.plan.parts,
+        },
     }
 
 
-def _show(console: Console, fit: MemoryFit, most: Workload, device_type: str, budget: int) -> None:
-    rows = [(part, format_bytes(count), f"{count:,}") for part, count in fit.plan.parts.items()]
-    rows.append(("in all", format_bytes(fit.plan.total_bytes), f"{fit.plan.total_bytes:,}"))
+def _first_order(config: BundleConfig, usable: Machine, most: Workload) -> MemoryFit | None:
+    """Return what steps along the exact gradient need, or None where nothing is tuned or not one sequence fits."""
+    from device_client.model.open import fit_workload
+
+    if most.queries == 0:
+        return None
+    try:
+        return fit_workload(config, usable, replace(most, queries=0, is_differentiated=True))
+    except ResourceError:
+        return None
+
+
+def _show(
+    console: Console, fit: MemoryFit, first_order: MemoryFit | None, most: Workload, device_type: str, budget: int
+) -> None:
+    plans = [fit.plan] + ([first_order.plan] if first_order else [])
+    columns = [column for name in ("zeroth order", "first order")[: len(plans)] for column in (name, "bytes")]
+    parts = list(dict.fromkeys(part for plan in plans for part in plan.parts))
+    rows = [(part, *_sizes([plan.parts.get(part) for plan in plans])) for part in parts]
+    rows.append(("in all", *_sizes([plan.total_bytes for plan in plans])))
     widest = fit.plan.workload
     shape = f"{widest.points} × {widest.rows} × {widest.columns} tokens"
-    console.table(f"{shape} on {device_type}, {fit.plan.backend} backend", ("part", "size", "bytes"), rows)
+    console.table(f"{shape} on {device_type}, {fit.plan.backend} backend", ("part", *columns), rows)
     console.say(
         f"Micro-batch: {fit.micro_batch_rows} of {most.rows} sequences at a time within {format_bytes(budget)}; "
         f"{fit.points_at_once} of {max(1, 2 * most.queries)} points side by side"
         + (f" in passes of up to {PAIRED_UP_TO_TOKENS[device_type]:,} tokens." if fit.points_at_once > 1 else ".")
     )
+    if first_order:
+        console.say(f"First order: {first_order.micro_batch_rows} of {most.rows} sequences at a time, one point.")
+    elif most.queries:
+        console.say(f"First order does not fit {format_bytes(budget)}, not even with one sequence at a time.")
+
+
+def _sizes(counts: list[int | None]) -> list[str]:
+    return [text for count in counts for text in (("", "") if count is None else (format_bytes(count), f"{count:,}"))]
 
 
 def _workload(arguments: argparse.Namespace) -> Workload:

@@ -43,10 +43,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_row_arguments(parser)
     add_split_arguments(parser)
     group = parser.add_argument_group("training")
+    group.add_argument(
+        "--gradient", choices=("zeroth-order", "first-order"), default="zeroth-order",
+        help="of forward passes alone, or exact: Adam with a backward pass, for more memory (default: %(default)s)",
+    )  # fmt: skip
     group.add_argument("--steps", type=positive, default=2000, metavar="N", help="default: %(default)s")
     group.add_argument("--batch", type=positive, default=16, metavar="N", help="rows per step (default: %(default)s)")
     group.add_argument("--epsilon", type=positive_number, default=1e-3, help="perturbation (default: %(default)s)")
-    group.add_argument("--lr", default="auto", help="auto, or the paper's constant, such as 1e-6 (default: auto)")
+    group.add_argument("--lr", default="auto", help="auto, or a constant: the paper's 1e-6, Adam's 2e-3 (auto)")
     group.add_argument(
         "--step-length", type=positive_number, metavar="L", help="length of a typical step with --lr auto"
     )
@@ -124,6 +128,7 @@ def tune_settings(arguments: argparse.Namespace) -> TuneSettings:
     if not 0 <= arguments.seed < 1 << 64:
         raise InvalidRequest(f"--seed {arguments.seed}", needed="a whole number from 0 to 2^64 − 1")
     return TuneSettings(
+        gradient=arguments.gradient,
         steps=arguments.steps,
         batch_size=arguments.batch,
         epsilon=arguments.epsilon,
@@ -187,18 +192,19 @@ def show(report: TuneReport, console: Console) -> None:
     losses = [line["loss"] for line in metrics if line["kind"] == "validation" and line["loss"] is not None]
     console.say(f"Validation loss {sparkline(losses)}")
     pace = resources.get("seconds_per_step")
-    noise = resources.get("noise_floor")
+    difference, noise = result.get("median_loss_difference"), resources.get("noise_floor")
     budget, peak = resources.get("memory_budget_bytes"), resources.get("peak_memory_bytes")
     console.say(
         f"{result['steps_done']} steps ({result['forward_passes']} forward passes), stopped by {result['stopped_by']}, "
         f"best at step {result['best_step']}; {result['clipped_steps']} steps clipped, "
-        f"{result['skipped_steps']} skipped; median |ΔL| {result['median_loss_difference']:.2g} nats"
+        f"{result['skipped_steps']} skipped"
+        + (f"; median |ΔL| {difference:.2g} nats" if difference is not None else "")
         + (f" over a noise floor of {noise:.1g}" if noise is not None else "")
         + (f"; {pace:.3g} s per step" if pace else "")
         + (f"; peak memory {format_bytes(peak)}" if peak else "")
         + (f" of {format_bytes(budget)}" if peak and budget else "")
     )
-    if noise is not None and result["median_loss_difference"] < LEAST_SIGNAL * noise:
+    if noise is not None and difference is not None and difference < LEAST_SIGNAL * noise:
         console.warn(
             f"Half of the loss differences are below {LEAST_SIGNAL} times what rounding does to them: the direction of "
             "such a step is little better than drawn by lot. Next: --epsilon or --batch larger, or --dtype float32"

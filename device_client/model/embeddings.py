@@ -91,6 +91,14 @@ class QuantizedHead(nn.Module):
                 of_point[:, tile.place] = self._product(tokens, dense, tile.place)
         return logits
 
+    def multiply_transposed(self, gradients: Tensor) -> Tensor:
+        """Return G W, compute dtype (…, in_features), for the gradients G (…, vocabulary) of one point's logits."""
+        stacked = gradients.reshape(-1, self.out_features)
+        total = stacked.new_zeros(len(stacked), self.in_features, dtype=torch.float32)
+        for tile, dense in self._decoded_tiles():
+            total += torch.mm(stacked[:, tile.place], dense)
+        return total.to(gradients.dtype).view(*gradients.shape[:-1], self.in_features)
+
     def _decoded_tiles(self) -> Iterator[tuple[PackedWeight, Tensor]]:
         for tile in self._tiles:
             yield tile, self._runtime.backend.dequantize(tile)

@@ -48,6 +48,7 @@ class SparseModel:
         memory: The process's high-water marks.
         runtime: What its quantised layers share.
         decoder: The network without its head.
+        head: Hidden states to logits.
         fused_up_to_tokens: Generating uses the backend's fused product for passes of so many tokens or fewer.
     """
 
@@ -74,7 +75,7 @@ class SparseModel:
         self._initial_values = initial_values
         self._static: StaticDecoding | None = None
         self.decoder: Any = network.get_decoder()  # type: ignore[operator]
-        self._head = OutputHead.of(network, family_of(config.architecture, allow_untested=True))
+        self.head = OutputHead.of(network, family_of(config.architecture, allow_untested=True))
 
     @property
     def sensitive_count(self) -> int:
@@ -137,7 +138,7 @@ class SparseModel:
     def logits(self, batch: TokenBatch) -> Tensor:
         """Return the next-token logits at the wanted positions, float32 (points, n, vocabulary)."""
         points = self.runtime.values.points
-        return self.wanted_logits(self._hidden_states(batch.input_ids.to(self.device).repeat(points, 1)), batch)
+        return self.wanted_logits(self.hidden_states(batch.input_ids.to(self.device).repeat(points, 1)), batch)
 
     @torch.no_grad()
     def wanted_logits(self, hidden: Tensor, batch: TokenBatch) -> Tensor:
@@ -150,8 +151,8 @@ class SparseModel:
         points = self.runtime.values.points
         at_points = hidden.view(points, *batch.shape, -1)
         wanted = at_points[:, batch.logit_rows.to(self.device), batch.logit_columns.to(self.device)]
-        logits = hidden.new_empty(*wanted.shape[:2], self._head.vocabulary, dtype=torch.float32)
-        return self._head.write_logits(wanted, logits)
+        logits = hidden.new_empty(*wanted.shape[:2], self.head.vocabulary, dtype=torch.float32)
+        return self.head.write_logits(wanted, logits)
 
     def generate(
         self,
@@ -215,14 +216,15 @@ class SparseModel:
         """Return what decodes a text of so many tokens: buffers that a CUDA graph can be made over, where they help."""
         config = self.network.config
         if self.device.type != "cuda" or not steps_are_alike(config):
-            return eager_decoding(self.decoder, self._head, config, self.runtime, self.fused_up_to_tokens)
+            return eager_decoding(self.decoder, self.head, config, self.runtime, self.fused_up_to_tokens)
         if self._static is None or self._static.capacity < token_count:
             self._static = StaticDecoding(
-                self.decoder, self._head, config, capacity_for(token_count), self.device, self.compute_dtype
+                self.decoder, self.head, config, capacity_for(token_count), self.device, self.compute_dtype
             )
         return self._static
 
-    def _hidden_states(self, input_ids: Tensor) -> Tensor:
+    def hidden_states(self, input_ids: Tensor) -> Tensor:
+        """Return what the decoder makes of right-padded rows, compute dtype (points · rows, columns, hidden)."""
         # No attention mask: rows are right-padded (TokenBatch sees to it), so the causal mask alone hides the padding.
         hidden: Tensor = self.decoder(input_ids=input_ids, use_cache=False).last_hidden_state
         return hidden

@@ -26,6 +26,7 @@ from device_client.model.backends.planned_bytes import (
     row_start_bytes,
     workspace_bytes,
 )
+from device_client.planning.gradient_memory import THETA_VECTORS, differentiated_moment, kept_inputs_bytes
 from device_client.planning.pass_memory import hungriest_moment, key_value_bytes
 from device_client.planning.process_overhead import libraries_bytes, product_bytes, slack_bytes
 from device_client.planning.tuned_blocks import TunedBlocks, tuned_blocks
@@ -127,12 +128,17 @@ def plan_memory(
     bytes_each = value_bytes or DTYPE_BYTES[DEFAULT_DTYPES[device_type]]
     backend = likeliest_backend(backend, device_type)
     shapes = decoded_shapes(config, device_type)
-    pieces = hungriest_moment(config.architecture, workload, bytes_each)
+    pieces = _hungriest_moment(config, workload, bytes_each)
     tuned = tuned_blocks(config, workload.blocks)
     parts = weight_parts(config, bytes_each, backend=backend, points=workload.points, tuned=tuned)
     parts["workspace"] = workspace_bytes(backend, shapes, device_type, bytes_each)
-    parts["theta and z"] = tuned.value_count * _THETA_BYTES * _theta_vectors(workload, device_type)
+    vectors = "theta and moments" if workload.is_differentiated else "theta and z"
+    parts[vectors] = tuned.value_count * _THETA_BYTES * _theta_vectors(workload, device_type)
     parts["activations and logits"] = sum(pieces)
+    if workload.is_differentiated:
+        parts["inputs of blocks"] = kept_inputs_bytes(
+            config.architecture, workload, bytes_each, tuned.count - tuned.first
+        )
     if tuned.first:
         held_tokens = workload.entering_tokens + workload.kept_tokens
         parts[KEPT_STATES] = held_tokens * state_bytes(config, bytes_each)
@@ -202,8 +208,17 @@ def check_budget(plan: MemoryPlan, budget_bytes: int) -> None:
         )
 
 
+def _hungriest_moment(config: BundleConfig, workload: Workload, value_bytes: int) -> list[int]:
+    if not workload.is_differentiated:
+        return hungriest_moment(config.architecture, workload, value_bytes)
+    most_places = max(entry.sensitive_count for entry in config.block_tensors)
+    return differentiated_moment(config.architecture, workload, value_bytes, most_places)
+
+
 def _theta_vectors(workload: Workload, device_type: str) -> int:
     """Return how many vectors of k float32 are alive in a pass."""
+    if workload.is_differentiated:
+        return THETA_VECTORS
     if workload.queries == 0:
         return 1
     return 3 + workload.queries + (workload.queries if device_type == "cpu" else 1)

@@ -24,10 +24,11 @@ class Workload:
         answers_per_row: Positions of each row whose logits are wanted.
         cached_columns: Tokens of each row whose keys and values are kept in every block; 0 but for generation.
         points: θ's that go through the network side by side; each runs all rows.
-        queries: Directions of a tuning step; 0 where nothing is tuned.
+        queries: Directions of a tuning step; 0 where nothing is tuned, or where its gradient is exact.
         blocks: Which decoder blocks are tuned; see ``tuned_blocks``.
         entering_tokens: Tokens whose hidden states below the tuned blocks are held for all passes of a step.
         kept_tokens: Tokens whose hidden states below the tuned blocks are kept between steps.
+        is_differentiated: Whether the pass has an exact gradient, and the step moments of it.
     """
 
     rows: int
@@ -39,6 +40,7 @@ class Workload:
     blocks: str = ALL_BLOCKS
     entering_tokens: int = 0
     kept_tokens: int = 0
+    is_differentiated: bool = False
 
     def __post_init__(self) -> None:
         if min(self.rows, self.columns, self.answers_per_row, self.points) < 1:

@@ -54,11 +54,20 @@ def answer_scores(model: LogitsModel, batch: AnswerBatch) -> Tensor:
         batch: Best laid out on the model's device.
     """
     read = [target_log_probabilities(model.logits(bucket.tokens), bucket.targets) for bucket in batch.buckets]
-    index = batch.index
     # The one moment at which the host waits for the device.
-    log_probabilities = torch.cat(read, dim=1).cpu().double()[:, index.reads]
+    return scores_of(torch.cat(read, dim=1).cpu().double(), batch)
+
+
+def scores_of(log_probabilities: Tensor, batch: AnswerBatch) -> Tensor:
+    """Return what ``answer_scores`` does, from the log-probabilities of all buckets one behind the other.
+
+    Args:
+        log_probabilities: float64 (points, reads) on the host.
+        batch: Whose they are.
+    """
+    index = batch.index
     sums = torch.zeros(len(log_probabilities), len(index.lengths), dtype=torch.float64)
-    sums = sums.index_add(1, index.read_answers, log_probabilities)
+    sums = sums.index_add(1, index.read_answers, log_probabilities[:, index.reads])
     is_scored = torch.zeros(len(index.lengths), dtype=torch.bool).index_fill(0, index.read_answers, value=True)
     return torch.where(is_scored, sums / index.lengths, -torch.inf)
 

@@ -129,6 +129,20 @@ class Journal:
         if self._unsynced >= SYNC_EVERY:
             self.sync()
 
+    def cut(self, count: int) -> None:
+        """Keep the first ``count`` records alone.
+
+        Raises:
+            DiskError: The disk failed.
+        """
+        if count >= len(self.records):
+            return
+        size = self._layout.size + _LENGTH.size
+        with disk_errors(self.path):
+            os.ftruncate(self._descriptor, len(self.header.to_bytes()) + count * size)
+            os.fsync(self._descriptor)
+        del self.records[count:]
+
     def sync(self) -> None:
         """Flush the records to the disk.
 

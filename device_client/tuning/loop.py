@@ -1,56 +1,42 @@
 """The tuning loop: the page to read first.
 
     for each step t:
-        rows of t                    from (seed, t) alone                          batches
-        z of t                       from (seed, t, query) alone                   shared.perturbation
-        g = (L(θ+εz) − L(θ−εz)) / 2ε                                               spsa
-        η from the g's so far                                                      schedules
-        journal ← (t, η, g)          before θ moves                                journal
-        θ ← θ − η·g·z                                                              spsa
-        now and then: validate, keep the best θ, snapshot θ                        run_directory
+        measure at θ                                                    step_engine: zeroth_order or first_order
+        journal ← (t, η, what was measured)      before θ moves         journal
+        move θ                                                          step_engine
+        now and then: validate, keep the best θ, snapshot θ             run_directory
 
-Resuming is the same loop: a step whose record is in the journal takes η and g from there instead of from two forward
-passes, and a validation whose line is in metrics.jsonl is not repeated. A snapshot only saves replaying from the
-start. So a run that was killed at any moment ends with the same bits as one that was not. Validations come on a fixed
-schedule: where a time budget stops the run, only a snapshot is written, so that stopping leaves no trace in the result.
+Resuming is the same loop. Where θ follows from records, a step on record is not measured again, and a snapshot only
+saves replaying from the start; else what came after the last snapshot is cut from the journal and measured again, to
+the same bits. A validation whose line is in metrics.jsonl is not repeated. So a run that was killed at any moment ends
+with the same bits as one that was not. Validations come on a fixed schedule: where a time budget stops the run, only a
+snapshot is written, so that stopping leaves no trace in the result.
 
-Knows nothing about models, tokens or tasks: a ``Problem`` gives batches, losses and validations.
+Knows nothing about models, tokens or tasks: an engine makes steps, a ``Problem`` validates.
 """
 
 from __future__ import annotations
 
-import math
-import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Generic, Literal, Protocol, TypeVar
+from typing import Literal, Protocol
 
-import numpy as np
 from torch import Tensor
 
-from device_client.model.points import Point
 from device_client.tuning.divergence import DivergenceWatch
 from device_client.tuning.evaluation import Evaluation
-from device_client.tuning.journal import Journal, StepFlags, StepRecord
+from device_client.tuning.journal import Journal, StepRecord
 from device_client.tuning.run_directory import RunDirectory
-from device_client.tuning.schedules import StepSizeSchedule
 from device_client.tuning.smaller_batches import with_smaller_batches
-from device_client.tuning.spsa import Estimate, Perturbations, descend, estimate
+from device_client.tuning.step_engine import StepEngine
 from shared.errors import IntegrityError
 
-BatchT = TypeVar("BatchT")
 StoppedBy = Literal["steps", "early stop", "time budget"]
 LAST, BEST = "last.safetensors", "best.safetensors"
 
 
-class Problem(Protocol[BatchT]):
-    """What is tuned."""
-
-    def batch(self, step: int) -> BatchT:
-        """Return the rows of a step, a function of the step alone."""
-
-    def losses(self, thetas: Sequence[Point], batch: BatchT) -> list[float]:
-        """Return the mean loss of a batch at each θ, nats per answer."""
+class Problem(Protocol):
+    """What is tuned, and how much of it runs at once."""
 
     def validate(self, theta: Tensor) -> Evaluation:
         """Return what θ scores on the validation rows."""
@@ -78,16 +64,12 @@ class LoopSettings:
 
     Attributes:
         steps: T.
-        epsilon: ε.
-        queries: Directions per step.
         validate_every: Steps between validations.
         patience: Stop after so many validations without a new best; None never stops early.
         time_budget_seconds: Stop after so much time in this process; None never does.
     """
 
     steps: int
-    epsilon: float
-    queries: int = 1
     validate_every: int = 100
     patience: int | None = None
     time_budget_seconds: float | None = None
@@ -105,7 +87,7 @@ class Outcome:
         stopped_by: Why it ended.
         validations: Steps done → evaluation, step 0 included; a run stopped by its time budget has none of ``last``.
         records: All steps.
-        median_loss_difference: Median |L₊ − L₋|: what the estimate has to rise above the noise with.
+        steps_measured: Steps that were measured in this process.
     """
 
     last: Tensor
@@ -115,17 +97,16 @@ class Outcome:
     stopped_by: StoppedBy
     validations: dict[int, Evaluation]
     records: list[StepRecord]
-    median_loss_difference: float
+    steps_measured: int
 
 
-class TuningLoop(Generic[BatchT]):
+class TuningLoop:
     """One run, ready to begin or to go on.
 
     Args:
         problem: What is tuned.
+        engine: A fresh one; it makes the steps.
         theta: The bundle's own values, float32 (k,).
-        draw: The run's perturbations.
-        schedule: A fresh one; it is fed with the journal's g's.
         settings: How long and how often.
         journal: Open.
         run: Its folder.
@@ -136,10 +117,9 @@ class TuningLoop(Generic[BatchT]):
 
     def __init__(
         self,
-        problem: Problem[BatchT],
+        problem: Problem,
+        engine: StepEngine,
         theta: Tensor,
-        draw: Perturbations,
-        schedule: StepSizeSchedule,
         settings: LoopSettings,
         journal: Journal,
         run: RunDirectory,
@@ -147,10 +127,10 @@ class TuningLoop(Generic[BatchT]):
         clock: Callable[[], float],
         shrunk: Callable[[], None] = lambda: None,
     ) -> None:
-        self._problem, self._draw, self._schedule, self._settings = problem, draw, schedule, settings
+        self._problem, self._engine, self._settings = problem, engine, settings
         self._journal, self._run, self._observer, self._clock = journal, run, observer, clock
         self._shrunk = shrunk
-        self._theta, self._steps_done = theta, 0
+        self._theta, self._steps_done, self._steps_measured = theta, 0, 0
         self._snapshot_at: int | None = None
         self._validations = {
             int(line["steps_done"]): Evaluation.from_json(line)
@@ -168,10 +148,12 @@ class TuningLoop(Generic[BatchT]):
             ResourceError: A single sequence does not fit the memory.
             KeyboardInterrupt: On the user's wish; everything needed to go on is on the disk.
         """
-        if self._journal.records:
-            self._observer.note(f"going on after step {len(self._journal.records)} of {self._settings.steps}")
         start = self._theta
         replay_from = self._restore_snapshot()
+        if not self._engine.is_replayable:
+            self._journal.cut(replay_from)
+        if self._journal.records:
+            self._observer.note(f"going on after step {len(self._journal.records)} of {self._settings.steps}")
         if replay_from == 0:
             self._validate_if_new()
         watch = DivergenceWatch(self._validations[0].loss, start)
@@ -181,9 +163,11 @@ class TuningLoop(Generic[BatchT]):
                 step = self._steps_done
                 record = self._recorded(step) or self._measure(step)
                 if step >= replay_from:
-                    self._theta = descend(self._theta, self._directions(step), record.gradients, record.lr)
+                    self._theta = self._engine.move(self._theta, record)
                 self._steps_done += 1
                 watch.feed(record)
+                if self._is_snapshot_due():
+                    self._write_snapshot()
                 if self._is_validation_due(self._steps_done):
                     watch.check_distance(self._theta, self._steps_done)
                     self._validate_if_new()
@@ -195,57 +179,43 @@ class TuningLoop(Generic[BatchT]):
         return self._outcome(stopped_by)
 
     def _restore_snapshot(self) -> int:
-        """Take θ from the last snapshot where everything behind it is on record; return the steps behind it."""
+        """Go back to the last snapshot where everything behind it is on record; return the steps behind it."""
         try:
             snapshot = self._run.read_theta(LAST)
+            if snapshot is None or not self._is_on_record(snapshot.steps_done):
+                return 0
+            if snapshot.theta.shape != self._theta.shape:
+                raise IntegrityError(f"{LAST} holds another number of values")
+            self._engine.restore(snapshot.state)
         except IntegrityError as error:
-            self._observer.note(f"{error.found}: replaying the journal from its start")
-            return 0
-        if snapshot is None or snapshot.steps_done > len(self._journal.records):
-            return 0
-        if snapshot.theta.shape != self._theta.shape:
-            self._observer.note(f"{LAST} holds another number of values: replaying the journal from its start")
-            return 0
-        due = range(0, snapshot.steps_done + 1, self._settings.validate_every)
-        if not all(step in self._validations for step in due):
+            self._observer.note(f"{error.found}: repeating the run from its start")
             return 0
         self._theta, self._snapshot_at = snapshot.theta.to(self._theta.device), snapshot.steps_done
         return snapshot.steps_done
+
+    def _is_on_record(self, steps_done: int) -> bool:
+        due = range(0, max(1, steps_done), self._settings.validate_every)
+        return steps_done <= len(self._journal.records) and all(step in self._validations for step in due)
 
     def _recorded(self, step: int) -> StepRecord | None:
         if step >= len(self._journal.records):
             return None
         record = self._journal.records[step]
-        self._schedule.next(step, record.gradients)
+        self._engine.recall(record)
         return record
 
     def _measure(self, step: int) -> StepRecord:
-        """Spend two forward passes per query, and put the step on record."""
-        estimates = with_smaller_batches(lambda: self._estimates(step), self._problem, self._note_shrink)
-        gradients = tuple(found.projected_gradient for found in estimates)
-        size = self._schedule.next(step, gradients)
-        flags = StepFlags.CLIPPED if size.is_clipped else StepFlags.NONE
-        if not all(map(math.isfinite, gradients)):
-            flags |= StepFlags.SKIPPED
-        clean_loss = float(np.float32(statistics.fmean(found.clean_loss for found in estimates)))
-        record = StepRecord(step, size.lr, clean_loss, flags, gradients)
+        record = with_smaller_batches(lambda: self._engine.measure(step, self._theta), self._problem, self._note_shrink)
         self._journal.append(record)
+        self._steps_measured += 1
         self._observer.stepped(record)
         return record
 
-    def _estimates(self, step: int) -> list[Estimate]:
-        batch = self._problem.batch(step)
-        return estimate(self._problem.losses, self._theta, self._directions(step), self._settings.epsilon, batch)
-
     def _note_shrink(self) -> None:
-        self._journal.sync()  # a step measured before would come out with other bits if it had to be measured again
+        self._write_snapshot()  # a step measured before would come out with other bits if it had to be measured again
         self._shrunk()
         self._run.append_metric({"kind": "fewer side by side", "steps_done": self._steps_done})
         self._observer.note("out of memory: running fewer sequences side by side")
-
-    def _directions(self, step: int) -> list[Tensor]:
-        """Return z of every query: q vectors of k float32 at once."""
-        return [self._draw(step, query) for query in range(self._settings.queries)]
 
     def _is_validation_due(self, steps_done: int) -> bool:
         return steps_done % self._settings.validate_every == 0 or steps_done == self._settings.steps
@@ -261,12 +231,17 @@ class TuningLoop(Generic[BatchT]):
             self._run.write_theta(BEST, self._theta, steps_done)
         self._validations[steps_done] = evaluation
         self._run.append_metric({"kind": "validation", "steps_done": steps_done, **evaluation.as_json()})
-        self._journal.sync()
         self._write_snapshot()
         self._observer.validated(steps_done, evaluation, is_best=is_best)
 
+    def _is_snapshot_due(self) -> bool:
+        every = self._engine.snapshot_every
+        is_between = every is not None and self._steps_done % every == 0
+        return is_between and not self._is_validation_due(self._steps_done)  # a validation writes one, too
+
     def _write_snapshot(self) -> None:
-        self._run.write_theta(LAST, self._theta, self._steps_done)
+        self._journal.sync()
+        self._run.write_theta(LAST, self._theta, self._steps_done, self._engine.state())
         self._snapshot_at = self._steps_done
 
     def _best_step(self) -> int:
@@ -296,12 +271,6 @@ class TuningLoop(Generic[BatchT]):
                 f"{self._run.path / BEST} is not the θ of step {self._best_step()}",
                 next_step="move that folder away and run the same command again",
             )
-        differences = [
-            2 * self._settings.epsilon * abs(gradient)
-            for record in self._journal.records
-            for gradient in record.gradients
-            if math.isfinite(gradient)
-        ]
         return Outcome(
             last=self._theta,
             best=best.theta,
@@ -310,5 +279,5 @@ class TuningLoop(Generic[BatchT]):
             stopped_by=stopped_by,
             validations=dict(sorted(self._validations.items())),
             records=self._journal.records,
-            median_loss_difference=statistics.median(differences) if differences else 0.0,
+            steps_measured=self._steps_measured,
         )

@@ -4,7 +4,8 @@
     machine.json        what of the machine decides bits; see ``machine_record``    replaced atomically
     journal.bin         one record per step; see ``journal``                        appended
     metrics.jsonl       one line per validation, and one per event                  appended
-    last.safetensors    θ float32 and the number of steps behind it                 replaced atomically
+    last.safetensors    θ float32, the number of steps behind it, and what else     replaced atomically
+                        the next step needs
     best.safetensors    θ of the lowest validation loss                             replaced atomically
     result.json         the outcome: a function of config, machine and journal      written at the end
     resources.json      seconds, memory, device: a function of the machine          written at the end
@@ -19,7 +20,8 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -43,10 +45,17 @@ _VALIDATION_FIELDS = {"steps_done", "loss", "accuracy", "rows"}
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """θ after so many steps, float32 (k,)."""
+    """What a run goes on from.
+
+    Attributes:
+        theta: float32 (k,).
+        steps_done: Steps behind it.
+        state: What the engine of the steps keeps beside θ, by name.
+    """
 
     theta: Tensor
     steps_done: int
+    state: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 class RunDirectory:
@@ -157,14 +166,15 @@ class RunDirectory:
         lines = path.read_bytes().split(b"\n")[:-1]
         return [_metric(line, f"{path} line {number}") for number, line in enumerate(lines, start=1)]
 
-    def write_theta(self, name: str, theta: Tensor, steps_done: int) -> None:
-        """Write θ atomically.
+    def write_theta(self, name: str, theta: Tensor, steps_done: int, state: Mapping[str, Tensor] | None = None) -> None:
+        """Write θ, and what the engine of the steps keeps beside it, atomically.
 
         Raises:
             DiskError: The disk is full or not writable.
         """
-        values = theta.detach().to("cpu", torch.float32).contiguous()
-        self.write_bytes(name, save({_THETA: values}, metadata={"steps_done": str(steps_done)}))
+        tensors = {key: value.cpu() for key, value in (state or {}).items()}
+        tensors[_THETA] = theta.detach().to("cpu", torch.float32).contiguous()
+        self.write_bytes(name, save(tensors, metadata={"steps_done": str(steps_done)}))
 
     def read_theta(self, name: str) -> Snapshot | None:
         """Return a written θ, or None where there is no such file.
@@ -178,13 +188,14 @@ class RunDirectory:
         try:
             with safe_open(str(path), framework="pt") as file:
                 metadata = file.metadata() or {}
-                theta = file.get_tensor(_THETA)
+                tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  no mapping
+            theta = tensors.pop(_THETA)
             steps_done = int(metadata["steps_done"])
         except (SafetensorError, KeyError, ValueError, OSError) as error:
             raise IntegrityError(f"{path} is damaged", next_step="run the same tune command again") from error
         if theta.dtype != torch.float32 or theta.dim() != 1 or not bool(torch.isfinite(theta).all()):
             raise IntegrityError(f"{path} does not hold finite float32 values", next_step="tune again")
-        return Snapshot(theta, steps_done)
+        return Snapshot(theta, steps_done, tensors)
 
 
 def _metric(line: bytes, place: str) -> dict[str, Any]:

@@ -27,28 +27,28 @@ from device_client.tasks.scoring import Objective, check_objective
 from device_client.tasks.task_data import DataOptions, TaskData, load_task_data
 from device_client.tuning.batches import BatchIndices
 from device_client.tuning.curve import draw_curve
+from device_client.tuning.engines import journal_header, make_engine
 from device_client.tuning.evaluation import Evaluation
-from device_client.tuning.fidelity import check_fidelity, noise_floor
-from device_client.tuning.journal import Journal, JournalHeader, StepFlags, open_journal
+from device_client.tuning.journal import Journal, StepFlags, open_journal
 from device_client.tuning.loop import LoopSettings, Observer, Outcome, TuningLoop
 from device_client.tuning.machine_record import MachineRecord, read_machine, write_machine
 from device_client.tuning.model_problem import ModelProblem
-from device_client.tuning.perturbations import PerturbationStream, drawing_of
 from device_client.tuning.run_directory import CONFIG, RunDirectory
-from device_client.tuning.schedules import Decay, StepSizeSchedule
+from device_client.tuning.schedules import Decay
 from device_client.tuning.smaller_batches import with_smaller_batches
+from device_client.tuning.step_engine import Gradient
 from shared.bundle.digest import digest_of_bytes
 from shared.bundle.read import Bundle
+from shared.byte_sizes import format_bytes
 from shared.errors import Conflict, InvalidRequest, ResourceError, UnsupportedModel
 from shared.model.tokenizer import BundleTokenizer
-from shared.perturbation import STREAM_NAMES, Distribution
+from shared.perturbation import Distribution
 from shared.tasks.examples import Example
 
 RESULT, RESOURCES, CURVE = "result.json", "resources.json", "loss.svg"
 DEFAULT_STEPS = 2000
 DEFAULT_BATCH = 16
 DEFAULT_STEP_LENGTH = 0.07
-_NOISE_DIRECTIONS = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,10 +56,11 @@ class TuneSettings:
     """What decides a run, besides bundle and rows.
 
     Attributes:
+        gradient: Where a step's direction comes from: forward passes alone, or a backward pass.
         steps: T.
         batch_size: Rows per step.
         epsilon: ε.
-        lr: Constant η; None is ``auto``.
+        lr: Constant η, or Adam's in first order; None is ``auto``.
         step_length: λ of ``auto``.
         decay: ``constant`` or ``linear``.
         clip_multiple: g is clipped at so many times its running median.
@@ -72,6 +73,7 @@ class TuneSettings:
         blocks: Which decoder blocks are tuned: ``all``, ``upper:N`` or ``auto``; see ``planning.tuned_blocks``.
     """
 
+    gradient: Gradient = "zeroth-order"
     steps: int = DEFAULT_STEPS
     batch_size: int = DEFAULT_BATCH
     epsilon: float = 1e-3
@@ -213,17 +215,21 @@ def tune(
         InvalidRequest: ε is too small for the compute format.
     """
     if planned.directory.read_json(CONFIG) is None:
-        fit_workload(
-            planned.bundle.config, machine, _workload(planned)
-        )  # what does not fit is refused before a folder says that there is a run
+        # What does not fit is refused before a folder says that there is a run.
+        fit_workload(planned.bundle.config, machine, _workload(planned, planned.settings.gradient))
     files_before = planned.directory.files()
     finished = begin(planned)
     if finished is not None:
         return finished
-    with open_journal(planned.directory.journal, _header(planned)) as journal:
+    header = journal_header(
+        planned.settings, planned.blocks, planned.bundle.digest, planned.settings_digest
+    )  # fmt: skip
+    with open_journal(planned.directory.journal, header) as journal:
         begun_on = read_machine(planned.directory)
         if begun_on is not None:
             machine = _as_begun(planned, machine, begun_on)
+        elif not journal.records:
+            _say_where_first_order_fits(planned, machine, observer)
         try:
             result, resources = _tune(planned, machine, observer, clock, load, journal)
         except (InvalidRequest, ResourceError):
@@ -231,6 +237,20 @@ def tune(
                 planned.directory.discard(except_for=files_before)
             raise
     return TuneReport(planned.directory.path, result, resources, was_finished=False)
+
+
+def _say_where_first_order_fits(planned: PlannedRun, machine: MachineSettings, observer: Observer) -> None:
+    budget = machine.memory_budget_bytes
+    if planned.settings.gradient == "first-order" or budget is None:
+        return
+    try:
+        fit = fit_workload(planned.bundle.config, machine, _workload(planned, "first-order"))
+    except ResourceError:
+        return
+    observer.note(
+        f"first order would fit, too ({format_bytes(fit.plan.total_bytes)} of {format_bytes(budget)} are planned) and "
+        "learns more from each pass: --gradient first-order"
+    )
 
 
 def _tune(
@@ -241,7 +261,7 @@ def _tune(
     load: LoadModel,
     journal: Journal,
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    opened = open_model(planned.bundle, machine, _workload(planned), load=load)
+    opened = open_model(planned.bundle, machine, _workload(planned, planned.settings.gradient), load=load)
     states_file = planned.directory.path, machine.states_file_bytes
     with KeptStates(opened.fit.kept_states_bytes, *states_file, observer.note) as kept:
         return _tune_model(planned, machine, observer, clock, journal, opened, kept)
@@ -264,9 +284,6 @@ def _tune_model(
         tuned, data.training, data.validation, planned.objective, indices, fit.micro_batch_rows, fit.points_at_once
     )
     theta = tuned.initial_theta()
-    drawing = drawing_of(settings.distribution, machine.backend)
-    draw = PerturbationStream(settings.seed, tuned.sensitive_count, drawing, model.device)
-    lost_share = check_fidelity(theta, draw(0, 0), settings.epsilon, model.compute_dtype)
     on_record = read_machine(run) or MachineRecord(
         model.device.type, dtype_name(model.compute_dtype), fit.micro_batch_rows, fit.micro_batch_rows, model.products
     )
@@ -276,18 +293,18 @@ def _tune_model(
     def remember_rows() -> None:
         write_machine(run, replace(on_record, micro_batch_rows=problem.micro_batch_rows))
 
-    noise = with_smaller_batches(
-        lambda: _noise_floor(problem, theta, draw, settings.epsilon), problem, remember_rows
-    )  # fmt: skip
-    begun_at, recorded = clock(), len(journal.records)
+    ready = make_engine(
+        settings, model, tuned, planned.blocks, problem, planned.objective, machine.backend, remember_rows
+    )
+    begun_at = clock()
     loop = TuningLoop(
-        problem, theta, draw, _schedule(settings, tuned.sensitive_count), _loop_settings(settings, machine),
-        journal, run, observer, clock, shrunk=remember_rows,
+        problem, ready.engine, theta, _loop_settings(settings, machine), journal, run, observer, clock,
+        shrunk=remember_rows,
     )  # fmt: skip
     outcome = loop.run()
     seconds = clock() - begun_at
-    result = with_smaller_batches(lambda: _result(planned, problem, theta, outcome), problem)
-    live_steps = outcome.steps_done - recorded
+    account = ready.engine.account(outcome.records)
+    result = account | with_smaller_batches(lambda: _result(planned, problem, theta, outcome), problem)
     resources = {
         "device": str(model.device),
         "compute_dtype": dtype_name(model.compute_dtype),
@@ -297,22 +314,15 @@ def _tune_model(
         "kept_states_bytes": kept.memory_bytes,
         "states_file_bytes": kept.file_bytes,
         "seconds": seconds,
-        "seconds_per_step": seconds / live_steps if live_steps else None,
-        "steps_in_this_process": live_steps,
+        "seconds_per_step": seconds / outcome.steps_measured if outcome.steps_measured else None,
+        "steps_in_this_process": outcome.steps_measured,
         "peak_memory_bytes": model.memory.peak_bytes,
         "planned_memory_bytes": fit.plan.total_bytes,
         "memory_budget_bytes": machine.memory_budget_bytes,
-        "perturbation_lost_share": lost_share,
-        "noise_floor": noise if math.isfinite(noise) else None,
+        **ready.findings,
     }
     finish(run, outcome, result, resources)
     return result, resources
-
-
-def _noise_floor(problem: ModelProblem, theta: Tensor, draw: PerturbationStream, epsilon: float) -> float:
-    """Measure it with the first batch, along the first steps' directions."""
-    directions = [draw(step, 0) for step in range(_NOISE_DIRECTIONS)]
-    return noise_floor(problem.losses, theta, directions, epsilon, problem.batch(0))
 
 
 def begin(planned: PlannedRun) -> TuneReport | None:
@@ -370,7 +380,7 @@ def _as_begun(planned: PlannedRun, machine: MachineSettings, begun_on: MachineRe
     backend = replace(machine.backend, matrix_unit=begun_on.products == "matrix unit")
     as_begun = replace(machine, device=device, compute_dtype=dtype, micro_batch_rows=rows, backend=backend)
     try:
-        fit_workload(planned.bundle.config, as_begun, _workload(planned))
+        fit_workload(planned.bundle.config, as_begun, _workload(planned, planned.settings.gradient))
     except ResourceError as error:
         raise ResourceError(
             f"{error.found}, but the run in {planned.directory.path} goes on with {rows} sequences side by side",
@@ -380,43 +390,16 @@ def _as_begun(planned: PlannedRun, machine: MachineSettings, begun_on: MachineRe
     return as_begun
 
 
-def _workload(planned: PlannedRun) -> Workload:
+def _workload(planned: PlannedRun, gradient: Gradient) -> Workload:
     data, settings = planned.data, planned.settings
     examples = [*data.training, *data.validation, *data.test]
-    return side_by_side(examples, settings.batch_size, queries=settings.queries, blocks=settings.blocks)
-
-
-def _header(planned: PlannedRun) -> JournalHeader:
-    settings = planned.settings
-    return JournalHeader(
-        seed=settings.seed,
-        stream=STREAM_NAMES[settings.distribution],
-        distribution=settings.distribution,
-        sensitive_count=planned.blocks.value_count,
-        queries=settings.queries,
-        epsilon=settings.epsilon,
-        bundle_digest=planned.bundle.digest,
-        settings_digest=planned.settings_digest,
-        blocks=planned.blocks.name,
-    )
-
-
-def _schedule(settings: TuneSettings, sensitive_count: int) -> StepSizeSchedule:
-    return StepSizeSchedule(
-        steps=settings.steps,
-        lr=settings.lr,
-        step_length=settings.step_length,
-        sensitive_count=sensitive_count,
-        decay=settings.decay,
-        clip_multiple=settings.clip_multiple,
-    )
+    most = side_by_side(examples, settings.batch_size, queries=settings.queries, blocks=settings.blocks)
+    return replace(most, queries=0, is_differentiated=True) if gradient == "first-order" else most
 
 
 def _loop_settings(settings: TuneSettings, machine: MachineSettings) -> LoopSettings:
     return LoopSettings(
         steps=settings.steps,
-        epsilon=settings.epsilon,
-        queries=settings.queries,
         validate_every=validate_every(settings),
         patience=settings.patience,
         time_budget_seconds=machine.time_budget_seconds,
@@ -440,8 +423,6 @@ def _result(planned: PlannedRun, problem: ModelProblem, theta: Tensor, outcome: 
         "stopped_by": outcome.stopped_by,
         "objective": planned.objective,
         "blocks": planned.blocks.name,
-        "forward_passes": 2 * planned.settings.queries * outcome.steps_done,
-        "median_loss_difference": outcome.median_loss_difference,
         "clipped_steps": sum(StepFlags.CLIPPED in record.flags for record in outcome.records),
         "skipped_steps": sum(StepFlags.SKIPPED in record.flags for record in outcome.records),
         "truncated_rows": sum(example.truncated_tokens > 0 for example in planned.data.training),

@@ -81,6 +81,36 @@ def test_plan_counts_the_backend_that_is_asked_for(capsys: pytest.CaptureFixture
     assert native["parts"]["workspace"] < reference["parts"]["workspace"]
 
 
+def test_plan_shows_both_orders_side_by_side(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ("plan", "tiny", "--device", "cpu", "--length", "100", "--rows", "4")
+    _, plan = json_of(capsys, *words)
+    first_order = plan["first_order"]
+
+    assert first_order["micro_batch_rows"] == 4
+    assert first_order["total_bytes"] == sum(first_order["parts"].values())
+    assert first_order["parts"]["inputs of blocks"] == 2 * 4 * 100 * 32 * 4  # blocks, tokens, hidden size, float32
+    assert first_order["parts"]["theta and moments"] == 14 * 8 * 4 * 7
+    same = {"codes", "codebooks and scales", "unquantised parameters", "workspace", "libraries"}
+    assert all(first_order["parts"][part] == plan["parts"][part] for part in same)
+
+    assert main([*words]) == 0
+    shown = capsys.readouterr().err
+    for text in ("zeroth order", "first order", "inputs of blocks", "First order: 4 of 4 sequences at a time"):
+        assert text in shown
+
+
+def test_plan_says_where_first_order_does_not_fit(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ("plan", "tiny", "--device", "cpu", "--length", "128", "--rows", "1", "--queries", "1")
+    _, plan = json_of(capsys, *words)
+    between = (plan["total_bytes"] + plan["first_order"]["total_bytes"]) // 2
+    assert plan["total_bytes"] < between
+
+    _, tight = json_of(capsys, *words, "--memory-budget", str(between))
+    assert tight["first_order"] is None
+    assert main([*words, "--memory-budget", str(between)]) == 0
+    assert "First order does not fit" in capsys.readouterr().err
+
+
 def test_plan_shows_every_part_to_people(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["plan", "--device", "cpu"]) == 0
 

@@ -158,7 +158,7 @@ def test_a_refusal_takes_nothing_from_a_run_that_its_time_budget_stopped_before_
     def refuse(*_arguments: object) -> None:
         raise ResourceError("no memory for the weights")
 
-    monkeypatch.setattr("device_client.tuning.tune_run.check_fidelity", refuse)
+    monkeypatch.setattr("device_client.tuning.engines.check_fidelity", refuse)
     with pytest.raises(ResourceError):
         run(planned(bundle, rows), clock)
     assert {path.name: path.read_bytes() for path in stopped.run.iterdir()} == before

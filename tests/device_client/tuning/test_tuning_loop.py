@@ -22,6 +22,7 @@ from device_client.tuning.loop import BEST, LAST, LoopSettings, Outcome, TuningL
 from device_client.tuning.perturbations import PerturbationStream, drawing_of
 from device_client.tuning.run_directory import RunDirectory, load_theta
 from device_client.tuning.schedules import StepSizeSchedule
+from device_client.tuning.zeroth_order import ZerothOrder
 from shared.errors import Diverged, IntegrityError, ResourceError
 
 COUNT = 6
@@ -29,7 +30,7 @@ HEADER = JournalHeader(
     seed=11, stream="s", distribution="gaussian", sensitive_count=COUNT, queries=1, epsilon=1e-3,
     bundle_digest="sha256:" + "0" * 64, settings_digest="sha256:" + "1" * 64,
 )  # fmt: skip
-SETTINGS = LoopSettings(steps=40, epsilon=1e-3, validate_every=10)
+SETTINGS = LoopSettings(steps=40, validate_every=10)
 
 
 class Bowl:
@@ -82,25 +83,28 @@ class Killed(Exception):
     """Stands for SIGKILL: nothing of the loop runs after it."""
 
 
+def stream() -> PerturbationStream:
+    return PerturbationStream(HEADER.seed, COUNT, drawing_of("gaussian", REFERENCE), torch.device("cpu"))
+
+
 def tune(
     folder: Path,
     problem: Bowl | None = None,
     *,
     settings: LoopSettings = SETTINGS,
     lr: float | None = 0.05,
+    queries: int = 1,
     observer: Recorder | None = None,
     clock: Callable[[], float] = lambda: 0.0,
 ) -> Outcome:
     run = RunDirectory(folder)
     run.create()
-    stream = PerturbationStream(HEADER.seed, COUNT, drawing_of("gaussian", REFERENCE), torch.device("cpu"))
     schedule = StepSizeSchedule(settings.steps, lr, step_length=0.1, sensitive_count=COUNT, decay="linear")
-    header = replace(HEADER, queries=settings.queries)
+    header = replace(HEADER, queries=queries)
     with open_journal(run.journal, header) as journal:
-        loop = TuningLoop(
-            problem or Bowl(), torch.zeros(COUNT), stream, schedule, settings, journal, run,
-            observer or Recorder(), clock,
-        )  # fmt: skip
+        bowl = problem or Bowl()
+        engine = ZerothOrder(bowl, stream(), schedule, HEADER.epsilon, queries)
+        loop = TuningLoop(bowl, engine, torch.zeros(COUNT), settings, journal, run, observer or Recorder(), clock)
         return loop.run()
 
 
@@ -111,7 +115,7 @@ def files(folder: Path) -> dict[str, bytes]:
 @pytest.mark.parametrize("lr", [None, 0.05])
 @pytest.mark.parametrize("queries", [1, 3])
 def test_it_learns(tmp_path: Path, lr: float | None, queries: int) -> None:
-    outcome = tune(tmp_path, settings=replace(SETTINGS, steps=200, queries=queries), lr=lr)
+    outcome = tune(tmp_path, settings=replace(SETTINGS, steps=200), lr=lr, queries=queries)
     start, end = outcome.validations[0].loss, outcome.validations[200].loss
     assert start == 3.0  # ‖0 − 1‖² / 2 in six dimensions
     assert end < 0.3
@@ -131,10 +135,10 @@ def test_theta_follows_from_the_journal_alone(tmp_path: Path) -> None:
     assert torch.equal(theta, outcome.last)
 
 
-@pytest.mark.parametrize("settings", [SETTINGS, replace(SETTINGS, queries=2)])
-def test_a_run_killed_at_any_loss_resumes_bit_for_bit(tmp_path: Path, settings: LoopSettings) -> None:
-    whole = tune(tmp_path / "whole", settings=settings)
-    calls_in_all = 2 * settings.queries * settings.steps
+@pytest.mark.parametrize("queries", [1, 2])
+def test_a_run_killed_at_any_loss_resumes_bit_for_bit(tmp_path: Path, queries: int) -> None:
+    whole = tune(tmp_path / "whole", queries=queries)
+    calls_in_all = 2 * queries * SETTINGS.steps
     for killed_at in range(1, calls_in_all, 13):
 
         def die(call: int, loss: float, at: int = killed_at) -> float:
@@ -146,8 +150,8 @@ def test_a_run_killed_at_any_loss_resumes_bit_for_bit(tmp_path: Path, settings: 
         problem = Bowl()
         problem.fault = die
         with pytest.raises(Killed):
-            tune(folder, problem, settings=settings)
-        again = tune(folder, settings=settings)
+            tune(folder, problem, queries=queries)
+        again = tune(folder, queries=queries)
         assert torch.equal(again.last, whole.last)
         assert torch.equal(again.best, whole.best)
         assert files(folder) == files(tmp_path / "whole")
@@ -203,7 +207,7 @@ def test_a_damaged_snapshot_is_made_up_for_from_the_journal(tmp_path: Path, dama
     problem, observer = Bowl(), Recorder()
     again = tune(tmp_path, problem, observer=observer)
     assert (problem.loss_calls, problem.validations) == (0, 0)
-    assert any("replaying the journal from its start" in note for note in observer.notes)
+    assert any("repeating the run from its start" in note for note in observer.notes)
     assert files(tmp_path) == expected
     assert again.steps_done == 40
 
@@ -420,7 +424,10 @@ def test_a_lost_best_file_is_named_and_not_invented(tmp_path: Path) -> None:
 def test_the_noise_is_reported(tmp_path: Path) -> None:
     outcome = tune(tmp_path)
     differences = sorted(2e-3 * abs(record.gradients[0]) for record in outcome.records)
-    assert outcome.median_loss_difference == pytest.approx((differences[19] + differences[20]) / 2)
+    engine = ZerothOrder(Bowl(), stream(), StepSizeSchedule(40, 0.05, 0.1, COUNT), HEADER.epsilon)
+    account = engine.account(outcome.records)
+    assert account["forward_passes"] == 80
+    assert account["median_loss_difference"] == pytest.approx((differences[19] + differences[20]) / 2)
 
 
 def test_a_snapshot_ahead_of_the_journal_is_not_used(tmp_path: Path) -> None:
