@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from device_client.commands.machine_arguments import add_machine_arguments, compute_dtype
 from device_client.console import Console
-from device_client.model.backends.planned_bytes import is_any_decoded
+from device_client.model.backends.planned_bytes import planned_backend
 from device_client.model.workload import PAIRED_UP_TO_TOKENS, Workload
 from device_client.settings import Settings
 from device_client.store import resolve_bundle
@@ -52,7 +52,8 @@ def run(arguments: argparse.Namespace, console: Console, settings: Settings) -> 
         bundle.config, most, budget_bytes=budget, device=arguments.device, backend=arguments.backend,
         compute_dtype=compute_dtype(arguments),
     )  # fmt: skip
-    is_any_kept = is_any_decoded(fit.plan.backend, bundle.config.block_tensors, arguments.dtype)
+    backend = planned_backend(fit.plan.backend, device_type, 2 if arguments.dtype == "bfloat16" else 4)
+    is_any_kept = any(backend.is_decoded(entry) for entry in bundle.config.block_tensors)
     _show(console, fit, most, device_type, budget)
     if is_any_kept:
         console.say(f"Left for decoded weights: {format_bytes(fit.decoded_cache_bytes)}.")

@@ -17,11 +17,11 @@ from dataclasses import dataclass, replace
 from math import prod
 
 from device_client.model.backends.planned_bytes import (
+    PlannedBackend,
     decoded_shapes,
     likeliest_backend,
-    position_bytes,
+    planned_backend,
     row_start_bytes,
-    workspace_bytes,
 )
 from device_client.model.pass_memory import hungriest_moment, key_value_bytes
 from device_client.model.process_overhead import libraries_bytes, product_bytes, slack_bytes
@@ -65,20 +65,18 @@ def spare_bytes(plan: MemoryPlan, budget_bytes: int) -> int:
     return max(0, budget_bytes * 19 // 20 - plan.total_bytes)
 
 
-def weight_parts(
-    config: BundleConfig, value_bytes: int, *, backend: str = "reference", points: int = 1
-) -> dict[str, int]:
+def weight_parts(config: BundleConfig, value_bytes: int, backend: PlannedBackend, *, points: int = 1) -> dict[str, int]:
     """Return the bytes that stay for as long as the model is loaded, by part.
 
     Args:
         config: The bundle's configuration.
         value_bytes: Bytes of one value in the compute dtype.
-        backend: ``reference``, ``native`` or ``triton``.
+        backend: What will keep them.
         points: θ's side by side.
     """
     stored = [(part, prod(shape)) for entry in config.tensors for part, (_, shape) in entry.part_shapes.items()]
-    positions = sum(position_bytes(backend, entry, value_bytes) for entry in config.block_tensors)
-    positions += sum(row_start_bytes(entry) for entry in config.embedding_tensors)
+    positions = sum(backend.position_bytes(entry) for entry in config.block_tensors)
+    positions += sum(row_start_bytes(entry) for entry in config.tensors)
     return {
         "codes": sum(count for part, count in stored if part == "codes"),
         "codebooks and scales": sum(count * _STORED_VALUE_BYTES for part, count in stored if part != "codes"),
@@ -113,8 +111,9 @@ def plan_memory(
     backend = likeliest_backend(backend, device_type)
     shapes = decoded_shapes(config, device_type)
     pieces = hungriest_moment(config.architecture, workload, bytes_each)
-    parts = weight_parts(config, bytes_each, backend=backend, points=workload.points)
-    parts["workspace"] = workspace_bytes(backend, shapes, device_type, bytes_each)
+    planned = planned_backend(backend, device_type, bytes_each)
+    parts = weight_parts(config, bytes_each, planned, points=workload.points)
+    parts["workspace"] = planned.workspace_bytes(shapes)
     parts["theta and z"] = config.sensitive_count * _THETA_BYTES * _theta_vectors(workload, device_type)
     parts["activations and logits"] = sum(pieces)
     if workload.cached_columns:
