@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from device_client.console import Console
-from device_client.model.backends.native.cpu import has_matrix_unit
+from device_client.model.backends.native.amx import has_matrix_unit
 from device_client.settings import Settings
 from device_client.store import DISTRIBUTION
 from shared.byte_sizes import format_bytes

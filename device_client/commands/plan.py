@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from device_client.commands.machine_arguments import add_machine_arguments, machine
 from device_client.console import Console
-from device_client.model.backends.planned_bytes import is_any_decoded
+from device_client.model.backends.planned_bytes import planned_backend
 from device_client.planning.step_cost import step_cost
 from device_client.planning.tuned_blocks import ALL_BLOCKS, tuned_blocks
 from device_client.planning.workload import PAIRED_UP_TO_TOKENS, Workload
@@ -71,7 +71,8 @@ def run(arguments: argparse.Namespace, console: Console, settings: Settings) -> 
     usable = machine(arguments, console, settings)
     fit = fit_workload(bundle.config, usable, most)
     first_order = _first_order(bundle.config, usable, most)
-    is_any_kept = is_any_decoded(fit.plan.backend, bundle.config.block_tensors, arguments.dtype)
+    backend = planned_backend(fit.plan.backend, device_type, 2 if arguments.dtype == "bfloat16" else 4)
+    is_any_kept = any(backend.is_decoded(entry) for entry in bundle.config.block_tensors)
     _show(console, fit, first_order, most, device_type, budget)
     if tuned.first:
         console.say(

@@ -11,15 +11,13 @@ fused product. Costs one tile beside the outputs. Knows nothing about tasks or t
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from itertools import pairwise
-
 import torch
 from torch import Tensor, nn
 
-from device_client.model.backends.packed_weight import PackedWeight
+from device_client.model.backends.library_product import aligned
 from device_client.model.backends.planned_bytes import HEAD_TILE_ROWS
-from device_client.model.linear import LinearRuntime, aligned
+from device_client.model.backends.weight import Weight
+from device_client.model.linear import LinearRuntime
 from shared.quantization.codec import QuantizedTensor, dequantize
 
 _TRANSPOSED_UP_TO_TOKENS = 64
@@ -59,21 +57,22 @@ class QuantizedHead(nn.Module):
         runtime: What the model's packed layers share.
     """
 
-    def __init__(self, weight: PackedWeight, bias: Tensor | None, runtime: LinearRuntime) -> None:
+    def __init__(self, weight: Weight, bias: Tensor | None, runtime: LinearRuntime) -> None:
         super().__init__()
         self.out_features, self.in_features = weight.shape
         self.packed = weight
         self.bias = bias
         self._runtime = runtime
-        borders = [*range(0, self.out_features, HEAD_TILE_ROWS[runtime.values.device.type]), self.out_features]
-        self._tiles = [weight.rows(start, stop) for start, stop in pairwise(borders)]
+        at_once = HEAD_TILE_ROWS[runtime.values.device.type]
+        starts = range(0, self.out_features, at_once)
+        self._tiles = [slice(start, min(start + at_once, self.out_features)) for start in starts]
 
     def forward(self, hidden: Tensor) -> Tensor:
         """Return logits (…, vocabulary), for one point's hidden states (…, in_features), in their dtype."""
         tokens = hidden.reshape(-1, self.in_features)
         if len(tokens) <= self._runtime.fused_up_to_tokens:
             none = self._runtime.values.of(slice(0), 0)
-            logits = self._runtime.backend.linear_small(tokens, self.packed, none, self.bias)
+            logits = self.packed.multiply_few(tokens, none, self.bias)
         else:
             logits = self.write_logits(tokens[None], tokens.new_empty(1, len(tokens), self.out_features))[0]
         return logits.view(*hidden.shape[:-1], self.out_features)
@@ -86,30 +85,27 @@ class QuantizedHead(nn.Module):
             logits: Where they go.
         """
         inputs = [aligned(of_point) for of_point in stacked]
-        for tile, dense in self._decoded_tiles():
+        for rows in self._tiles:
+            dense = self.packed.decode(rows=rows)
             for of_point, tokens in zip(logits, inputs, strict=True):
-                of_point[:, tile.place] = self._product(tokens, dense, tile.place)
+                of_point[:, rows] = self._product(tokens, dense, rows)
         return logits
 
     def multiply_transposed(self, gradients: Tensor) -> Tensor:
         """Return G W, compute dtype (…, in_features), for the gradients G (…, vocabulary) of one point's logits."""
         stacked = gradients.reshape(-1, self.out_features)
         total = stacked.new_zeros(len(stacked), self.in_features, dtype=torch.float32)
-        for tile, dense in self._decoded_tiles():
-            total += torch.mm(stacked[:, tile.place], dense)
+        for rows in self._tiles:
+            total += torch.mm(stacked[:, rows], self.packed.decode(rows=rows))
         return total.to(gradients.dtype).view(*gradients.shape[:-1], self.in_features)
 
-    def _decoded_tiles(self) -> Iterator[tuple[PackedWeight, Tensor]]:
-        for tile in self._tiles:
-            yield tile, self._runtime.backend.dequantize(tile)
-
-    def _product(self, tokens: Tensor, dense: Tensor, place: slice) -> Tensor:
+    def _product(self, tokens: Tensor, dense: Tensor, rows: slice) -> Tensor:
         if tokens.device.type == "cpu" and len(tokens) <= _TRANSPOSED_UP_TO_TOKENS:
             product = torch.mm(dense, tokens.T).T
         else:
             product = torch.mm(tokens, dense.T)
-        return product if self.bias is None else product + self.bias[place]
+        return product if self.bias is None else product + self.bias[rows]
 
     def extra_repr(self) -> str:
-        """Name shape and bits."""
-        return f"{self.in_features}, {self.out_features}, bits={self.packed.quantized.bits}"
+        """Name its shape."""
+        return f"{self.in_features}, {self.out_features}"

@@ -2,44 +2,27 @@
 
     W[r, c] = dequantise(codes)[r, c];  W[index] = value;  y = x Wᵀ + b       (Equation 26, replace semantics)
 
-The weight exists only while the layer computes, in a buffer that all layers share. Where the loss is wanted at several
-points θ (both signs of a step, all its queries), their inputs come stacked, the weight is decoded once, and the values
-of one point are written over those of the point before:
+The weight exists only while the layer computes. Where the loss is wanted at several points θ (both signs of a step,
+all its queries), their inputs come stacked:
 
-    y_p = x_p W(θ_p)ᵀ + b          for p = 1 … points, over one dequantise(codes)
+    y_p = x_p W(θ_p)ᵀ + b          for p = 1 … points, with the bits that each point has alone
 
-Each point's product is a library call of its own, of the same shape as if the point ran alone: the same bits. Or a
-weight brings a product of its own (``PackedWeight.at_points``), whose bits depend on the point alone by construction.
-For one to a few tokens of a single point the backend's fused product may take over (Equation 24).
-
-On a CPU, where tokens are few, the weight goes in tiles of rows that stay in the cache: written to memory and read back
-it would cost more than the decoding. For the fewest, tiles are the left operand, which a library takes as it lies,
-where a right one is packed first:  yᵀ[rows] = W[rows] xᵀ.  Which way is taken depends on shapes, weight and device
-alone, so that bits do not depend on anything else.
+How a product is made is the weight's own affair; the layer decides one thing: whether the tokens of a single point are
+few enough for the product that does not decode W as a whole (Equation 24).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from device_client.model.backends.backend import LinearBackend
-from device_client.model.backends.packed_weight import PackedWeight
+from device_client.model.backends.weight import Weight
 from device_client.model.points import Point, WritePoints, write_points
-
-TILED_UP_TO_TOKENS = 256
-"""Per point, on a CPU. Above, packing each tile's inputs again costs more than memory does."""
-
-TRANSPOSED_UP_TO_TOKENS = 64
-"""Above, packing the weight is repaid. Both measured on 4096 × 4096, 11008 × 4096 and 4096 × 11008."""
-
-TILE_ROWS = 2048
-_ALIGNMENT_BYTES = 64
 
 
 class SensitiveValues:
@@ -51,49 +34,54 @@ class SensitiveValues:
     """
 
     def __init__(self, initial: Tensor, first: int = 0) -> None:
-        self._at_points = initial[None]
+        self._by_point = initial[None]
         self._first = first
 
     @property
     def points(self) -> int:
         """How many θ are evaluated side by side."""
-        return self._at_points.shape[0]
+        return self._by_point.shape[0]
 
     @property
     def count(self) -> int:
         """k: values of one θ."""
-        return self._at_points.shape[1]
+        return self._by_point.shape[1]
 
     @property
     def dtype(self) -> torch.dtype:
         """The compute dtype."""
-        return self._at_points.dtype
+        return self._by_point.dtype
 
     @property
     def device(self) -> torch.device:
         """The compute device."""
-        return self._at_points.device
+        return self._by_point.device
 
     def write(self, thetas: Sequence[Point], write: WritePoints = write_points) -> None:
         """Take the values of every θ, each rounded once to the compute dtype; in place where they fit."""
         if len(thetas) != self.points:
-            self._at_points = torch.empty(len(thetas), self.count, dtype=self.dtype, device=self.device)
-        write(thetas, self._at_points)
+            self._by_point = torch.empty(len(thetas), self.count, dtype=self.dtype, device=self.device)
+        write(thetas, self._by_point)
 
     def of(self, where: slice, point: int) -> Tensor:
         """Return one layer's values at one point, compute dtype (k of the layer,), a view."""
-        if self._first:
-            where = slice(where.start - self._first, where.stop - self._first)
-        return self._at_points[point, where]
+        return self._by_point[point, self._place(where)]
+
+    def of_layer(self, where: slice) -> Tensor:
+        """Return one layer's values at every point, compute dtype (points, k of the layer), a view."""
+        return self._by_point[:, self._place(where)]
+
+    def _place(self, where: slice) -> slice:
+        return slice(where.start - self._first, where.stop - self._first)
 
 
 class LinearRuntime:
     """What all layers of a model share.
 
     Attributes:
-        backend: Decodes and multiplies.
+        backend: Packed the weights.
         values: The sensitive values.
-        fused_up_to_tokens: Passes of so many tokens or fewer use the backend's fused product; 0 never does.
+        fused_up_to_tokens: Passes of so many tokens or fewer use ``Weight.multiply_few``; 0 never does.
     """
 
     def __init__(self, backend: LinearBackend, values: SensitiveValues) -> None:
@@ -121,7 +109,7 @@ class LinearRuntime:
 
 
 class QuantizedSparseLinear(nn.Module):
-    """y = x Wᵀ + b with W decoded on each call.
+    """y = x Wᵀ + b with W packed.
 
     Args:
         weight: The packed weight.
@@ -130,19 +118,17 @@ class QuantizedSparseLinear(nn.Module):
         runtime: Shared by all layers of a model.
     """
 
-    def __init__(self, weight: PackedWeight, where: slice, bias: nn.Parameter | None, runtime: LinearRuntime) -> None:
+    def __init__(self, weight: Weight, where: slice, bias: nn.Parameter | None, runtime: LinearRuntime) -> None:
         super().__init__()
         self.out_features, self.in_features = weight.shape
         self.packed = weight
         self.bias = bias
         self.where = where
         self._runtime = runtime
-        borders = [*range(0, self.out_features, TILE_ROWS), self.out_features]
-        self._tiles = [weight.rows(start, stop) for start, stop in pairwise(borders)]
 
     def effective_weight(self, point: int = 0) -> Tensor:
-        """Return W(θ_point) (out_features, in_features) in the shared buffer: valid until another layer decodes."""
-        return self._runtime.backend.dequantize(self.packed, self._values(point))  # Equation 26
+        """Return W(θ_point) (out_features, in_features), decoded: valid until another layer computes."""
+        return self.packed.decode(self._runtime.values.of(self.where, point))  # Equation 26
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Return y (points · rows, …, out_features).
@@ -150,63 +136,15 @@ class QuantizedSparseLinear(nn.Module):
         Args:
             inputs: Compute dtype (points · rows, …, in_features), the rows of the first point first.
         """
-        runtime = self._runtime
-        points = runtime.values.points
-        if points == 1 and inputs.numel() <= runtime.fused_up_to_tokens * self.in_features:
-            return runtime.backend.linear_small(inputs, self.packed, self._values(0), self.bias)
-        outputs = self._at_each_point(inputs.reshape(points, -1, self.in_features))
+        values = self._runtime.values.of_layer(self.where)
+        if len(values) == 1 and inputs.numel() <= self._runtime.fused_up_to_tokens * self.in_features:
+            return self.packed.multiply_few(inputs, values[0], self.bias)
+        outputs = self.packed.multiply(inputs.reshape(len(values), -1, self.in_features), values, self.bias)
         return outputs.view(*inputs.shape[:-1], self.out_features)
 
-    def _at_each_point(self, stacked: Tensor) -> Tensor:
-        points, tokens, _ = stacked.shape
-        if self.packed.at_points is not None:
-            values = [self._values(point) for point in range(points)]
-            return self.packed.at_points(stacked, self.packed, values, self.bias)
-        if stacked.device.type != "cpu" or tokens > TILED_UP_TO_TOKENS:
-            return self._by_whole_weight(stacked)
-        outputs = self._by_tiles(stacked) if tokens > TRANSPOSED_UP_TO_TOKENS else self._by_tiles_transposed(stacked)
-        return outputs if self.bias is None else outputs.add_(self.bias)
-
-    def _by_whole_weight(self, stacked: Tensor) -> Tensor:
-        points, tokens, _ = stacked.shape
-        outputs = stacked.new_empty(points, tokens, self.out_features)
-        for point, dense in self._at_points(self.packed, points):
-            _multiply(stacked[point], dense, self.bias, outputs[point])
-        return outputs
-
-    def _by_tiles(self, stacked: Tensor) -> Tensor:
-        points, tokens, _ = stacked.shape
-        outputs = stacked.new_empty(points, tokens, self.out_features)
-        inputs = [aligned(of_point) for of_point in stacked]
-        for tile in self._tiles:
-            for point, dense in self._at_points(tile, points):
-                outputs[point, :, tile.place] = torch.mm(inputs[point], dense.T)
-        return outputs
-
-    def _by_tiles_transposed(self, stacked: Tensor) -> Tensor:
-        points, tokens, _ = stacked.shape
-        transposed = stacked.new_empty(points, self.out_features, tokens)
-        inputs = [aligned(of_point).T for of_point in stacked]
-        for tile in self._tiles:
-            for point, dense in self._at_points(tile, points):
-                _multiply_into(dense, inputs[point], transposed[point, tile.place])
-        return transposed.transpose(1, 2).contiguous()
-
-    def _at_points(self, weight: PackedWeight, points: int) -> Iterator[tuple[int, Tensor]]:
-        """Yield each point with W, or some rows of it, at that point: decoded once, then overwritten (Equation 26)."""
-        dense = self._runtime.backend.dequantize(weight, self._values(0))
-        yield 0, dense
-        for point in range(1, points):
-            self._runtime.backend.write_sparse(dense, weight, self._values(point))
-            yield point, dense
-
-    def _values(self, point: int) -> Tensor:
-        return self._runtime.values.of(self.where, point)
-
     def extra_repr(self) -> str:
-        """Name shape, bits and number of sensitive values."""
-        bits, count = self.packed.quantized.bits, self.packed.indices.numel()
-        return f"{self.in_features}, {self.out_features}, bits={bits}, k={count}"
+        """Name shape and number of sensitive values."""
+        return f"{self.in_features}, {self.out_features}, k={self.where.stop - self.where.start}"
 
 
 class PointwiseActivation(nn.Module):
@@ -236,31 +174,3 @@ class PointwiseActivation(nn.Module):
             else:
                 part.copy_(self.function(part))
         return inputs
-
-
-def _multiply(inputs: Tensor, dense: Tensor, bias: Tensor | None, outputs: Tensor) -> None:
-    """Write x Wᵀ + b to ``outputs`` (tokens, out_features)."""
-    if bias is None:
-        _multiply_into(aligned(inputs), dense.T, outputs)
-    elif _is_aligned(outputs):
-        torch.addmm(bias, aligned(inputs), dense.T, out=outputs)
-    else:
-        outputs.copy_(torch.addmm(bias, aligned(inputs), dense.T))
-
-
-def _multiply_into(left: Tensor, right: Tensor, outputs: Tensor) -> None:
-    """Write a product to ``outputs``, with the same bits wherever in memory they lie."""
-    if _is_aligned(outputs):
-        torch.mm(left, right, out=outputs)
-    else:
-        outputs.copy_(torch.mm(left, right))
-
-
-def aligned(tensor: Tensor) -> Tensor:
-    """Return the tensor, or a copy that begins as a fresh one does."""
-    return tensor if _is_aligned(tensor) else tensor.clone()
-
-
-def _is_aligned(tensor: Tensor) -> bool:
-    """Return whether a tensor begins as a fresh one does: a library's last bits may depend on it."""
-    return tensor.data_ptr() % _ALIGNMENT_BYTES == 0

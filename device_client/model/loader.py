@@ -16,7 +16,6 @@ from torch import Tensor, nn
 
 from device_client.devices import default_dtype, resolve_device
 from device_client.model.backends.choose import REFERENCE, BackendOptions, choose_backend
-from device_client.model.backends.packed_weight import without_values
 from device_client.model.backends.planned_bytes import decoded_shapes
 from device_client.model.cuda import Cuda, TorchCuda, cap_allocations
 from device_client.model.embeddings import QuantizedEmbedding, QuantizedHead
@@ -198,7 +197,6 @@ class _Loading:
         _replace(network, path, QuantizedSparseLinear(weight, where, old.bias, self.runtime))  # type: ignore[arg-type]
 
     def _place_embedding(self, network: nn.Module, name: str, quantized: QuantizedTensor) -> None:
-        weight = without_values(quantized)
         for alias in _aliases(network, name):  # a tied weight is that of the embedding and of the head
             path = alias.rpartition(".")[0]
             old: Any = network.get_submodule(path)
@@ -206,6 +204,7 @@ class _Loading:
                 factor = getattr(old, "scalar_embed_scale", None)
                 _replace(network, path, QuantizedEmbedding(quantized, self.dtype, factor))
             else:
+                weight = self.runtime.backend.pack_table(quantized)
                 _replace(network, path, QuantizedHead(weight, old.bias, self.runtime))
 
 

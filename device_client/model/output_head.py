@@ -12,8 +12,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from device_client.model.backends.library_product import aligned
 from device_client.model.embeddings import QuantizedHead
-from device_client.model.linear import aligned
 from shared.model_families import ModelFamily
 
 

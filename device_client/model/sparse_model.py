@@ -15,9 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from device_client.model.backends.decoded_cache import DecodedCache
 from device_client.model.backends.names import BackendName, Products
-from device_client.model.backends.packed_weight import PackedWeight
+from device_client.model.backends.weight import Weight
 from device_client.model.decoding.attention import steps_are_alike
 from device_client.model.decoding.choose import eager_decoding
 from device_client.model.decoding.decoding import Decoding
@@ -84,13 +83,13 @@ class SparseModel:
 
     @property
     def backend_name(self) -> BackendName:
-        """What decodes and multiplies."""
+        """What packed the weights."""
         return self.runtime.backend.name
 
     @property
     def products(self) -> Products:
         """What makes the products of many tokens."""
-        return "matrix unit" if any(weight.in_panels for weight in self._packed_weights()) else "library"
+        return "matrix unit" if any(weight.products == "matrix unit" for weight in self._weights()) else "library"
 
     def initial_theta(self) -> Tensor:
         """Return the bundle's own sensitive values, float32 (k,), a fresh copy."""
@@ -99,14 +98,17 @@ class SparseModel:
     def keep_decoded(self, budget_bytes: int) -> None:
         """Keep weights decoded from now on, as many as fit, so that they are not decoded on each pass.
 
-        Nothing changes where every weight brings a product of its own: none is decoded then.
+        A weight whose products decode nothing is left as it is.
         """
-        if all(weight.at_points is not None for weight in self._packed_weights()):
-            return
-        self.runtime.backend = DecodedCache(self.runtime.backend, budget_bytes)
+        room_bytes = budget_bytes
+        for weight in self._weights():
+            decoded_bytes = weight.shape[0] * weight.shape[1] * self.compute_dtype.itemsize
+            if weight.products == "library" and decoded_bytes <= room_bytes:
+                weight.keep_decoded()
+                room_bytes -= decoded_bytes
         self._static = None
 
-    def _packed_weights(self) -> list[PackedWeight]:
+    def _weights(self) -> list[Weight]:
         return [module.packed for module in self.network.modules() if isinstance(module, QuantizedSparseLinear)]
 
     def write_theta(self, theta: Tensor) -> None:

@@ -20,11 +20,11 @@ from math import prod
 
 from device_client.devices import DEFAULT_DTYPES, DTYPE_BYTES
 from device_client.model.backends.planned_bytes import (
+    PlannedBackend,
     decoded_shapes,
     likeliest_backend,
-    position_bytes,
+    planned_backend,
     row_start_bytes,
-    workspace_bytes,
 )
 from device_client.planning.gradient_memory import THETA_VECTORS, differentiated_moment, kept_inputs_bytes
 from device_client.planning.pass_memory import hungriest_moment, key_value_bytes
@@ -74,8 +74,8 @@ def spare_bytes(plan: MemoryPlan, budget_bytes: int) -> int:
 def weight_parts(
     config: BundleConfig,
     value_bytes: int,
+    backend: PlannedBackend,
     *,
-    backend: str = "reference",
     points: int = 1,
     tuned: TunedBlocks | None = None,
 ) -> dict[str, int]:
@@ -84,7 +84,7 @@ def weight_parts(
     Args:
         config: The bundle's configuration.
         value_bytes: Bytes of one value in the compute dtype.
-        backend: ``reference``, ``native`` or ``triton``.
+        backend: What will keep them.
         points: θ's side by side.
         tuned: Which blocks are tuned; None tunes all. Only their values are there once per point.
     """
@@ -92,8 +92,8 @@ def weight_parts(
     if tuned is not None and tuned.first:
         at_points = config.sensitive_count + points * tuned.value_count
     stored = [(part, prod(shape)) for entry in config.tensors for part, (_, shape) in entry.part_shapes.items()]
-    positions = sum(position_bytes(backend, entry, value_bytes) for entry in config.block_tensors)
-    positions += sum(row_start_bytes(entry) for entry in config.embedding_tensors)
+    positions = sum(backend.position_bytes(entry) for entry in config.block_tensors)
+    positions += sum(row_start_bytes(entry) for entry in config.tensors)
     return {
         "codes": sum(count for part, count in stored if part == "codes"),
         "codebooks and scales": sum(count * _STORED_VALUE_BYTES for part, count in stored if part != "codes"),
@@ -130,8 +130,9 @@ def plan_memory(
     shapes = decoded_shapes(config, device_type)
     pieces = _hungriest_moment(config, workload, bytes_each)
     tuned = tuned_blocks(config, workload.blocks)
-    parts = weight_parts(config, bytes_each, backend=backend, points=workload.points, tuned=tuned)
-    parts["workspace"] = workspace_bytes(backend, shapes, device_type, bytes_each)
+    planned = planned_backend(backend, device_type, bytes_each)
+    parts = weight_parts(config, bytes_each, planned, points=workload.points, tuned=tuned)
+    parts["workspace"] = planned.workspace_bytes(shapes)
     vectors = "theta and moments" if workload.is_differentiated else "theta and z"
     parts[vectors] = tuned.value_count * _THETA_BYTES * _theta_vectors(workload, device_type)
     parts["activations and logits"] = sum(pieces)

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from device_client.model.backends.choose import BackendOptions
 from device_client.model.backends.native.build import BuildFailed
-from device_client.model.backends.native.loading import load_kernels
+from device_client.model.backends.native.library import load_kernels
 from shared.perturbation import Distribution, draw_to
 
 Drawing = Callable[[int, int, int, Tensor], None]

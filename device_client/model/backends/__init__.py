@@ -1,5 +1,6 @@
-"""How a packed weight is computed with: one protocol, and one folder or module per kind of machine.
+"""How a packed weight is kept and computed with: two protocols, and one folder for each kind of machine.
 
-``backend`` is the protocol, ``reference`` its plain-torch definition, ``native`` compiled for this CPU, ``triton`` for
-CUDA; ``choose`` takes the fastest that works here.
+``weight`` and ``backend`` are the protocols, ``reference`` their plain-torch definition, ``native`` is compiled for
+this CPU, ``triton`` for CUDA; ``choose`` takes the fastest that works here. A folder's ``__init__`` says in numbers,
+without torch, what its backend will keep: ``planned_bytes`` asks it.
 """

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from device_client.model.backends.backend import LinearBackend
-from device_client.model.linear import LinearRuntime, QuantizedSparseLinear, SensitiveValues
+from device_client.model.backends.weight import Weight
 from shared.bundle.manifest import QuantizedEntry
 from shared.quantization.codec import QuantizedTensor
 
@@ -44,14 +44,12 @@ class Calibration:
 def calibrate(backend: LinearBackend, entry: QuantizedEntry, dtype: torch.dtype, device: torch.device) -> Calibration:
     """Measure a backend on a random weight in the form and shape of ``entry``."""
     weight = backend.pack(*random_weight(entry, device))
-    count = weight.indices.numel()
-    runtime = LinearRuntime(backend, SensitiveValues(torch.zeros(count, dtype=dtype, device=device)))
-    layer = QuantizedSparseLinear(weight, slice(0, count), None, runtime)
-    decoding = _least_seconds(layer.effective_weight, device)
+    values = torch.zeros(1, weight.positions.numel(), dtype=dtype, device=device)
+    decoding = _least_seconds(lambda: weight.decode(values[0]), device)
     fused_up_to = 0
     for tokens in TOKEN_COUNTS:
         inputs = torch.ones(1, tokens, entry.shape[1], dtype=dtype, device=device)
-        if not _is_fused_faster(layer, runtime, inputs):
+        if not _is_fused_faster(weight, values, inputs):
             break
         fused_up_to = tokens
     return Calibration(decoding, fused_up_to)
@@ -71,11 +69,9 @@ def random_weight(entry: QuantizedEntry, device: torch.device) -> tuple[Quantize
     return quantized, indices.to(device, torch.int64)
 
 
-@torch.no_grad()
-def _is_fused_faster(layer: QuantizedSparseLinear, runtime: LinearRuntime, inputs: Tensor) -> bool:
-    decoded = _least_seconds(lambda: layer(inputs), inputs.device)
-    with runtime.fusing(inputs.shape[1]):
-        fused = _least_seconds(lambda: layer(inputs), inputs.device)
+def _is_fused_faster(weight: Weight, values: Tensor, inputs: Tensor) -> bool:
+    decoded = _least_seconds(lambda: weight.multiply(inputs, values, None), inputs.device)
+    fused = _least_seconds(lambda: weight.multiply_few(inputs, values[0], None), inputs.device)
     return fused < decoded
 
 

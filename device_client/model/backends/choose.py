@@ -23,10 +23,10 @@ import torch
 from device_client.model.backends.backend import LinearBackend
 from device_client.model.backends.calibrate import METHOD, Calibration, calibrate
 from device_client.model.backends.names import CANDIDATES, BackendName
+from device_client.model.backends.native.amx import has_matrix_unit
 from device_client.model.backends.native.build import BuildFailed
-from device_client.model.backends.native.cpu import cpu_description, has_matrix_unit
-from device_client.model.backends.native.loading import load_kernels
-from device_client.model.backends.reference import ReferenceBackend
+from device_client.model.backends.native.cpu import cpu_description
+from device_client.model.backends.reference.backend import ReferenceBackend
 from device_client.model.out_of_memory import is_out_of_memory
 from shared.bundle.manifest import QuantizedEntry
 from shared.durable_files import write_atomically
@@ -97,9 +97,9 @@ def choose_backend(
     if options.name == "reference":
         return ChosenBackend(making.make("reference"), 0)
     measured = making.calibrations(CANDIDATES[device.type] if options.name == "auto" else (options.name,))
-    on_matrix_unit = options.matrix_unit and dtype == torch.bfloat16 and device.type == "cpu" and has_matrix_unit()
+    is_decided = _wants_matrix_unit(options, dtype, device)
     fastest = min(
-        measured, key=lambda name: (not (on_matrix_unit and name == "native"), measured[name][1].dequantize_seconds)
+        measured, key=lambda name: (not (is_decided and name == "native"), measured[name][1].dequantize_seconds)
     )
     backend, calibration = measured.pop(fastest)
     measured.clear()
@@ -186,7 +186,9 @@ class _Making:
 def _native(
     shapes: Sequence[tuple[int, int]], options: BackendOptions, dtype: torch.dtype, device: torch.device
 ) -> LinearBackend:
+    from device_client.model.backends.native.amx.backend import AmxBackend, may_use_matrix_unit
     from device_client.model.backends.native.backend import NativeBackend
+    from device_client.model.backends.native.library import load_kernels
 
     if device.type != "cpu":
         raise BackendUnavailable(f"it is for a CPU, not for {device.type}")
@@ -194,7 +196,14 @@ def _native(
         library = load_kernels(options.folder, options.announce)
     except BuildFailed as error:
         raise BackendUnavailable(str(error)) from error
-    return NativeBackend(library, shapes, dtype, matrix_unit=options.matrix_unit)
+    if _wants_matrix_unit(options, dtype, device) and may_use_matrix_unit(library):
+        return AmxBackend(library, shapes)
+    return NativeBackend(library, shapes, dtype)
+
+
+def _wants_matrix_unit(options: BackendOptions, dtype: torch.dtype, device: torch.device) -> bool:
+    """Return whether the native backend is taken for its products on a matrix unit."""
+    return options.matrix_unit and dtype == torch.bfloat16 and device.type == "cpu" and has_matrix_unit()
 
 
 def _triton(shapes: Sequence[tuple[int, int]], dtype: torch.dtype, device: torch.device) -> LinearBackend:

@@ -1,11 +1,7 @@
-"""What each backend will keep, from shapes alone: memory is planned without torch.
+"""What each backend will keep, asked of it from shapes alone: memory is planned without torch.
 
-    reference    the largest weight, and one tile of rows; indices of 8 bytes, and where each row's begin
-    native       the largest weight; indices of 4 bytes, where each row's begin, and what the values replace; on a
-                 CPU with a matrix unit, in 16 bits, also where the values go in tiles, and each row's largest
-    triton       the largest weight; indices of 4 bytes, and where each row's begin
-
-The largest weight is one of the decoder blocks', or a tile of the head where that is quantised.
+Every backend states its own bytes in its package (``ReferencePlan``, ``NativePlan``, ``AmxPlan``, ``TritonPlan``). A
+workspace has room for the largest weight: one of the decoder blocks', or a tile of the head where that is quantised.
 
 Measuring a backend at load holds one random weight of the largest shape and less than what the model will: it happens
 before the model's own weights are there.
@@ -14,14 +10,15 @@ before the model's own weights are there.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Protocol
 
-from device_client.model.backends import reference_tiles
 from device_client.model.backends.names import CANDIDATES
-from device_client.model.backends.native.cpu import has_matrix_unit
-from device_client.model.backends.panel_layout import PANEL_COLUMNS, is_in_whole_blocks, placement_lists
+from device_client.model.backends.native import NativePlan
+from device_client.model.backends.native.amx import AmxPlan, has_matrix_unit
+from device_client.model.backends.reference import ReferencePlan
+from device_client.model.backends.triton import TritonPlan
 from shared.bundle.manifest import BundleConfig, QuantizedEntry
 from shared.errors import ResourceError
-from shared.sensitivity_mask import INDEX_LIMIT
 
 HEAD_TILE_ROWS = {"cpu": 2048, "cuda": 8192}
 """Rows of a quantised head that are decoded at once: what a CPU's cache holds; a GPU prefers fewer, larger products."""
@@ -54,53 +51,38 @@ def decoded_shapes(config: BundleConfig, device_type: str) -> list[tuple[int, in
     return [entry.shape for entry in config.block_tensors] + tiles
 
 
-def workspace_bytes(backend: str, shapes: Sequence[tuple[int, int]], device_type: str, value_bytes: int) -> int:
-    """Return the bytes of all its buffers.
+class PlannedBackend(Protocol):
+    """What a backend will keep for a device and a compute dtype."""
+
+    def workspace_bytes(self, shapes: Sequence[tuple[int, int]]) -> int:
+        """Return the bytes of all its buffers.
+
+        Args:
+            shapes: (out_features, in_features) of all that is decoded at once.
+        """
+
+    def position_bytes(self, entry: QuantizedEntry) -> int:
+        """Return the bytes of what a weight keeps beside its stored parts and its ``row_start_bytes``."""
+
+    def is_decoded(self, entry: QuantizedEntry, /) -> bool:
+        """Return whether products of many tokens decode a weight, so that keeping it decoded saves work."""
+
+
+def planned_backend(name: str, device_type: str, value_bytes: int) -> PlannedBackend:
+    """Return the plan of a backend, for the way that ``choose_backend`` takes on this machine.
 
     Args:
-        backend: ``reference``, ``native`` or ``triton``.
-        shapes: (out_features, in_features) of all that is decoded at once.
+        name: ``reference``, ``native`` or ``triton``.
         device_type: ``cpu`` or ``cuda``.
-        value_bytes: Bytes of one value in the compute dtype.
+        value_bytes: Bytes of one value in the compute dtype; 2 on a CPU counts as bfloat16.
     """
-    if backend == "reference":
-        return reference_tiles.workspace_bytes(shapes, device_type, value_bytes)
-    return max(rows * columns for rows, columns in shapes) * value_bytes
-
-
-def position_bytes(backend: str, entry: QuantizedEntry, value_bytes: int) -> int:
-    """Return the bytes of where one weight's sensitive values stand, of what they replace, and of what else is kept."""
-    is_wide = backend == "reference" or (backend == "triton" and entry.element_count > INDEX_LIMIT)
-    replaced = value_bytes if backend == "native" else 0
-    is_placed = backend == "native" and value_bytes == 2 and has_matrix_unit() and _fits_panels(entry)
-    placed = _placement_bytes(entry) if is_placed else 0
-    return entry.sensitive_count * ((8 if is_wide else 4) + replaced) + row_start_bytes(entry) + placed
+    if name == "reference":
+        return ReferencePlan(device_type, value_bytes)
+    if name == "triton":
+        return TritonPlan(value_bytes)
+    return AmxPlan(value_bytes) if value_bytes == 2 and has_matrix_unit() else NativePlan(value_bytes)
 
 
 def row_start_bytes(entry: QuantizedEntry) -> int:
     """Return the bytes of where each row's sensitive values begin, which a weight without any has too."""
     return (entry.shape[0] + 1) * 4
-
-
-def is_any_decoded(backend: str, entries: Sequence[QuantizedEntry], dtype_name: str | None) -> bool:
-    """Return whether a pass probably decodes some weight as a whole, so that one that is kept decoded saves work.
-
-    Args:
-        backend: ``reference``, ``native`` or ``triton``.
-        entries: The quantised weights.
-        dtype_name: The compute dtype, or None for the device's own.
-    """
-    if backend != "native" or dtype_name != "bfloat16" or not has_matrix_unit():
-        return True
-    return not all(map(_fits_panels, entries))
-
-
-def _placement_bytes(entry: QuantizedEntry) -> int:
-    """Return the bytes of where values go in tiles, two numbers each and where lists begin, and each row's largest."""
-    return (placement_lists(entry.shape) + 1 + 2 * entry.sensitive_count + entry.shape[0]) * 4
-
-
-def _fits_panels(entry: QuantizedEntry) -> bool:
-    """Return whether a matrix unit can multiply from the codes of a weight."""
-    is_one_table = (entry.group_size or PANEL_COLUMNS) % PANEL_COLUMNS == 0
-    return entry.bits == 4 and is_in_whole_blocks(entry.shape) and is_one_table

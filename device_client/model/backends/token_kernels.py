@@ -1,4 +1,4 @@
-"""What a backend may have for a single token beside its fused product."""
+"""What a backend may have for a single token beside ``Weight.multiply_few``."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Protocol
 
 from torch import Tensor
 
-from device_client.model.backends.packed_weight import PackedWeight
+from device_client.model.backends.weight import Weight
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,12 +16,12 @@ class Factor:
     """One of several weights that the same inputs are multiplied with.
 
     Attributes:
-        weight: The packed weight.
+        weight: A weight of the backend whose kernels multiply.
         values: Compute dtype (k,), its sensitive values.
         bias: Compute dtype (out_features,), or None.
     """
 
-    weight: PackedWeight
+    weight: Weight
     values: Tensor
     bias: Tensor | None
 

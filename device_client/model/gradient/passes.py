@@ -146,7 +146,9 @@ class _SparseProduct(torch.autograd.Function):
         layer: QuantizedSparseLinear = context.layer
         (inputs,) = context.saved_tensors
         outputs = gradients[0].reshape(-1, layer.out_features)
-        add_at_places(context.total[layer.where], outputs, inputs.reshape(-1, layer.in_features), layer.packed.indices)
+        add_at_places(
+            context.total[layer.where], outputs, inputs.reshape(-1, layer.in_features), layer.packed.positions
+        )
         if not context.needs_input_grad[1]:
             return None, None, None, None, None
         through = torch.mm(outputs, layer.effective_weight())

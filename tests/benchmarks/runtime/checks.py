@@ -15,11 +15,10 @@ from runtime.layer_speed import layer_entry
 from runtime.workplace import Workplace
 from torch import Tensor
 
-from device_client.model.backends.backend import LinearBackend
 from device_client.model.backends.calibrate import random_weight
 from device_client.model.backends.choose import choose_backend
-from device_client.model.backends.packed_weight import PackedWeight
-from device_client.model.backends.reference import ReferenceBackend
+from device_client.model.backends.reference.backend import ReferenceBackend
+from device_client.model.backends.weight import Weight
 from shared.bundle.manifest import QuantizedEntry
 
 TOKENS = (1, 3, 8)
@@ -61,16 +60,14 @@ def _check(place: Workplace, entry: QuantizedEntry, tolerance: float) -> float:
     reference = ReferenceBackend([entry.shape], dtype, device)
     made = random_weight(entry, device)
     weight = backend.pack(*made)
-    right = reference.dequantize(reference.pack(*made))
-    if not torch.equal(backend.dequantize(weight), right):
+    right = reference.pack(*made).decode()
+    if not torch.equal(weight.decode(), right):
         raise WrongResult(f"{backend.name} decodes {entry.shape}, {entry.codebook}, to other bits than the reference")
     generator = torch.Generator(device).manual_seed(1)
     values = torch.randn(made[1].numel(), device=device, generator=generator).to(dtype)
     right.view(-1)[made[1]] = values
-    errors = [
-        _rounding_units(backend, weight, values, _inputs(entry, tokens, generator, dtype), right) for tokens in TOKENS
-    ]
-    if weight.at_points is not None:
+    errors = [_rounding_units(weight, values, _inputs(entry, tokens, generator, dtype), right) for tokens in TOKENS]
+    if weight.products != "library":
         errors.append(_points_rounding_units(weight, values, _inputs(entry, POINTS_TOKENS, generator, dtype), right))
     if not max(errors) <= tolerance:
         raise WrongResult(f"{backend.name}'s own product of {entry.shape} is off by {max(errors):.1f} roundings")
@@ -81,16 +78,14 @@ def _inputs(entry: QuantizedEntry, tokens: int, generator: torch.Generator, dtyp
     return torch.randn(tokens, entry.shape[1], device=generator.device, generator=generator).to(dtype)
 
 
-def _rounding_units(
-    backend: LinearBackend, weight: PackedWeight, values: Tensor, inputs: Tensor, dense: Tensor
-) -> float:
-    return _units(backend.linear_small(inputs, weight, values, None), inputs, dense)
+def _rounding_units(weight: Weight, values: Tensor, inputs: Tensor, dense: Tensor) -> float:
+    return _units(weight.multiply_few(inputs, values, None), inputs, dense)
 
 
-def _points_rounding_units(weight: PackedWeight, values: Tensor, inputs: Tensor, dense: Tensor) -> float:
+def _points_rounding_units(weight: Weight, values: Tensor, inputs: Tensor, dense: Tensor) -> float:
     """Return the error at the second of two points: the first one's values must be gone."""
-    assert weight.at_points is not None
-    outputs = weight.at_points(torch.stack([inputs, inputs]), weight, [torch.zeros_like(values), values], None)
+    both = torch.stack([torch.zeros_like(values), values])
+    outputs = weight.multiply(torch.stack([inputs, inputs]), both, None)
     return _units(outputs[1], inputs, dense)
 
 

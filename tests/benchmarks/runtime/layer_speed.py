@@ -47,7 +47,6 @@ class ColdLayer:
     """Copies of one layer in every form.
 
     Attributes:
-        backend: Decodes and multiplies.
         packed: Packed copies with their sensitive values.
         dense_only: The same without any, over the same codes.
         values: Compute dtype (k,).
@@ -55,7 +54,6 @@ class ColdLayer:
         int4pack: torch's own; empty but on a CPU.
     """
 
-    backend: LinearBackend
     packed: list[PackedWeight]
     dense_only: list[PackedWeight]
     values: Tensor
@@ -69,10 +67,9 @@ class ColdLayer:
         entry = layer_entry(scale.layer_shape)
         backend = choose_backend(place.options(), [entry], scale.dtype, device).backend
         quantized, indices = random_weight(entry, device)
-        plain = backend.dequantize(backend.pack(quantized, indices)).clone()
+        plain = backend.pack(quantized, indices).decode().clone()
         packed = copies_of(backend, quantized, indices, scale)
         return cls(
-            backend,
             packed,
             [without_values(weight) for weight in packed],
             torch.ones(indices.numel(), dtype=scale.dtype, device=device),
@@ -142,18 +139,18 @@ _Way = tuple[Callable[[Any], object], list[Any]]
 
 
 def _ways(layer: ColdLayer, inputs: Tensor) -> dict[str, _Way]:
-    backend, values, none = layer.backend, layer.values, layer.values[:0]
+    values, none = layer.values, layer.values[:0]
 
     def decoded(weight: PackedWeight) -> Tensor:
-        dense = backend.dequantize(weight)
-        backend.write_sparse(dense, weight, values)
+        dense = weight.decode()
+        weight.overwrite(dense, values)
         return functional.linear(inputs, dense)
 
     ways: dict[str, _Way] = {
-        "dequantize": (backend.dequantize, layer.packed),
+        "dequantize": (lambda weight: weight.decode(), layer.packed),
         "decoded": (decoded, layer.packed),
-        "fused": (lambda weight: backend.linear_small(inputs, weight, values, None), layer.packed),
-        "fused_dense_part": (lambda weight: backend.linear_small(inputs, weight, none, None), layer.dense_only),
+        "fused": (lambda weight: weight.multiply_few(inputs, values, None), layer.packed),
+        "fused_dense_part": (lambda weight: weight.multiply_few(inputs, none, None), layer.dense_only),
         "plain": (lambda weight: functional.linear(inputs, weight), layer.plain),
     }
     if layer.int4pack:
@@ -172,7 +169,7 @@ def _all(run: Callable[[Any], object], copies: Iterable[Any]) -> Action:
 def _least_seconds(layer: ColdLayer, tokens: int, limits: Limits) -> dict[str, float]:
     weight = layer.packed[0]
     rows, columns = weight.shape
-    packed_bytes = sum(part.nbytes for part in weight.quantized.parts.values()) + weight.indices.nbytes
+    packed_bytes = sum(part.nbytes for part in weight.quantized.parts.values()) + weight.positions.nbytes
     flops, dense_bytes = 2.0 * tokens * rows * columns, layer.plain[0].nbytes
     return {
         "dequantize": limits.seconds(flops=0.0, bytes_read=packed_bytes),

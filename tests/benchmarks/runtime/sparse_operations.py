@@ -7,7 +7,7 @@
 
     SparseAdd costs k writings whatever the tokens; SparseAddMM k · tokens multiplications: they cross somewhere.
 
-A weight that brings a product of its own (bfloat16 on a CPU with AMX) has its values written within that product.
+A weight that is multiplied on a matrix unit (bfloat16 on a CPU with AMX) has its values written within that product.
 
 Measured on the seven linear layers of one block, each call on the next copy of its weight, so that none is in a cache.
 That S costs nothing where CSR is measured is generous to it. Symbols: k sensitive values of a weight.
@@ -28,10 +28,9 @@ from runtime.workplace import Workplace
 from torch import Tensor
 from torch.nn import functional
 
-from device_client.model.backends.backend import LinearBackend
 from device_client.model.backends.calibrate import random_weight
 from device_client.model.backends.choose import choose_backend
-from device_client.model.backends.packed_weight import PackedWeight
+from device_client.model.backends.weight import Weight
 
 FUSED_UP_TO_TOKENS = 256
 EFFORT = Effort(seconds=3.0, least_rounds=3, most_rounds=15)
@@ -42,7 +41,6 @@ class LayersOfOneShape:
     """A block's layers of one shape.
 
     Attributes:
-        backend: Decodes and multiplies.
         count: How many of them a block has.
         columns: in_features.
         next_weight: Yields one copy after the other, for ever.
@@ -50,10 +48,9 @@ class LayersOfOneShape:
         correction: S, float32 CSR.
     """
 
-    backend: LinearBackend
     count: int
     columns: int
-    next_weight: Iterator[PackedWeight]
+    next_weight: Iterator[Weight]
     values: Tensor
     correction: Tensor
 
@@ -83,14 +80,14 @@ def _layers(place: Workplace, shape: tuple[int, int], count: int) -> LayersOfOne
     quantized, indices = random_weight(entry, place.device)
     weight = backend.pack(quantized, indices)
     values = torch.ones(indices.numel(), dtype=dtype, device=place.device)
-    correction = _correction(backend.dequantize(weight), weight, values)
+    correction = _correction(weight.decode(), weight, values)
     copies = itertools.cycle(copies_of(backend, quantized, indices, place.scale))
-    return LayersOfOneShape(backend, count, shape[1], copies, values, correction)
+    return LayersOfOneShape(count, shape[1], copies, values, correction)
 
 
-def _correction(dense: Tensor, weight: PackedWeight, values: Tensor) -> Tensor:
+def _correction(dense: Tensor, weight: Weight, values: Tensor) -> Tensor:
     rows, columns = weight.shape
-    indices = weight.indices.to(torch.int64)
+    indices = weight.positions.to(torch.int64)
     borders = torch.arange(rows + 1, device=indices.device) * columns
     change = values.float() - dense.view(-1)[indices].float()
     with warnings.catch_warnings():
@@ -123,20 +120,20 @@ def _block(
 
 def _add(layer: LayersOfOneShape, inputs: Tensor) -> Tensor:
     weight = next(layer.next_weight)
-    if weight.at_points is not None:
-        return weight.at_points(inputs[None], weight, [layer.values], None)[0]
-    dense = layer.backend.dequantize(weight)
-    layer.backend.write_sparse(dense, weight, layer.values)
+    if weight.products != "library":
+        return weight.multiply(inputs[None], layer.values[None], None)[0]
+    dense = weight.decode()
+    weight.overwrite(dense, layer.values)
     return functional.linear(inputs, dense)
 
 
 def _addmm(layer: LayersOfOneShape, inputs: Tensor) -> Tensor:
-    outputs = functional.linear(inputs, layer.backend.dequantize(next(layer.next_weight)))
+    outputs = functional.linear(inputs, next(layer.next_weight).decode())
     return outputs.add_(torch.sparse.mm(layer.correction, inputs.float().T).T)
 
 
 def _fused(layer: LayersOfOneShape, inputs: Tensor) -> Tensor:
-    return layer.backend.linear_small(inputs, next(layer.next_weight), layer.values, None)
+    return next(layer.next_weight).multiply_few(inputs, layer.values, None)
 
 
 def _is_add_faster(timings: dict[str, Timing]) -> bool:

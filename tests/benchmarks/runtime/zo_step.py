@@ -26,10 +26,9 @@ from runtime.stopwatch import seconds_of
 from runtime.without_values import without_values
 from torch import Tensor
 
-from device_client.model.backends.backend import LinearBackend
-from device_client.model.backends.packed_weight import PackedWeight
-from device_client.model.backends.panel_layout import PASS_TOKENS
-from device_client.model.backends.token_kernels import TokenKernels
+from device_client.model.backends.library_product import multiply_decoded
+from device_client.model.backends.native.amx import PASS_TOKENS
+from device_client.model.backends.weight import EVERY_ROW, Weight
 from device_client.model.linear import QuantizedSparseLinear
 from device_client.model.points import Point
 from device_client.model.sparse_model import SparseModel
@@ -40,7 +39,6 @@ from device_client.tuning.batches import BatchIndices
 from device_client.tuning.model_problem import ModelProblem, PointsModel
 from device_client.tuning.perturbations import Drawing, PerturbationStream
 from device_client.tuning.spsa import descend, estimate
-from shared.quantization.codec import QuantizedTensor
 from shared.tasks.examples import Example
 
 EPSILON = 1e-3
@@ -168,44 +166,42 @@ class _ClockedModel:
             return self.model.logits(batch)
 
 
-@dataclass(frozen=True, slots=True)
-class _ClockedBackend:
-    backend: LinearBackend
-    clock: Clock
+class _ClockedWeight:
+    def __init__(self, weight: Weight, clock: Clock) -> None:
+        self._weight, self._clock = weight, clock
 
-    @property
-    def name(self) -> str:
-        return self.backend.name
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._weight, name)
 
-    @property
-    def workspace_bytes(self) -> int:
-        return self.backend.workspace_bytes
+    def decode(self, values: Tensor | None = None, rows: slice = EVERY_ROW) -> Tensor:
+        with self._clock.on("dequantize"):
+            return self._weight.decode(values, rows)
 
-    def pack(self, quantized: QuantizedTensor, indices: Tensor) -> PackedWeight:
-        return self.backend.pack(quantized, indices)
+    def overwrite(self, dense: Tensor, values: Tensor, rows: slice = EVERY_ROW) -> None:
+        with self._clock.on("write_sparse"):
+            self._weight.overwrite(dense, values, rows)
 
-    def dequantize(self, weight: PackedWeight, values: Tensor | None = None) -> Tensor:
-        with self.clock.on("dequantize"):
-            return self.backend.dequantize(weight, values)
+    def multiply(self, stacked: Tensor, values: Tensor, bias: Tensor | None) -> Tensor:
+        return multiply_decoded(self, stacked, values, bias)
 
-    def write_sparse(self, dense: Tensor, weight: PackedWeight, values: Tensor) -> None:
-        with self.clock.on("write_sparse"):
-            self.backend.write_sparse(dense, weight, values)
 
-    def write_points(self, thetas: Sequence[Point], out: Tensor) -> None:
-        self.backend.write_points(thetas, out)
-
-    @property
-    def token_kernels(self) -> TokenKernels | None:
-        return self.backend.token_kernels
-
-    def linear_small(self, inputs: Tensor, weight: PackedWeight, values: Tensor, bias: Tensor | None) -> Tensor:
-        return self.backend.linear_small(inputs, weight, values, bias)
+@contextmanager
+def _clocked_weights(model: SparseModel, clock: Clock) -> Iterator[None]:
+    """Time what decoded weights take inside the ``with`` block; those of a matrix unit are never decoded apart."""
+    layers = [layer for layer in _layers(model) if layer.packed.products == "library"]
+    weights = [layer.packed for layer in layers]
+    for layer, weight in zip(layers, weights, strict=True):
+        layer.packed = _ClockedWeight(weight, clock)
+    try:
+        yield
+    finally:
+        for layer, weight in zip(layers, weights, strict=True):
+            layer.packed = weight
 
 
 def step_parts(model: SparseModel, batch: Batch, *, drawing: Drawing, rounds: int) -> dict[str, float]:
     """Return the median seconds of a step's parts, and the shares that matter."""
-    clock, backend = Clock(model.device), model.runtime.backend
+    clock = Clock(model.device)
 
     def clocked_descend(*arguments: Any) -> Tensor:
         with clock.on("update"):
@@ -216,11 +212,8 @@ def step_parts(model: SparseModel, batch: Batch, *, drawing: Drawing, rounds: in
     )
     step()
     clock.read()
-    model.runtime.backend = _ClockedBackend(backend, clock)
-    try:
+    with _clocked_weights(model, clock):
         found = [{"step": seconds_of(step, model.device)} | clock.read() for _ in range(rounds)]
-    finally:
-        model.runtime.backend = backend
     medians = {name: statistics.median(one[name] for one in found) for name in found[0]}
     medians["draw_z"] = _drawing_seconds(drawing, model.sensitive_count, SMALL_PARTS * rounds)
     medians["write_while_decoding"] = _writing_seconds(model, batch, SMALL_PARTS * rounds) * _passes(model, batch)
@@ -237,7 +230,7 @@ def step_parts(model: SparseModel, batch: Batch, *, drawing: Drawing, rounds: in
 
 def _passes(model: SparseModel, batch: Batch) -> int:
     """Return how often a step decodes each weight."""
-    in_products = any(layer.packed.at_points is not None for layer in _layers(model))
+    in_products = any(layer.packed.products == "matrix unit" for layer in _layers(model))
     return 2 // batch.points * (-(-batch.tokens // PASS_TOKENS) if in_products else 1)
 
 
@@ -250,11 +243,11 @@ def _writing_seconds(model: SparseModel, batch: Batch, rounds: int) -> float:
     with_values = [(layer.packed, model.runtime.values.of(layer.where, 0)) for layer in _layers(model)]
     without = [(without_values(packed), values[:0]) for packed, values in with_values]
 
-    def decode_all(weights: list[tuple[PackedWeight, Tensor]]) -> None:
+    def decode_all(weights: list[tuple[Weight, Tensor]]) -> None:
         for weight, values in weights:
-            _decode(model.runtime.backend, weight, values, batch.points)
+            _decode(weight, values, batch.points)
 
-    def seconds(weights: list[tuple[PackedWeight, Tensor]]) -> float:
+    def seconds(weights: list[tuple[Weight, Tensor]]) -> float:
         return seconds_of(lambda: decode_all(weights), model.device)
 
     decode_all(with_values)
@@ -264,13 +257,13 @@ def _writing_seconds(model: SparseModel, batch: Batch, rounds: int) -> float:
     return max(0.0, statistics.median(longer))
 
 
-def _decode(backend: LinearBackend, weight: PackedWeight, values: Tensor, points: int) -> None:
+def _decode(weight: Weight, values: Tensor, points: int) -> None:
     """Decode a weight; where that happens inside a product only, the product of one token, which costs little more."""
-    if weight.at_points is None:
-        backend.dequantize(weight, values)
+    if weight.products == "library":
+        weight.decode(values)
     else:
         token = torch.ones(points, 1, weight.shape[1], dtype=values.dtype, device=values.device)
-        weight.at_points(token, weight, [values] * points, None)
+        weight.multiply(token, values.expand(points, -1), None)
 
 
 def _drawing_seconds(drawing: Drawing, count: int, rounds: int) -> float:

@@ -14,11 +14,10 @@ from torch import Tensor
 from torch_threads import torch_threads
 
 from device_client.model.backends.choose import BackendOptions
-from device_client.model.backends.native.backend import NativeBackend
+from device_client.model.backends.native.backend import NativeBackend, NativeWeight
 from device_client.model.backends.native.build import BuildFailed, built_library
 from device_client.model.backends.native.library import KernelLibrary
-from device_client.model.backends.packed_weight import PackedWeight
-from device_client.model.backends.reference import ReferenceBackend
+from device_client.model.backends.reference.backend import ReferenceBackend
 from device_client.model.loader import load_model
 from device_client.model.points import write_points
 from device_client.model.token_batch import TokenBatch
@@ -47,7 +46,7 @@ def random_tensor(rows: int, columns: int, bits: int, form: str, group_size: int
     return QuantizedTensor(codes, columns, bits, lut=lut, scale=halves(*groups), bias=bias, group_size=group_size)
 
 
-def without_values(backend: NativeBackend, tensor: QuantizedTensor) -> PackedWeight:
+def without_values(backend: NativeBackend, tensor: QuantizedTensor) -> NativeWeight:
     return backend.pack(tensor, torch.empty(0, dtype=torch.int64))
 
 
@@ -71,7 +70,7 @@ def test_every_form_decodes_bit_exactly(
     tensor = random_tensor(rows, columns, bits, form, group_size, seed)
     backend = NativeBackend(library, [(rows, columns)], dtype)
 
-    dense = backend.dequantize(without_values(backend, tensor))
+    dense = without_values(backend, tensor).decode()
 
     assert dense.dtype == dtype
     assert torch.equal(dense, dequantize(tensor, dtype=dtype))
@@ -94,7 +93,7 @@ def test_the_fused_product_equals_the_dense_one_with_replaced_values(
     exact.view(-1)[indices] = values.double()
     expected = inputs.double() @ exact.T + (0 if bias is None else bias.double())
 
-    outputs = backend.linear_small(inputs, backend.pack(tensor, indices), values, bias)
+    outputs = backend.pack(tensor, indices).multiply_few(inputs, values, bias)
 
     assert outputs.dtype == dtype
     # What a sum of both signs loses is measured against what was added up, replaced weights included.
@@ -111,7 +110,7 @@ def test_every_float16_codebook_value_is_converted_as_torch_does(library: Kernel
     tensor = QuantizedTensor(codes, 16, 4, lut=lut)
     backend = NativeBackend(library, [tensor.shape], dtype)
 
-    assert torch.equal(backend.dequantize(without_values(backend, tensor)), lut.float().to(dtype))
+    assert torch.equal(without_values(backend, tensor).decode(), lut.float().to(dtype))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -124,7 +123,7 @@ def test_sums_beyond_the_format_and_below_its_normal_range_round_as_torch_does(
     tensor = QuantizedTensor(codes, 96, 4, scale=scale, bias=bias, group_size=16)
     backend = NativeBackend(library, [tensor.shape], dtype)
 
-    assert torch.equal(backend.dequantize(without_values(backend, tensor)), dequantize(tensor, dtype=dtype))
+    assert torch.equal(without_values(backend, tensor).decode(), dequantize(tensor, dtype=dtype))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -137,10 +136,10 @@ def test_values_are_written_to_their_positions_and_nowhere_else(library: KernelL
     expected = dequantize(tensor, dtype=dtype)
     expected.view(-1)[indices] = values
 
-    assert torch.equal(backend.dequantize(weight, values), expected)
+    assert torch.equal(weight.decode(values), expected)
 
-    dense = backend.dequantize(weight, torch.zeros_like(values))
-    backend.write_sparse(dense, weight, values)
+    dense = weight.decode(torch.zeros_like(values))
+    weight.overwrite(dense, values)
     assert torch.equal(dense, expected)
 
 
@@ -153,18 +152,16 @@ def test_some_rows_go_with_the_values_of_the_whole_weight(library: KernelLibrary
         "native": NativeBackend(library, [tensor.shape], torch.float32),
         "reference": ReferenceBackend([tensor.shape], torch.float32, torch.device("cpu")),
     }[kind]
-    inputs = torch.randn(2, 40, generator=torch.Generator().manual_seed(1))
     whole = dequantize(tensor)
 
+    weight = backend.pack(tensor, indices)
     for start, stop in [(0, 3), (3, 8), (8, 9), (9, 11), (0, 11)]:
-        rows = backend.pack(tensor, indices).rows(start, stop)
+        rows = slice(start, stop)
         whole.view(-1)[indices] = values
-        dense = backend.dequantize(rows, values)
+        dense = weight.decode(values, rows)
         assert torch.equal(dense, whole[start:stop])
-        torch.testing.assert_close(backend.linear_small(inputs, rows, values, None), inputs @ whole[start:stop].T)
-        dense = backend.dequantize(rows, values)
         whole.view(-1)[indices] = others
-        backend.write_sparse(dense, rows, others)
+        weight.overwrite(dense, others, rows)
         assert torch.equal(dense, whole[start:stop])
 
 
@@ -179,10 +176,10 @@ def test_the_number_of_threads_changes_no_bit(library: KernelLibrary) -> None:
     weight, inputs = backend.pack(tensor, indices), torch.randn(3, 300, generator=generator)
 
     def results() -> list[Tensor]:
-        product = backend.linear_small(inputs, weight, values, None)
-        decoded = backend.dequantize(weight, values).clone()
+        product = weight.multiply_few(inputs, values, None)
+        decoded = weight.decode(values).clone()
         rewritten = decoded.clone()
-        backend.write_sparse(rewritten, weight, others)
+        weight.overwrite(rewritten, others)
         return [product, decoded, rewritten]
 
     found = {}
@@ -198,7 +195,7 @@ def test_all_weights_share_one_buffer(library: KernelLibrary) -> None:
     tensors = [random_tensor(8, 30, 4, "per_row", 1, 0), random_tensor(3, 7, 2, "uniform", 4, 1)]
     backend = NativeBackend(library, [tensor.shape for tensor in tensors], torch.float32)
 
-    addresses = {backend.dequantize(without_values(backend, tensor)).data_ptr() for tensor in tensors}
+    addresses = {without_values(backend, tensor).decode().data_ptr() for tensor in tensors}
 
     assert len(addresses) == 1
     assert backend.workspace_bytes == 8 * 30 * 4

@@ -13,17 +13,16 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch_threads import torch_threads
 
-from device_client.model.backends.choose import BackendOptions
-from device_client.model.backends.native.backend import NativeBackend
+from device_client.model.backends.choose import BackendOptions, choose_backend
+from device_client.model.backends.native.amx import MOST_COLUMNS, PASS_TOKENS, has_matrix_unit
+from device_client.model.backends.native.amx.backend import AmxBackend, AmxWeight, may_use_matrix_unit
 from device_client.model.backends.native.build import built_library
-from device_client.model.backends.native.cpu import has_matrix_unit
-from device_client.model.backends.native.library import KernelLibrary, described
-from device_client.model.backends.packed_weight import PackedWeight, first_of_each_row
-from device_client.model.backends.panel_layout import MOST_COLUMNS, PASS_TOKENS
-from device_client.model.backends.planned_bytes import is_any_decoded
+from device_client.model.backends.native.library import KernelLibrary
+from device_client.model.backends.planned_bytes import planned_backend
 from device_client.model.linear import QuantizedSparseLinear
 from device_client.model.loader import load_model
 from device_client.model.token_batch import TokenBatch
+from shared.bundle.manifest import QuantizedEntry
 from shared.quantization.codec import QuantizedTensor, dequantize
 from shared.quantization.packing import pack_codes
 
@@ -40,7 +39,9 @@ FORMS = ["per_row", "shared", "uniform", "scaled"]
 def library(kernels: Path) -> KernelLibrary:
     if not has_matrix_unit():
         pytest.skip("needs a CPU with a matrix unit for bfloat16 (AMX)")
-    return KernelLibrary(built_library(kernels, lambda _: None))
+    library = KernelLibrary(built_library(kernels, lambda _: None))
+    assert may_use_matrix_unit(library)
+    return library
 
 
 def random_tensor(
@@ -61,6 +62,19 @@ def random_tensor(
     return QuantizedTensor(codes, columns, bits, lut=lut, scale=halves(*grouped), bias=bias, group_size=group_size)
 
 
+def entry_of(shape: tuple[int, int]) -> QuantizedEntry:
+    return QuantizedEntry(
+        name="layer.weight", shape=shape, blob="block-0000.safetensors", bits=4, codebook="per_row", group_size=None,
+        has_bias=False, sensitive_count=1, relative_error=0.0, weighted_relative_error=0.0,
+    )  # fmt: skip
+
+
+def packed_in_panels(backend: AmxBackend, tensor: QuantizedTensor, indices: Tensor) -> AmxWeight:
+    weight = backend.pack(tensor, indices)
+    assert isinstance(weight, AmxWeight)
+    return weight
+
+
 class Layer:
     """A random weight in panels, at several points.
 
@@ -79,10 +93,12 @@ class Layer:
         rows, columns = tensor.shape
         self.tensor = tensor
         self.indices = (torch.rand(rows * columns, generator=generator) < density).nonzero().flatten()
-        self.values = [torch.randn(len(self.indices), generator=generator).bfloat16() for _ in range(points)]
+        self.values = torch.stack(
+            [torch.randn(len(self.indices), generator=generator) for _ in range(points)]
+        ).bfloat16()
         self.bias = torch.randn(rows, generator=generator).bfloat16() if seed % 2 else None
-        self.backend = NativeBackend(library, [tensor.shape], torch.bfloat16)
-        self.weight = self.backend.pack(tensor, self.indices)
+        self.backend = AmxBackend(library, [tensor.shape])
+        self.weight = packed_in_panels(self.backend, tensor, self.indices)
 
     def dense(self, point: int) -> Tensor:
         """Return W at a point, bfloat16."""
@@ -93,14 +109,11 @@ class Layer:
     def in_digits(self) -> Tensor:
         """Return W of the fused product, float64: multiples of 2^(exponent of the row's largest − 13)."""
         weight = dequantize(self.tensor, dtype=torch.bfloat16).double()
-        largest = described(self.weight).largest
-        assert largest is not None
-        unit = torch.exp2(torch.floor(torch.log2(largest.double())) - 13)[:, None]
+        unit = torch.exp2(torch.floor(torch.log2(self.weight.largest.double())) - 13)[:, None]
         return torch.round(weight / unit) * unit + (self.dense(0).double() - weight)
 
     def at_points(self, stacked: Tensor) -> Tensor:
-        assert self.weight.at_points is not None
-        return self.weight.at_points(stacked, self.weight, self.values, self.bias)
+        return self.weight.multiply(stacked, self.values, self.bias)
 
     def inputs(self, points: int, tokens: int) -> Tensor:
         generator = torch.Generator().manual_seed(tokens)
@@ -131,10 +144,10 @@ def test_panels_decode_bit_exactly_and_take_values(
 ) -> None:
     layer = Layer(library, tensor, seed=seed, density=density)
 
-    assert torch.equal(layer.backend.dequantize(layer.weight), dequantize(tensor, dtype=torch.bfloat16))
-    dense = layer.backend.dequantize(layer.weight, layer.values[0])
+    assert torch.equal(layer.weight.decode(), dequantize(tensor, dtype=torch.bfloat16))
+    dense = layer.weight.decode(layer.values[0])
     assert torch.equal(dense, layer.dense(0))
-    layer.backend.write_sparse(dense, layer.weight, layer.values[1])
+    layer.weight.overwrite(dense, layer.values[1])
     assert torch.equal(dense, layer.dense(1))
 
 
@@ -162,7 +175,7 @@ def test_the_fused_product_of_a_few_tokens_is_that_of_the_decoded_weight(
     layer = Layer(library, tensor, seed=seed, density=density)
     inputs = layer.inputs(1, tokens)[0]
 
-    outputs = layer.backend.linear_small(inputs, layer.weight, layer.values[0], layer.bias)
+    outputs = layer.weight.multiply_few(inputs, layer.values[0], layer.bias)
 
     layer.assert_is_product(outputs, inputs, layer.in_digits(), also=dequantize(tensor))
 
@@ -170,8 +183,7 @@ def test_the_fused_product_of_a_few_tokens_is_that_of_the_decoded_weight(
 @pytest.mark.parametrize("form", FORMS)
 def test_digits_are_the_decoded_weight_but_for_its_smallest_values(library: KernelLibrary, form: str) -> None:
     layer = Layer(library, random_tensor(4, 3, form, seed=4), seed=4, density=0.0)
-    weight, largest = dequantize(layer.tensor, dtype=torch.bfloat16).double(), described(layer.weight).largest
-    assert largest is not None
+    weight, largest = dequantize(layer.tensor, dtype=torch.bfloat16).double(), layer.weight.largest
 
     error = (layer.in_digits() - weight).abs()
 
@@ -184,9 +196,9 @@ def test_digits_are_the_decoded_weight_but_for_its_smallest_values(library: Kern
 def test_inputs_may_be_small_or_large_as_a_whole(library: KernelLibrary, scale: float) -> None:
     layer = Layer(library, random_tensor(2, 2, "per_row", seed=6), seed=6, density=0.0)
     inputs = layer.inputs(1, 3)[0] * 2.0
-    expected = layer.backend.linear_small(inputs, layer.weight, layer.values[0], None)
+    expected = layer.weight.multiply_few(inputs, layer.values[0], None)
 
-    outputs = layer.backend.linear_small(inputs * scale, layer.weight, layer.values[0], None)
+    outputs = layer.weight.multiply_few(inputs * scale, layer.values[0], None)
 
     size = (inputs * scale).double().abs() @ layer.in_digits().abs().T
     unseen = 1e-30 * 2**-21 * layer.in_digits().abs().sum(1)  # of a token below 1e-30 everywhere
@@ -199,10 +211,10 @@ def test_a_token_that_is_not_finite_gives_no_numbers_and_spoils_no_other(
 ) -> None:
     layer = Layer(library, random_tensor(2, 2, "per_row", seed=7), seed=7)
     inputs = layer.inputs(1, 6)[0]
-    expected = layer.backend.linear_small(inputs, layer.weight, layer.values[0], layer.bias)
+    expected = layer.weight.multiply_few(inputs, layer.values[0], layer.bias)
     inputs[2, 17] = spoiled
 
-    outputs = layer.backend.linear_small(inputs, layer.weight, layer.values[0], layer.bias)
+    outputs = layer.weight.multiply_few(inputs, layer.values[0], layer.bias)
 
     assert bool(outputs[2].isnan().all())
     others = [0, 1, 3, 4, 5]
@@ -215,12 +227,12 @@ def test_a_token_or_a_row_of_zeros_gives_zeros(library: KernelLibrary) -> None:
     tensor.lut[3] = 0
     layer = Layer(library, tensor, seed=0, density=0.0)
 
-    outputs = layer.backend.linear_small(layer.inputs(1, 2)[0], layer.weight, layer.values[0], None)
+    outputs = layer.weight.multiply_few(layer.inputs(1, 2)[0], layer.values[0], None)
 
     assert not outputs[:, 3].any()
     assert outputs[:, :3].all()
     nothing = torch.zeros(1, 128, dtype=torch.bfloat16)
-    assert not layer.backend.linear_small(nothing, layer.weight, layer.values[0], None).any()
+    assert not layer.weight.multiply_few(nothing, layer.values[0], None).any()
 
 
 @pytest.mark.parametrize("tokens", [1, 15, 16, 17, 48, PASS_TOKENS // 2, PASS_TOKENS - 1, PASS_TOKENS + 33])
@@ -235,9 +247,7 @@ def test_a_point_has_the_bits_that_it_has_alone_whatever_the_threads(library: Ke
         with torch_threads(threads):
             assert torch.equal(layer.at_points(inputs), together)
             for point in range(3):
-                alone = layer.weight.at_points(  # type: ignore[misc]
-                    inputs[point : point + 1], layer.weight, [layer.values[point]], layer.bias
-                )
+                alone = layer.weight.multiply(inputs[point : point + 1], layer.values[point : point + 1], layer.bias)
                 assert torch.equal(alone[0], together[point])
 
 
@@ -258,7 +268,7 @@ def test_the_number_of_threads_changes_no_bit_of_the_fused_product(library: Kern
 
     def product(threads: int) -> Tensor:
         with torch_threads(threads):
-            return layer.backend.linear_small(inputs, layer.weight, layer.values[0], layer.bias)
+            return layer.weight.multiply_few(inputs, layer.values[0], layer.bias)
 
     assert torch.equal(product(1), product(2))
     assert torch.equal(product(1), product(5))
@@ -266,54 +276,38 @@ def test_the_number_of_threads_changes_no_bit_of_the_fused_product(library: Kern
 
 def test_some_rows_go_with_the_values_of_the_whole_weight(library: KernelLibrary) -> None:
     layer = Layer(library, random_tensor(6, 2, "per_row", seed=2), seed=2)
-    inputs = layer.inputs(2, 3)
-    fused = layer.backend.linear_small(inputs[0], layer.weight, layer.values[0], None)
 
     for start, stop in [(0, 16), (16, 80), (80, 96)]:
-        rows = layer.weight.rows(start, stop)
-        assert (rows.in_panels, rows.at_points) == (True, None)
-        assert torch.equal(layer.backend.dequantize(rows, layer.values[1]), layer.dense(1)[start:stop])
-        assert torch.equal(layer.backend.linear_small(inputs[0], rows, layer.values[0], None), fused[:, start:stop])
+        dense = layer.weight.decode(layer.values[1], slice(start, stop))
+        assert torch.equal(dense, layer.dense(1)[start:stop])
+        layer.weight.overwrite(dense, layer.values[0], slice(start, stop))
+        assert torch.equal(dense, layer.dense(0)[start:stop])
 
 
 def test_sensitive_values_of_the_widest_rows_are_added_where_they_belong(library: KernelLibrary) -> None:
     """Rows are found by a division in float32: at both ends of every row of the most columns that panels have."""
     layer = Layer(library, random_tensor(2, MOST_COLUMNS // 128, "shared", seed=3), seed=3, density=0.0)
     ends = torch.arange(32)[:, None] * MOST_COLUMNS + torch.tensor([0, 1, MOST_COLUMNS - 2, MOST_COLUMNS - 1])
-    weight = layer.backend.pack(layer.tensor, ends.flatten())
+    weight = packed_in_panels(layer.backend, layer.tensor, ends.flatten())
     values = torch.arange(ends.numel()).bfloat16()
     inputs = torch.zeros(1, MOST_COLUMNS, dtype=torch.bfloat16)
     inputs[0, [0, 1, -2, -1]] = torch.tensor([1.0, 2.0, 4.0, 8.0]).bfloat16()
 
-    outputs = layer.backend.linear_small(inputs, weight, values, None)
+    outputs = weight.multiply_few(inputs, values, None)
 
     expected = values.view(32, 4).double() @ torch.tensor([1.0, 2.0, 4.0, 8.0], dtype=torch.float64)
     torch.testing.assert_close(outputs[0].double(), expected, rtol=ROUNDING, atol=15 * 4 / 16384)  # of tables below 4
 
 
-def test_a_weight_with_other_tensors_is_not_taken_for_the_one_before(library: KernelLibrary) -> None:
-    one, other = (Layer(library, random_tensor(1, 1, "per_row", seed=seed), seed=0) for seed in (1, 2))
-
-    mixed = replace(one.weight, quantized=other.weight.quantized)
-
-    assert torch.equal(one.backend.dequantize(mixed, one.values[0]), other.dense(0))
-
-
 def test_other_tables_are_multiplied_in_units_of_their_own(library: KernelLibrary) -> None:
-    layer = Layer(library, random_tensor(1, 1, "per_row", seed=1), seed=0)
-    assert layer.weight.quantized.lut is not None
-    larger = replace(layer.weight.quantized, lut=layer.weight.quantized.lut * 8)
-    inputs, none = layer.inputs(1, 1)[0], torch.zeros_like(layer.values[0])
+    layer = Layer(library, random_tensor(1, 1, "per_row", seed=1), seed=0, density=0.0)
+    assert layer.tensor.lut is not None
+    larger = packed_in_panels(layer.backend, replace(layer.tensor, lut=layer.tensor.lut * 8), layer.indices)
+    inputs, none = layer.inputs(1, 1)[0], layer.values[0]
 
-    outputs = layer.backend.linear_small(inputs, replace(layer.weight, quantized=larger), none, None)
+    outputs = larger.multiply_few(inputs, none, None)
 
-    expected = layer.backend.linear_small(inputs, layer.weight, none, None).double()
-    replaced = layer.weight.replaced
-    assert replaced is not None
-    left = torch.zeros(16 * 128, dtype=torch.float64)
-    left[layer.indices] = replaced.double()
-    left_over = inputs.double() @ left.view(16, 128).T  # what is replaced is known of the smaller tables only
-    torch.testing.assert_close(outputs.double(), 8 * (expected + left_over) - left_over, rtol=0.02, atol=0.5)
+    assert torch.equal(outputs, 8 * layer.weight.multiply_few(inputs, none, None))
 
 
 def test_three_digits_hold_an_input_to_its_last_bit(library: KernelLibrary) -> None:
@@ -328,7 +322,7 @@ def test_three_digits_hold_an_input_to_its_last_bit(library: KernelLibrary) -> N
         inputs = torch.zeros(1, 128)
         inputs[0, :3] = torch.tensor([1.9921875, 1.9921875, smallest])
 
-        outputs = layer.backend.linear_small(inputs.bfloat16(), layer.weight, layer.values[0], None)
+        outputs = layer.weight.multiply_few(inputs.bfloat16(), layer.values[0], None)
 
         assert outputs.double().unique().tolist() == [smallest]
 
@@ -341,7 +335,7 @@ def test_the_largest_sums_of_the_most_columns_do_not_overflow(library: KernelLib
     layer = Layer(library, tensor, seed=0, density=0.0)
     inputs = torch.full((2, MOST_COLUMNS), sign * 1.9921875).bfloat16()
 
-    outputs = layer.backend.linear_small(inputs, layer.weight, layer.values[0], None)
+    outputs = layer.weight.multiply_few(inputs, layer.values[0], None)
 
     assert torch.equal(outputs, torch.full((2, 16), sign * 1.9921875**2 * MOST_COLUMNS).bfloat16())
 
@@ -350,8 +344,8 @@ def test_the_fused_product_keeps_the_shape_of_its_inputs(library: KernelLibrary)
     layer = Layer(library, random_tensor(2, 2, "per_row", seed=5), seed=5)
     inputs = layer.inputs(1, 6)[0]
 
-    flat = layer.backend.linear_small(inputs, layer.weight, layer.values[0], layer.bias)
-    nested = layer.backend.linear_small(inputs.view(2, 3, -1), layer.weight, layer.values[0], layer.bias)
+    flat = layer.weight.multiply_few(inputs, layer.values[0], layer.bias)
+    nested = layer.weight.multiply_few(inputs.view(2, 3, -1), layer.values[0], layer.bias)
 
     assert nested.shape == (2, 3, 32)
     assert torch.equal(nested.view(6, 32), flat)
@@ -367,7 +361,7 @@ def test_torchs_own_products_stay_what_they_are(library: KernelLibrary) -> None:
     for _ in range(3):
         assert torch.equal(layer.at_points(inputs), ours)
         assert torch.equal(torch.nn.functional.linear(inputs[0], weight), before)
-        layer.backend.linear_small(inputs[0, :1], layer.weight, layer.values[0], None)
+        layer.weight.multiply_few(inputs[0, :1], layer.values[0], None)
         assert torch.equal(torch.nn.functional.linear(inputs[0], weight), before)
 
 
@@ -376,7 +370,7 @@ def test_rows_that_are_no_whole_panels_are_refused(library: KernelLibrary) -> No
 
     for start, stop in [(0, 8), (8, 24), (16, 47)]:
         with pytest.raises(ValueError, match="whole panels of 16"):
-            weight.rows(start, stop)
+            weight.decode(rows=slice(start, stop))
 
 
 def test_inputs_of_another_format_are_refused(library: KernelLibrary) -> None:
@@ -385,37 +379,51 @@ def test_inputs_of_another_format_are_refused(library: KernelLibrary) -> None:
     with pytest.raises(TypeError, match="float32"):
         layer.at_points(layer.inputs(2, 3).float())
     with pytest.raises(TypeError, match="float32"):
-        layer.backend.linear_small(layer.inputs(1, 1)[0].float(), layer.weight, layer.values[0], None)
+        layer.weight.multiply_few(layer.inputs(1, 1)[0].float(), layer.values[0], None)
 
 
 @pytest.mark.parametrize(
-    ("tensor", "dtype"),
+    "tensor",
     [
-        (random_tensor(2, 2, "per_row", seed=0), torch.float32),
-        (random_tensor(2, 2, "per_row", seed=0), torch.float16),
-        (random_tensor(2, 2, "per_row", seed=0).rows(0, 15), torch.bfloat16),
-        (random_tensor(2, 2, "per_row", seed=0, bits=3), torch.bfloat16),
-        (random_tensor(2, 2, "uniform", seed=0, group_size=64), torch.bfloat16),
-        (random_tensor(1, MOST_COLUMNS // 128 + 1, "shared", seed=0), torch.bfloat16),
-        (QuantizedTensor(pack_codes(torch.ones(16, 130, dtype=torch.int64), 4), 130, 4, lut=torch.ones(16, 16).half()),
-         torch.bfloat16),
+        random_tensor(2, 2, "per_row", seed=0).rows(0, 15),
+        random_tensor(2, 2, "per_row", seed=0, bits=3),
+        random_tensor(2, 2, "uniform", seed=0, group_size=64),
+        random_tensor(1, MOST_COLUMNS // 128 + 1, "shared", seed=0),
+        QuantizedTensor(pack_codes(torch.ones(16, 130, dtype=torch.int64), 4), 130, 4, lut=torch.ones(16, 16).half()),
     ],
-    ids=["float32", "float16", "15 rows", "3 bits", "groups of 64", "too wide", "130 columns"],
-)  # fmt: skip
-def test_what_does_not_fit_panels_is_left_as_it_is(
-    library: KernelLibrary, tensor: QuantizedTensor, dtype: torch.dtype
-) -> None:
-    weight = NativeBackend(library, [tensor.shape], dtype).pack(tensor, torch.tensor([3]))
+    ids=["15 rows", "3 bits", "groups of 64", "too wide", "130 columns"],
+)
+def test_what_does_not_fit_panels_is_left_as_it_is(library: KernelLibrary, tensor: QuantizedTensor) -> None:
+    weight = AmxBackend(library, [tensor.shape]).pack(tensor, torch.tensor([3]))
 
-    assert (weight.in_panels, weight.at_points) == (False, None)
+    assert weight.products == "library"
     assert weight.quantized is tensor
 
 
-def test_the_matrix_unit_can_be_left_alone(library: KernelLibrary) -> None:
+def test_a_table_keeps_its_codes_where_an_embedding_reads_them(library: KernelLibrary) -> None:
     tensor = random_tensor(2, 2, "per_row", seed=0)
-    backend = NativeBackend(library, [tensor.shape], torch.bfloat16, matrix_unit=False)
 
-    assert not backend.pack(tensor, torch.tensor([3])).in_panels
+    assert AmxBackend(library, [tensor.shape]).pack_table(tensor).quantized is tensor
+
+
+@pytest.mark.parametrize(
+    ("dtype", "may_use_it", "products"),
+    [
+        (torch.bfloat16, True, "matrix unit"),
+        (torch.bfloat16, False, "library"),
+        (torch.float32, True, "library"),
+        (torch.float16, True, "library"),
+    ],
+)
+def test_the_matrix_unit_is_chosen_in_bfloat16_and_can_be_left_alone(
+    kernels: Path, library: KernelLibrary, dtype: torch.dtype, may_use_it: bool, products: str
+) -> None:
+    tensor = random_tensor(2, 2, "per_row", seed=0)
+    options = BackendOptions("native", kernels, matrix_unit=may_use_it)
+
+    backend = choose_backend(options, [entry_of(tensor.shape)], dtype, torch.device("cpu")).backend
+
+    assert backend.pack(tensor, torch.tensor([3])).products == products
 
 
 def test_a_small_weight_that_leaves_no_room_for_packed_inputs_gets_it_elsewhere(library: KernelLibrary) -> None:
@@ -437,7 +445,7 @@ def test_a_models_points_have_the_bits_that_each_has_alone(
     options = {"device": "cpu", "compute_dtype": torch.bfloat16}
     model = load_model(bundle, backend=BackendOptions("native", kernels), **options)
     layers = [module for module in model.network.modules() if isinstance(module, QuantizedSparseLinear)]
-    assert all(layer.packed.in_panels for layer in layers)
+    assert all(layer.packed.products == "matrix unit" for layer in layers)
     assert model.products == "matrix unit"
     model.keep_decoded(1 << 30)  # for other products than these
     ids = torch.randint(0, 256, (3, 11), generator=torch.Generator().manual_seed(2))
@@ -472,21 +480,25 @@ def test_decoded_weights_are_kept_and_planned_for_only_where_some_are_decoded(
 ) -> None:
     bundle = case_of("llama", form, sensitive=300, **options).bundle
     model = load_model(bundle, device="cpu", compute_dtype=torch.bfloat16, backend=BackendOptions("native", kernels))
-    before = model.runtime.backend
+    weights = [module.packed for module in model.network.modules() if isinstance(module, QuantizedSparseLinear)]
+    before = [weight.kept_bytes for weight in weights]
+    ids = torch.zeros(1, 2, dtype=torch.int64)
 
     model.keep_decoded(1 << 30)
+    model.logits(TokenBatch(ids, torch.ones_like(ids), torch.tensor([0]), torch.tensor([1])))
 
-    assert (model.runtime.backend is not before) is is_any
-    assert is_any_decoded("native", bundle.config.tensors, "bfloat16") is is_any
+    assert ([weight.kept_bytes for weight in weights] != before) is is_any
+    planned = planned_backend("native", "cpu", 2)
+    assert any(planned.is_decoded(entry) for entry in bundle.config.tensors) is is_any
 
 
 def test_packing_says_what_the_values_replace(library: KernelLibrary) -> None:
     tensor = random_tensor(2, 2, "shared", seed=9)
     indices = torch.tensor([0, 127, 128, 4000, 8191])
 
-    weight = NativeBackend(library, [tensor.shape], torch.bfloat16).pack(tensor, indices)
+    weight = packed_in_panels(AmxBackend(library, [tensor.shape]), tensor, indices)
 
-    assert isinstance(weight, PackedWeight)
     assert weight.replaced is not None
     assert torch.equal(weight.replaced, dequantize(tensor, dtype=torch.bfloat16).view(-1)[indices])
-    assert torch.equal(weight.row_starts, first_of_each_row(indices, *tensor.shape))
+    assert weight.positions.tolist() == indices.tolist()
+    assert weight.row_starts.tolist() == [0] + [3] * 15 + [4] * 16 + [5]

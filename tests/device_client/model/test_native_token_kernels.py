@@ -9,9 +9,8 @@ from torch.nn import functional
 from torch_threads import torch_threads
 from transformers.models.llama.modeling_llama import LlamaRMSNorm, apply_rotary_pos_emb
 
-from device_client.model.backends.native.backend import NativeBackend
+from device_client.model.backends.native.backend import NativeBackend, NativeTokenKernels
 from device_client.model.backends.native.library import KernelLibrary
-from device_client.model.backends.native.token_kernels import NativeTokenKernels
 from device_client.model.backends.token_kernels import Factor, KeptHeads, TokenHeads
 from shared.quantization.codec import QuantizedTensor
 from shared.quantization.packing import pack_codes
@@ -97,7 +96,7 @@ def test_products_side_by_side_are_those_of_each_weight(
         inputs = random(256, dtype=dtype, seed=seed)
         with torch_threads(threads):
             found = [output.clone() for output in product(inputs)]
-        expected = [backend.linear_small(inputs, each.weight, each.values, each.bias) for each in factors]
+        expected = [each.weight.multiply_few(inputs, each.values, each.bias) for each in factors]
         assert all(map(torch.equal, found, expected))
 
 
@@ -109,7 +108,7 @@ def test_products_follow_values_that_are_overwritten(library: KernelLibrary) -> 
     product = backend.token_kernels.side_by_side([Factor(weight, values, None)])
     before = product(inputs)[0].clone()
 
-    backend.dequantize(weight, torch.tensor([7.0]))  # the same weight with others in between
+    weight.decode(torch.tensor([7.0]))  # the same weight with others in between
     values.fill_(3.0)
 
     torch.testing.assert_close(product(inputs)[0] - before, torch.eye(16)[0] * 2 * inputs[5], rtol=1e-4, atol=1e-4)

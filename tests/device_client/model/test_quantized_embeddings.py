@@ -15,8 +15,8 @@ from torch import Tensor
 
 from device_client.model.backends.choose import BackendOptions
 from device_client.model.backends.names import BackendName
-from device_client.model.backends.packed_weight import without_values
-from device_client.model.backends.reference import ReferenceBackend
+from device_client.model.backends.planned_bytes import planned_backend
+from device_client.model.backends.reference.backend import ReferenceBackend
 from device_client.model.embeddings import QuantizedEmbedding, QuantizedHead
 from device_client.model.linear import LinearRuntime, SensitiveValues
 from device_client.model.loader import build_skeleton, load_model
@@ -52,7 +52,7 @@ def head_of(table: QuantizedTensor, points: int = 1, bias: Tensor | None = None)
     backend = ReferenceBackend([(2048, HIDDEN)], torch.float32, torch.device("cpu"))
     values = SensitiveValues(torch.empty(0))
     values.write([torch.empty(0)] * points)
-    return QuantizedHead(without_values(table), bias, LinearRuntime(backend, values))
+    return QuantizedHead(backend.pack_table(table), bias, LinearRuntime(backend, values))
 
 
 def decoded_by_hand(table: QuantizedTensor) -> Tensor:
@@ -190,7 +190,8 @@ def test_theta_is_that_of_the_blocks_alone(case_of: Callable) -> None:
 
 
 def test_the_memory_plan_counts_codes_scales_and_the_starts_of_rows(case_of: Callable) -> None:
-    plain, quantised = (weight_parts(case_of(embedding_bits=bits).bundle.config, 4) for bits in (16, 8))
+    reference = planned_backend("reference", "cpu", 4)
+    plain, quantised = (weight_parts(case_of(embedding_bits=bits).bundle.config, 4, reference) for bits in (16, 8))
 
     assert quantised["codes"] - plain["codes"] == 259 * 32
     assert quantised["codebooks and scales"] - plain["codebooks and scales"] == 259 * 2 * 2 * 2

@@ -7,19 +7,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from device_client.model.backends.decoded_cache import DecodedCache
-from device_client.model.backends.packed_weight import PackedWeight
-from device_client.model.backends.reference import ReferenceBackend
-from device_client.model.backends.reference_tiles import TILE_CODES, workspace_bytes
+from device_client.model.backends.reference import TILE_CODES, ReferencePlan
+from device_client.model.backends.reference.backend import ReferenceBackend
 from shared.quantization.codec import QuantizedTensor, dequantize
 from shared.quantization.packing import pack_codes
 
 CPU = torch.device("cpu")
 NO_VALUES = torch.empty(0)
-
-
-def packed(tensor: QuantizedTensor) -> PackedWeight:
-    return PackedWeight(tensor, torch.empty(0, dtype=torch.int64), torch.zeros(tensor.shape[0] + 1, dtype=torch.int32))
 
 
 def random_tensor(rows: int, columns: int, bits: int, form: str, group_size: int, seed: int) -> QuantizedTensor:
@@ -50,7 +44,7 @@ def test_every_form_is_bit_exact(
 ) -> None:
     tensor = random_tensor(rows, columns, bits, form, group_size, seed)
 
-    weight = ReferenceBackend([(rows, columns)], dtype, CPU).dequantize(packed(tensor))
+    weight = ReferenceBackend([(rows, columns)], dtype, CPU).pack_table(tensor).decode()
 
     assert weight.dtype == dtype
     assert torch.equal(weight, dequantize(tensor, dtype=dtype))
@@ -62,7 +56,7 @@ def test_weights_of_several_tiles_are_bit_exact(rows: int, columns: int, form: s
     tensor = random_tensor(rows, columns, 4, form, 64, seed=1)
     assert rows * columns > TILE_CODES["cpu"]
 
-    weight = ReferenceBackend([(rows, columns)], torch.float32, CPU).dequantize(packed(tensor))
+    weight = ReferenceBackend([(rows, columns)], torch.float32, CPU).pack_table(tensor).decode()
 
     assert torch.equal(weight, dequantize(tensor))
 
@@ -74,7 +68,7 @@ def test_all_weights_share_one_buffer_and_leave_nothing_behind() -> None:
 
     addresses = set()
     for tensor in [*tensors, *reversed(tensors)]:
-        weight = backend.dequantize(packed(tensor))
+        weight = backend.pack_table(tensor).decode()
         addresses.add(weight.data_ptr())
         assert torch.equal(weight, dequantize(tensor))
         weight.fill_(float("nan"))
@@ -86,7 +80,7 @@ def test_two_nibbles_of_a_byte_are_two_columns_low_first() -> None:
     lut = torch.arange(16).half()[None]
     row = torch.tensor([[0x21, 0x0F]], dtype=torch.uint8)
 
-    weight = ReferenceBackend([(1, 3)], torch.float32, CPU).dequantize(packed(QuantizedTensor(row, 3, 4, lut=lut)))
+    weight = ReferenceBackend([(1, 3)], torch.float32, CPU).pack_table(QuantizedTensor(row, 3, 4, lut=lut)).decode()
 
     assert weight.tolist() == [[1.0, 2.0, 15.0]]
 
@@ -94,25 +88,29 @@ def test_two_nibbles_of_a_byte_are_two_columns_low_first() -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 @pytest.mark.parametrize("shapes", [[(8, 30)], [(1700, 320), (700, 768)], [(3, 9), (40, 1024)]])
 def test_the_planned_workspace_is_the_real_one(shapes: list[tuple[int, int]], dtype: torch.dtype) -> None:
-    assert ReferenceBackend(shapes, dtype, CPU).workspace_bytes == workspace_bytes(shapes, "cpu", dtype.itemsize)
+    assert ReferenceBackend(shapes, dtype, CPU).workspace_bytes == ReferencePlan("cpu", dtype.itemsize).workspace_bytes(
+        shapes
+    )
 
 
-def test_a_cache_keeps_what_fits_and_decodes_the_rest_each_time() -> None:
-    shapes = [(8, 30), (3, 7), (5, 900), (2, 20)]
+def test_a_weight_that_is_kept_decoded_is_decoded_once_and_no_other_is() -> None:
+    shapes = [(8, 30), (3, 7), (5, 900)]
     tensors = [random_tensor(*shape, 4, "per_row", 1, seed=i) for i, shape in enumerate(shapes)]
-    weights = [packed(tensor) for tensor in tensors]
-    reference = ReferenceBackend(shapes, torch.float32, CPU)
-    packed_bytes = reference.workspace_bytes
-    cache = DecodedCache(reference, (8 * 30 + 3 * 7 + 2 * 20) * 4)
+    backend = ReferenceBackend(shapes, torch.float32, CPU)
+    weights = [backend.pack_table(tensor) for tensor in tensors]
+    packed_bytes = [weight.kept_bytes for weight in weights]
+    for weight in weights[:2]:
+        weight.keep_decoded()
+    assert [weight.kept_bytes for weight in weights] == packed_bytes
 
-    first = [cache.dequantize(weight, NO_VALUES).clone() for weight in weights]
-    second = [cache.dequantize(weight, NO_VALUES) for weight in weights]
+    first = [weight.decode(NO_VALUES).clone() for weight in weights]
+    second = [weight.decode(NO_VALUES) for weight in weights]
 
-    for tensor, once, twice in zip(
-        tensors[:2] + tensors[3:], first[:2] + first[3:], second[:2] + second[3:], strict=True
-    ):
+    for tensor, once, twice in zip(tensors[:2], first[:2], second[:2], strict=True):
         assert torch.equal(once, dequantize(tensor))
         assert torch.equal(twice, once)
-    assert second[2].data_ptr() == reference.dequantize(weights[2]).data_ptr()
-    assert second[0].data_ptr() == cache.dequantize(weights[0], NO_VALUES).data_ptr()
-    assert cache.workspace_bytes == packed_bytes + (8 * 30 + 3 * 7 + 2 * 20) * 4
+    assert second[2].data_ptr() == weights[2].decode().data_ptr()
+    assert second[0].data_ptr() == weights[0].decode(NO_VALUES).data_ptr()
+    assert second[0].data_ptr() != weights[0].decode().data_ptr()
+    kept_bytes = [weight.kept_bytes - before for weight, before in zip(weights, packed_bytes, strict=True)]
+    assert kept_bytes == [8 * 30 * 4, 3 * 7 * 4, 0]

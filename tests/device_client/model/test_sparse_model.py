@@ -12,8 +12,8 @@ import torch
 from random_bundle import make_case
 from torch import Tensor, nn
 
-from device_client.model.backends.backend import LinearBackend
-from device_client.model.backends.packed_weight import PackedWeight
+from device_client.model.backends.library_product import multiply_decoded
+from device_client.model.backends.weight import EVERY_ROW, Weight
 from device_client.model.linear import QuantizedSparseLinear, SensitiveValues
 from device_client.model.loader import load_model
 from device_client.model.sparse_model import SparseModel
@@ -204,17 +204,21 @@ def test_points_decode_each_weight_once(case_of: Callable) -> None:
     decoded = []
 
     class Counting:
-        def __init__(self, backend: LinearBackend) -> None:
-            self._backend = backend
+        def __init__(self, weight: Weight) -> None:
+            self._weight = weight
 
         def __getattr__(self, name: str) -> Any:
-            return getattr(self._backend, name)
+            return getattr(self._weight, name)
 
-        def dequantize(self, weight: PackedWeight, values: Tensor | None = None) -> Tensor:
-            decoded.append(id(weight))
-            return self._backend.dequantize(weight, values)
+        def decode(self, values: Tensor | None = None, rows: slice = EVERY_ROW) -> Tensor:
+            decoded.append(id(self))
+            return self._weight.decode(values, rows)
 
-    model.runtime.backend = Counting(model.runtime.backend)
+        def multiply(self, stacked: Tensor, values: Tensor, bias: Tensor | None) -> Tensor:
+            return multiply_decoded(self, stacked, values, bias)
+
+    for layer in layers.values():
+        layer.packed = Counting(layer.packed)
     model.write_points([model.initial_theta()] * 4)
 
     model.logits(batch_of(random_rows(5)))

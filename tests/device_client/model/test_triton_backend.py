@@ -17,8 +17,7 @@ import torch
 from random_bundle import random_quantized
 from torch import Tensor
 
-from device_client.model.backends.packed_weight import without_values
-from device_client.model.backends.reference import ReferenceBackend
+from device_client.model.backends.reference.backend import ReferenceBackend
 from device_client.model.backends.triton import why_unavailable
 from device_client.model.embeddings import QuantizedHead
 from device_client.model.linear import LinearRuntime, SensitiveValues
@@ -74,7 +73,7 @@ def test_decoding_is_bit_exact_in_every_form(form: str, bits: int, shape: tuple[
 
     for dtype in (torch.float32, torch.float16):
         backend = TritonBackend([shape], dtype, DEVICE)
-        weight = backend.dequantize(backend.pack(tensor, torch.empty(0, dtype=torch.int64, device=DEVICE)))
+        weight = backend.pack(tensor, torch.empty(0, dtype=torch.int64, device=DEVICE)).decode()
 
         assert weight.is_contiguous()
         assert torch.equal(weight, dequantize(tensor, dtype=dtype))
@@ -84,7 +83,7 @@ def test_rows_longer_than_a_tile_are_bit_exact() -> None:
     tensor = moved(random_quantized((5, 2300), "uniform", 4, torch.Generator().manual_seed(1)))
     backend = TritonBackend([(5, 2300)], torch.float16, DEVICE)
 
-    weight = backend.dequantize(backend.pack(tensor, torch.empty(0, dtype=torch.int64, device=DEVICE)))
+    weight = backend.pack(tensor, torch.empty(0, dtype=torch.int64, device=DEVICE)).decode()
 
     assert torch.equal(weight, dequantize(tensor, dtype=torch.float16))
 
@@ -96,12 +95,12 @@ def test_two_nibbles_of_a_byte_are_two_columns_low_first() -> None:
     weight = backend.pack(tensor, torch.tensor([1], device=DEVICE))
     inputs = torch.tensor([[100.0, 10.0, 1.0]], device=DEVICE)
 
-    assert backend.dequantize(weight).tolist() == [[1.0, 2.0, 15.0]]
-    assert backend.linear_dense_part(inputs, weight, None).tolist() == [[135.0]]
+    assert weight.decode().tolist() == [[1.0, 2.0, 15.0]]
+    assert backend.pack_table(tensor).multiply_few(inputs, torch.empty(0), None).tolist() == [[135.0]]
     values, bias = torch.tensor([7.0], device=DEVICE), torch.ones(1, device=DEVICE)
-    product = backend.linear_small(inputs, weight, values, bias)
+    product = weight.multiply_few(inputs, values, bias)
     assert product.tolist() == [[186.0]]  # 100 · 1 + 10 · 7 + 1 · 15, and the bias
-    assert backend.linear_small(inputs.view(1, 1, 3), weight, values, bias).tolist() == [[[186.0]]]
+    assert weight.multiply_few(inputs.view(1, 1, 3), values, bias).tolist() == [[[186.0]]]
 
 
 def test_all_weights_share_one_buffer_as_large_as_the_largest() -> None:
@@ -113,7 +112,7 @@ def test_all_weights_share_one_buffer_as_large_as_the_largest() -> None:
 
     addresses = set()
     for tensor in [*tensors, *reversed(tensors)]:
-        weight = backend.dequantize(backend.pack(tensor, torch.empty(0, dtype=torch.int64, device=DEVICE)))
+        weight = backend.pack(tensor, torch.empty(0, dtype=torch.int64, device=DEVICE)).decode()
         addresses.add(weight.data_ptr())
         assert torch.equal(weight, dequantize(tensor, dtype=torch.float16))
         weight.fill_(float("nan"))
@@ -128,9 +127,8 @@ def test_indices_are_kept_narrow_with_the_start_of_every_row() -> None:
 
     weight = backend.pack(tensor, torch.tensor([0, 9, 20, 39], device=DEVICE))
 
-    assert weight.indices.dtype == torch.int32
-    assert weight.indices.tolist() == [0, 9, 20, 39]
-    assert weight.row_starts is not None
+    assert weight.positions.dtype == torch.int32
+    assert weight.positions.tolist() == [0, 9, 20, 39]
     assert weight.row_starts.tolist() == [0, 2, 2, 3, 4]
 
 
@@ -144,8 +142,8 @@ def test_sensitive_values_overwrite_their_positions_and_nothing_else(count: int)
     expected.view(-1)[indices] = values
     weight = backend.pack(tensor, indices.to(DEVICE))
 
-    dense = backend.dequantize(weight)
-    backend.write_sparse(dense, weight, values.to(DEVICE))
+    dense = weight.decode()
+    weight.overwrite(dense, values.to(DEVICE))
 
     assert torch.equal(dense.cpu(), expected)
 
@@ -163,7 +161,7 @@ def test_products_are_those_of_float64_within_the_error_of_float32(
         backend = TritonBackend([shape], dtype, DEVICE)
         inputs = normal(tokens, shape[1], seed=4).to(DEVICE, dtype)
         values = normal(len(indices), seed=5).to(DEVICE, dtype)
-        product = backend.linear_small(inputs, backend.pack(tensor, indices.to(DEVICE)), values, None)
+        product = backend.pack(tensor, indices.to(DEVICE)).multiply_few(inputs, values, None)
 
         assert_product(product, inputs, tensor, indices, values)
 
@@ -176,10 +174,10 @@ def assert_multiplies(shape: tuple[int, int], count: int, tokens: int, dtype: to
     backend = TritonBackend([shape], dtype, DEVICE)
     weight = backend.pack(tensor, indices.to(DEVICE))
 
-    product = backend.linear_small(inputs, weight, values, None)
+    product = weight.multiply_few(inputs, values, None)
 
     assert_product(product, inputs, tensor, indices, values)
-    assert torch.equal(product, backend.linear_small(inputs, weight, values, None))
+    assert torch.equal(product, weight.multiply_few(inputs, values, None))
 
 
 @pytest.mark.parametrize("tokens", [1, 2, MOST_TOKENS, MOST_TOKENS + 3])
@@ -195,7 +193,7 @@ def test_rows_without_values_and_rows_with_many_are_corrected_alike() -> None:
     inputs, values = normal(2, 90, seed=3).to(DEVICE), normal(78, seed=4).to(DEVICE)
     backend = TritonBackend([shape], torch.float32, DEVICE)
 
-    product = backend.linear_small(inputs, backend.pack(tensor, indices.to(DEVICE)), values, None)
+    product = backend.pack(tensor, indices.to(DEVICE)).multiply_few(inputs, values, None)
 
     assert_product(product, inputs, tensor, indices, values)
 
@@ -207,11 +205,10 @@ def test_a_weight_without_sensitive_values_is_multiplied_as_it_is() -> None:
     weight = backend.pack(tensor, none.long())
     inputs, bias = normal(1, 48, seed=3).to(DEVICE), normal(5, seed=4).to(DEVICE)
 
-    without_bias = backend.linear_small(inputs, weight, none, None)
+    without_bias = weight.multiply_few(inputs, none, None)
 
     assert_product(without_bias, inputs, tensor, none.long(), none)
-    assert torch.allclose(backend.linear_small(inputs, weight, none, bias), without_bias + bias, atol=1e-6, rtol=1e-6)
-    assert torch.equal(backend.linear_dense_part(inputs, weight, None), without_bias)
+    assert torch.allclose(weight.multiply_few(inputs, none, bias), without_bias + bias, atol=1e-6, rtol=1e-6)
 
 
 def test_inputs_may_lie_apart_in_memory() -> None:
@@ -220,9 +217,9 @@ def test_inputs_may_lie_apart_in_memory() -> None:
     weight = backend.pack(tensor, torch.tensor([3], device=DEVICE))
     inputs, values = normal(48, 2, seed=3).half().to(DEVICE), torch.ones(1, dtype=torch.float16, device=DEVICE)
 
-    product = backend.linear_small(inputs.T, weight, values, None)
+    product = weight.multiply_few(inputs.T, values, None)
 
-    assert torch.equal(product, backend.linear_small(inputs.T.contiguous(), weight, values, None))
+    assert torch.equal(product, weight.multiply_few(inputs.T.contiguous(), values, None))
 
 
 @pytest.mark.parametrize("tokens", [1, MOST_TOKENS + 3])
@@ -235,7 +232,7 @@ def test_a_head_is_multiplied_from_its_codes_and_decoded_in_tiles(bits: int, tok
     table = moved(QuantizedTensor(drawn.codes, shape[1], bits, scale=scale, bias=bias, group_size=group_size))
     backend = TritonBackend([shape], torch.float16, DEVICE)
     runtime = LinearRuntime(backend, SensitiveValues(torch.empty(0, dtype=torch.float16, device=DEVICE)))
-    head = QuantizedHead(without_values(table), None, runtime)
+    head = QuantizedHead(backend.pack_table(table), None, runtime)
     hidden = normal(tokens, shape[1], seed=4).to(DEVICE, torch.float16)
 
     with runtime.fusing(tokens):
@@ -243,7 +240,7 @@ def test_a_head_is_multiplied_from_its_codes_and_decoded_in_tiles(bits: int, tok
 
     none = torch.empty(0, dtype=torch.int64)
     assert_product(fused, hidden, table, none, none.half())
-    assert torch.equal(backend.dequantize(without_values(table)).cpu(), dequantize(table, dtype=torch.float16).cpu())
+    assert torch.equal(backend.pack_table(table).decode().cpu(), dequantize(table, dtype=torch.float16).cpu())
     tiles = head.write_logits(hidden[None], torch.empty(1, tokens, shape[0], device=DEVICE))
     torch.testing.assert_close(tiles[0].half(), fused, rtol=4e-3, atol=4e-3)
 
@@ -311,9 +308,9 @@ def test_on_a_gpu_a_large_weight_equals_the_reference_backend_bit_for_bit(form: 
     weights = []
     for backend in (ReferenceBackend([shape], dtype, DEVICE), TritonBackend([shape], dtype, DEVICE)):
         packed = backend.pack(tensor, indices)
-        dense = backend.dequantize(packed)
+        dense = packed.decode()
         assert torch.equal(dense, dequantize(tensor, dtype=dtype))
-        backend.write_sparse(dense, packed, values)
+        packed.overwrite(dense, values)
         weights.append(dense)
 
     assert torch.equal(*weights)

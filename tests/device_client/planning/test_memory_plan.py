@@ -14,8 +14,7 @@ from tiny_bundle import TinyBundle
 from transformers import DynamicCache
 
 from device_client.model.backends.choose import BackendName, BackendOptions
-from device_client.model.backends.native.library import described
-from device_client.model.backends.native.panels import PanelProduct
+from device_client.model.backends.planned_bytes import planned_backend
 from device_client.model.linear import QuantizedSparseLinear
 from device_client.model.loader import load_model
 from device_client.model.sparse_model import SparseModel
@@ -53,19 +52,15 @@ def held_by(model: SparseModel, points: int) -> dict[str, int]:
     """The bytes of the loaded model, counted tensor by tensor."""
     layers = [module for module in model.network.modules() if isinstance(module, QuantizedSparseLinear)]
     parts = [(name, tensor) for layer in layers for name, tensor in layer.packed.quantized.parts.items()]
-    indices = [layer.packed.indices for layer in layers]
-    indices += [layer.packed.row_starts for layer in layers]
-    indices += [layer.packed.replaced for layer in layers if layer.packed.replaced is not None]
-    for product in (layer.packed.at_points for layer in layers):
-        if isinstance(product, PanelProduct):
-            indices += [product.placement.starts, product.placement.order, product.placement.places]
-    indices += [described(layer.packed).largest for layer in layers if layer.packed.in_panels]
+    stored = bytes_of(*(tensor for _, tensor in parts))
     values = torch.empty(points, model.sensitive_count, dtype=model.compute_dtype)
     return {
         "codes": bytes_of(*(tensor for name, tensor in parts if name == "codes")),
         "codebooks and scales": bytes_of(*(tensor for name, tensor in parts if name != "codes")),
         "unquantised parameters": bytes_of(*model.network.parameters()),
-        "sensitive indices and values": bytes_of(*indices, values, model.initial_theta().half()),
+        "sensitive indices and values": sum(layer.packed.kept_bytes for layer in layers)
+        - stored
+        + bytes_of(values, model.initial_theta().half()),
     }
 
 
@@ -93,7 +88,8 @@ def test_planned_weights_and_workspace_are_exactly_the_loaded_ones(
         bundle.config, Workload(1, 1, points=3), device_type="cpu", value_bytes=dtype.itemsize, backend=backend
     )
     held = held_by(model, points=3)
-    assert weight_parts(bundle.config, dtype.itemsize, backend=backend, points=3) == held
+    planned = planned_backend(backend, "cpu", dtype.itemsize)
+    assert weight_parts(bundle.config, dtype.itemsize, planned, points=3) == held
     assert held.items() <= plan.parts.items()
     assert plan.parts["workspace"] == model.runtime.backend.workspace_bytes
     assert plan.backend == model.backend_name == backend

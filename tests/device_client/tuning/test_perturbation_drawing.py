@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from device_client.model.backends.choose import REFERENCE, BackendOptions
-from device_client.model.backends.native import loading
+from device_client.model.backends.native import library as kernel_library
 from device_client.model.backends.native.build import BuildFailed
 from device_client.model.backends.native.library import KernelLibrary
 from device_client.tuning.perturbations import Drawing, PerturbationStream, drawing_of
@@ -61,7 +61,7 @@ def test_without_a_compiler_numpy_draws(tmp_path: Path, monkeypatch: pytest.Monk
     def fail(*_: object) -> Path:
         raise BuildFailed("no C++ compiler")
 
-    monkeypatch.setattr(loading, "built_library", fail)
+    monkeypatch.setattr(kernel_library, "built_library", fail)
     draw = drawing_of("gaussian", BackendOptions("auto", tmp_path))
     assert drawn(draw, 1, 2, 3, 33) == perturbation(1, 2, 3, 33).tobytes()
 

@@ -14,7 +14,7 @@ from tiny_run import SETTINGS, Silent, planned, run
 from torch import Tensor
 
 from device_client.model.backends.choose import BackendOptions
-from device_client.model.backends.native.cpu import has_matrix_unit
+from device_client.model.backends.native.amx import has_matrix_unit
 from device_client.model.loader import load_model
 from device_client.model.sparse_model import SparseModel
 from device_client.model.token_batch import TokenBatch

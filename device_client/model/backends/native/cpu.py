@@ -7,7 +7,6 @@ import platform
 from pathlib import Path
 
 CPUINFO = Path("/proc/cpuinfo")
-_NEEDED_FLAGS = frozenset({"amx_bf16", "amx_int8", "avx512_bf16", "avx512vbmi"})
 
 
 def cpu_description(*fields: str) -> str:
@@ -20,8 +19,3 @@ def cpu_description(*fields: str) -> str:
 def _lines(path: Path) -> list[str]:
     """Return the lines of a file, read once: of many cores the system takes long to write them."""
     return path.read_text().splitlines() if path.exists() else []
-
-
-def has_matrix_unit() -> bool:
-    """Return whether the system names a unit for products of matrices (AMX), and what the kernels need beside it."""
-    return set(cpu_description("flags").split()) >= _NEEDED_FLAGS

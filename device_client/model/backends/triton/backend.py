@@ -17,8 +17,9 @@ import triton
 from torch import Tensor
 
 from device_client.model.backends.names import BackendName
-from device_client.model.backends.packed_weight import PackedWeight, first_of_each_row
+from device_client.model.backends.packed_weight import PackedWeight
 from device_client.model.backends.triton import kernels
+from device_client.model.backends.weight import EVERY_ROW
 from device_client.model.backends.workspace import reusable_buffer
 from device_client.model.points import Point, write_points
 from shared.quantization.codec import QuantizedTensor
@@ -64,78 +65,88 @@ class TritonBackend:
     def token_kernels(self) -> None:
         """None."""
 
-    def pack(self, quantized: QuantizedTensor, indices: Tensor) -> PackedWeight:
-        """Return the weight with its indices in int32 where they fit, and the start of each row among them."""
+    def pack(self, quantized: QuantizedTensor, indices: Tensor) -> TritonWeight:
+        """Return the weight with its indices in int32 where they fit."""
+        return TritonWeight(self, quantized, indices)
+
+    def pack_table(self, quantized: QuantizedTensor) -> TritonWeight:
+        """Return the weight without sensitive values."""
+        return TritonWeight(self, quantized, None)
+
+    def write_points(self, thetas: Sequence[Point], out: Tensor) -> None:
+        """Write them in plain torch."""
+        write_points(thetas, out)
+
+    def room_for(self, rows: int, columns: int) -> Tensor:
+        """Return the beginning of the workspace, compute dtype (rows, columns)."""
+        return self._workspace[: rows * columns].view(rows, columns)
+
+    def on_device(self) -> AbstractContextManager[Any]:
+        """Return a context in which kernels are launched where the tensors lie."""
+        # Triton launches on the current device, whatever the tensors lie on
+        return torch.cuda.device(self._device) if self._device.type == "cuda" else nullcontext()
+
+
+class TritonWeight(PackedWeight):
+    """A weight that Triton's kernels decode, and multiply a few tokens by from its codes.
+
+    Args:
+        backend: Lends the workspace.
+        quantized: The dense part.
+        indices: int64 (k,), flat positions of the sensitive values, ascending; None where it has none.
+    """
+
+    def __init__(self, backend: TritonBackend, quantized: QuantizedTensor, indices: Tensor | None) -> None:
         rows, columns = quantized.shape
-        narrow = indices.to(torch.int32) if rows * columns <= INDEX_LIMIT else indices
-        return PackedWeight(quantized, narrow, first_of_each_row(indices, rows, columns))
+        super().__init__(quantized, indices, torch.int32 if rows * columns <= INDEX_LIMIT else torch.int64)
+        self._backend = backend
 
-    def dequantize(self, weight: PackedWeight, values: Tensor | None = None) -> Tensor:
-        """Return W in the workspace."""
-        dense = self._decoded(weight)
-        if values is not None:
-            self.write_sparse(dense, weight, values)
-        return dense
-
-    def _decoded(self, weight: PackedWeight) -> Tensor:
-        rows, columns = weight.shape
-        dense = self._workspace[: rows * columns].view(rows, columns)
-        tensor = weight.quantized
+    def _decode(self, values: Tensor | None, rows: slice) -> Tensor:
+        start, stop, _ = rows.indices(self.shape[0])
+        tensor = self.quantized.rows(start, stop)
+        count, columns = tensor.shape
+        dense = self._backend.room_for(count, columns)
         row_bytes = tensor.codes.shape[1]
         span = row_bytes if tensor.bits == 4 else columns
         block = min(_TILE_SPAN, triton.next_power_of_2(span))
-        grid = (triton.cdiv(rows, _DEQUANTIZE_ROWS), triton.cdiv(span, block))
-        arguments = (*_parts(tensor), dense, rows, columns, row_bytes, _groups(tensor))
+        grid = (triton.cdiv(count, _DEQUANTIZE_ROWS), triton.cdiv(span, block))
+        arguments = (*_parts(tensor), dense, count, columns, row_bytes, _groups(tensor))
         form = _form(tensor)
-        with self._on_device():
+        with self._backend.on_device():
             if tensor.bits == 4:
                 kernels.dequantize_pairs[grid](*arguments, **form, ROWS=_DEQUANTIZE_ROWS, BYTES=block, num_warps=_WARPS)
             else:
                 kernels.dequantize_columns[grid](
                     *arguments, BITS=tensor.bits, **form, ROWS=_DEQUANTIZE_ROWS, COLUMNS=block, num_warps=_WARPS
                 )
+        if values is not None:
+            self.overwrite(dense, values, rows)
         return dense
 
-    def write_sparse(self, dense: Tensor, weight: PackedWeight, values: Tensor) -> None:
+    def overwrite(self, dense: Tensor, values: Tensor, rows: slice = EVERY_ROW) -> None:
         """Overwrite the sensitive positions, in one launch."""
-        indices, own_values = weight.own(values)
-        count = indices.numel()
+        positions, own_values = self._own(values, rows)
+        count = positions.numel()
         if count:
             grid = (triton.cdiv(count, _SCATTER_BLOCK),)
-            with self._on_device():
-                kernels.write_sparse[grid](dense, indices, own_values, count, BLOCK=_SCATTER_BLOCK)
+            with self._backend.on_device():
+                kernels.write_sparse[grid](dense, positions, own_values, count, BLOCK=_SCATTER_BLOCK)
 
-    def write_points(self, thetas: Sequence[Point], out: Tensor) -> None:
-        """Write them in plain torch."""
-        write_points(thetas, out)
-
-    def linear_small(self, inputs: Tensor, weight: PackedWeight, values: Tensor, bias: Tensor | None) -> Tensor:
+    def multiply_few(self, inputs: Tensor, values: Tensor, bias: Tensor | None) -> Tensor:
         """Return x Wᵀ + b from the codes, in launches of up to ``MOST_TOKENS`` tokens."""
-        if weight.part_of is not None:
-            raise ValueError("the fused product takes whole weights only")
-        return self._multiply(inputs, weight, values if weight.indices.numel() else None, bias)
-
-    def linear_dense_part(self, inputs: Tensor, weight: PackedWeight, bias: Tensor | None) -> Tensor:
-        """Return x dequantise(codes)ᵀ + b, without sensitive values: what their share of the time is measured by."""
-        return self._multiply(inputs, weight, None, bias)
-
-    def _multiply(self, inputs: Tensor, weight: PackedWeight, values: Tensor | None, bias: Tensor | None) -> Tensor:
-        rows, columns = weight.shape
+        rows, columns = self.shape
+        own_values = values if self.positions.numel() else None
         tokens = inputs.reshape(-1, columns).contiguous()
         out = tokens.new_empty(len(tokens), rows)
-        with self._on_device():
+        with self._backend.on_device():
             for first in range(0, len(tokens), MOST_TOKENS):
                 some = slice(first, first + MOST_TOKENS)
-                _launch_linear_small(tokens[some], weight, values, bias, out[some])
+                _launch_linear_small(tokens[some], self, own_values, bias, out[some])
         return out.view(*inputs.shape[:-1], rows)
-
-    def _on_device(self) -> AbstractContextManager[Any]:
-        # Triton launches on the current device, whatever the tensors lie on
-        return torch.cuda.device(self._device) if self._device.type == "cuda" else nullcontext()
 
 
 def _launch_linear_small(
-    inputs: Tensor, weight: PackedWeight, values: Tensor | None, bias: Tensor | None, out: Tensor
+    inputs: Tensor, weight: TritonWeight, values: Tensor | None, bias: Tensor | None, out: Tensor
 ) -> None:
     tensor = weight.quantized
     rows, columns = tensor.shape
@@ -146,7 +157,7 @@ def _launch_linear_small(
         inputs,
         inputs.view(_WORDS[inputs.element_size()]) if is_paired else inputs,
         *_parts(tensor),
-        weight.indices,
+        weight.positions,
         weight.row_starts,
         values,
         bias,

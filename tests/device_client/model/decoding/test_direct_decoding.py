@@ -12,7 +12,7 @@ from random_bundle import ARCHITECTURES, make_case
 from torch import Tensor
 
 from device_client.model.backends.choose import BackendOptions
-from device_client.model.backends.native.cpu import has_matrix_unit
+from device_client.model.backends.native.amx import has_matrix_unit
 from device_client.model.decoding.choose import eager_decoding
 from device_client.model.decoding.decoding import Decoding
 from device_client.model.decoding.direct import DirectDecoding, can_be_direct

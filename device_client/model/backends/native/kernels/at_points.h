@@ -12,11 +12,21 @@
 #include <algorithm>
 #include <vector>
 
+extern "C" {
+
+// Where sensitive values go in tiles, sorted by the slice of columns that they belong to, then by panel.
+struct Placement {
+    const int32_t* starts;  // (slices * panels + 1): where each slice's and panel's values begin
+    const int32_t* order;   // which value
+    const int32_t* places;  // in the slice's tiles of all panels
+};
+}
+
 namespace {
 
 constexpr int64_t GROUP_PANELS = 16;   // whose sums are made at once: 256 rows
-constexpr int64_t SLICE_BLOCKS = 2;    // of them, decoded at once: 256 columns, 128 KiB; also in panel_layout.py
-constexpr int64_t PASS_TILES = 32;     // of 16 tokens: their sums are 512 KiB; panel_layout.py knows the number of tokens
+constexpr int64_t SLICE_BLOCKS = 2;    // of them, decoded at once: 256 columns, 128 KiB; also in amx/__init__.py
+constexpr int64_t PASS_TILES = 32;     // of 16 tokens: their sums are 512 KiB; amx/__init__.py too, as tokens
 constexpr int64_t SLICE_VALUES = SLICE_BLOCKS * BLOCK_VALUES;  // of a panel
 
 // Adds PANELS × TOKEN_TILES tiles of sums, over `steps` tiles of each panel's weights and each token tile's inputs.

@@ -11,8 +11,6 @@
 #include "normal.h"
 #include "points.h"
 
-#include <algorithm>
-
 extern "C" {
 
 // The Gaussian perturbation at (seed, step, query): out (count), float32; coefficients (32, 6) of normal_quantile.py.
@@ -26,22 +24,8 @@ void zo_write_points(const PerturbedPoint* points, int64_t count, int64_t values
     with_format(format, [&](auto as) { write_points(as, points, count, values, threads); });
 }
 
-// Whether products with this weight can be made on the CPU's matrix unit, in bfloat16, where its codes lie in panels.
-int32_t zo_fits_panels(const Weight* weight) {
-#ifdef HAS_TILES
-    static const bool may_use = may_use_tiles();
-    return may_use && fits_panels(*weight);
-#else
-    (void)weight;
-    return 0;
-#endif
-}
-
 // Decodes a weight to (rows, columns) in `format`, with its sensitive values where `sparse` is not null.
 void zo_dequantize(const Weight* weight, const Sparse* sparse, void* out, int32_t format, int32_t threads) {
-#ifdef HAS_TILES
-    if (weight->in_panels) return decode_panels(*weight, sparse, static_cast<uint16_t*>(out), threads);
-#endif
     if (format == FLOAT32) {
         decode_rows(*weight, sparse, format, static_cast<float*>(out), threads);
     } else {
@@ -61,26 +45,14 @@ void zo_write_sparse(const Weight* weight, const Sparse* sparse, void* out, int3
 // inputs (tokens, columns), bias (rows) or null, out (tokens, rows), all in `format`.
 void zo_linear_small(const Weight* weight, const Sparse* sparse, const void* inputs, const void* bias, void* out,
                      int64_t tokens, int32_t format, int32_t threads) {
-#ifdef HAS_TILES
-    if (weight->in_panels) {
-        const Product product{weight, sparse, bias, out};
-        return linear_few_tokens(product, static_cast<const uint16_t*>(inputs), tokens, threads);
-    }
-#endif
     linear_small(*weight, *sparse, inputs, bias, out, tokens, format, threads);
 }
 
 // The products of one token with several weights of as many columns, all in `format`.
 void zo_linear_side_by_side(const Product* products, int64_t count, const void* inputs, int32_t format,
                             int32_t threads) {
-#ifdef HAS_TILES
-    const auto in_panels = [](const Product& product) { return product.weight->in_panels != 0; };
-    if (std::all_of(products, products + count, in_panels)) {
-        return multiply_few_tokens(products, count, static_cast<const uint16_t*>(inputs), 1, threads);
-    }
-#endif
     for (const Product* it = products; it < products + count; ++it) {
-        zo_linear_small(it->weight, it->sparse, inputs, it->bias, it->out, 1, format, threads);
+        linear_small(*it->weight, *it->sparse, inputs, it->bias, it->out, 1, format, threads);
     }
 }
 
@@ -95,21 +67,46 @@ void zo_attend(const Attention* attention, int32_t format, int32_t threads) {
     with_format(format, [&](auto as) { Attending<decltype(as)>(*attention).run(threads); });
 }
 
-// Finds the placement of a weight's sensitive values, where its codes lie in panels.
-void zo_sort_values(const Weight* weight, const Sparse* sparse, int32_t* starts, int32_t* order, int32_t* places) {
+// Whether products can be made on the CPU's matrix unit, by the kernels below: the system may refuse it to a process.
+int32_t zo_may_use_tiles() {
 #ifdef HAS_TILES
-    sort_values(*weight, *sparse, starts, order, places);
+    static const bool may_use = may_use_tiles();
+    return may_use;
+#else
+    return 0;
 #endif
 }
 
-// Of a weight in panels, all in bfloat16: inputs (points, tokens, columns), the sensitive values of each point, bias
-// (rows) or null, out (points, tokens, rows); `packed` has room for 512 tokens of inputs.
-void zo_linear_at_points(const Weight* weight, const Placement* placement, const void* inputs,
-                         const void* const* values, const void* bias, void* out, int64_t points, int64_t tokens,
-                         void* packed, int32_t threads) {
 #ifdef HAS_TILES
+// Those of weights whose codes lie in panels, in bfloat16, take what their namesakes above take.
+void zo_panels_dequantize(const Weight* weight, const Sparse* sparse, void* out, int32_t, int32_t threads) {
+    decode_panels(*weight, sparse, static_cast<uint16_t*>(out), threads);
+}
+
+void zo_panels_linear_small(const Weight* weight, const Sparse* sparse, const void* inputs, const void* bias, void* out,
+                            int64_t tokens, int32_t, int32_t threads) {
+    const Product product{weight, sparse, bias, out};
+    linear_few_tokens(product, static_cast<const uint16_t*>(inputs), tokens, threads);
+}
+
+void zo_panels_linear_side_by_side(const Product* products, int64_t count, const void* inputs, int32_t,
+                                   int32_t threads) {
+    multiply_few_tokens(products, count, static_cast<const uint16_t*>(inputs), 1, threads);
+}
+
+// Finds the placement of a weight's sensitive values.
+void zo_panels_sort_values(const Weight* weight, const Sparse* sparse, int32_t* starts, int32_t* order,
+                           int32_t* places) {
+    sort_values(*weight, *sparse, starts, order, places);
+}
+
+// Inputs (points, tokens, columns), the sensitive values of each point, bias (rows) or null, out (points, tokens, rows);
+// `packed` has room for 512 tokens of inputs.
+void zo_panels_linear_at_points(const Weight* weight, const Placement* placement, const void* inputs,
+                                const void* const* values, const void* bias, void* out, int64_t points, int64_t tokens,
+                                void* packed, int32_t threads) {
     linear_at_points(*weight, *placement, static_cast<const uint16_t*>(inputs), values, bias,
                      static_cast<uint16_t*>(out), points, tokens, static_cast<uint16_t*>(packed), threads);
-#endif
 }
+#endif
 }

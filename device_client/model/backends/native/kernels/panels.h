@@ -22,23 +22,25 @@
 
 namespace {
 
+constexpr int64_t PANEL_ROWS = 16, PANEL_COLUMNS = 128, PANEL_ROW_BYTES = PANEL_COLUMNS / 2;
 constexpr int64_t CODES = 4, WORDS = 32;             // of a row of a tile
 constexpr int64_t TILE = PANEL_ROWS * WORDS;         // bfloat16 values of a tile of weights
 constexpr int64_t BLOCK_VALUES = CODES * TILE;       // of a block of 16 rows and 128 columns
 constexpr int64_t TILE_TOKENS = 16;
-constexpr int64_t MOST_COLUMNS = 1 << 16;  // corrections.h divides positions in float32; sums of digits take 2^17
+// A weight has 4-bit codes, whole blocks, one table for each row and block, and at most 2^16 columns: corrections.h
+// divides positions in float32; sums of digits take 2^17. Whether it does is decided in native/amx/__init__.py.
+
+// Where the codes of 128 columns of a row begin.
+const uint8_t* codes_in_panel(const Weight& weight, int64_t row, int64_t column) {
+    const int64_t blocks = weight.columns / PANEL_COLUMNS, panel = row / PANEL_ROWS;
+    const int64_t block = panel * blocks + column / PANEL_COLUMNS;
+    return weight.codes + (block * PANEL_ROWS + row % PANEL_ROWS) * PANEL_ROW_BYTES;
+}
 
 // Asks the system for the use of the matrix unit, which a process must do once.
 bool may_use_tiles() {
     constexpr long REQUEST_PERMISSION = 0x1023, TILE_DATA = 18;
     return syscall(SYS_arch_prctl, REQUEST_PERMISSION, TILE_DATA) == 0;
-}
-
-// Weights that lie in whole blocks, with one table for each row and block.
-bool fits_panels(const Weight& weight) {
-    return weight.bits == 4 && weight.rows % PANEL_ROWS == 0 && weight.columns % PANEL_COLUMNS == 0 &&
-           weight.columns <= MOST_COLUMNS &&
-           (!weight.groups || weight.group_size % PANEL_COLUMNS == 0);
 }
 
 // Makes the compiler finish what it writes: it does not know that loading a tile reads memory. (Nor do the macros of

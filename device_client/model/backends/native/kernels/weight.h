@@ -12,10 +12,9 @@ struct Weight {
     const uint16_t* lut;    // float16 (lut_rows, 2^bits), or null
     const uint16_t* scale;  // float16 (rows, groups), or null
     const uint16_t* bias;   // float16 (rows, groups), or null
-    const float* largest;   // (rows): the largest value of any code of a row, without its sign; null but in panels
+    const float* largest;   // (rows): the largest value of any code of a row, without its sign; null where not needed
     int64_t rows, columns, row_bytes, lut_rows, group_size, groups;
     int32_t bits;
-    int32_t in_panels;      // whether codes lie as in panels.h, not row by row
 };
 
 struct Sparse {
@@ -33,27 +32,10 @@ struct Product {
     const void* bias;  // (rows), or null
     void* out;         // (tokens, rows)
 };
-
-// Where sensitive values go in tiles, sorted by the slice of columns that they belong to, then by panel; see at_points.h.
-struct Placement {
-    const int32_t* starts;  // (slices * panels + 1): where each slice's and panel's values begin
-    const int32_t* order;   // which value
-    const int32_t* places;  // in the slice's tiles of all panels
-};
 }
 
 namespace {
 
-constexpr int64_t PANEL_ROWS = 16, PANEL_COLUMNS = 128, PANEL_ROW_BYTES = PANEL_COLUMNS / 2;
-
-// Where the codes of 128 columns of a row begin, in a weight whose codes lie in panels.
-const uint8_t* codes_in_panel(const Weight& weight, int64_t row, int64_t column) {
-    const int64_t blocks = weight.columns / PANEL_COLUMNS, panel = row / PANEL_ROWS;
-    const int64_t block = panel * blocks + column / PANEL_COLUMNS;
-    return weight.codes + (block * PANEL_ROWS + row % PANEL_ROWS) * PANEL_ROW_BYTES;
-}
-
-// Of a weight whose codes lie row by row.
 int code_at(const Weight& weight, int64_t row, int64_t column) {
     const uint8_t* codes = weight.codes + row * weight.row_bytes;
     const int64_t bit = column * weight.bits;

@@ -17,14 +17,15 @@ from torch import Tensor
 from torch.nn import functional
 
 from device_client.model.backends.names import BackendName
-from device_client.model.backends.packed_weight import PackedWeight, first_of_each_row
-from device_client.model.backends.reference_tiles import (
+from device_client.model.backends.packed_weight import PackedWeight
+from device_client.model.backends.reference import (
     PAIR_TABLE_VALUES,
     float_tile_values,
     has_pairs,
     pair_table_values,
     tile_codes,
 )
+from device_client.model.backends.weight import EVERY_ROW
 from device_client.model.backends.workspace import reusable_buffer
 from device_client.model.points import Point, write_points
 from shared.quantization.codec import QuantizedTensor
@@ -68,37 +69,24 @@ class ReferenceBackend:
     def token_kernels(self) -> None:
         """None."""
 
-    def pack(self, quantized: QuantizedTensor, indices: Tensor) -> PackedWeight:
-        """Return the weight with its indices as they are, and the first value of each row."""
-        return PackedWeight(quantized, indices, first_of_each_row(indices, *quantized.shape))
+    def pack(self, quantized: QuantizedTensor, indices: Tensor) -> ReferenceWeight:
+        """Return the weight with its indices as they are."""
+        return ReferenceWeight(self, quantized, indices)
 
-    def dequantize(self, weight: PackedWeight, values: Tensor | None = None) -> Tensor:
-        """Return W in the workspace."""
-        dense = self._dequantize(weight.quantized)
-        if values is not None:
-            self.write_sparse(dense, weight, values)
-        return dense
-
-    def write_sparse(self, dense: Tensor, weight: PackedWeight, values: Tensor) -> None:
-        """Overwrite the sensitive positions: 0.05 ms by ``index_copy_`` where ``scatter_`` takes 26 ms."""
-        indices, own_values = weight.own(values)
-        if indices.numel():
-            dense.view(-1).index_copy_(0, indices, own_values)
+    def pack_table(self, quantized: QuantizedTensor) -> ReferenceWeight:
+        """Return the weight without sensitive values."""
+        return ReferenceWeight(self, quantized, None)
 
     def write_points(self, thetas: Sequence[Point], out: Tensor) -> None:
         """Write them in plain torch."""
         write_points(thetas, out)
 
-    def linear_small(self, inputs: Tensor, weight: PackedWeight, values: Tensor, bias: Tensor | None) -> Tensor:
-        """Return x Wᵀ + b by decoding as many rows at once as there is room for: plain torch has no fused product."""
-        rows, columns = weight.shape
-        at_once = self._workspace.numel() // columns
-        parts = [weight.rows(start, min(start + at_once, rows)) for start in range(0, rows, at_once)]
-        products = [functional.linear(inputs, self.dequantize(part, values)) for part in parts]
-        outputs = products[0] if len(products) == 1 else torch.cat(products, dim=-1)
-        return outputs if bias is None else outputs.add_(bias)
+    def rows_at_once(self, columns: int) -> int:
+        """Return how many rows of a weight the workspace has room for."""
+        return self._workspace.numel() // columns
 
-    def _dequantize(self, tensor: QuantizedTensor) -> Tensor:
+    def dequantize(self, tensor: QuantizedTensor) -> Tensor:
+        """Return a weight's dense part (out_features, in_features) in the workspace."""
         rows, columns = tensor.shape
         weight = self._workspace[: rows * columns].view(rows, columns)
         tile_rows = self._tile_codes // (columns + columns % 2)
@@ -153,6 +141,42 @@ class ReferenceBackend:
         words.copy_(tile.codes)  # 0x00HL → 0x0H0L: low byte = even column
         words.bitwise_or_(words << 4).bitwise_and_(0x0F0F)
         return words.view(torch.uint8)[:, : tile.in_features]
+
+
+class ReferenceWeight(PackedWeight):
+    """A weight that is decoded for every product.
+
+    Args:
+        backend: Decodes it.
+        quantized: The dense part.
+        indices: int64 (k,), flat positions of the sensitive values, ascending; None where it has none.
+    """
+
+    def __init__(self, backend: ReferenceBackend, quantized: QuantizedTensor, indices: Tensor | None) -> None:
+        super().__init__(quantized, indices, torch.int64)
+        self._backend = backend
+
+    def _decode(self, values: Tensor | None, rows: slice) -> Tensor:
+        start, stop, _ = rows.indices(self.shape[0])
+        dense = self._backend.dequantize(self.quantized.rows(start, stop))
+        if values is not None:
+            self.overwrite(dense, values, rows)
+        return dense
+
+    def overwrite(self, dense: Tensor, values: Tensor, rows: slice = EVERY_ROW) -> None:
+        """Overwrite the sensitive positions: 0.05 ms by ``index_copy_`` where ``scatter_`` takes 26 ms."""
+        positions, own_values = self._own(values, rows)
+        if positions.numel():
+            dense.view(-1).index_copy_(0, positions, own_values)
+
+    def multiply_few(self, inputs: Tensor, values: Tensor, bias: Tensor | None) -> Tensor:
+        """Return x Wᵀ + b by decoding as many rows at once as there is room for: plain torch has no fused product."""
+        count, columns = self.shape
+        at_once = self._backend.rows_at_once(columns)
+        parts = [slice(start, min(start + at_once, count)) for start in range(0, count, at_once)]
+        products = [functional.linear(inputs, self.decode(values, rows)) for rows in parts]
+        outputs = products[0] if len(products) == 1 else torch.cat(products, dim=-1)
+        return outputs if bias is None else outputs.add_(bias)
 
 
 def _each_group(weight: Tensor, tile: QuantizedTensor, grouped: Tensor, operation: Callable[..., Tensor]) -> None:

@@ -1,4 +1,4 @@
-"""How large the buffers of the eager backend are: arithmetic only, so that memory can be planned without torch.
+"""The reference backend, in plain torch; and what it will keep, in numbers that need no torch.
 
 Weights are decoded in tiles of rows. A tile's codes become indices of 8 bytes; at 4 bits two columns are looked up at
 once where rows are long, in a table of 256 pairs per row of the tile.
@@ -6,7 +6,10 @@ once where rows are long, in a table of 256 pairs per row of the tile.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from shared.bundle.manifest import QuantizedEntry
 
 TILE_CODES = {"cpu": 1 << 19, "cuda": 1 << 22}
 """Codes per tile: 4 MiB of indices, for a CPU's cache; a GPU prefers fewer, larger launches."""
@@ -43,16 +46,30 @@ def float_tile_values(codes: int, value_bytes: int) -> int:
     return codes if value_bytes != 4 else 0
 
 
-def workspace_bytes(shapes: Iterable[tuple[int, int]], device_type: str, value_bytes: int) -> int:
-    """Return the bytes of all buffers: the largest weight, and one tile's indices, code words, pair tables and sums.
+@dataclass(frozen=True, slots=True)
+class ReferencePlan:
+    """What the backend will keep; see ``PlannedBackend``.
 
-    Args:
-        shapes: (out_features, in_features) of every quantised weight.
+    Attributes:
         device_type: ``cpu`` or ``cuda``.
         value_bytes: Bytes of one value in the compute dtype.
     """
-    sizes = list(shapes)
-    codes = tile_codes(sizes, device_type)
-    largest = max(rows * columns for rows, columns in sizes)
-    tables = pair_table_values(sizes, device_type)
-    return (largest + tables) * value_bytes + codes * 8 + -(-codes // 2) * 2 + float_tile_values(codes, value_bytes) * 4
+
+    device_type: str
+    value_bytes: int
+
+    def workspace_bytes(self, shapes: Sequence[tuple[int, int]]) -> int:
+        """Return the bytes of the largest weight, and of one tile's indices, code words, pair tables and sums."""
+        codes = tile_codes(shapes, self.device_type)
+        largest = max(rows * columns for rows, columns in shapes)
+        tables = pair_table_values(shapes, self.device_type)
+        floats = float_tile_values(codes, self.value_bytes)
+        return (largest + tables) * self.value_bytes + codes * 8 + -(-codes // 2) * 2 + floats * 4
+
+    def position_bytes(self, entry: QuantizedEntry) -> int:
+        """Return the bytes of indices of 8 bytes."""
+        return entry.sensitive_count * 8
+
+    def is_decoded(self, _: QuantizedEntry) -> bool:
+        """Return True: every product decodes."""
+        return True
