@@ -61,7 +61,7 @@ class NamedTask:
         for place in (folder / self.name, folder):
             for name in SPLIT_FILES[split]:
                 if (place / name).is_file():
-                    return read_records(place / name)
+                    return read_records(place / name, glue=True)
         raise DataError(
             f"no {split} rows of {self.name} in {folder / self.name}",
             needed=f"one of {', '.join(SPLIT_FILES[split])}",

@@ -18,6 +18,7 @@ from shared.errors import DataError, InvalidRequest
 from shared.tasks.conversations import ChatRenderer, render_conversation
 from shared.tasks.datasets import ROW_FORMATS, Record
 from shared.tasks.prompted_row import PromptedRow
+from shared.tasks.tables import unknown_columns
 
 DEFAULT_TEMPLATE = "{text}\nLabel: {label}"
 RowKind = Literal["labelled", "completion", "messages"]
@@ -139,9 +140,10 @@ def row_kind(record: Record) -> RowKind:
     if "text" in record.fields or "label" in record.fields:
         return "labelled"
     raise DataError(
-        f"{record.place}: the fields of no known kind of row", needed=ROW_FORMATS,
-        next_step="rename the fields, or name the data's task with --task",
-    )  # fmt: skip
+        f"{record.place}: the fields of no known kind of row: {unknown_columns(list(record.fields))}",
+        needed=ROW_FORMATS,
+        next_step="rename the fields (in a table: in its first line), or name the data's task with --task",
+    )
 
 
 def render_rows(
