@@ -108,7 +108,11 @@ def label_template(
                 next_step="add that line's label to --label-words label=word,…",
             )  # fmt: skip
     if len(words) < 2:
-        raise DataError("all training rows have the same label", needed="at least two labels")
+        raise DataError(
+            "all of these rows have the same label",
+            needed="at least two labels to choose between",
+            next_step="name the others too: --label-words label=word,…; or add rows of another label",
+        )
     return LabelTemplate(template, words)
 
 
@@ -133,7 +137,7 @@ def row_kind(record: Record) -> RowKind:
     Raises:
         DataError: It has the fields of no known kind.
     """
-    if "messages" in record.fields:
+    if "messages" in record.fields or isinstance(record.fields.get("prompt"), list):
         return "messages"
     if "prompt" in record.fields or "completion" in record.fields:
         return "completion"
