@@ -6,17 +6,19 @@ import argparse
 from typing import TYPE_CHECKING, Any
 
 from device_client.commands.machine_arguments import add_machine_arguments, backend_options, compute_dtype
+from device_client.commands.run_options import check_options_of_run
 from device_client.commands.task_arguments import add_row_arguments, data_options, positive
 from device_client.console import Console
 from device_client.settings import Settings
 from shared.byte_sizes import format_bytes, parse_bytes
 
 if TYPE_CHECKING:
-    from device_client.tasks.task_data import DataOptions, Tokenizer
+    from device_client.tasks.prompts import Prompts, Tokenizer
+    from device_client.tasks.scoring import Objective
+    from device_client.tasks.task_data import DataOptions
     from device_client.tuning.run_directory import RunDirectory
     from shared.bundle.read import Bundle
     from shared.tasks.datasets import Record
-    from shared.tasks.rendering import RowRenderer
 
 NAME = "eval"
 HELP = "measure a bundle, or a run's best values, on rows"
@@ -25,7 +27,11 @@ HELP = "measure a bundle, or a run's best values, on rows"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's own arguments."""
     parser.add_argument("reference", nargs="?", metavar="REF", help="bundle name[:tag] (default: the only one)")
-    parser.add_argument("--run", metavar="RUN", help="name or folder of a tuning run; its prompts are used")
+    parser.add_argument(
+        "--run",
+        metavar="RUN",
+        help="name or folder of a tuning run; how rows become tokens, and the loss, are the run's",
+    )
     add_row_arguments(parser)
     parser.add_argument("--rows", type=positive, metavar="N", help="draw so many rows by --seed (default: all)")
     parser.add_argument("--seed", type=int, default=0, help="of the draw (default: 0)")
@@ -42,6 +48,7 @@ def run(arguments: argparse.Namespace, console: Console, settings: Settings) -> 
 
     Raises:
         NotFound: There is no such run.
+        InvalidRequest: An option contradicts the run.
         Conflict: The run was made from another bundle.
         DataError: A row is unusable.
         ResourceError: The micro-batch does not fit the budget, or not one sequence fits the memory.
@@ -50,6 +57,7 @@ def run(arguments: argparse.Namespace, console: Console, settings: Settings) -> 
     from device_client.model.loader import load_model
     from device_client.store import resolve_bundle
     from device_client.tasks.scoring import check_objective
+    from device_client.tasks.task_data import cut_warnings, row_warnings
     from device_client.tuning.evaluation import ROWS_AT_ONCE, evaluate
     from device_client.tuning.memory_fit import fit_to_memory, side_by_side
     from device_client.tuning.run_directory import find_run, load_theta
@@ -57,17 +65,18 @@ def run(arguments: argparse.Namespace, console: Console, settings: Settings) -> 
     from device_client.tuning.tune_run import default_objective
     from shared.model.tokenizer import BundleTokenizer
     from shared.tasks.datasets import draw_rows
-    from shared.tasks.examples import encode_rows
 
     bundle = resolve_bundle(settings, arguments.reference)
     tuned = find_run(settings.runs, arguments.run, bundle) if arguments.run else None
     options = data_options(arguments, seed=arguments.seed)
     tokenizer = BundleTokenizer.from_bundle(bundle)
     records = draw_rows(rows_to_score(options), arguments.rows, arguments.seed)
-    renderer = _renderer(options, records, tokenizer, bundle, tuned)
-    examples = encode_rows(renderer.render(records), tokenizer, max_tokens=options.max_tokens)
-    objective = default_objective(examples) if arguments.loss == "auto" else arguments.loss
+    prompts = _prompts(arguments, options, records, tokenizer, bundle, tuned)
+    examples = prompts.examples(records)
+    objective = _objective(arguments, tuned) or default_objective(examples)
     check_objective(examples, objective)
+    for warning in [*row_warnings(records, prompts), *cut_warnings(examples)]:
+        console.warn(warning)
     budget = parse_bytes(arguments.memory_budget)
     fit = fit_to_memory(
         bundle.config, side_by_side(examples, min(ROWS_AT_ONCE, len(examples))), budget_bytes=budget,
@@ -97,6 +106,7 @@ def run(arguments: argparse.Namespace, console: Console, settings: Settings) -> 
         "bundle": bundle.digest,
         "run": str(tuned.path) if tuned else None,
         "truncated_rows": sum(example.truncated_tokens > 0 for example in examples),
+        "cut_answers": sum(example.lost_answer_tokens > 0 for example in examples),
         "backend": model.backend_name,
         "compute_dtype": dtype_name(model.compute_dtype),
         "micro_batch_rows": micro_batch.rows,
@@ -117,14 +127,27 @@ def rows_to_score(options: DataOptions) -> list[Record]:
     return read_part(options, "test" if options.task else "train")
 
 
-def _renderer(
-    options: DataOptions, records: list[Record], tokenizer: Tokenizer, bundle: Bundle, tuned: RunDirectory | None
-) -> RowRenderer:
-    from device_client.tasks.task_data import make_renderer
-    from device_client.tuning.run_directory import CONFIG
-    from shared.tasks.rendering import renderer_from_json
+def _prompts(
+    arguments: argparse.Namespace,
+    options: DataOptions,
+    records: list[Record],
+    tokenizer: Tokenizer,
+    bundle: Bundle,
+    tuned: RunDirectory | None,
+) -> Prompts:
+    """Return the prompts that the run was tuned on, or those that the options describe."""
+    from device_client.tasks.prompts import prompts_of_run
+    from device_client.tasks.task_data import make_prompts
 
     if tuned is None:
-        return make_renderer(options, records, tokenizer, str(bundle.config.architecture["model_type"]))
-    config = tuned.read_json(CONFIG) or {}
-    return renderer_from_json(config["rendering"], tokenizer)
+        return make_prompts(options, records, tokenizer, str(bundle.config.architecture["model_type"]))
+    config = tuned.read_config()
+    check_options_of_run(arguments, config, tuned.name)
+    return prompts_of_run(config, tokenizer)
+
+
+def _objective(arguments: argparse.Namespace, tuned: RunDirectory | None) -> Objective | None:
+    if tuned is not None:
+        found: Objective = tuned.read_config()["settings"]["objective"]
+        return found
+    return None if arguments.loss == "auto" else arguments.loss

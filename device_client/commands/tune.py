@@ -82,6 +82,8 @@ def run(arguments: argparse.Namespace, console: Console, settings: Settings) -> 
     planned = plan_run(bundle, wanted, options, runs=settings.runs, output=arguments.output)
     rows = planned.config["row_counts"]
     console.say(f"Run {planned.directory.path}: {rows['training']} training rows, {rows['validation']} validation rows")
+    for warning in planned.data.warnings:
+        console.warn(warning)
     try:
         with _sigterm_as_interrupt(), console.progress("tuning", wanted.steps, "steps") as bar:
             machine = machine_settings(arguments, backend_options(arguments, console, settings))

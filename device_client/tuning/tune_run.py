@@ -174,8 +174,7 @@ def plan_run(
         "bundle_digest": bundle.digest,
         "settings": asdict(settings) | {"objective": objective, "validate_every": validate_every(settings)},
         "rows": dict(data.digests),
-        "rendering": data.renderer.as_json(),
-        "max_tokens": options.max_tokens,
+        **data.prompts.as_config(),
     }
     digest = digest_of_bytes(json.dumps(identity, sort_keys=True).encode())
     source = options.task or (options.data.stem if options.data else "rows")

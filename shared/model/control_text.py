@@ -16,6 +16,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable
+from itertools import pairwise
 
 from tokenizers import AddedToken, Tokenizer
 
@@ -55,7 +56,7 @@ class ControlText:
             begins.append(found.start() + 1)
             found = self._spelt.search(clean, found.start() + 1)
         cuts = [0, *begins, len(clean)]
-        return MARK.join(clean[first:last] for first, last in zip(cuts, cuts[1:], strict=False))
+        return MARK.join(clean[first:last] for first, last in pairwise(cuts))
 
     def encode(self, marked: str) -> list[int]:
         """Return the ids of a text some of whose spellings are marked.
@@ -91,7 +92,7 @@ class ControlText:
                 for text, token in self._tokens.items()
             ]
         )
-        ids = {tokenizer.token_to_id(_alias(text)): token["id"] for text, token in self._tokens.items()}
+        ids = {int(tokenizer.token_to_id(_alias(text)) or 0): int(token["id"]) for text, token in self._tokens.items()}
         self._literal = tokenizer, ids
         return self._literal
 

@@ -100,6 +100,26 @@ def render_conversation(record: Record, chat: ChatRenderer) -> list[PromptedRow]
     return rows
 
 
+def conversation_prompt(record: Record, chat: ChatRenderer) -> str:
+    """Return the conversation up to where the assistant's answer begins.
+
+    Raises:
+        DataError: The messages are malformed, the last is the assistant's, or the model's template does not render
+            them.
+    """
+    turns, tools = _turns(record), _tools(record)
+    messages = [turn.message for turn in turns]
+    if not messages or messages[-1]["role"] == "assistant":
+        raise DataError(
+            f"{record.place}: " + ("the last is the assistant's" if messages else "there are none"),
+            needed="a conversation that asks for an answer",
+            next_step="end it with a message of the user",
+        )
+    _check_template_writes(record, chat, messages, tools)
+    with _placed(record, len(messages) - 1):
+        return chat.apply_chat_template(messages, add_generation_prompt=True, tools=tools)
+
+
 @contextmanager
 def _placed(record: Record, index: int) -> Iterator[None]:
     """Name the row and the message in what a template refuses or fails at: it renders other conversations."""

@@ -11,6 +11,7 @@ from __future__ import annotations
 import codecs
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -164,22 +165,50 @@ def draw_rows(records: Sequence[Record], count: int | None, seed: int) -> list[R
     return [records[index] for index in order]
 
 
-def hold_out(records: Sequence[Record], share: float, seed: int) -> tuple[list[Record], list[Record]]:
+def hold_out(
+    records: Sequence[Record], share: float, seed: int, *, strata: Sequence[str] | None = None
+) -> tuple[list[Record], list[Record]]:
     """Split off a validation share drawn by ``seed``: (the rest, held out), each in file order.
+
+    Args:
+        records: At least two.
+        share: 0 … 1.
+        seed: Of the draw.
+        strata: Label of each row. Each label is then held out by its own share, and keeps at least one row in the
+            rest: a label that nothing is learnt of cannot be chosen.
 
     Raises:
         DataError: One of the two parts would be empty.
     """
     count = round(len(records) * share)
-    if not 0 < count < len(records):
+    order: list[int] = random_generator(seed, _DRAW_STREAM, 1).permutation(len(records)).tolist()
+    held = set(order[:count] if strata is None else _stratified(order, strata, count))
+    if not 0 < len(held) < len(records):
+        why = "" if strata is None or not 0 < count < len(records) else ", and each label keeps a row for training"
         raise DataError(
-            f"a validation share of {share:g} of {len(records)} rows is {count} rows",
+            f"a validation share of {share:g} of {len(records)} rows is {count} rows{why}",
             needed="at least one row for training and one for validation",
             next_step="give more rows, another --validation-share, or --validation FILE",
         )
-    held = set(random_generator(seed, _DRAW_STREAM, 1).permutation(len(records))[:count].tolist())
     rest = [record for index, record in enumerate(records) if index not in held]
     return rest, [records[index] for index in sorted(held)]
+
+
+def _stratified(order: Sequence[int], strata: Sequence[str], count: int) -> list[int]:
+    """Return about ``count`` of the indices: of each label its share, by largest remainder, but never all of them."""
+    sizes = Counter(strata)
+    shares = {label: size * count / len(strata) for label, size in sizes.items()}
+    quotas = {label: min(int(shares[label]), size - 1) for label, size in sizes.items()}
+    by_remainder = sorted(sizes, key=lambda label: (int(shares[label]) - shares[label], label))
+    for label in by_remainder:
+        if sum(quotas.values()) < count and quotas[label] < sizes[label] - 1:
+            quotas[label] += 1
+    taken = []
+    for index in order:
+        if quotas[strata[index]] > 0:
+            quotas[strata[index]] -= 1
+            taken.append(index)
+    return taken
 
 
 def _parse_jsonl(name: str, text: str) -> Iterator[Record]:

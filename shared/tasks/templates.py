@@ -58,22 +58,25 @@ class LabelTemplate:
         Raises:
             DataError: A field is missing, or the label is none of ``words``.
         """
-        text, label = record.text("text").strip(), label_of(record)
+        label = label_of(record)
         if label not in self.words:
             raise DataError(
                 f"{record.place}: its label is none that the run was told or has seen in training rows",
                 needed=self._known_labels,
                 next_step="add training rows of that label, or correct the line",
             )
-        return _candidates(self.template, text, list(self.words.values()), list(self.words).index(label), record.place)
+        before, _, after = self.template.partition("{label}")
+        gap = before[len(before.rstrip()) :]
+        answers = tuple(f"{gap}{word}{after}" for word in self.words.values())
+        return PromptedRow(self.question(record), answers, list(self.words).index(label), record.place)
 
+    def question(self, record: Record) -> str:
+        """Return the prompt around the row's text, which ends where the label begins.
 
-def _candidates(template: str, text: str, words: list[str], right: int, place: str) -> PromptedRow:
-    before, _, after = template.partition("{label}")
-    prompt = before.rstrip()
-    gap = before[len(prompt) :]
-    answers = tuple(f"{gap}{word}{after}" for word in words)
-    return PromptedRow(prompt.replace("{text}", text), answers, right, place)
+        Raises:
+            DataError: The text is missing.
+        """
+        return self.template.partition("{label}")[0].rstrip().replace("{text}", record.text("text").strip())
 
 
 def label_of(record: Record) -> str:
@@ -180,6 +183,16 @@ def render_completion(record: Record) -> PromptedRow:
     Raises:
         DataError: A field is missing or no text.
     """
-    prompt, completion = record.text("prompt"), record.text("completion")
+    prompt, gap = completion_prompt(record)
+    return PromptedRow(prompt, (gap + record.text("completion"),), 0, record.place, ends_text=True)
+
+
+def completion_prompt(record: Record) -> tuple[str, str]:
+    """Return the prompt without its trailing spaces, and the spaces: they belong to the answer's first token.
+
+    Raises:
+        DataError: The prompt is missing or no text.
+    """
+    prompt = record.text("prompt")
     stripped = prompt.rstrip(" ")
-    return PromptedRow(stripped, (prompt[len(stripped) :] + completion,), 0, record.place, ends_text=True)
+    return stripped, prompt[len(stripped) :]

@@ -28,6 +28,12 @@ class LetterTokenizer:
     def decode(self, ids: Sequence[int]) -> str:
         return "".join(map(chr, ids))
 
+    def as_text(self, text: str) -> str:
+        return text
+
+    def text_of(self, token: int) -> str | None:
+        return chr(token)
+
     def apply_chat_template(
         self,
         messages: Sequence[Mapping[str, Any]],
@@ -74,7 +80,7 @@ def test_a_label_unseen_in_training_is_named_with_its_line(tmp_path: Path) -> No
 def test_a_named_task_follows_the_family_unless_told_otherwise(real_data: Path) -> None:
     common = {"task": "sst-2", "data_dir": real_data / "tasks", "train_rows": 3, "validation_rows": 2, "test_rows": 2}
     by_family = load_task_data(DataOptions(**common), LetterTokenizer(), "llama")
-    assert by_family.renderer.as_json() == {"task": "SST-2", "prompt_style": "llama"}
+    assert by_family.prompts.renderer.as_json() == {"task": "SST-2", "prompt_style": "llama"}
     asked = load_task_data(DataOptions(**common, prompt_style="opt"), LetterTokenizer(), "llama")
     assert "".join(map(chr, asked.test[0].prompt[-7:])) == " It was"
     assert (len(asked.training), len(asked.validation), len(asked.test)) == (3, 2, 2)
