@@ -20,15 +20,16 @@ if TYPE_CHECKING:
 NAME = "data"
 HELP = "check rows before tuning: data check --data FILE"
 ROW_EXAMPLES = """\
+files are UTF-8, or UTF-16 with a byte order mark. An assistant's message with "weight": 0 (or "train": false,
+"loss": false, "masked": true) is context and not an answer.
+
 rows of a .jsonl file, one per line and all of one kind:
   {"text": "the soup was cold", "label": "negative"}
   {"prompt": "Capital of France? ", "completion": "Paris"}
   {"messages": [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": "Hi!"}]}
-rows of a .csv or .tsv file come after a line of names; commas, semicolons, tabs or bars separate:
+rows of a .csv or .tsv file come after a line of names:
   text,label
   the soup was cold,negative
-files are UTF-8, or UTF-16 with a byte order mark
-an assistant's message with "weight": 0 (or "train": false, "loss": false, "masked": true) is context, not an answer
 """
 SHOWN_ROWS = 3
 SHOWN_PROMPT = 1000

@@ -8,17 +8,24 @@ from typing import TYPE_CHECKING, Any
 from device_client.commands.machine_arguments import add_machine_arguments, backend_options, compute_dtype
 from device_client.commands.run_options import check_options_of_run
 from device_client.commands.task_arguments import add_row_arguments, data_options, positive
-from device_client.console import Console
+from device_client.console import Console, ProgressBar
 from device_client.settings import Settings
 from shared.byte_sizes import format_bytes, parse_bytes
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from torch import Tensor
+
+    from device_client.model.sparse_model import SparseModel
     from device_client.tasks.prompts import Prompts, Tokenizer
     from device_client.tasks.scoring import Objective
     from device_client.tasks.task_data import DataOptions
     from device_client.tuning.run_directory import RunDirectory
+    from device_client.tuning.smaller_batches import MicroBatch
     from shared.bundle.read import Bundle
     from shared.tasks.datasets import Record
+    from shared.tasks.examples import Example
 
 NAME = "eval"
 HELP = "measure a bundle, or a run's best values, on rows"
@@ -58,7 +65,8 @@ def run(arguments: argparse.Namespace, console: Console, settings: Settings) -> 
     from device_client.store import resolve_bundle
     from device_client.tasks.scoring import check_objective
     from device_client.tasks.task_data import cut_warnings, row_warnings
-    from device_client.tuning.evaluation import ROWS_AT_ONCE, evaluate
+    from device_client.tuning.baselines import BUNDLE, described
+    from device_client.tuning.evaluation import ROWS_AT_ONCE, Evaluation, evaluate, shown_figures
     from device_client.tuning.memory_fit import fit_to_memory, side_by_side
     from device_client.tuning.run_directory import find_run, load_theta
     from device_client.tuning.smaller_batches import MicroBatch, with_smaller_batches
@@ -89,19 +97,27 @@ def run(arguments: argparse.Namespace, console: Console, settings: Settings) -> 
     )  # fmt: skip
     model.keep_decoded(fit.decoded_cache_bytes)
     micro_batch = MicroBatch(fit.micro_batch_rows)
-    model.write_theta(load_theta(tuned.path, sensitive_count=model.sensitive_count) if tuned else model.initial_theta())
-    with console.progress("scoring", len(examples), "rows") as bar:
-        found = with_smaller_batches(
-            lambda: evaluate(model, examples, objective, micro_batch_rows=micro_batch.rows, advance=bar.advance),
-            micro_batch,
-            lambda: bar.update(0, note=f"out of memory: now {micro_batch.rows} sequences at once"),
-        )
-    accuracy = "–" if found.accuracy is None else f"{found.accuracy:.1%}"
-    values = tuned.name if tuned else "the bundle's own"
-    console.table(f"{found.rows} rows", ("values", "loss", "accuracy"), [(values, f"{found.loss:.4f}", accuracy)])
+    has_choice = objective == "candidates"
+    with console.progress("scoring", len(examples) * (1 + bool(has_choice and tuned)), "rows") as bar:
+        stages = _without_tuning(model, examples, tokenizer, micro_batch, arguments.seed, bar) if has_choice else {}
+        if stages and tuned is None:
+            found = Evaluation.from_json(stages.pop(BUNDLE))
+        else:
+            model.write_theta(
+                load_theta(tuned.path, sensitive_count=model.sensitive_count) if tuned else model.initial_theta()
+            )
+            found = with_smaller_batches(
+                lambda: evaluate(model, examples, objective, micro_batch_rows=micro_batch.rows, advance=bar.advance),
+                micro_batch,
+                lambda: bar.update(0, note=f"out of memory: now {micro_batch.rows} sequences at once"),
+            )
+    lines = [shown_figures(described(stage, figures), figures) for stage, figures in stages.items()]
+    lines.append(shown_figures(tuned.name if tuned else "the bundle's own", found.as_json()))
+    console.table(f"{found.rows} rows", ("values", "loss", "accuracy"), lines)
     console.say(f"Peak memory {format_bytes(model.memory.peak_bytes)} of {format_bytes(budget)}")
     return {
         **found.as_json(),
+        "without_tuning": stages,
         "objective": objective,
         "bundle": bundle.digest,
         "run": str(tuned.path) if tuned else None,
@@ -111,6 +127,36 @@ def run(arguments: argparse.Namespace, console: Console, settings: Settings) -> 
         "compute_dtype": dtype_name(model.compute_dtype),
         "micro_batch_rows": micro_batch.rows,
         "peak_memory_bytes": model.memory.peak_bytes,
+    }
+
+
+def _without_tuning(
+    model: SparseModel,
+    examples: list[Example],
+    tokenizer: Tokenizer,
+    micro_batch: MicroBatch,
+    seed: int,
+    bar: ProgressBar,
+) -> dict[str, dict[str, Any]]:
+    """Return what the bundle's own values reach: as they are, without the labels' prior, and with rows in context."""
+    from device_client.tuning.baselines import BUNDLE, Room, baselines_of_rows, evaluation_of
+    from device_client.tuning.evaluation import choice_scores
+    from device_client.tuning.smaller_batches import with_smaller_batches
+
+    def score(rows: Sequence[Example], micro_batch_rows: int) -> Tensor:
+        return with_smaller_batches(
+            lambda: choice_scores(model, rows, micro_batch_rows=min(micro_batch_rows, micro_batch.rows)),
+            micro_batch,
+            lambda: bar.update(0, note=f"out of memory: now {micro_batch.rows} sequences at once"),
+        )
+
+    model.write_theta(model.initial_theta())
+    own = score(examples, micro_batch.rows)
+    bar.advance(len(examples))
+    room = Room(micro_batch.rows, max(example.token_count for example in examples))
+    return {
+        BUNDLE: evaluation_of(own, examples).as_json(),
+        **baselines_of_rows(own, score, examples, tokenizer, room, seed=seed),
     }
 
 

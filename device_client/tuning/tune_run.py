@@ -23,6 +23,7 @@ from device_client.model.loader import load_model, resolve_device
 from device_client.model.sparse_model import SparseModel
 from device_client.tasks.scoring import Objective, check_objective
 from device_client.tasks.task_data import DataOptions, TaskData, load_task_data
+from device_client.tuning.baselines import Room, baselines
 from device_client.tuning.batches import BatchIndices
 from device_client.tuning.curve import draw_curve
 from device_client.tuning.evaluation import Evaluation
@@ -450,4 +451,23 @@ def _result(planned: PlannedRun, problem: ModelProblem, theta: Tensor, outcome: 
         result["test"] = {
             stage: problem.evaluate(value, planned.data.test).as_json() for stage, value in values.items()
         }
+    if planned.objective == "candidates" and outcome.stopped_by != "time budget":  # else it is not finished
+        parts = {"validation": planned.data.validation, "test": planned.data.test}
+        for part, found in _baselines(planned, problem, theta, parts).items():
+            result[part] |= found
     return result
+
+
+def _baselines(
+    planned: PlannedRun, problem: ModelProblem, theta: Tensor, parts: Mapping[str, list[Example]]
+) -> dict[str, dict[str, Any]]:
+    data = planned.data
+    every = [*data.training, *data.validation, *data.test]
+    return baselines(
+        lambda examples, micro_batch_rows: problem.choice_scores(theta, examples, micro_batch_rows),
+        data.training,
+        {name: examples for name, examples in parts.items() if examples},
+        data.prompts.tokenizer,
+        Room(problem.micro_batch_rows, max(example.token_count for example in every)),
+        seed=planned.settings.seed,
+    )
