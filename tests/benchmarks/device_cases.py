@@ -28,7 +28,7 @@ EXPECTATIONS: dict[str, tuple[Expectation, ...]] = {
         Expectation(
             "",
             (
-                r"tune: validation {'loss': (\d\.\d{5})(?s:.)*eval --run: {'loss': \1",
+                r"tune: validation {'loss': (\d\.\d{4})(?s:.)*eval --run: {'loss': \1",
                 r"eval --run: {(.*'truncated_rows': 20)}\neval --run --max-tokens 24: {\1}",
             ),
         ),
