@@ -24,6 +24,8 @@ RIGHT_OF_C03 = (
         ("c10", "a rc=0\nb rc=0\nc rc=0\nError: 2 fields, none of a known name\nd rc=9\ne rc=0\n", True),
         ("c10", "a rc=9\nb rc=9\nc rc=9\nd rc=9\ne rc=9\n", False),
         ("c13", "Row 1 (c13.jsonl line 2): Price?⟦was⟧⟦⟧⟦⟧\nrc=0\n", False),
+        ("c13", "Row 1 (c13.jsonl line 2): Price?⟦ ⟧⟦<⟧⟦s⟧⟦>⟧⟦2⟧⟦<⟧⟦/⟧⟦s⟧⟦>⟧⟦ n⟧⟦ow⟧⟦1⟧⟦5⟧⟦</s>⟧\nrc=0\n", True),
+        ("c15", "Warning: Labels that differ by case or blanks alone are different answers\nrc=0\n", True),
         ("c17", "rc=0\n", True),
     ],
 )
