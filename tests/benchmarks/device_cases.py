@@ -58,7 +58,7 @@ EXPECTATIONS: dict[str, tuple[Expectation, ...]] = {
     "c15": (Expectation("0", ("differ by case or blanks alone",)),),
     "c16": (
         Expectation(
-            "",
+            "9 9 9",
             (
                 "c16.jsonl line 1: 'text' is empty",
                 r"c16b.jsonl line \d: 'completion' is empty",
