@@ -123,7 +123,7 @@ def load_task_data(options: DataOptions, tokenizer: Tokenizer, model_type: str) 
     training, validation, test = (
         prompts.examples(part) for part in (records.training, records.validation, records.test)
     )
-    warnings = [*row_warnings(records.whole_file, prompts), *cut_warnings(training)]
+    warnings = [*row_warnings(records.whole_file, prompts), *cut_warnings([*training, *validation, *test])]
     return TaskData(training, validation, test, prompts, records.digests, tuple(warnings))
 
 
@@ -245,12 +245,12 @@ def cut_warnings(examples: Sequence[Example]) -> list[str]:
     warnings = []
     if prompts:
         warnings.append(
-            f"{prompts} of {len(examples)} prompts are too long and lose their beginning. Next: a larger --max-tokens, "
-            "as far as the model's context goes, or shorter rows"
+            f"{prompts} of {len(examples)} prompts are longer than the longest sequence: cut at their beginning. "
+            "Next: a larger --max-tokens, as far as the model's context goes, or shorter rows"
         )
     if answers:
         warnings.append(
-            f"{answers} of {len(examples)} answers are too long and lose their end, and with it where to stop. Next: a "
-            "larger --max-tokens, as far as the model's context goes, or shorter answers"
+            f"{answers} of {len(examples)} answers are longer than the longest sequence: they lose their end and with it "
+            "where to stop. Next: a larger --max-tokens, as far as the model's context goes, or shorter answers"
         )
     return warnings

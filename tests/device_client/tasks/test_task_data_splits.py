@@ -158,5 +158,5 @@ def test_what_is_cut_is_counted(tmp_path: Path) -> None:
     data = write_rows(tmp_path / "a.jsonl", rows)
     options = DataOptions(data=data, validation=data, max_tokens=20)
     prompts, answers = load_task_data(options, LetterTokenizer(), "llama").warnings
-    assert prompts.startswith("1 of 2 prompts are too long and lose their beginning")
-    assert answers.startswith("1 of 2 answers are too long and lose their end")
+    assert prompts.startswith("2 of 4 prompts are longer than the longest sequence: cut at their beginning")
+    assert answers.startswith("2 of 4 answers are longer than the longest sequence: they lose their end")
