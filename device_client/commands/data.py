@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections import Counter
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from device_client.commands.task_arguments import add_row_arguments, add_split_arguments, data_options
@@ -19,6 +20,9 @@ if TYPE_CHECKING:
 NAME = "data"
 HELP = "check rows before tuning: data check --data FILE"
 ROW_EXAMPLES = """\
+files are UTF-8, or UTF-16 with a byte order mark. An assistant's message with "weight": 0 (or "train": false,
+"loss": false, "masked": true) is context and not an answer.
+
 rows of a .jsonl file, one per line and all of one kind:
   {"text": "the soup was cold", "label": "negative"}
   {"prompt": "Capital of France? ", "completion": "Paris"}
@@ -28,6 +32,10 @@ rows of a .csv or .tsv file come after a line of names:
   the soup was cold,negative
 """
 SHOWN_ROWS = 3
+SHOWN_PROMPT = 1000
+"""Characters of a prompt that are shown."""
+SHOWN_ANSWER = 100
+"""Tokens of an answer that are shown."""
 HISTOGRAM_EDGES = (16, 32, 64, 128, 256, 512, 1024, 2048)
 
 
@@ -53,6 +61,7 @@ def run(arguments: argparse.Namespace, console: Console, settings: Settings) -> 
     from device_client.store import resolve_bundle
     from device_client.tasks.task_data import load_task_data
     from shared.model.tokenizer import BundleTokenizer
+    from shared.tasks.datasets import read_layout
 
     bundle = resolve_bundle(settings, arguments.reference)
     tokenizer = BundleTokenizer.from_bundle(bundle)
@@ -60,15 +69,26 @@ def run(arguments: argparse.Namespace, console: Console, settings: Settings) -> 
     data = load_task_data(options, tokenizer, str(bundle.config.architecture["model_type"]))
     parts = {"training": data.training, "validation": data.validation, "test": data.test}
     summary = {name: summarise(examples) for name, examples in parts.items() if examples}
-    columns = ("rows", "count", "median tokens", "longest", "truncated", "answers")
+    columns = ("rows", "count", "median tokens", "longest", "cut prompts", "cut answers", "answers")
     names = answer_names(data.training, tokenizer)
+    for path in (options.data, options.validation, options.test):
+        layout = read_layout(path) if path else None
+        if path and layout:
+            console.say(f"{path.name}: {layout}")
     console.table("Rows", columns, [(name, *_cells(counts, names)) for name, counts in summary.items()])
+    for warning in data.warnings:
+        console.warn(warning)
     if names and len(summary["training"]["answers"]) == 1:
         console.warn("all training rows have the same answer: nothing can be learnt from them but to give it")
     console.table("Tokens of the training rows", ("up to", "rows"), list(histogram(data.training).items()))
     for number, example in enumerate(data.training[:SHOWN_ROWS], start=1):
         console.say(f"Row {number} ({example.place}), scored tokens in ⟦ ⟧: {marked(example, tokenizer)}")
-    return {"rows": summary, "token_histogram": histogram(data.training), "rendering": data.renderer.as_json()}
+    return {
+        "rows": summary,
+        "token_histogram": histogram(data.training),
+        "warnings": list(data.warnings),
+        **data.prompts.as_config(),
+    }
 
 
 def summarise(examples: Sequence[Example]) -> dict[str, Any]:
@@ -79,6 +99,7 @@ def summarise(examples: Sequence[Example]) -> dict[str, Any]:
         "median_tokens": lengths[len(lengths) // 2],
         "longest_tokens": lengths[-1],
         "truncated_rows": sum(example.truncated_tokens > 0 for example in examples),
+        "cut_answers": sum(example.lost_answer_tokens > 0 for example in examples),
         "answers": dict(sorted(Counter(str(e.right) for e in examples if not e.is_free).items())),
     }
 
@@ -94,7 +115,8 @@ def answer_names(examples: Sequence[Example], tokenizer: BundleTokenizer) -> dic
 def _cells(counts: dict[str, Any], names: dict[str, str]) -> tuple[object, ...]:
     answers = ", ".join(f"{names.get(number, number)}: {count}" for number, count in counts["answers"].items())
     answers = answers or "free text"
-    return counts["count"], counts["median_tokens"], counts["longest_tokens"], counts["truncated_rows"], answers
+    keys = ("count", "median_tokens", "longest_tokens", "truncated_rows", "cut_answers")
+    return *(counts[key] for key in keys), answers
 
 
 def histogram(examples: Sequence[Example]) -> dict[str, int]:
@@ -105,6 +127,22 @@ def histogram(examples: Sequence[Example]) -> dict[str, int]:
 
 
 def marked(example: Example, tokenizer: BundleTokenizer) -> str:
-    """Return the example as text, each scored token of the right answer in double brackets."""
-    answer = "".join(f"⟦{tokenizer.decode([token])}⟧" for token in example.candidates[example.right])
-    return f"{tokenizer.decode(example.prompt)}{answer}"
+    """Return the example's tokens as text, control tokens included; each scored one of the answer in double brackets.
+
+    A long prompt or answer is shown by its ends.
+    """
+    answer = example.candidates[example.right]
+    prompt = tokenizer.decode(example.prompt, with_control_tokens=True)
+    if len(prompt) > SHOWN_PROMPT:
+        prompt = f"{prompt[: SHOWN_PROMPT // 2]} … {prompt[-SHOWN_PROMPT // 2 :]}"
+    # A token's own text may lack the space before it, or be a part of a letter: it is what the whole text grows by.
+    grown = [
+        tokenizer.decode([*example.prompt[-1:], *answer[:end]], with_control_tokens=True)
+        for end in range(len(answer) + 1)
+    ]
+    pieces = [f"⟦{after[len(before) :]}⟧" for before, after in pairwise(grown)]
+    if len(pieces) > SHOWN_ANSWER:
+        left_out = len(pieces) - SHOWN_ANSWER
+        half = SHOWN_ANSWER // 2
+        pieces = [*pieces[:half], f" … {left_out} more … ", *pieces[-half:]]
+    return prompt + "".join(pieces)

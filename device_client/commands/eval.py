@@ -6,17 +6,26 @@ import argparse
 from typing import TYPE_CHECKING, Any
 
 from device_client.commands.machine_arguments import add_machine_arguments, machine
+from device_client.commands.run_options import check_options_of_run
 from device_client.commands.task_arguments import add_row_arguments, data_options, positive
-from device_client.console import Console
+from device_client.console import Console, ProgressBar
 from device_client.settings import Settings
 from shared.byte_sizes import format_bytes, parse_bytes
 
 if TYPE_CHECKING:
-    from device_client.tasks.task_data import DataOptions, Tokenizer
+    from collections.abc import Sequence
+
+    from torch import Tensor
+
+    from device_client.model.sparse_model import SparseModel
+    from device_client.tasks.prompts import Prompts, Tokenizer
+    from device_client.tasks.scoring import Objective
+    from device_client.tasks.task_data import DataOptions
     from device_client.tuning.run_directory import RunDirectory
+    from device_client.tuning.smaller_batches import MicroBatch
     from shared.bundle.read import Bundle
     from shared.tasks.datasets import Record
-    from shared.tasks.rendering import RowRenderer
+    from shared.tasks.examples import Example
 
 NAME = "eval"
 HELP = "measure a bundle, or a run's best values, on rows"
@@ -25,7 +34,11 @@ HELP = "measure a bundle, or a run's best values, on rows"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's own arguments."""
     parser.add_argument("reference", nargs="?", metavar="REF", help="bundle name[:tag] (default: the only one)")
-    parser.add_argument("--run", metavar="RUN", help="name or folder of a tuning run; its prompts are used")
+    parser.add_argument(
+        "--run",
+        metavar="RUN",
+        help="name or folder of a tuning run; how rows become tokens, and the loss, are the run's",
+    )
     add_row_arguments(parser)
     parser.add_argument("--rows", type=positive, metavar="N", help="draw so many rows by --seed (default: all)")
     parser.add_argument("--seed", type=int, default=0, help="of the draw (default: 0)")
@@ -42,6 +55,7 @@ def run(arguments: argparse.Namespace, console: Console, settings: Settings) -> 
 
     Raises:
         NotFound: There is no such run.
+        InvalidRequest: An option contradicts the run.
         Conflict: The run was made from another bundle.
         DataError: A row is unusable.
         ResourceError: The micro-batch does not fit the budget, or not one sequence fits the memory.
@@ -51,50 +65,90 @@ def run(arguments: argparse.Namespace, console: Console, settings: Settings) -> 
     from device_client.planning.memory_fit import side_by_side
     from device_client.store import resolve_bundle
     from device_client.tasks.scoring import check_objective
-    from device_client.tuning.evaluation import ROWS_AT_ONCE, evaluate
+    from device_client.tasks.task_data import cut_warnings, row_warnings
+    from device_client.tuning.baselines import BUNDLE, described
+    from device_client.tuning.evaluation import ROWS_AT_ONCE, Evaluation, evaluate, shown_figures
     from device_client.tuning.run_directory import find_run
     from device_client.tuning.smaller_batches import MicroBatch, with_smaller_batches
     from device_client.tuning.tune_run import default_objective
     from device_client.tuning.tuned_values import whole_theta
     from shared.model.tokenizer import BundleTokenizer
     from shared.tasks.datasets import draw_rows
-    from shared.tasks.examples import encode_rows
 
     bundle = resolve_bundle(settings, arguments.reference)
     tuned = find_run(settings.runs, arguments.run, bundle) if arguments.run else None
     options = data_options(arguments, seed=arguments.seed)
     tokenizer = BundleTokenizer.from_bundle(bundle)
     records = draw_rows(rows_to_score(options), arguments.rows, arguments.seed)
-    renderer = _renderer(options, records, tokenizer, bundle, tuned)
-    examples = encode_rows(renderer.render(records), tokenizer, max_tokens=options.max_tokens)
-    objective = default_objective(examples) if arguments.loss == "auto" else arguments.loss
+    prompts = _prompts(arguments, options, records, tokenizer, bundle, tuned)
+    examples = prompts.examples(records)
+    objective = _objective(arguments, tuned) or default_objective(examples)
     check_objective(examples, objective)
+    for warning in [*row_warnings(records, prompts), *cut_warnings(examples)]:
+        console.warn(warning)
     allowed = machine(arguments, console, settings)
     opened = open_model(bundle, allowed, side_by_side(examples, min(ROWS_AT_ONCE, len(examples))))
     model, micro_batch = opened.model, MicroBatch(opened.fit.micro_batch_rows)
-    model.write_theta(whole_theta(tuned, model) if tuned else model.initial_theta())
-    with console.progress("scoring", len(examples), "rows") as bar:
-        found = with_smaller_batches(
-            lambda: evaluate(model, examples, objective, micro_batch_rows=micro_batch.rows, advance=bar.advance),
-            micro_batch,
-            lambda: bar.update(0, note=f"out of memory: now {micro_batch.rows} sequences at once"),
-        )
-    accuracy = "–" if found.accuracy is None else f"{found.accuracy:.1%}"
-    values = tuned.name if tuned else "the bundle's own"
-    console.table(f"{found.rows} rows", ("values", "loss", "accuracy"), [(values, f"{found.loss:.4f}", accuracy)])
+    has_choice = objective == "candidates"
+    with console.progress("scoring", len(examples) * (1 + bool(has_choice and tuned)), "rows") as bar:
+        stages = _without_tuning(model, examples, tokenizer, micro_batch, arguments.seed, bar) if has_choice else {}
+        if stages and tuned is None:
+            found = Evaluation.from_json(stages.pop(BUNDLE))
+        else:
+            model.write_theta(whole_theta(tuned, model) if tuned else model.initial_theta())
+            found = with_smaller_batches(
+                lambda: evaluate(model, examples, objective, micro_batch_rows=micro_batch.rows, advance=bar.advance),
+                micro_batch,
+                lambda: bar.update(0, note=f"out of memory: now {micro_batch.rows} sequences at once"),
+            )
+    lines = [shown_figures(described(stage, figures), figures) for stage, figures in stages.items()]
+    lines.append(shown_figures(tuned.name if tuned else "the bundle's own", found.as_json()))
+    console.table(f"{found.rows} rows", ("values", "loss", "accuracy"), lines)
     console.say(
         f"Peak memory {format_bytes(model.memory.peak_bytes)} of {format_bytes(parse_bytes(arguments.memory_budget))}"
     )
     return {
         **found.as_json(),
+        "without_tuning": stages,
         "objective": objective,
         "bundle": bundle.digest,
         "run": str(tuned.path) if tuned else None,
         "truncated_rows": sum(example.truncated_tokens > 0 for example in examples),
+        "cut_answers": sum(example.lost_answer_tokens > 0 for example in examples),
         "backend": model.backend_name,
         "compute_dtype": dtype_name(model.compute_dtype),
         "micro_batch_rows": micro_batch.rows,
         "peak_memory_bytes": model.memory.peak_bytes,
+    }
+
+
+def _without_tuning(
+    model: SparseModel,
+    examples: list[Example],
+    tokenizer: Tokenizer,
+    micro_batch: MicroBatch,
+    seed: int,
+    bar: ProgressBar,
+) -> dict[str, dict[str, Any]]:
+    """Return what the bundle's own values reach: as they are, without the labels' prior, and with rows in context."""
+    from device_client.tuning.baselines import BUNDLE, Room, baselines_of_rows, evaluation_of
+    from device_client.tuning.evaluation import choice_scores
+    from device_client.tuning.smaller_batches import with_smaller_batches
+
+    def score(rows: Sequence[Example], micro_batch_rows: int) -> Tensor:
+        return with_smaller_batches(
+            lambda: choice_scores(model, rows, micro_batch_rows=min(micro_batch_rows, micro_batch.rows)),
+            micro_batch,
+            lambda: bar.update(0, note=f"out of memory: now {micro_batch.rows} sequences at once"),
+        )
+
+    model.write_theta(model.initial_theta())
+    own = score(examples, micro_batch.rows)
+    bar.advance(len(examples))
+    room = Room(micro_batch.rows, max(example.token_count for example in examples))
+    return {
+        BUNDLE: evaluation_of(own, examples).as_json(),
+        **baselines_of_rows(own, score, examples, tokenizer, room, seed=seed),
     }
 
 
@@ -111,14 +165,27 @@ def rows_to_score(options: DataOptions) -> list[Record]:
     return read_part(options, "test" if options.task else "train")
 
 
-def _renderer(
-    options: DataOptions, records: list[Record], tokenizer: Tokenizer, bundle: Bundle, tuned: RunDirectory | None
-) -> RowRenderer:
-    from device_client.tasks.task_data import make_renderer
-    from device_client.tuning.run_directory import CONFIG
-    from shared.tasks.rendering import renderer_from_json
+def _prompts(
+    arguments: argparse.Namespace,
+    options: DataOptions,
+    records: list[Record],
+    tokenizer: Tokenizer,
+    bundle: Bundle,
+    tuned: RunDirectory | None,
+) -> Prompts:
+    """Return the prompts that the run was tuned on, or those that the options describe."""
+    from device_client.tasks.prompts import prompts_of_run
+    from device_client.tasks.task_data import make_prompts
 
     if tuned is None:
-        return make_renderer(options, records, tokenizer, str(bundle.config.architecture["model_type"]))
-    config = tuned.read_json(CONFIG) or {}
-    return renderer_from_json(config["rendering"], tokenizer)
+        return make_prompts(options, records, tokenizer, str(bundle.config.architecture["model_type"]))
+    config = tuned.read_config()
+    check_options_of_run(arguments, config, tuned.name)
+    return prompts_of_run(config, tokenizer)
+
+
+def _objective(arguments: argparse.Namespace, tuned: RunDirectory | None) -> Objective | None:
+    if tuned is not None:
+        found: Objective = tuned.read_config()["settings"]["objective"]
+        return found
+    return None if arguments.loss == "auto" else arguments.loss

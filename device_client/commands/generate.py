@@ -1,4 +1,10 @@
-"""``zo-device generate``: continue a prompt with a bundle's model, as published or as tuned by a run."""
+"""``zo-device generate``: continue a prompt with a bundle's model, as published or as tuned by a run.
+
+PROMPT                     the text as it stands; control tokens that it spells are tokens
+PROMPT --run RUN           asked as the run's rows ask: a chat run's user, a labelled row's text, a prompt
+--messages FILE, --system  a conversation, by the model's chat template
+PROMPT --run RUN --raw     the text as it stands, to the tuned values
+"""
 
 from __future__ import annotations
 
@@ -7,18 +13,24 @@ import secrets
 import sys
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from device_client.commands.machine_arguments import add_machine_arguments, machine
 from device_client.console import Console
 from device_client.settings import Settings
 from device_client.store import resolve_bundle
-from shared.errors import InvalidRequest
+from shared.errors import DataError, InvalidRequest
 from shared.perturbation import random_generator
+from shared.strict_json import parse_json
 from shared.terminal_text import printable
 
 if TYPE_CHECKING:
     from device_client.model.sparse_model import SparseModel
+    from device_client.tasks.prompts import Question
+    from device_client.tuning.run_directory import RunDirectory
+    from shared.bundle.read import Bundle
+    from shared.model.tokenizer import BundleTokenizer
 
 NAME = "generate"
 HELP = "continue a prompt"
@@ -27,8 +39,15 @@ HELP = "continue a prompt"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of ``generate``."""
     parser.add_argument("ref", metavar="REF", help="the bundle")
-    parser.add_argument("prompt", metavar="PROMPT", help="the text to continue")
-    parser.add_argument("--run", metavar="RUN", help="use the values tuned by this run (its id or folder)")
+    parser.add_argument("prompt", nargs="?", metavar="PROMPT", help="the text to continue, or to answer (see --run)")
+    parser.add_argument(
+        "--run", metavar="RUN", help="use the values tuned by this run (its id or folder), and ask as its rows ask"
+    )
+    parser.add_argument("--raw", action="store_true", help="take PROMPT as it stands, whatever the run's rows are")
+    parser.add_argument("--system", metavar="TEXT", help="what the system says before PROMPT, which the user says")
+    parser.add_argument(
+        "--messages", type=Path, metavar="FILE", help='a conversation as JSON: [{"role", "content"}, …] or {"messages"}'
+    )
     parser.add_argument("--max-new-tokens", type=int, default=128, metavar="N", help="at most so many tokens (128)")
     parser.add_argument("--temperature", type=float, default=0.0, metavar="T", help="0 takes the likeliest token (0)")
     parser.add_argument("--top-p", type=float, default=1.0, metavar="P", help="sample from the likeliest P (1)")
@@ -37,13 +56,26 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace, console: Console, settings: Settings) -> dict[str, Any]:
-    """Stream the continuation (to stdout; with ``--json`` to nowhere) and return text and figures."""
+    """Stream the continuation (to stdout; with ``--json`` to nowhere) and return text and figures.
+
+    Raises:
+        InvalidRequest: An option is out of range, or contradicts another one or the run.
+        DataError: The conversation is malformed, or the model's template does not render it.
+    """
     from device_client.devices import dtype_name
+    from device_client.tuning.run_directory import find_run
+    from shared.model.tokenizer import BundleTokenizer
 
     _check_options(arguments)
     seed = secrets.randbits(32) if arguments.seed is None else arguments.seed
-    model = _load(arguments, console, settings)
-    prompt_ids = model.tokenizer.encode_prompt(arguments.prompt)
+    conversation = _read_messages(arguments.messages) if arguments.messages else None
+    bundle = resolve_bundle(settings, arguments.ref)
+    tuned = None if arguments.run is None else find_run(settings.runs, arguments.run, bundle)
+    question = _question(arguments, BundleTokenizer.from_bundle(bundle), tuned, conversation)
+    if question.lost_tokens:
+        console.warn(f"the prompt is too long: its first {question.lost_tokens} tokens are left out")
+    prompt_ids = question.ids
+    model = _load(arguments, console, settings, bundle, tuned)
     ids: list[int] = []
     begin = time.monotonic()
     for piece in model.tokenizer.decode_stream(_remember(ids, _tokens(model, prompt_ids, arguments, seed))):
@@ -67,7 +99,41 @@ def run(arguments: argparse.Namespace, console: Console, settings: Settings) -> 
     }
 
 
+def _question(
+    arguments: argparse.Namespace,
+    tokenizer: BundleTokenizer,
+    tuned: RunDirectory | None,
+    conversation: dict[str, Any] | None,
+) -> Question:
+    """Return the prompt in tokens: as it stands, as the run's rows ask, or as the model's chat template asks."""
+    from device_client.tasks.prompts import Prompts, Question, prompts_of_run
+    from shared.tasks.rendering import UserRowRenderer
+
+    is_chat = conversation is not None or arguments.system is not None
+    if arguments.raw or (tuned is None and not is_chat):
+        return Question(tokenizer.encode_prompt(arguments.prompt), 0)
+    if tuned is not None:
+        prompts = prompts_of_run(tuned.read_config(), tokenizer)
+    else:
+        prompts = Prompts(tokenizer, UserRowRenderer(tokenizer, None, "messages"))
+    if conversation is not None:
+        return prompts.conversation(conversation)
+    return prompts.question(arguments.prompt, system=arguments.system)
+
+
+def _read_messages(path: Path) -> dict[str, Any]:
+    """Return the conversation of a JSON file: messages, and tools where there are some."""
+    try:
+        found = parse_json(path.read_bytes())
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror}", needed="a readable file") from error
+    except ValueError as error:
+        raise DataError(f"{path}: {error}", needed='[{"role", "content"}, …] or {"messages": […]} as JSON') from error
+    return found if isinstance(found, dict) else {"messages": found}
+
+
 def _check_options(arguments: argparse.Namespace) -> None:
+    _check_prompt(arguments)
     wrong = [
         fault
         for fault, is_wrong in (
@@ -84,13 +150,31 @@ def _check_options(arguments: argparse.Namespace) -> None:
         )
 
 
-def _load(arguments: argparse.Namespace, console: Console, settings: Settings) -> SparseModel:
+def _check_prompt(arguments: argparse.Namespace) -> None:
+    given = [
+        name
+        for name, is_given in (
+            ("PROMPT", arguments.prompt is not None),
+            ("--messages", arguments.messages is not None),
+            ("--system", arguments.system is not None),
+            ("--raw", arguments.raw),
+        )
+        if is_given
+    ]
+    if given not in (["PROMPT"], ["--messages"], ["PROMPT", "--system"], ["PROMPT", "--raw"]):
+        raise InvalidRequest(
+            " and ".join(given) or "neither PROMPT nor --messages",
+            needed="PROMPT, alone or with --system or --raw; or --messages",
+            next_step="zo-device generate -h",
+        )
+
+
+def _load(
+    arguments: argparse.Namespace, console: Console, settings: Settings, bundle: Bundle, tuned: RunDirectory | None
+) -> SparseModel:
     from device_client.model.open import open_for_text
-    from device_client.tuning.run_directory import find_run
     from device_client.tuning.tuned_values import whole_theta
 
-    bundle = resolve_bundle(settings, arguments.ref)
-    tuned = None if arguments.run is None else find_run(settings.runs, arguments.run, bundle)
     console.say(f"Loading {arguments.ref} …")
     model = open_for_text(bundle, machine(arguments, console, settings))
     if tuned is not None:

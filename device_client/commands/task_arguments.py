@@ -24,6 +24,11 @@ def add_row_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--template", help='of labelled rows, such as "{text} It was {label}"')
     group.add_argument("--label-words", metavar="LABEL=WORD,…", help="words that stand for the labels")
     group.add_argument("--max-tokens", type=positive, metavar="N", help="longest sequence (default: the model's)")
+    group.add_argument(
+        "--control-tokens", choices=("text", "tokens"),
+        help="how control tokens are read that rows spell, such as </s> (default: text; tokens for rows that are "
+        "written in the model's own template)",
+    )  # fmt: skip
 
 
 def add_split_arguments(parser: argparse.ArgumentParser) -> None:
@@ -70,6 +75,7 @@ def data_options(arguments: argparse.Namespace, *, seed: int) -> DataOptions:
         test_rows=arguments.test_rows or (1000 if task else None),
         seed=seed,
         max_tokens=arguments.max_tokens,
+        control_tokens=arguments.control_tokens or "text",
     )
 
 

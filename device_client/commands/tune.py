@@ -97,6 +97,8 @@ def run(arguments: argparse.Namespace, console: Console, settings: Settings) -> 
     planned = plan_run(bundle, wanted, options, runs=settings.runs, output=arguments.output)
     rows = planned.config["row_counts"]
     console.say(f"Run {planned.directory.path}: {rows['training']} training rows, {rows['validation']} validation rows")
+    for warning in planned.data.warnings:
+        console.warn(warning)
     try:
         with _sigterm_as_interrupt(), console.progress("tuning", wanted.steps, "steps") as bar:
             allowed = machine_settings(arguments, machine(arguments, console, settings))
@@ -188,6 +190,7 @@ def show(report: TuneReport, console: Console) -> None:
         console.say("This run is finished; nothing was done.")
     rows = [row for part in ("validation", "test") if part in result for row in _table_rows(part, result[part])]
     console.table(f"Run {report.run.name}", ("rows", "values", "loss", "accuracy"), rows)
+    _warn_of_prior(result, console)
     metrics = RunDirectory(report.run).metrics()
     losses = [line["loss"] for line in metrics if line["kind"] == "validation" and line["loss"] is not None]
     console.say(f"Validation loss {sparkline(losses)}")
@@ -214,12 +217,29 @@ def show(report: TuneReport, console: Console) -> None:
         console.say("The time budget is spent and the run is not finished: run the same command again to go on.")
 
 
+def _warn_of_prior(result: Mapping[str, Any], console: Console) -> None:
+    """Say so where the gain is no more than the labels' words explain."""
+    from device_client.tuning.baselines import CALIBRATED
+
+    part = "test" if "test" in result else "validation"
+    best, prior = result[part]["best"], result[part].get(CALIBRATED)
+    if prior is not None and None not in (best["loss"], prior["loss"]) and best["loss"] >= prior["loss"]:
+        console.warn(
+            f"the {part} loss of the best values is not below {prior['loss']:.4f}, which the bundle reaches without a "
+            "step once its preference for some of the labels' words is taken away (calibrated zero-shot): this gain "
+            "says nothing about the rows yet. Next: more --steps, or more rows"
+        )
+
+
 def _table_rows(part: str, stages: Mapping[str, Mapping[str, Any]]) -> Iterator[tuple[str, str, str, str]]:
-    for stage in ("bundle", "last", "best"):
+    from device_client.tuning.baselines import BUNDLE, CALIBRATED, IN_CONTEXT, described
+    from device_client.tuning.evaluation import shown_figures
+
+    for stage in (BUNDLE, CALIBRATED, IN_CONTEXT, "last", "best"):
+        if stage not in stages:
+            continue
         found = stages[stage]
-        loss = "not finite" if found["loss"] is None else f"{found['loss']:.4f}"
-        accuracy = "–" if found["accuracy"] is None else f"{found['accuracy']:.1%}"
-        yield f"{part} ({found['rows']})", stage, loss, accuracy
+        yield f"{part} ({found['rows']})", *shown_figures(described(stage, found), found)
 
 
 @contextmanager

@@ -102,7 +102,7 @@ def answer_losses(scores: Tensor, batch: AnswerBatch, objective: Objective) -> T
         DataError: The candidates loss was asked for where only right answers are scored or there is no choice.
     """
     right = scores[:, batch.index.right]
-    return -right if objective == "vocabulary" else torch.logsumexp(_by_example(scores, batch), dim=2) - right
+    return -right if objective == "vocabulary" else torch.logsumexp(scores_by_example(scores, batch), dim=2) - right
 
 
 def count_right(scores: Tensor, batch: AnswerBatch) -> Tensor:
@@ -115,12 +115,20 @@ def count_right(scores: Tensor, batch: AnswerBatch) -> Tensor:
     Raises:
         DataError: Only right answers are scored, or there is no choice.
     """
-    best = _by_example(scores, batch).argmax(dim=2)
+    best = scores_by_example(scores, batch).argmax(dim=2)
     return (best == torch.tensor([example.right for example in batch.examples])).sum(dim=1)
 
 
-def _by_example(scores: Tensor, batch: AnswerBatch) -> Tensor:
-    """Scores as (points, examples, most candidates), −inf where an example has fewer."""
+def scores_by_example(scores: Tensor, batch: AnswerBatch) -> Tensor:
+    """Return scores as (points, examples, most candidates), −inf where an example has fewer.
+
+    Args:
+        scores: float64 (points, answers).
+        batch: Whose scores they are.
+
+    Raises:
+        DataError: Only right answers are scored, or there is no choice.
+    """
     if batch.is_right_only or any(example.is_free for example in batch.examples):
         raise DataError("the candidates of these rows cannot be compared", needed="two or more candidates for each row")
     candidates = batch.index.candidates

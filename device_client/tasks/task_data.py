@@ -9,22 +9,19 @@ Reads files; knows nothing about models.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
 
+from device_client.tasks.prompts import ControlTokens, Prompts, Tokenizer, count_spelling_rows, mark_control_tokens
 from shared.errors import InvalidRequest
 from shared.tasks.conversations import ChatRenderer
 from shared.tasks.datasets import Record, digest_of_rows, draw_rows, hold_out, read_records
-from shared.tasks.examples import Example, TextEncoder, encode_rows
+from shared.tasks.examples import Example
 from shared.tasks.named_tasks import PromptStyle, named_task, prompt_style
 from shared.tasks.rendering import NamedTaskRenderer, RowRenderer, UserRowRenderer
-from shared.tasks.templates import DEFAULT_TEMPLATE, label_template, row_kind
-
-
-class Tokenizer(TextEncoder, ChatRenderer, Protocol):
-    """Encodes text and renders conversations."""
+from shared.tasks.templates import DEFAULT_TEMPLATE, label_of, label_template, row_kind
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +44,7 @@ class DataOptions:
         test_rows: The same for test rows.
         seed: Of the draws.
         max_tokens: Longest sequence; None means the model's context.
+        control_tokens: What a control token is that a row spells.
     """
 
     data: Path | None = None
@@ -63,15 +61,24 @@ class DataOptions:
     test_rows: int | None = None
     seed: int = 0
     max_tokens: int | None = None
+    control_tokens: ControlTokens = "text"
 
 
 @dataclass(frozen=True, slots=True)
 class Records:
-    """The rows of one run as they were read."""
+    """The rows of one run as they were read.
+
+    Attributes:
+        training: Rows to learn from.
+        validation: Rows to choose by.
+        test: Rows to report on.
+        whole_file: All rows of the training file: their labels are what there is to choose from, whatever was drawn.
+    """
 
     training: list[Record]
     validation: list[Record]
     test: list[Record] = field(default_factory=list)
+    whole_file: list[Record] = field(default_factory=list)
 
     @property
     def digests(self) -> dict[str, str]:
@@ -91,15 +98,17 @@ class TaskData:
         training: Examples to learn from.
         validation: Examples to choose by.
         test: Examples to report on; may be empty.
-        renderer: What rendered them.
+        prompts: What made them, and makes other rows and questions in the same way.
         digests: The content's digest of each part.
+        warnings: What a person should know of the rows before anything is learnt of them.
     """
 
     training: list[Example]
     validation: list[Example]
     test: list[Example]
-    renderer: RowRenderer
+    prompts: Prompts
     digests: Mapping[str, str]
+    warnings: tuple[str, ...] = ()
 
 
 def load_task_data(options: DataOptions, tokenizer: Tokenizer, model_type: str) -> TaskData:
@@ -110,14 +119,12 @@ def load_task_data(options: DataOptions, tokenizer: Tokenizer, model_type: str) 
         DataError: A file or row is unusable, or a label does not occur in the training rows.
     """
     records = read_task_records(options)
-    renderer = make_renderer(options, records.training, tokenizer, model_type)
-
-    def encode(part: Sequence[Record]) -> list[Example]:
-        return encode_rows(renderer.render(part), tokenizer, max_tokens=options.max_tokens) if part else []
-
-    return TaskData(
-        encode(records.training), encode(records.validation), encode(records.test), renderer, records.digests
+    prompts = make_prompts(options, records.whole_file, tokenizer, model_type)
+    training, validation, test = (
+        prompts.examples(part) for part in (records.training, records.validation, records.test)
     )
+    warnings = [*row_warnings(records.whole_file, prompts), *cut_warnings([*training, *validation, *test])]
+    return TaskData(training, validation, test, prompts, records.digests, tuple(warnings))
 
 
 def read_task_records(options: DataOptions) -> Records:
@@ -132,13 +139,18 @@ def read_task_records(options: DataOptions) -> Records:
     if options.validation is not None:
         training, validation = everything, read_records(options.validation)
     else:
-        training, validation = hold_out(everything, _held_out_share(options, len(everything)), options.seed)
+        is_labelled = options.task is None and row_kind(everything[0]) == "labelled"
+        training, validation = hold_out(
+            everything, _held_out_share(options, len(everything)), options.seed,
+            strata=[label_of(record) for record in everything] if is_labelled else None,
+        )  # fmt: skip
     has_test = options.test is not None or options.task is not None
     test = read_part(options, "test") if has_test else []
     return Records(
         draw_rows(training, options.train_rows, options.seed),
         draw_rows(validation, options.validation_rows, options.seed),
         draw_rows(test, options.test_rows, options.seed),
+        everything,
     )
 
 
@@ -178,14 +190,67 @@ def read_part(options: DataOptions, part: str) -> list[Record]:
     return named_task(options.task).records(options.data_dir, "train" if part == "train" else "test")
 
 
-def make_renderer(options: DataOptions, training: Sequence[Record], chat: ChatRenderer, model_type: str) -> RowRenderer:
-    """Return what renders the rows of a run that learns from these training rows.
+def make_prompts(options: DataOptions, records: Sequence[Record], tokenizer: Tokenizer, model_type: str) -> Prompts:
+    """Return what turns the rows of a run into tokens.
+
+    Args:
+        options: How rows become prompts.
+        records: The rows whose labels are to choose from.
+        tokenizer: The model's.
+        model_type: The model's family.
 
     Raises:
-        DataError: A training row has no usable label.
+        DataError: A row has no usable label.
     """
+    marked = mark_control_tokens(records, tokenizer, options.control_tokens)
+    renderer = _make_renderer(options, marked, tokenizer, model_type)
+    return Prompts(tokenizer, renderer, options.max_tokens, options.control_tokens)
+
+
+def _make_renderer(options: DataOptions, records: Sequence[Record], chat: ChatRenderer, model_type: str) -> RowRenderer:
     if options.task is not None:
         return NamedTaskRenderer(named_task(options.task).name, options.prompt_style or prompt_style(model_type))
-    if row_kind(training[0]) != "labelled":
-        return UserRowRenderer(chat, None)
-    return UserRowRenderer(chat, label_template(training, options.template, options.label_words))
+    kind = row_kind(records[0])
+    if kind != "labelled":
+        return UserRowRenderer(chat, None, kind)
+    return UserRowRenderer(chat, label_template(records, options.template, options.label_words))
+
+
+def row_warnings(records: Sequence[Record], prompts: Prompts) -> list[str]:
+    """Return what a person should know of rows as they are in the file: labels alike, control tokens spelt."""
+    warnings = []
+    if isinstance(prompts.renderer, UserRowRenderer) and prompts.renderer.labels is not None:
+        spellings: dict[str, set[str]] = defaultdict(set)
+        for label in map(label_of, records):
+            spellings[" ".join(label.casefold().split())].add(label)
+        alike = [" = ".join(map(repr, sorted(labels))) for labels in spellings.values() if len(labels) > 1]
+        if alike:
+            warnings.append(
+                f"Labels that differ by case or blanks alone are different answers: {'; '.join(sorted(alike))}. "
+                "Next: write them alike if they mean the same"
+            )
+    spelling = count_spelling_rows(records, prompts.tokenizer) if prompts.control_tokens == "text" else 0
+    if spelling:
+        warnings.append(
+            f"{spelling} of {len(records)} rows spell control tokens of the model, which are read as text. "
+            "Next: --control-tokens tokens if the rows are written in the model's own template"
+        )
+    return warnings
+
+
+def cut_warnings(examples: Sequence[Example]) -> list[str]:
+    """Return how many examples lost a part because they are longer than the longest sequence."""
+    prompts = sum(example.truncated_tokens > 0 for example in examples)
+    answers = sum(example.lost_answer_tokens > 0 for example in examples)
+    warnings = []
+    if prompts:
+        warnings.append(
+            f"{prompts} of {len(examples)} prompts are longer than the longest sequence: cut at their beginning. "
+            "Next: a larger --max-tokens, as far as the model's context goes, or shorter rows"
+        )
+    if answers:
+        warnings.append(
+            f"{answers} of {len(examples)} answers are longer than the longest sequence: they lose their end "
+            "and where to stop. Next: a larger --max-tokens, as far as the model's context goes, or shorter answers"
+        )
+    return warnings

@@ -17,7 +17,7 @@ from device_client.planning.workload import PAIRED_UP_TO_TOKENS
 from device_client.tasks.layout import AnswerBatch, lay_out
 from device_client.tasks.scoring import LogitsModel, Objective, answer_losses, answer_scores
 from device_client.tuning.batches import BatchIndices
-from device_client.tuning.evaluation import Evaluation, evaluate
+from device_client.tuning.evaluation import Evaluation, choice_scores, evaluate
 from device_client.tuning.smaller_batches import MicroBatch
 from shared.tasks.examples import Example
 
@@ -100,6 +100,11 @@ class ModelProblem:
         """Return what θ scores on any rows."""
         self._model.write_points([theta])
         return evaluate(self._model, examples, self._objective, micro_batch_rows=self.micro_batch_rows)
+
+    def choice_scores(self, theta: Tensor, examples: Sequence[Example], micro_batch_rows: int) -> Tensor:
+        """Return what each candidate of each row scores at θ, float64 (rows, most candidates)."""
+        self._model.write_points([theta])
+        return choice_scores(self._model, examples, micro_batch_rows=min(micro_batch_rows, self.micro_batch_rows))
 
     def shrink(self) -> bool:
         """Run one θ at a time, then half as many sequences side by side; False where both are one already."""

@@ -138,6 +138,18 @@ class RunDirectory:
             raise IntegrityError(f"{self.path / name} is no JSON object", next_step="restore it, or tune again")
         return content
 
+    def read_config(self) -> dict[str, Any]:
+        """Return what the run is.
+
+        Raises:
+            NotFound: There is no run in the folder.
+            IntegrityError: Its configuration is damaged.
+        """
+        config = self.read_json(CONFIG)
+        if config is None:
+            raise NotFound(f"no run in {self.path}", needed="the folder of a tuning run", next_step="zo-device runs")
+        return config
+
     def append_metric(self, metric: dict[str, Any]) -> None:
         """Append one line to metrics.jsonl and flush it; a torn last line is cut first.
 

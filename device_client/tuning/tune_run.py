@@ -25,6 +25,7 @@ from device_client.planning.tuned_blocks import ALL_BLOCKS, STATES_FILE_BYTES, T
 from device_client.planning.workload import Workload
 from device_client.tasks.scoring import Objective, check_objective
 from device_client.tasks.task_data import DataOptions, TaskData, load_task_data
+from device_client.tuning.baselines import Room, baselines
 from device_client.tuning.batches import BatchIndices
 from device_client.tuning.curve import draw_curve
 from device_client.tuning.engines import journal_header, make_engine
@@ -174,8 +175,7 @@ def plan_run(
         "bundle_digest": bundle.digest,
         "settings": asdict(settings) | {"objective": objective, "validate_every": validate_every(settings)},
         "rows": dict(data.digests),
-        "rendering": data.renderer.as_json(),
-        "max_tokens": options.max_tokens,
+        **data.prompts.as_config(),
     }
     digest = digest_of_bytes(json.dumps(identity, sort_keys=True).encode())
     source = options.task or (options.data.stem if options.data else "rows")
@@ -433,4 +433,23 @@ def _result(planned: PlannedRun, problem: ModelProblem, theta: Tensor, outcome: 
         result["test"] = {
             stage: problem.evaluate(value, planned.data.test).as_json() for stage, value in values.items()
         }
+    if planned.objective == "candidates" and outcome.stopped_by != "time budget":  # else it is not finished
+        parts = {"validation": planned.data.validation, "test": planned.data.test}
+        for part, found in _baselines(planned, problem, theta, parts).items():
+            result[part] |= found
     return result
+
+
+def _baselines(
+    planned: PlannedRun, problem: ModelProblem, theta: Tensor, parts: Mapping[str, list[Example]]
+) -> dict[str, dict[str, Any]]:
+    data = planned.data
+    every = [*data.training, *data.validation, *data.test]
+    return baselines(
+        lambda examples, micro_batch_rows: problem.choice_scores(theta, examples, micro_batch_rows),
+        data.training,
+        {name: examples for name, examples in parts.items() if examples},
+        data.prompts.tokenizer,
+        Room(problem.micro_batch_rows, max(example.token_count for example in every)),
+        seed=planned.settings.seed,
+    )

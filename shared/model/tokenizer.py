@@ -2,7 +2,8 @@
 
 tokenizer.json adds no special token here; the bundle's settings say whether a text starts with the beginning-of-text
 token, and callers put it there by ``bos_ids + encode(text)``. Chat templates come from a foreign model and are
-programs, so they render in a sandboxed process with limits (``chat_template``). Knows nothing about the model.
+programs, so they render in a sandboxed process with limits (``chat_template``). A control token that a person spells
+stays text where ``as_text`` marked it (``control_text``). Knows nothing about the model.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from shared.bundle.manifest import TOKENIZER_TITLE, TokenizerSettings
 from shared.bundle.read import Bundle
 from shared.errors import UnsupportedModel
 from shared.model.chat_template import ChatTemplate
+from shared.model.control_text import MARK, ControlText
 
 Message = Mapping[str, Any]
 
@@ -44,6 +46,8 @@ class BundleTokenizer:
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
         self.settings = settings
+        named = (settings.bos_token_id, settings.pad_token_id, *settings.eos_token_ids)
+        self._control_text = ControlText(tokenizer_json, (token for token in named if token is not None))
         self._chat_template = None if settings.chat_template is None else ChatTemplate(settings.chat_template)
 
     @classmethod
@@ -83,13 +87,28 @@ class BundleTokenizer:
         """Whether a token stands beside the vocabulary, as special tokens do."""
         return token in self._tokenizer.get_added_tokens_decoder()
 
+    def as_text(self, text: str) -> str:
+        """Return a person's text so marked that ``encode`` gives no control token for what it spells."""
+        return self._control_text.as_text(text)
+
+    def text_of(self, token: int) -> str | None:
+        """Return how a token is written, or None where there is no such token."""
+        text: str | None = self._tokenizer.id_to_token(token)
+        return text
+
     def encode(self, text: str) -> list[int]:
-        """Return the ids of ``text`` alone, without special tokens."""
+        """Return the ids of ``text`` alone; control tokens are recognised, but for those that ``as_text`` marked.
+
+        Raises:
+            DataError: The tokenizer has no other token for a marked spelling.
+        """
+        if MARK in text:
+            return self._control_text.encode(text)
         return list(self._tokenizer.encode(text, add_special_tokens=False).ids)
 
-    def decode(self, ids: Sequence[int]) -> str:
-        """Return the text of ``ids``; special tokens are left out."""
-        return str(self._tokenizer.decode(list(ids), skip_special_tokens=True))
+    def decode(self, ids: Sequence[int], *, with_control_tokens: bool = False) -> str:
+        """Return the text of ``ids``; special tokens are left out unless they are asked for."""
+        return str(self._tokenizer.decode(list(ids), skip_special_tokens=not with_control_tokens))
 
     def decode_stream(self, ids: Iterable[int]) -> Iterable[str]:
         """Yield the text of ``ids`` piece by piece, each as soon as its characters are complete."""

@@ -5,7 +5,8 @@ shares with the prompt alone. So a vocabulary that merges letters across the sea
 trained, the leading space stays with the answer's first word, and all answers of a row continue one same prefix.
 
 A sequence that is too long loses the beginning of its prompt: the end of the prompt, which asks the question, and the
-answer stay. Such rows are counted. Knows nothing about models.
+answer stay. A free answer that does not fit alone loses its end, and the end-of-text token with it; the prompt then
+keeps a quarter of the room. An answer to choose is never cut. Such rows are counted. Knows nothing about models.
 """
 
 from __future__ import annotations
@@ -34,7 +35,11 @@ class TextEncoder(Protocol):
         """Positions that the model was made for."""
 
     def encode(self, text: str) -> list[int]:
-        """Return the ids of a text without special tokens."""
+        """Return the ids of a text without special tokens.
+
+        Raises:
+            DataError: The text cannot be encoded as it is meant.
+        """
 
     def decode(self, ids: Sequence[int]) -> str:
         """Return the text of ids; special tokens are left out."""
@@ -50,6 +55,7 @@ class Example:
         right: Index of the right candidate.
         place: Where the row was read.
         truncated_tokens: How many ids the prompt lost at its beginning.
+        lost_answer_tokens: How many ids the answer lost at its end.
     """
 
     prompt: tuple[int, ...]
@@ -57,6 +63,7 @@ class Example:
     right: int
     place: str
     truncated_tokens: int = 0
+    lost_answer_tokens: int = 0
 
     @property
     def is_free(self) -> bool:
@@ -83,8 +90,8 @@ def encode_rows(rows: Iterable[PromptedRow], encoder: TextEncoder, *, max_tokens
         max_tokens: Longest sequence, prompt and answer together; None or more than the context means the context.
 
     Raises:
-        DataError: An answer alone is longer than that, has no tokens, or holds a token that begins a text, or one that
-            ends it before its end; or two answers of a row have the same tokens.
+        DataError: An answer to choose alone is longer than that, an answer has no tokens, or holds a token that begins
+            a text, or one that ends it before its end; or two answers of a row have the same tokens.
     """
     limit = min(max_tokens or encoder.context_length, encoder.context_length)
     return [_encode_row(row, encoder, limit) for row in rows]
@@ -92,29 +99,38 @@ def encode_rows(rows: Iterable[PromptedRow], encoder: TextEncoder, *, max_tokens
 
 def _encode_row(row: PromptedRow, encoder: TextEncoder, limit: int) -> Example:
     bos = encoder.bos_ids
-    alone = _after_bos(encoder.encode(row.prompt), bos)
-    wholes = [_after_bos(encoder.encode(row.prompt + answer), bos) for answer in row.answers]
+    try:
+        alone = after_bos(encoder.encode(row.prompt), bos)
+        wholes = [after_bos(encoder.encode(row.prompt + answer), bos) for answer in row.answers]
+    except DataError as error:
+        raise DataError(f"{row.place}: {error.found}", needed=error.needed, next_step=error.next_step) from error
     shared = min(_common_length(alone, whole) for whole in wholes)
     candidates = [_end(row, whole[shared:], encoder) if row.ends_text else whole[shared:] for whole in wholes]
     _check_candidates(row, candidates)
-    room = limit - len(bos) - max(len(candidate) for candidate in candidates)
-    # The first predicted token needs a token before it.
-    if room < (0 if bos else 1):
-        raise DataError(
-            f"{row.place}: an answer of {limit - room - len(bos)} tokens",
-            needed=f"at most {limit - max(len(bos), 1)} tokens: the model reads {limit}",
-            next_step="shorten or split the answer",
-        )
-    kept = alone[max(0, shared - room) : shared]
-    if not bos and not kept:
+    if not bos and not shared:
         raise DataError(f"{row.place}: the prompt is empty and the model has no beginning-of-text token")
-    return Example(
-        tuple(bos + kept), tuple(map(tuple, candidates)), row.right, row.place, truncated_tokens=shared - len(kept)
-    )
+    room = limit - len(bos)
+    longest = max(len(candidate) for candidate in candidates)
+    # The first predicted token needs a token before it.
+    most = room if bos else room - 1
+    lost = 0
+    if longest > most:
+        fitting = most - min(shared, room // 4)
+        if not row.ends_text or fitting < 1:
+            raise DataError(
+                f"{row.place}: an answer of {longest} tokens",
+                needed=f"at most {limit - max(len(bos), 1)} tokens: the model reads {limit}",
+                next_step="shorten or split the answer",
+            )
+        (answer,) = candidates
+        candidates, lost = [answer[:fitting]], longest - fitting
+        longest = fitting
+    kept = alone[max(0, shared - (room - longest)) : shared]
+    return Example(tuple(bos + kept), tuple(map(tuple, candidates)), row.right, row.place, shared - len(kept), lost)
 
 
-def _after_bos(ids: list[int], bos: list[int]) -> list[int]:
-    # Chat templates often write the beginning-of-text token themselves.
+def after_bos(ids: list[int], bos: list[int]) -> list[int]:
+    """Return the ids behind a beginning-of-text token: chat templates often write it themselves."""
     return ids[len(bos) :] if bos and ids[: len(bos)] == bos else ids
 
 

@@ -45,11 +45,13 @@ class NamedTask:
     Attributes:
         name: As the paper writes it, and the name of its folder.
         render: Turns one row into a prompt, in the style of a model family.
+        some_label: One of its labels, for questions: prompts do not depend on it.
         validation_rows: How many rows Appendix C.4 chooses the best values by.
     """
 
     name: str
     render: Callable[[Record, PromptStyle], PromptedRow]
+    some_label: str | int | bool
     validation_rows: int = 500
 
     def records(self, folder: Path, split: Split) -> list[Record]:
@@ -61,7 +63,7 @@ class NamedTask:
         for place in (folder / self.name, folder):
             for name in SPLIT_FILES[split]:
                 if (place / name).is_file():
-                    return read_records(place / name)
+                    return read_records(place / name, glue=True)
         raise DataError(
             f"no {split} rows of {self.name} in {folder / self.name}",
             needed=f"one of {', '.join(SPLIT_FILES[split])}",
@@ -159,11 +161,11 @@ def _small_first_letter(sentence: str) -> str:
 
 
 NAMED_TASKS = (
-    NamedTask("SST-2", _render_sst2),
-    NamedTask("RTE", _render_rte),
-    NamedTask("CB", _render_cb, validation_rows=100),
-    NamedTask("BoolQ", _render_boolq),
-    NamedTask("WSC", _render_wsc),
-    NamedTask("WiC", _render_wic),
-    NamedTask("COPA", _render_copa, validation_rows=100),
+    NamedTask("SST-2", _render_sst2, "0"),
+    NamedTask("RTE", _render_rte, "entailment"),
+    NamedTask("CB", _render_cb, "entailment", validation_rows=100),
+    NamedTask("BoolQ", _render_boolq, True),
+    NamedTask("WSC", _render_wsc, True),
+    NamedTask("WiC", _render_wic, True),
+    NamedTask("COPA", _render_copa, 0, validation_rows=100),
 )

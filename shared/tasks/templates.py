@@ -18,6 +18,7 @@ from shared.errors import DataError, InvalidRequest
 from shared.tasks.conversations import ChatRenderer, render_conversation
 from shared.tasks.datasets import ROW_FORMATS, Record
 from shared.tasks.prompted_row import PromptedRow
+from shared.tasks.tables import unknown_columns
 
 DEFAULT_TEMPLATE = "{text}\nLabel: {label}"
 RowKind = Literal["labelled", "completion", "messages"]
@@ -57,22 +58,25 @@ class LabelTemplate:
         Raises:
             DataError: A field is missing, or the label is none of ``words``.
         """
-        text, label = record.text("text").strip(), label_of(record)
+        label = label_of(record)
         if label not in self.words:
             raise DataError(
                 f"{record.place}: its label is none that the run was told or has seen in training rows",
                 needed=self._known_labels,
                 next_step="add training rows of that label, or correct the line",
             )
-        return _candidates(self.template, text, list(self.words.values()), list(self.words).index(label), record.place)
+        before, _, after = self.template.partition("{label}")
+        gap = before[len(before.rstrip()) :]
+        answers = tuple(f"{gap}{word}{after}" for word in self.words.values())
+        return PromptedRow(self.question(record), answers, list(self.words).index(label), record.place)
 
+    def question(self, record: Record) -> str:
+        """Return the prompt around the row's text, which ends where the label begins.
 
-def _candidates(template: str, text: str, words: list[str], right: int, place: str) -> PromptedRow:
-    before, _, after = template.partition("{label}")
-    prompt = before.rstrip()
-    gap = before[len(prompt) :]
-    answers = tuple(f"{gap}{word}{after}" for word in words)
-    return PromptedRow(prompt.replace("{text}", text), answers, right, place)
+        Raises:
+            DataError: The text is missing.
+        """
+        return self.template.partition("{label}")[0].rstrip().replace("{text}", record.text("text").strip())
 
 
 def label_of(record: Record) -> str:
@@ -107,7 +111,11 @@ def label_template(
                 next_step="add that line's label to --label-words label=word,…",
             )  # fmt: skip
     if len(words) < 2:
-        raise DataError("all training rows have the same label", needed="at least two labels")
+        raise DataError(
+            "all of these rows have the same label",
+            needed="at least two labels to choose between",
+            next_step="name the others too: --label-words label=word,…; or add rows of another label",
+        )
     return LabelTemplate(template, words)
 
 
@@ -132,16 +140,17 @@ def row_kind(record: Record) -> RowKind:
     Raises:
         DataError: It has the fields of no known kind.
     """
-    if "messages" in record.fields:
+    if "messages" in record.fields or isinstance(record.fields.get("prompt"), list):
         return "messages"
     if "prompt" in record.fields or "completion" in record.fields:
         return "completion"
     if "text" in record.fields or "label" in record.fields:
         return "labelled"
     raise DataError(
-        f"{record.place}: the fields of no known kind of row", needed=ROW_FORMATS,
-        next_step="rename the fields, or name the data's task with --task",
-    )  # fmt: skip
+        f"{record.place}: the fields of no known kind of row: {unknown_columns(list(record.fields))}",
+        needed=ROW_FORMATS,
+        next_step="rename the fields (in a table: in its first line), or name the data's task with --task",
+    )
 
 
 def render_rows(
@@ -174,6 +183,16 @@ def render_completion(record: Record) -> PromptedRow:
     Raises:
         DataError: A field is missing or no text.
     """
-    prompt, completion = record.text("prompt"), record.text("completion")
+    prompt, gap = completion_prompt(record)
+    return PromptedRow(prompt, (gap + record.text("completion"),), 0, record.place, ends_text=True)
+
+
+def completion_prompt(record: Record) -> tuple[str, str]:
+    """Return the prompt without its trailing spaces, and the spaces: they belong to the answer's first token.
+
+    Raises:
+        DataError: The prompt is missing or no text.
+    """
+    prompt = record.text("prompt")
     stripped = prompt.rstrip(" ")
-    return PromptedRow(stripped, (prompt[len(stripped) :] + completion,), 0, record.place, ends_text=True)
+    return stripped, prompt[len(stripped) :]

@@ -15,7 +15,7 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -139,42 +139,62 @@ def _alias_program() -> str:
     )
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the cases, print a line for each, and record the number that are right."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", metavar="LIST", help="numbers of cases, such as m07,m08")
+@dataclass(frozen=True, slots=True)
+class Collection:
+    """Cases that are counted together.
+
+    Attributes:
+        expectations: Number of a case → what is right, any of them.
+        result: Name of the result file.
+        headline: Key of the number of right cases.
+    """
+
+    expectations: Mapping[str, tuple[Expectation, ...]]
+    result: str
+    headline: str
+
+
+def run_collection(collection: Collection, description: str | None, argv: Sequence[str] | None = None) -> int:
+    """Run the cases, print a line for each, and record the number that are right; 0 where all are."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", metavar="LIST", help="numbers of cases, separated by commas")
     arguments = parser.parse_args(argv)
     cases = cases_folder()
     if not cases.is_dir():
         print(f"skipped: there is no folder {cases}; ZO_CASES_DIR names another")
         return 0
-    chosen = set(arguments.only.split(",")) if arguments.only else set(EXPECTATIONS)
+    chosen = set(arguments.only.split(",")) if arguments.only else set(collection.expectations)
     outcomes: dict[str, str] = {}
     outputs: dict[str, str] = {}
     for folder in sorted(path for path in cases.iterdir() if path.name.partition("-")[0] in chosen):
-        number = folder.name.partition("-")[0]
+        expected = collection.expectations[folder.name.partition("-")[0]]
         with tempfile.TemporaryDirectory() as work:
-            outcomes[folder.name], outputs[folder.name] = _judged(cases, folder.name, number, Path(work))
+            outcomes[folder.name], outputs[folder.name] = _judged(cases, folder.name, expected, Path(work))
         print(f"{outcomes[folder.name]:<28} {folder.name}", flush=True)
     right = sum(outcome == "right" for outcome in outcomes.values())
     judged = sum(not outcome.startswith("skipped") for outcome in outcomes.values())
     print(f"{right} of {judged} cases are right")
     if not arguments.only:
-        path = write_result("real_cases", {"outcomes": outcomes, "right": right, "judged": judged})
-        record_headlines(path, {"real.cases_right": (right, f"of {judged} cases")})
-    elif right < judged:
+        path = write_result(collection.result, {"outcomes": outcomes, "right": right, "judged": judged})
+        record_headlines(path, {collection.headline: (right, f"of {judged} cases")})
+    if right < judged:
         print("\n".join(f"=== {name}\n{outputs[name]}" for name, outcome in outcomes.items() if outcome == "wrong"))
     return 0 if right == judged else 1
 
 
-def _judged(cases: Path, name: str, number: str, work: Path) -> tuple[str, str]:
-    if number in _NEEDS_SMOLLM2 and not os.environ.get("SMOLLM2"):
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the cases of model folders."""
+    return run_collection(Collection(EXPECTATIONS, "real_cases", "real.cases_right"), __doc__, argv)
+
+
+def _judged(cases: Path, name: str, expected: tuple[Expectation, ...], work: Path) -> tuple[str, str]:
+    if name.partition("-")[0] in _NEEDS_SMOLLM2 and not os.environ.get("SMOLLM2"):
         return "skipped: SMOLLM2 is not set", ""
     try:
         output = run_case(cases, name, work)
     except subprocess.TimeoutExpired:
         return "wrong", f"no end within {_SECONDS} seconds"
-    return "right" if any(each.holds(output) for each in EXPECTATIONS[number]) else "wrong", output
+    return "right" if any(each.holds(output) for each in expected) else "wrong", output
 
 
 if __name__ == "__main__":

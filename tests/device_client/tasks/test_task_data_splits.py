@@ -28,6 +28,12 @@ class LetterTokenizer:
     def decode(self, ids: Sequence[int]) -> str:
         return "".join(map(chr, ids))
 
+    def as_text(self, text: str) -> str:
+        return text
+
+    def text_of(self, token: int) -> str | None:
+        return chr(token)
+
     def apply_chat_template(
         self,
         messages: Sequence[Mapping[str, Any]],
@@ -74,7 +80,7 @@ def test_a_label_unseen_in_training_is_named_with_its_line(tmp_path: Path) -> No
 def test_a_named_task_follows_the_family_unless_told_otherwise(real_data: Path) -> None:
     common = {"task": "sst-2", "data_dir": real_data / "tasks", "train_rows": 3, "validation_rows": 2, "test_rows": 2}
     by_family = load_task_data(DataOptions(**common), LetterTokenizer(), "llama")
-    assert by_family.renderer.as_json() == {"task": "SST-2", "prompt_style": "llama"}
+    assert by_family.prompts.renderer.as_json() == {"task": "SST-2", "prompt_style": "llama"}
     asked = load_task_data(DataOptions(**common, prompt_style="opt"), LetterTokenizer(), "llama")
     assert "".join(map(chr, asked.test[0].prompt[-7:])) == " It was"
     assert (len(asked.training), len(asked.validation), len(asked.test)) == (3, 2, 2)
@@ -121,3 +127,36 @@ def test_completions_need_no_labels(tmp_path: Path) -> None:
     data = write_rows(tmp_path / "a.jsonl", [{"prompt": f"p{i}", "completion": " c"} for i in range(4)])
     found = load_task_data(DataOptions(data=data, validation_share=0.5), LetterTokenizer(), "llama")
     assert all(example.candidates == ((32, 99, 2),) for example in found.training)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_rare_label_is_learnt_and_can_be_chosen(tmp_path: Path, seed: int) -> None:
+    rows = [{"text": f"t{i}", "label": "rare" if i == 3 else "xy"[i % 2]} for i in range(10)]
+    data = write_rows(tmp_path / "a.jsonl", rows)
+    found = load_task_data(DataOptions(data=data, seed=seed), LetterTokenizer(), "llama")
+    assert sum(example.right == 0 for example in found.training) == 1  # rare, x, y in their order
+    assert {len(example.candidates) for example in found.validation} == {3}
+
+
+def test_the_labels_are_those_of_the_whole_file_whatever_was_drawn(tmp_path: Path) -> None:
+    data = write_rows(tmp_path / "a.jsonl", labelled(40, "x", "y", "z"))
+    found = load_task_data(DataOptions(data=data, train_rows=2), LetterTokenizer(), "llama")
+    assert {len(example.candidates) for example in [*found.training, *found.validation]} == {3}
+
+
+def test_labels_alike_but_for_case_and_blanks_are_warned_of(tmp_path: Path) -> None:
+    data = write_rows(tmp_path / "a.jsonl", labelled(30, "Good", "good ", "GOOD", "bad", "very  bad", "very bad"))
+    (warning,) = load_task_data(DataOptions(data=data), LetterTokenizer(), "llama").warnings
+    assert "'GOOD' = 'Good' = 'good'; 'very  bad' = 'very bad'" in warning
+
+
+def test_what_is_cut_is_counted(tmp_path: Path) -> None:
+    rows: list[dict[str, object]] = [
+        {"prompt": "q" * 30, "completion": "a" * 4},
+        {"prompt": "q", "completion": "a" * 40},
+    ]
+    data = write_rows(tmp_path / "a.jsonl", rows)
+    options = DataOptions(data=data, validation=data, max_tokens=20)
+    prompts, answers = load_task_data(options, LetterTokenizer(), "llama").warnings
+    assert prompts.startswith("2 of 4 prompts are longer than the longest sequence: cut at their beginning")
+    assert answers.startswith("2 of 4 answers are longer than the longest sequence: they lose their end")

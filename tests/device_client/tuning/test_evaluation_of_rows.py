@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from device_client.model.token_batch import TokenBatch
-from device_client.tuning.evaluation import Evaluation, evaluate
+from device_client.tuning.evaluation import Evaluation, choice_scores, evaluate
 from shared.tasks.examples import Example
 
 VOCABULARY = 16
@@ -57,6 +57,17 @@ def test_rows_of_any_micro_batch_give_the_mean_loss_and_the_share_of_right_guess
     assert found.loss == pytest.approx(loss, abs=1e-6)
     assert (found.accuracy, found.rows) == (right / 150, 150)
     assert model.most_rows == micro_batch_rows
+
+
+@pytest.mark.parametrize("micro_batch_rows", [1, 64])
+def test_scores_stand_in_the_order_of_the_rows(micro_batch_rows: int) -> None:
+    rows = [*ROWS, Example((9,) * 2, ((2,), (1,), (3,)), 0, "line")]
+    scores = choice_scores(LengthModel(), rows, micro_batch_rows=micro_batch_rows)
+    assert scores.shape == (151, 3)
+    for example, found in zip(rows, scores.tolist(), strict=True):
+        is_odd = len(example.prompt) % 2 == 1
+        assert found[1] - found[0] == pytest.approx(math.log(3) * is_odd, abs=1e-6)
+        assert (found[2] == -math.inf) == (len(example.candidates) == 2)
 
 
 def test_completions_have_a_loss_and_no_accuracy() -> None:

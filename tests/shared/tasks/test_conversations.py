@@ -13,7 +13,7 @@ from tiny_bundle import byte_tokenizer_json
 from shared.bundle.manifest import TokenizerSettings
 from shared.errors import DataError
 from shared.model.tokenizer import BundleTokenizer
-from shared.tasks.conversations import render_conversation
+from shared.tasks.conversations import conversation_prompt, render_conversation
 from shared.tasks.datasets import Record
 
 USER, ANSWER = {"role": "user", "content": "weather?"}, {"role": "assistant", "content": "sunny"}
@@ -134,3 +134,84 @@ def test_what_a_template_cannot_render_is_refused_by_line_and_message(
 ) -> None:
     with pytest.raises(DataError, match=message):
         render_conversation(record(*messages), chat_of(template))
+
+
+def test_a_template_that_reads_a_field_receives_it() -> None:
+    chat = chat_of("{% for m in messages %}{{ m.name }}:{{ m.content }};{% endfor %}")
+    (row,) = render_conversation(record(USER | {"name": "Ann"}, ANSWER | {"name": "Bot"}), chat)
+    assert (row.prompt, row.answers) == ("Ann:weather?;", ("Bot:sunny;",))
+
+
+@pytest.mark.parametrize("key", ["name", "reasoning_content", "function_call", "train_detail", "mood"])
+def test_a_field_that_the_template_leaves_out_is_refused_by_name(key: str) -> None:
+    with pytest.raises(DataError, match=f"line 7, message 2: the model's chat template leaves out {key}"):
+        render_conversation(record(USER, ANSWER | {key: "x"}), PlainChat())
+
+
+def test_empty_fields_and_what_a_call_says_already_are_no_loss() -> None:
+    answer = ANSWER | {"refusal": None, "annotations": [], "tool_calls": None, "name": ""}
+    result = {"role": "tool", "tool_call_id": "1", "name": "look", "content": "18"}
+    assert len(render_conversation(record(USER, answer, result, ANSWER), PlainChat())) == 2
+
+
+@pytest.mark.parametrize("key", ["functions", "documents", "chat_template_kwargs"])
+def test_what_is_not_read_beside_messages_is_refused_by_name(key: str) -> None:
+    with pytest.raises(DataError, match=f"line 7: '{key}' beside messages is not read"):
+        render_conversation(record(USER, ANSWER, **{key: [{"name": "look"}]}), PlainChat())
+
+
+@pytest.mark.parametrize(
+    ("key", "skipping", "learning"),
+    [
+        ("weight", 0, 1),
+        ("weight", 0.0, 1.0),
+        ("train", False, True),
+        ("training", False, True),
+        ("train_on_turn", False, True),
+        ("loss", False, True),
+        ("trainable", False, True),
+        ("masked", True, False),
+    ],
+)
+def test_a_turn_that_is_marked_as_not_to_be_learnt_is_context(key: str, skipping: object, learning: object) -> None:
+    rows = render_conversation(record(USER, ANSWER | {key: skipping}, USER, ANSWER | {key: learning}), PlainChat())
+    assert [row.prompt for row in rows] == ["user|weather?;assistant|sunny;user|weather?;assistant|"]
+
+
+@pytest.mark.parametrize(
+    ("messages", "message"),
+    [
+        ([USER, ANSWER | {"weight": 0}], "line 7: every answer is marked as not to be learnt"),
+        ([USER, ANSWER | {"weight": 0.5}], "message 2: 'weight' is neither 0 nor 1"),
+        ([USER, ANSWER | {"train": "false"}], "message 2: 'train' is neither 0 nor 1"),
+        ([USER, ANSWER | {"train": True, "masked": True}], "message 2: masked and train contradict each other"),
+        ([USER | {"train": True}, ANSWER], "message 1: 'train' asks to learn a message of the role 'user'"),
+        ([USER, ANSWER | {"content": " \n"}], "message 2: an answer without text"),
+    ],
+)
+def test_what_cannot_be_learnt_as_asked_is_refused(messages: list[object], message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        render_conversation(record(*messages), PlainChat())
+
+
+def test_an_empty_answer_may_be_context() -> None:
+    rows = render_conversation(
+        record(USER, {"role": "assistant", "content": "", "weight": 0}, USER, ANSWER), PlainChat()
+    )
+    assert len(rows) == 1
+
+
+def test_a_users_mask_of_torchtune_says_nothing_new() -> None:
+    assert len(render_conversation(record(USER | {"masked": False}, ANSWER), PlainChat())) == 1
+
+
+def test_of_a_prompt_and_a_completion_in_messages_the_completion_is_learnt() -> None:
+    fields = {"prompt": [USER, ANSWER, USER], "completion": [ANSWER]}
+    (row,) = render_conversation(Record(fields, "rows.jsonl line 7"), PlainChat())
+    assert row.prompt == "user|weather?;assistant|sunny;user|weather?;assistant|"
+
+
+def test_a_question_is_asked_up_to_where_the_answer_begins() -> None:
+    assert conversation_prompt(record(USER), PlainChat()) == "user|weather?;assistant|"
+    with pytest.raises(DataError, match="the last is the assistant's"):
+        conversation_prompt(record(USER, ANSWER), PlainChat())

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 
 import pytest
 
 from shared.errors import DataError
-from shared.tasks.datasets import digest_of_rows, draw_rows, hold_out, read_records
+from shared.tasks.datasets import Record, digest_of_rows, draw_rows, hold_out, read_records
 
 
 def write(folder: Path, name: str, text: str) -> Path:
@@ -88,7 +89,10 @@ def test_bytes_that_are_no_utf8_are_named(tmp_path: Path) -> None:
         read_records(path)
 
 
-@pytest.mark.parametrize(("row", "fault"), [('{"label": 1}', "is missing"), ('{"text": "", "label": 1}', "is empty")])
+@pytest.mark.parametrize(
+    ("row", "fault"),
+    [('{"label": 1}', "is missing"), ('{"text": "", "label": 1}', "is empty"), ('{"text": " \\n\\u00a0"}', "is empty")],
+)
 def test_a_row_without_a_field_names_line_and_field(tmp_path: Path, row: str, fault: str) -> None:
     record = read_records(write(tmp_path, "a.jsonl", row))[0]
     with pytest.raises(DataError, match=f"a.jsonl line 1: 'text' {fault}"):
@@ -120,6 +124,39 @@ def test_a_share_that_leaves_no_row_is_refused(tmp_path: Path) -> None:
     records = read_records(write(tmp_path, "a.jsonl", '{"text": "a"}\n{"text": "b"}'))
     with pytest.raises(DataError, match="is 0 rows"):
         hold_out(records, 0.2, seed=0)
+
+
+def labelled(tmp_path: Path, labels: str) -> list[Record]:
+    return read_records(
+        write(tmp_path, "a.jsonl", "".join(f'{{"text": "t", "label": "{label}"}}\n' for label in labels))
+    )
+
+
+@pytest.mark.parametrize(
+    ("labels", "share", "held"),
+    [
+        ("ab" * 10, 0.2, {"a": 2, "b": 2}),
+        ("a" * 15 + "b" * 5, 0.2, {"a": 3, "b": 1}),
+        ("abababaabr", 0.2, {"a": 1, "b": 1}),  # the only row of r stays
+        ("aaaab", 0.2, {"a": 1}),
+        ("aabb", 0.5, {"a": 1, "b": 1}),
+        ("aabc", 0.5, {"a": 1}),  # fewer than two: one row of each label stays
+    ],
+)
+@pytest.mark.parametrize("seed", range(4))
+def test_each_label_is_held_out_by_its_share_and_keeps_a_row(
+    tmp_path: Path, labels: str, share: float, held: dict[str, int], seed: int
+) -> None:
+    records = labelled(tmp_path, labels)
+    rest, validation = hold_out(records, share, seed, strata=list(labels))
+    assert Counter(row.fields["label"] for row in validation) == held
+    assert {row.fields["label"] for row in rest} == set(labels)
+    assert len(rest) + len(validation) == len(records)
+
+
+def test_labels_that_all_occur_once_leave_nothing_to_hold_out(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="each label keeps a row for training"):
+        hold_out(labelled(tmp_path, "abcdef"), 0.5, seed=0, strata=list("abcdef"))
 
 
 def test_drawn_rows_are_distinct_and_follow_the_seed(tmp_path: Path) -> None:

@@ -120,3 +120,34 @@ def test_special_tokens_inside_an_answer_are_refused_by_line(answer: str, messag
 
 def test_what_a_template_writes_behind_the_end_is_cut_off() -> None:
     assert encode(PromptedRow("q", ("x>\n>",), 0, "line 3", ends_text=True)).candidates == ((ord("x"), EOS),)
+
+
+def free(prompt: str, answer: str) -> PromptedRow:
+    return PromptedRow(prompt, (answer,), 0, "line 9", ends_text=True)
+
+
+def test_a_free_answer_that_does_not_fit_loses_its_end_and_the_prompt_keeps_a_quarter() -> None:
+    # 12 positions, one of them the beginning: 11, of which the prompt keeps 11 // 4 = 2.
+    example = encode(free("xyz", "0123456789ABC"))
+    assert example == Example((BOS, *ids("yz")), (ids("012345678"),), 0, "line 9", 1, 5)
+    assert example.token_count == 12
+
+
+def test_a_free_answer_that_fits_alone_keeps_its_end() -> None:
+    example = encode(free("xyz", "0123456789"))
+    assert example == Example((BOS,), ((*ids("0123456789"), EOS),), 0, "line 9", 3, 0)
+
+
+def test_no_room_for_any_token_of_an_answer_is_refused() -> None:
+    with pytest.raises(DataError, match="line 9: an answer of 4 tokens"):
+        encode(free("x", "abc0"), max_tokens=1)
+
+
+class RefusingEncoder(LetterEncoder):
+    def encode(self, text: str) -> list[int]:
+        raise DataError("a text spells something", needed="other text")
+
+
+def test_what_an_encoder_refuses_names_the_line() -> None:
+    with pytest.raises(DataError, match="line 9: a text spells something"):
+        encode(free("x", "y"), RefusingEncoder())
