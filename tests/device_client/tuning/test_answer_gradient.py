@@ -65,7 +65,7 @@ def by_autograd(case: Case, model: SparseModel, batch: AnswerBatch, objective: O
         layer = model.network.get_submodule(name.removesuffix(".weight"))
         assert isinstance(layer, QuantizedSparseLinear)
         dense = dense.T if is_transposed else dense
-        found[where] = dense.flatten()[layer.packed.indices.long()]
+        found[where] = dense.flatten()[layer.packed.positions.long()]
     return loss.item(), found
 
 
