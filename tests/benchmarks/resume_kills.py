@@ -4,7 +4,7 @@ One uninterrupted run; three runs killed once by SIGKILL at a step drawn by seed
 all three steps; one run stopped again and again by ``--time-budget``. Identical means: journal, both values files and
 result.json have the same bytes.
 
-    python tests/benchmarks/resume_kills.py [--bundle DIR] [--steps 160]
+    python tests/benchmarks/resume_kills.py [--bundle DIR] [--steps 160] [--blocks upper:N]
 
 Without ``--bundle`` a tiny random bundle and generated rows are used. Writes results/resume_kills.json and the
 headline ``resume.tune_kills_identical``.
@@ -42,16 +42,17 @@ def main() -> int:
     parser.add_argument("--bundle", type=Path, help="image layout with one bundle")
     parser.add_argument("--steps", type=int, default=160)
     parser.add_argument("--seed", type=int, default=20260)
+    parser.add_argument("--blocks", default="all", help="all, upper:N or auto")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        result = measure(Path(folder), arguments.bundle, arguments.steps, arguments.seed)
+        result = measure(Path(folder), arguments.bundle, arguments.steps, arguments.seed, arguments.blocks)
     path = write_result("resume_kills", result)
     record_headlines(path, {"resume.tune_kills_identical": (result["is_identical"], "bool")})
     print(json.dumps(result, indent=1))
     return 0 if result["is_identical"] else 1
 
 
-def measure(home: Path, bundle: Path | None, steps: int, seed: int) -> dict[str, object]:
+def measure(home: Path, bundle: Path | None, steps: int, seed: int, blocks: str = "all") -> dict[str, object]:
     if bundle is None:
         make_tiny_bundle(home / "bundles")
     else:
@@ -60,7 +61,7 @@ def measure(home: Path, bundle: Path | None, steps: int, seed: int) -> dict[str,
     rows.write_text("".join(generated_rows()))
     command = [
         str(ZO_DEVICE), "tune", "--data", str(rows), "--steps", str(steps), "--batch", "8", "--validate-every", "20",
-        "--device", "cpu", "--quiet", "--output",
+        "--device", "cpu", "--quiet", "--blocks", blocks, "--output",
     ]  # fmt: skip
     environment = os.environ | {"ZO_DEVICE_HOME": str(home)}
     # Not in the first or last steps, where there would be little to lose or nothing left to do.
@@ -77,6 +78,7 @@ def measure(home: Path, bundle: Path | None, steps: int, seed: int) -> dict[str,
     return {
         "steps": steps,
         "seed": seed,
+        "blocks": blocks,
         "bundle": "tiny random" if bundle is None else bundle.name,
         "uninterrupted": expected,
         "runs": runs,
