@@ -213,9 +213,8 @@ def tune(
         InvalidRequest: ε is too small for the compute format.
     """
     if planned.directory.read_json(CONFIG) is None:
-        fit_workload(
-            planned.bundle.config, machine, _workload(planned)
-        )  # what does not fit is refused before a folder says that there is a run
+        # What does not fit is refused before a folder says that there is a run.
+        fit_workload(planned.bundle.config, machine, _workload(planned))
     files_before = planned.directory.files()
     finished = begin(planned)
     if finished is not None:
