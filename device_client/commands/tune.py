@@ -96,7 +96,10 @@ def run(arguments: argparse.Namespace, console: Console, settings: Settings) -> 
     bundle = resolve_bundle(settings, arguments.reference)
     planned = plan_run(bundle, wanted, options, runs=settings.runs, output=arguments.output)
     rows = planned.config["row_counts"]
-    console.say(f"Run {planned.directory.path}: {rows['training']} training rows, {rows['validation']} validation rows")
+    console.say(
+        f"Run {planned.directory.path}: {rows['training']} training rows, {rows['validation']} validation rows"
+        + (f", {planned.blocks.name} of {planned.blocks.count} blocks" if planned.blocks.first else "")
+    )
     for warning in planned.data.warnings:
         console.warn(warning)
     try:

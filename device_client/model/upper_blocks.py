@@ -6,7 +6,8 @@
 A row's h is always computed from that row alone, without padding and at one point: so it is a function of bundle and
 row, and the same bits whether it was kept (``kept_states``), was dropped, or is computed again after a resume, and
 whatever rows it shares a micro-batch with. The upper blocks see the rows padded with zeros to the micro-batch's width,
-where a causal mask lets no real position look.
+where a causal mask lets no real position look. Where rotary frequencies depend on the longest row (dynamic, longrope),
+the row's own length decides below the tuned blocks, and the micro-batch's above.
 
 The family's own decoder runs both parts: blocks of the other part are replaced, for the time of the pass, by stand-ins
 that hand hidden states on. So masks, positions and rotary frequencies are what the family makes of them.

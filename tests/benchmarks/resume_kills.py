@@ -4,10 +4,10 @@ One uninterrupted run; three runs killed once by SIGKILL at a step drawn by seed
 all three steps; one run stopped again and again by ``--time-budget``. Identical means: journal, both values files and
 result.json have the same bytes.
 
-    python tests/benchmarks/resume_kills.py [--bundle DIR] [--steps 160] [--gradient first-order]
+    python tests/benchmarks/resume_kills.py [--bundle DIR] [--steps 160] [--gradient first-order] [--blocks upper:N]
 
 Without ``--bundle`` a tiny random bundle and generated rows are used. Writes results/resume_kills.json and the
-headline ``resume.tune_kills_identical``; with ``--gradient first-order`` both with ``_first_order`` behind their names.
+headline ``resume.tune_kills_identical``; other methods put ``_first_order`` and ``_upper`` behind both names.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
@@ -43,17 +44,19 @@ def main() -> int:
     parser.add_argument("--steps", type=int, default=160)
     parser.add_argument("--seed", type=int, default=20260)
     parser.add_argument("--gradient", choices=("zeroth-order", "first-order"), default="zeroth-order")
+    parser.add_argument("--blocks", default="all", help="all, upper:N or auto")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        result = measure(Path(folder), arguments.bundle, arguments.steps, arguments.seed, arguments.gradient)
-    behind = "_first_order" if arguments.gradient == "first-order" else ""
+        options = ("--gradient", arguments.gradient, "--blocks", arguments.blocks)
+        result = measure(Path(folder), arguments.bundle, arguments.steps, arguments.seed, options)
+    behind = "_first_order" * (arguments.gradient == "first-order") + "_upper" * (arguments.blocks != "all")
     path = write_result(f"resume_kills{behind}", result)
     record_headlines(path, {f"resume.tune_kills_identical{behind}": (result["is_identical"], "bool")})
     print(json.dumps(result, indent=1))
     return 0 if result["is_identical"] else 1
 
 
-def measure(home: Path, bundle: Path | None, steps: int, seed: int, gradient: str) -> dict[str, object]:
+def measure(home: Path, bundle: Path | None, steps: int, seed: int, options: Sequence[str] = ()) -> dict[str, object]:
     if bundle is None:
         make_tiny_bundle(home / "bundles")
     else:
@@ -62,7 +65,7 @@ def measure(home: Path, bundle: Path | None, steps: int, seed: int, gradient: st
     rows.write_text("".join(generated_rows()))
     command = [
         str(ZO_DEVICE), "tune", "--data", str(rows), "--steps", str(steps), "--batch", "8", "--validate-every", "20",
-        "--device", "cpu", "--quiet", "--gradient", gradient, "--output",
+        "--device", "cpu", "--quiet", *options, "--output",
     ]  # fmt: skip
     environment = os.environ | {"ZO_DEVICE_HOME": str(home)}
     # Not in the first or last steps, where there would be little to lose or nothing left to do.
@@ -79,6 +82,7 @@ def measure(home: Path, bundle: Path | None, steps: int, seed: int, gradient: st
     return {
         "steps": steps,
         "seed": seed,
+        "options": list(options),
         "bundle": "tiny random" if bundle is None else bundle.name,
         "uninterrupted": expected,
         "runs": runs,

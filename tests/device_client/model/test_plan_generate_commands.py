@@ -49,6 +49,25 @@ def test_plan_returns_the_parts_and_their_sum(capsys: pytest.CaptureFixture[str]
     assert plan["total_bytes"] == sum(plan["parts"].values()) <= plan["budget_bytes"] == 8 * 2**30
 
 
+def test_plan_predicts_memory_and_cost_of_upper_blocks(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ("plan", "tiny", "--device", "cpu", "--length", "100", "--rows", "4", "--sequences", "50", "--blocks")
+    _, whole = json_of(capsys, *words, "all")
+    exit_code, upper = json_of(capsys, *words, "auto")
+
+    assert (exit_code, upper["blocks"], whole["blocks"]) == (0, "upper:1", "all")  # a third of two, rounded up
+    assert upper["tuned_values"] * 2 == whole["tuned_values"]
+    assert 0.5 < upper["step_cost_share"] < upper["step_cost_share_of_new_rows"] < whole["step_cost_share"] == 1
+    assert (upper["kept_states_bytes"], whole["kept_states_bytes"]) == (50 * 100 * 32 * 4, 0)
+    assert upper["parts"]["kept hidden states"] == (50 + 4) * 100 * 32 * 4
+
+
+def test_plan_says_what_upper_blocks_cost_and_keep(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", "tiny", "--device", "cpu", "--length", "100", "--blocks", "upper:1"]) == 0
+    spoken = " ".join(capsys.readouterr().err.split())
+    assert "the last 1 of 2 blocks" in spoken
+    assert "for 1,500 of 1,500 sequences" in spoken
+
+
 def test_plan_shrinks_the_micro_batch_to_the_budget(capsys: pytest.CaptureFixture[str]) -> None:
     exit_code, plan = json_of(capsys, "plan", "tiny", "--device", "cpu", "--rows", "4096", "--memory-budget", "600MiB")
 
