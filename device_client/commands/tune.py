@@ -132,6 +132,13 @@ def tune_settings(arguments: argparse.Namespace) -> TuneSettings:
 
     if not 0 <= arguments.seed < 1 << 64:
         raise InvalidRequest(f"--seed {arguments.seed}", needed="a whole number from 0 to 2^64 − 1")
+    if arguments.gradient == "first-order" and (arguments.queries > 1 or arguments.step_length is not None):
+        raise InvalidRequest(
+            "--queries or --step-length with --gradient first-order",
+            needed="neither: an exact gradient draws no directions, and --lr is its rate",
+            next_step="leave them out, or tune with --gradient zeroth-order",
+            param="gradient",
+        )
     return TuneSettings(
         gradient=arguments.gradient,
         steps=arguments.steps,

@@ -37,6 +37,19 @@ def test_theta_comes_back_bit_for_bit(run: RunDirectory) -> None:
     assert found.steps_done == 123
 
 
+def test_what_an_engine_keeps_beside_theta_comes_back(run: RunDirectory) -> None:
+    state = {"first": torch.tensor([0.5, -2.0]), "steps": torch.tensor([7])}
+    run.write_theta("last.safetensors", torch.zeros(2), 7, state)
+    found = run.read_theta("last.safetensors")
+    assert found is not None
+    assert found.state.keys() == state.keys()
+    assert all(torch.equal(found.state[name], kept) for name, kept in state.items())
+    run.write_theta("last.safetensors", torch.zeros(2), 8)
+    again = run.read_theta("last.safetensors")
+    assert again is not None
+    assert again.state == {}
+
+
 def test_there_is_no_theta_before_it_is_written(run: RunDirectory) -> None:
     assert run.read_theta("last.safetensors") is None
     with pytest.raises(NotFound, match="no tuned values"):

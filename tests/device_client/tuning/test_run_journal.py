@@ -56,6 +56,20 @@ def test_what_was_appended_is_read_again(tmp_path: Path) -> None:
     assert len(read_journal(path)[1]) == 21
 
 
+def test_what_is_cut_is_gone_and_others_follow_what_is_left(tmp_path: Path) -> None:
+    path = tmp_path / "journal.bin"
+    expected = write(path, 5)
+    write(tmp_path / "long.bin", 12)
+    with open_journal(tmp_path / "long.bin", HEADER) as journal:
+        journal.cut(20)
+        assert len(journal.records) == 12
+        journal.cut(3)
+        assert journal.records == [record(step) for step in range(3)]
+        for step in (3, 4):
+            journal.append(record(step))
+    assert (tmp_path / "long.bin").read_bytes() == expected
+
+
 def test_a_torn_tail_is_cut_at_any_byte(tmp_path: Path) -> None:
     path = tmp_path / "journal.bin"
     data = write(path, 5)

@@ -56,6 +56,18 @@ def test_tune_eval_and_runs_by_command(home: Path, rows: Path, capsys: pytest.Ca
     assert listed["runs"][0]["state"] == "damaged"  # type: ignore[index]
 
 
+def test_first_order_by_command(home: Path, rows: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ("tune", "--data", str(rows), "--steps", "6", "--batch", "4", "--device", "cpu")
+    code, _, spoken = call(capsys, *words, "--gradient", "first-order", "--lr", "0.02")
+    assert code == 0
+    assert "6 steps (18 forward passes), stopped by steps" in spoken
+    assert "ΔL" not in spoken
+    assert "First order would fit" not in spoken
+    code, _, spoken = call(capsys, *words)
+    assert code == 0
+    assert spoken.count("First order would fit, too") == 1
+
+
 def test_eval_chooses_its_micro_batch_by_the_memory_budget(
     home: Path, rows: Path, bundle: Bundle, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -140,6 +152,8 @@ def test_data_check_accepts_the_rows_that_its_help_shows(home: Path, capsys: pyt
         ("good", ("--lr", "1e38"), 10, "--lr"),
         ("good", ("--seed", "-1"), 2, "--seed"),
         ("good", ("--steps", "0"), 2, "from 1 on"),
+        ("good", ("--gradient", "first-order", "--queries", "4"), 2, "draws no directions"),
+        ("good", ("--gradient", "first-order", "--step-length", "0.1"), 2, "--lr is its rate"),
         ("good", ("--validation-share", "1"), 2, "between 0 and 1"),
         ("good", ("--epsilon", "nan"), 2, "above 0"),
         ("good", ("--time-budget", "soon"), 2, "--time-budget"),
