@@ -250,7 +250,7 @@ def cut_warnings(examples: Sequence[Example]) -> list[str]:
         )
     if answers:
         warnings.append(
-            f"{answers} of {len(examples)} answers are longer than the longest sequence: they lose their end "
-            "and where to stop. Next: a larger --max-tokens, as far as the model's context goes, or shorter answers"
+            f"{answers} of {len(examples)} answers are longer than the longest sequence: they lose their end, and so "
+            "where to stop. Next: a larger --max-tokens, as far as the model's context goes, or shorter answers"
         )
     return warnings
