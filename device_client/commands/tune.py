@@ -21,14 +21,15 @@ from device_client.commands.task_arguments import (
 )
 from device_client.console import Console, ProgressBar
 from device_client.settings import Settings
+from device_client.tuning.settings import DEFAULTS, TuneSettings, parse_lr, parse_step
 from shared.byte_sizes import format_bytes, parse_bytes
-from shared.errors import Interrupted
+from shared.errors import Interrupted, InvalidRequest
 
 if TYPE_CHECKING:
     from device_client.model.backends.choose import BackendOptions
     from device_client.tuning.evaluation import Evaluation
     from device_client.tuning.journal import StepRecord
-    from device_client.tuning.tune_run import MachineSettings, TuneReport, TuneSettings
+    from device_client.tuning.tune_run import MachineSettings, TuneReport
 
 NAME = "tune"
 HELP = "fine-tune a bundle on your own rows; run again to resume"
@@ -42,22 +43,37 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_row_arguments(parser)
     add_split_arguments(parser)
     group = parser.add_argument_group("training")
-    group.add_argument("--steps", type=positive, default=2000, metavar="N", help="default: %(default)s")
-    group.add_argument("--batch", type=positive, default=16, metavar="N", help="rows per step (default: %(default)s)")
-    group.add_argument("--epsilon", type=positive_number, default=1e-3, help="perturbation (default: %(default)s)")
-    group.add_argument("--lr", default="auto", help="auto, or the paper's constant, such as 1e-6 (default: auto)")
+    group.add_argument("--steps", type=positive, default=DEFAULTS.steps, metavar="N", help="default: %(default)s")
     group.add_argument(
-        "--step-length", type=positive_number, metavar="L", help="length of a typical step with --lr auto"
+        "--batch", type=positive, default=DEFAULTS.batch_size, metavar="N", help="rows per step (default: %(default)s)"
     )
-    group.add_argument("--decay", choices=("constant", "linear"), default="linear", help="default: %(default)s")
+    group.add_argument(
+        "--epsilon", type=positive_number, default=DEFAULTS.epsilon,
+        help="perturbation; --step auto doubles it where rounding hides the curvature (default: %(default)s)",
+    )  # fmt: skip
+    group.add_argument(
+        "--step", type=parse_step, metavar="auto|L", help="measured, or the length of a typical step (default: auto)"
+    )
+    group.add_argument("--lr", type=parse_lr, help="the paper's constant learning rate, such as 1e-6")
+    group.add_argument("--decay", choices=("constant", "linear"), default=DEFAULTS.decay, help="default: %(default)s")
     group.add_argument(
         "--loss", choices=("auto", "candidates", "vocabulary"), default="auto",
         help="over the candidate answers, or over the whole vocabulary (default: candidates where there are some)",
     )  # fmt: skip
-    group.add_argument("--queries", type=positive, default=1, metavar="Q", help="directions per step (default: 1)")
-    group.add_argument("--distribution", choices=("gaussian", "rademacher"), default="gaussian", help="of z")
-    group.add_argument("--clip", type=positive_number, default=5.0, metavar="M", help="clip g at M times its median")
-    group.add_argument("--seed", type=int, default=0, help="of rows held out, batches and perturbations (default: 0)")
+    group.add_argument(
+        "--queries", type=positive, default=DEFAULTS.queries, metavar="Q", help="directions per step (default: 1)"
+    )
+    group.add_argument(
+        "--directions", choices=("two-sided", "one-sided"), default=DEFAULTS.directions,
+        help="two passes per direction, or one and two directions or more (default: %(default)s)",
+    )  # fmt: skip
+    group.add_argument("--distribution", choices=("gaussian", "rademacher"), default=DEFAULTS.distribution, help="of z")
+    group.add_argument(
+        "--clip", type=positive_number, default=DEFAULTS.clip_multiple, metavar="M", help="clip g at M times its median"
+    )
+    group.add_argument(
+        "--seed", type=int, default=DEFAULTS.seed, help="of rows held out, batches and perturbations (default: 0)"
+    )
     group.add_argument("--validate-every", type=positive, metavar="N", help="steps (default: a twentieth)")
     group.add_argument("--patience", type=positive, metavar="N", help="stop after N validations without a new best")
     machine = parser.add_argument_group("machine")
@@ -106,21 +122,18 @@ def tune_settings(arguments: argparse.Namespace) -> TuneSettings:
     Raises:
         InvalidRequest: An option is out of range.
     """
-    from device_client.tuning.schedules import parse_lr
-    from device_client.tuning.tune_run import DEFAULT_STEP_LENGTH, TuneSettings
-    from shared.errors import InvalidRequest
-
     if not 0 <= arguments.seed < 1 << 64:
         raise InvalidRequest(f"--seed {arguments.seed}", needed="a whole number from 0 to 2^64 − 1")
     return TuneSettings(
         steps=arguments.steps,
         batch_size=arguments.batch,
         epsilon=arguments.epsilon,
-        lr=parse_lr(arguments.lr),
-        step_length=arguments.step_length or DEFAULT_STEP_LENGTH,
+        lr=arguments.lr,
+        step_length=arguments.step,
         decay=arguments.decay,
         clip_multiple=arguments.clip,
         queries=arguments.queries,
+        directions=arguments.directions,
         distribution=arguments.distribution,
         seed=arguments.seed,
         objective=None if arguments.loss == "auto" else arguments.loss,

@@ -4,12 +4,13 @@
         rows of t                    from (seed, t) alone                          batches
         z of t                       from (seed, t, query) alone                   shared.perturbation
         g = (L(θ+εz) − L(θ−εz)) / 2ε                                               spsa
-        η from the g's so far                                                      schedules
-        journal ← (t, η, g)          before θ moves                                journal
+        signal, and now and then curvature, from the same passes                   measurements
+        η from what was measured so far                                            schedules, measured_step
+        journal ← (t, η, g, …)       before θ moves                                journal
         θ ← θ − η·g·z                                                              spsa
-        now and then: validate, keep the best θ, snapshot θ                        run_directory
+        now and then: validate, keep the best θ or go back to it, snapshot θ       run_directory
 
-Resuming is the same loop: a step whose record is in the journal takes η and g from there instead of from two forward
+Resuming is the same loop: a step whose record is in the journal takes everything from there instead of from forward
 passes, and a validation whose line is in metrics.jsonl is not repeated. A snapshot only saves replaying from the
 start. So a run that was killed at any moment ends with the same bits as one that was not. Validations come on a fixed
 schedule: where a time budget stops the run, only a snapshot is written, so that stopping leaves no trace in the result.
@@ -32,8 +33,10 @@ from device_client.model.points import Point
 from device_client.tuning.divergence import DivergenceWatch
 from device_client.tuning.evaluation import Evaluation
 from device_client.tuning.journal import Journal, StepFlags, StepRecord
-from device_client.tuning.run_directory import RunDirectory
+from device_client.tuning.measurements import curvature
+from device_client.tuning.run_directory import RunDirectory, Snapshot
 from device_client.tuning.schedules import StepSizeSchedule
+from device_client.tuning.settings import TuneSettings
 from device_client.tuning.smaller_batches import with_smaller_batches
 from device_client.tuning.spsa import Estimate, Perturbations, descend, estimate
 from shared.errors import IntegrityError
@@ -49,8 +52,8 @@ class Problem(Protocol[BatchT]):
     def batch(self, step: int) -> BatchT:
         """Return the rows of a step, a function of the step alone."""
 
-    def losses(self, thetas: Sequence[Point], batch: BatchT) -> list[float]:
-        """Return the mean loss of a batch at each θ, nats per answer."""
+    def losses(self, thetas: Sequence[Point], batch: BatchT) -> Tensor:
+        """Return the loss of each row of a batch at each θ, float64 (points, rows), nats per answer."""
 
     def validate(self, theta: Tensor) -> Evaluation:
         """Return what θ scores on the validation rows."""
@@ -70,27 +73,6 @@ class Observer(Protocol):
 
     def note(self, text: str) -> None:
         """Something a person should know."""
-
-
-@dataclass(frozen=True, slots=True)
-class LoopSettings:
-    """What the loop needs to know.
-
-    Attributes:
-        steps: T.
-        epsilon: ε.
-        queries: Directions per step.
-        validate_every: Steps between validations.
-        patience: Stop after so many validations without a new best; None never stops early.
-        time_budget_seconds: Stop after so much time in this process; None never does.
-    """
-
-    steps: int
-    epsilon: float
-    queries: int = 1
-    validate_every: int = 100
-    patience: int | None = None
-    time_budget_seconds: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,12 +107,13 @@ class TuningLoop(Generic[BatchT]):
         problem: What is tuned.
         theta: The bundle's own values, float32 (k,).
         draw: The run's perturbations.
-        schedule: A fresh one; it is fed with the journal's g's.
-        settings: How long and how often.
+        schedule: A fresh one; it is fed with what the journal holds.
+        settings: What decides the run.
         journal: Open.
         run: Its folder.
         observer: Is told how it goes.
         clock: Seconds that only grow.
+        time_budget_seconds: Stop after so much time in this process; None never does.
         shrunk: Is told when fewer run side by side, once the steps before it are on the disk.
     """
 
@@ -140,18 +123,20 @@ class TuningLoop(Generic[BatchT]):
         theta: Tensor,
         draw: Perturbations,
         schedule: StepSizeSchedule,
-        settings: LoopSettings,
+        settings: TuneSettings,
         journal: Journal,
         run: RunDirectory,
         observer: Observer,
         clock: Callable[[], float],
+        time_budget_seconds: float | None = None,
         shrunk: Callable[[], None] = lambda: None,
     ) -> None:
         self._problem, self._draw, self._schedule, self._settings = problem, draw, schedule, settings
         self._journal, self._run, self._observer, self._clock = journal, run, observer, clock
-        self._shrunk = shrunk
+        self._time_budget_seconds, self._shrunk = time_budget_seconds, shrunk
         self._theta, self._steps_done = theta, 0
         self._snapshot_at: int | None = None
+        self._best: Snapshot | None = None
         self._validations = {
             int(line["steps_done"]): Evaluation.from_json(line)
             for line in run.metrics()
@@ -172,8 +157,7 @@ class TuningLoop(Generic[BatchT]):
             self._observer.note(f"going on after step {len(self._journal.records)} of {self._settings.steps}")
         start = self._theta
         replay_from = self._restore_snapshot()
-        if replay_from == 0:
-            self._validate_if_new()
+        self._validate(replay_from)
         watch = DivergenceWatch(self._validations[0].loss, start)
         stopped_by = self._stop_reason()
         try:
@@ -186,7 +170,7 @@ class TuningLoop(Generic[BatchT]):
                 watch.feed(record)
                 if self._is_validation_due(self._steps_done):
                     watch.check_distance(self._theta, self._steps_done)
-                    self._validate_if_new()
+                    self._validate(replay_from)
                 stopped_by = self._stop_reason()
         finally:
             self._journal.sync()
@@ -206,7 +190,7 @@ class TuningLoop(Generic[BatchT]):
         if snapshot.theta.shape != self._theta.shape:
             self._observer.note(f"{LAST} holds another number of values: replaying the journal from its start")
             return 0
-        due = range(0, snapshot.steps_done + 1, self._settings.validate_every)
+        due = range(0, snapshot.steps_done + 1, self._settings.validation_interval)
         if not all(step in self._validations for step in due):
             return 0
         self._theta, self._snapshot_at = snapshot.theta.to(self._theta.device), snapshot.steps_done
@@ -216,26 +200,35 @@ class TuningLoop(Generic[BatchT]):
         if step >= len(self._journal.records):
             return None
         record = self._journal.records[step]
-        self._schedule.next(step, record.gradients)
+        self._schedule.next(step, record.gradients, record.curvature)
         return record
 
     def _measure(self, step: int) -> StepRecord:
-        """Spend two forward passes per query, and put the step on record."""
-        estimates = with_smaller_batches(lambda: self._estimates(step), self._problem, self._note_shrink)
+        """Spend the step's forward passes, and put it on record."""
+        estimates, trace = with_smaller_batches(lambda: self._estimates(step), self._problem, self._note_shrink)
         gradients = tuple(found.projected_gradient for found in estimates)
-        size = self._schedule.next(step, gradients)
+        size = self._schedule.next(step, gradients, trace)
         flags = StepFlags.CLIPPED if size.is_clipped else StepFlags.NONE
         if not all(map(math.isfinite, gradients)):
             flags |= StepFlags.SKIPPED
         clean_loss = float(np.float32(statistics.fmean(found.clean_loss for found in estimates)))
-        record = StepRecord(step, size.lr, clean_loss, flags, gradients)
+        signal = float(np.float32(statistics.fmean(found.signal for found in estimates)))
+        record = StepRecord(step, size.lr, clean_loss, flags, gradients, signal, trace)
         self._journal.append(record)
         self._observer.stepped(record)
         return record
 
-    def _estimates(self, step: int) -> list[Estimate]:
-        batch = self._problem.batch(step)
-        return estimate(self._problem.losses, self._theta, self._directions(step), self._settings.epsilon, batch)
+    def _estimates(self, step: int) -> tuple[list[Estimate], float]:
+        """Return what each direction says, and tr(H) exact in float32 or NaN."""
+        losses, batch, directions = self._problem.losses, self._problem.batch(step), self._directions(step)
+        scale = self._schedule.scale
+        if not scale.wants_curvature(step):
+            return estimate(losses, self._theta, directions, scale.epsilon, batch, self._settings.directions), math.nan
+        # The first order of a curvature cancels between two sides only.
+        estimates = estimate(losses, self._theta, directions, scale.epsilon, batch)
+        clean_loss = statistics.fmean(found.clean_loss for found in estimates)
+        loss = float(losses([self._theta], batch).mean())
+        return estimates, float(np.float32(curvature(clean_loss, loss, scale.epsilon)))
 
     def _note_shrink(self) -> None:
         self._journal.sync()  # a step measured before would come out with other bits if it had to be measured again
@@ -248,36 +241,65 @@ class TuningLoop(Generic[BatchT]):
         return [self._draw(step, query) for query in range(self._settings.queries)]
 
     def _is_validation_due(self, steps_done: int) -> bool:
-        return steps_done % self._settings.validate_every == 0 or steps_done == self._settings.steps
+        return steps_done % self._settings.validation_interval == 0 or steps_done == self._settings.steps
 
-    def _validate_if_new(self) -> None:
-        """Validate θ, keep it if it is the best so far, and snapshot it; nothing where that is on record."""
+    def _validate(self, replay_from: int) -> None:
+        """Validate θ, keep it or go back to the best one, and snapshot it; what is on record is not repeated.
+
+        Args:
+            replay_from: Steps whose θ was skipped: what they went back to lies in the snapshot.
+        """
         steps_done = self._steps_done
-        if steps_done in self._validations:
-            return
-        evaluation = with_smaller_batches(lambda: self._problem.validate(self._theta), self._problem, self._note_shrink)
-        is_best = not self._validations or evaluation.loss < self._validations[self._best_step()].loss
-        if is_best:
-            self._run.write_theta(BEST, self._theta, steps_done)
-        self._validations[steps_done] = evaluation
-        self._run.append_metric({"kind": "validation", "steps_done": steps_done, **evaluation.as_json()})
-        self._journal.sync()
-        self._write_snapshot()
-        self._observer.validated(steps_done, evaluation, is_best=is_best)
+        evaluation = self._validations.get(steps_done)
+        is_new = evaluation is None
+        if evaluation is None:
+            evaluation = with_smaller_batches(
+                lambda: self._problem.validate(self._theta), self._problem, self._note_shrink
+            )
+            self._validations[steps_done] = evaluation
+            if self._best_step() == steps_done:
+                self._run.write_theta(BEST, self._theta, steps_done)
+            self._run.append_metric({"kind": "validation", "steps_done": steps_done, **evaluation.as_json()})
+            self._journal.sync()
+        is_worse = self._schedule.scale.validated(evaluation.loss)
+        is_best = self._best_step(steps_done) == steps_done
+        if steps_done >= replay_from:
+            if is_best:
+                self._best = Snapshot(self._theta, steps_done)
+            elif is_worse:
+                self._best = self._best or self._read_best(self._best_step(steps_done))
+                self._theta = self._best.theta.to(self._theta.device)
+        if is_new:
+            self._write_snapshot()
+            self._observer.validated(steps_done, evaluation, is_best=is_best)
+            if is_worse:
+                best = self._best_step(steps_done)
+                self._observer.note(f"validation got worse: back to the values of step {best}, steps half as long")
 
     def _write_snapshot(self) -> None:
         self._run.write_theta(LAST, self._theta, self._steps_done)
         self._snapshot_at = self._steps_done
 
-    def _best_step(self) -> int:
-        return min(self._validations, key=lambda step: (self._validations[step].loss, step))
+    def _best_step(self, steps_done: int | None = None) -> int:
+        """Return the step of the lowest validation loss, of all or of those up to ``steps_done``."""
+        steps = [step for step in self._validations if steps_done is None or step <= steps_done]
+        return min(steps, key=lambda step: (self._validations[step].loss, step))
+
+    def _read_best(self, step: int) -> Snapshot:
+        best = self._run.read_theta(BEST)
+        if best is None or best.steps_done != step:
+            raise IntegrityError(
+                f"{self._run.path / BEST} is not the θ of step {step}",
+                next_step="move that folder away and run the same command again",
+            )
+        return best
 
     def _stop_reason(self) -> StoppedBy | None:
         if self._steps_done >= self._settings.steps:
             return "steps"
         if self._settings.patience is not None and self._validations_without_best() >= self._settings.patience:
             return "early stop"
-        budget = self._settings.time_budget_seconds
+        budget = self._time_budget_seconds
         is_live = self._steps_done >= len(self._journal.records)
         if budget is not None and is_live and self._clock() - self._begun_at >= budget:
             return "time budget"
@@ -286,18 +308,13 @@ class TuningLoop(Generic[BatchT]):
     def _validations_without_best(self) -> int:
         """How many validations up to now came after the best of them."""
         steps = sorted(step for step in self._validations if step <= self._steps_done)
-        best = min(steps, key=lambda step: (self._validations[step].loss, step))
-        return len(steps) - 1 - steps.index(best)
+        return len(steps) - 1 - steps.index(self._best_step(self._steps_done))
 
     def _outcome(self, stopped_by: StoppedBy) -> Outcome:
-        best = self._run.read_theta(BEST)
-        if best is None or best.steps_done != self._best_step():
-            raise IntegrityError(
-                f"{self._run.path / BEST} is not the θ of step {self._best_step()}",
-                next_step="move that folder away and run the same command again",
-            )
+        best = self._read_best(self._best_step())
+        sides = 2 if self._settings.directions == "two-sided" else 1
         differences = [
-            2 * self._settings.epsilon * abs(gradient)
+            sides * self._schedule.scale.epsilon * abs(gradient)
             for record in self._journal.records
             for gradient in record.gradients
             if math.isfinite(gradient)

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field, replace
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -27,62 +28,27 @@ from device_client.tuning.batches import BatchIndices
 from device_client.tuning.curve import draw_curve
 from device_client.tuning.evaluation import Evaluation
 from device_client.tuning.fidelity import check_fidelity, noise_floor
-from device_client.tuning.journal import Journal, JournalHeader, StepFlags, open_journal
-from device_client.tuning.loop import LoopSettings, Observer, Outcome, TuningLoop
+from device_client.tuning.journal import Journal, JournalHeader, StepFlags, StepRecord, open_journal
+from device_client.tuning.loop import Observer, Outcome, TuningLoop
 from device_client.tuning.machine_record import MachineRecord, read_machine, write_machine
+from device_client.tuning.measured_step import MeasuredStep
+from device_client.tuning.measurements import Findings, Sample, summarise
 from device_client.tuning.memory_fit import MemoryFit, fit_to_memory, side_by_side
 from device_client.tuning.model_problem import ModelProblem
 from device_client.tuning.perturbations import PerturbationStream, drawing_of
 from device_client.tuning.run_directory import CONFIG, RunDirectory
-from device_client.tuning.schedules import Decay, StepSizeSchedule
+from device_client.tuning.schedules import ChosenScale, StepSizeSchedule
+from device_client.tuning.settings import TuneSettings
 from device_client.tuning.smaller_batches import with_smaller_batches
 from shared.bundle.digest import digest_of_bytes
 from shared.bundle.read import Bundle
 from shared.errors import Conflict, InvalidRequest, ResourceError, UnsupportedModel
 from shared.model.tokenizer import BundleTokenizer
-from shared.perturbation import STREAM_NAMES, Distribution
+from shared.perturbation import STREAM_NAMES
 from shared.tasks.examples import Example
 
 RESULT, RESOURCES, CURVE = "result.json", "resources.json", "loss.svg"
-DEFAULT_STEPS = 2000
-DEFAULT_BATCH = 16
-DEFAULT_STEP_LENGTH = 0.07
 _NOISE_DIRECTIONS = 2
-
-
-@dataclass(frozen=True, slots=True)
-class TuneSettings:
-    """What decides a run, besides bundle and rows.
-
-    Attributes:
-        steps: T.
-        batch_size: Rows per step.
-        epsilon: ε.
-        lr: Constant η; None is ``auto``.
-        step_length: λ of ``auto``.
-        decay: ``constant`` or ``linear``.
-        clip_multiple: g is clipped at so many times its running median.
-        queries: Directions per step.
-        distribution: Of z.
-        seed: Of the perturbations and of the order of rows.
-        objective: The loss; None takes ``candidates`` where every row has some.
-        validate_every: Steps between validations; None is a twentieth of the run.
-        patience: Validations without a new best before it stops early; None never.
-    """
-
-    steps: int = DEFAULT_STEPS
-    batch_size: int = DEFAULT_BATCH
-    epsilon: float = 1e-3
-    lr: float | None = None
-    step_length: float = DEFAULT_STEP_LENGTH
-    decay: Decay = "linear"
-    clip_multiple: float = 5.0
-    queries: int = 1
-    distribution: Distribution = "gaussian"
-    seed: int = 0
-    objective: Objective | None = None
-    validate_every: int | None = None
-    patience: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,7 +138,7 @@ def plan_run(
     check_objective(examples, objective)
     identity = {
         "bundle_digest": bundle.digest,
-        "settings": asdict(settings) | {"objective": objective, "validate_every": validate_every(settings)},
+        "settings": settings.identity(objective),
         "rows": dict(data.digests),
         "rendering": data.renderer.as_json(),
         "max_tokens": options.max_tokens,
@@ -188,11 +154,6 @@ def plan_run(
 def default_objective(examples: list[Example]) -> Objective:
     """Return ``candidates`` where every row offers a choice, else ``vocabulary``."""
     return "vocabulary" if any(example.is_free for example in examples) else "candidates"
-
-
-def validate_every(settings: TuneSettings) -> int:
-    """Return the steps between validations: as asked, or a twentieth of the run."""
-    return settings.validate_every or max(1, settings.steps // 20)
 
 
 def tune(
@@ -273,8 +234,8 @@ def _tune(
     )  # fmt: skip
     begun_at, recorded = clock(), len(journal.records)
     loop = TuningLoop(
-        problem, theta, draw, _schedule(settings, model.sensitive_count), _loop_settings(settings, machine),
-        journal, run, observer, clock, shrunk=remember_rows,
+        problem, theta, draw, _schedule(settings, theta), settings, journal, run, observer, clock,
+        machine.time_budget_seconds, shrunk=remember_rows,
     )  # fmt: skip
     outcome = loop.run()
     seconds = clock() - begun_at
@@ -398,29 +359,15 @@ def _header(planned: PlannedRun) -> JournalHeader:
         epsilon=settings.epsilon,
         bundle_digest=planned.bundle.digest,
         settings_digest=planned.settings_digest,
+        is_measured=settings.is_step_measured,
     )
 
 
-def _schedule(settings: TuneSettings, sensitive_count: int) -> StepSizeSchedule:
-    return StepSizeSchedule(
-        steps=settings.steps,
-        lr=settings.lr,
-        step_length=settings.step_length,
-        sensitive_count=sensitive_count,
-        decay=settings.decay,
-        clip_multiple=settings.clip_multiple,
-    )
-
-
-def _loop_settings(settings: TuneSettings, machine: MachineSettings) -> LoopSettings:
-    return LoopSettings(
-        steps=settings.steps,
-        epsilon=settings.epsilon,
-        queries=settings.queries,
-        validate_every=validate_every(settings),
-        patience=settings.patience,
-        time_budget_seconds=machine.time_budget_seconds,
-    )
+def _schedule(settings: TuneSettings, theta: Tensor) -> StepSizeSchedule:
+    if not settings.is_step_measured:
+        return StepSizeSchedule(settings, ChosenScale(settings, theta.numel()))
+    value_rms = float(theta.double().square().mean().sqrt())
+    return StepSizeSchedule(settings, MeasuredStep(settings.steps, settings.queries, settings.epsilon, value_rms))
 
 
 Stage = Literal["bundle", "last", "best"]
@@ -439,16 +386,45 @@ def _result(planned: PlannedRun, problem: ModelProblem, theta: Tensor, outcome: 
         "best_step": outcome.best_step,
         "stopped_by": outcome.stopped_by,
         "objective": planned.objective,
-        "forward_passes": 2 * planned.settings.queries * outcome.steps_done,
+        "forward_passes": sum(_passes(record, planned.settings) for record in outcome.records),
         "median_loss_difference": outcome.median_loss_difference,
         "clipped_steps": sum(StepFlags.CLIPPED in record.flags for record in outcome.records),
         "skipped_steps": sum(StepFlags.SKIPPED in record.flags for record in outcome.records),
         "truncated_rows": sum(example.truncated_tokens > 0 for example in planned.data.training),
         "validation": {stage: found.as_json() for stage, found in on_validation.items()},
     }
+    if planned.settings.is_step_measured:
+        result["measured"] = _measured(planned.settings, outcome)
     if planned.data.test:
         values: dict[Stage, Tensor] = {"bundle": theta, "last": outcome.last, "best": outcome.best.to(theta.device)}
         result["test"] = {
             stage: problem.evaluate(value, planned.data.test).as_json() for stage, value in values.items()
         }
     return result
+
+
+def _passes(record: StepRecord, settings: TuneSettings) -> int:
+    if math.isfinite(record.curvature):
+        return 2 * settings.queries + 1
+    return settings.queries * (2 if settings.directions == "two-sided" else 1)
+
+
+def _measured(settings: TuneSettings, outcome: Outcome) -> dict[str, float | None]:
+    """Return what the whole run's samples come to; null where nothing was found."""
+    found = findings(outcome.records)
+    rates = [record.lr for record in outcome.records if record.lr > 0]
+    values = {
+        "signal_share": found.signal_share,
+        "curvature": found.curvature,
+        "useful_batch": found.useful_batch(settings.batch_size),
+        "expected_fall_per_step": found.expected_fall(statistics.fmean(rates), settings.queries) if rates else math.nan,
+    }
+    return {name: value if math.isfinite(value) else None for name, value in values.items()}
+
+
+def findings(records: Sequence[StepRecord]) -> Findings:
+    """Return what the steps on record measured on average; skipped steps are left out."""
+    kept = [record for record in records if StepFlags.SKIPPED not in record.flags]
+    return summarise(
+        Sample(statistics.fmean(g * g for g in record.gradients), record.signal, record.curvature) for record in kept
+    )
