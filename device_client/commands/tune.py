@@ -188,6 +188,8 @@ def show(report: TuneReport, console: Console) -> None:
     console.say(f"Validation loss {sparkline(losses)}")
     pace = resources.get("seconds_per_step")
     noise = resources.get("noise_floor")
+    if "measured" in result:
+        console.say(measured_line(result["measured"], pace))
     budget, peak = resources.get("memory_budget_bytes"), resources.get("peak_memory_bytes")
     console.say(
         f"{result['steps_done']} steps ({result['forward_passes']} forward passes), stopped by {result['stopped_by']}, "
@@ -206,6 +208,27 @@ def show(report: TuneReport, console: Console) -> None:
     console.say(f"Curve: {report.run / 'loss.svg'}")
     if result["stopped_by"] == "time budget":
         console.say("The time budget is spent and the run is not finished: run the same command again to go on.")
+
+
+def measured_line(measured: Mapping[str, float | None], seconds_per_step: float | None) -> str:
+    """Return what the run measured, in words.
+
+    Args:
+        measured: Of result.json.
+        seconds_per_step: None where no step was made in this process.
+    """
+    share, trace, batch, fall = (
+        measured[name] for name in ("signal_share", "curvature", "useful_batch", "expected_fall_per_step")
+    )
+    parts = [
+        f"signal share {share:.0%}" if share else "no signal that the rows of a batch agree on",
+        "curvature not measured" if trace is None else f"curvature {trace:.3g}",
+    ]
+    if batch is not None:
+        parts.append(f"more than {max(1, round(batch))} rows per step buy little")
+    if fall is not None and seconds_per_step:
+        parts.append(f"expected fall of the loss {60 * fall / seconds_per_step:.2g} nats per minute")
+    return f"Measured: {'; '.join(parts)}."
 
 
 def _table_rows(part: str, stages: Mapping[str, Mapping[str, Any]]) -> Iterator[tuple[str, str, str, str]]:

@@ -1,17 +1,18 @@
 """A step from what the run measures: no number that was fitted on a model.
 
-    η_t = min( ω·√q / √(T·V),  q / t )        ω = 2⁻ʳ · min( √(2·L₀ / t),  rms(θ₀) )
+    η_t = min( ω·√q / √(N·V),  q / t )        ω = 2⁻ʳ · min( √(2·L₀ / t),  rms(θ₀) )        N = Σ decay²
 
-ω is the length, per value, of the random walk that a run of T steps is allowed. Every step adds noise of η²·V/q to
-every value; after T of them the walk costs ½·ω²·t nats. √(2·L₀/t) spends as much as there is to gain at most, the
-starting loss L₀, and is the step of Ghadimi and Lan, √(2Δ/(L·σ²·T)), with L·σ² = V·t for zeroth order; q/t is their
+ω is the length, per value, of the random walk that the whole run is allowed. Every step adds noise of (η·decay)²·V/q
+to every value; in the end the walk costs ½·ω²·t nats. √(2·L₀/t) spends as much as there is to gain at most, the
+starting loss L₀, and is the step of Ghadimi and Lan, √(2Δ/(L·σ²·N)), with L·σ² = V·t for zeroth order; q/t is their
 1/L, beyond which steps overshoot. The quadratic model holds no farther than the values are long: hence rms(θ₀).
+N is T with a constant step, and T/3 with one that decays to nothing: it may begin longer by √3.
 
 t ``curvature`` is the mean of the last 32 samples: one in each of the first 8 steps, during which η grows in line,
 and one in 16 later. Where ε²·t is too small beside the loss to be more than rounding, ε doubles (ε ≤ rms(θ₀)/4).
 
-r counts roll-backs: where a validation has lost more than half of what the best one had gained, the run goes back
-to the best θ and every later step is half as long.
+r counts roll-backs: where a validation has lost more than half of what the best one had gained, and more than the walk
+since then should have cost, the run goes back to the best θ and every later step is half as long.
 
 Symbols as in ``schedules`` and ``measurements``; L₀ is the bundle's validation loss.
 A function of recorded numbers alone. Knows nothing about θ or files.
@@ -23,6 +24,8 @@ from __future__ import annotations
 import math
 import statistics
 from collections import deque
+
+from device_client.tuning.settings import TuneSettings
 
 WARMUP_STEPS = 8
 MEASURE_EVERY = 16
@@ -40,17 +43,17 @@ class MeasuredStep:
         roll_backs: r.
 
     Args:
-        steps: T.
-        queries: q.
-        epsilon: ε to begin with.
+        settings: T, q, decay, and ε to begin with.
         value_rms: rms(θ₀).
     """
 
-    def __init__(self, steps: int, queries: int, epsilon: float, value_rms: float) -> None:
-        self._steps, self._queries, self._epsilon, self._value_rms = steps, queries, epsilon, value_rms
+    def __init__(self, settings: TuneSettings, value_rms: float) -> None:
+        self._settings, self._epsilon, self._value_rms = settings, settings.epsilon, value_rms
+        self._whole_steps = math.fsum(settings.decay_at(step) ** 2 for step in range(settings.steps))
         self._samples: deque[float] = deque(maxlen=WINDOW)
         self._steps_seen = self._measured = self.roll_backs = 0
         self._start_loss = self._best_loss = math.nan
+        self._walk_cost = self._walked = 0.0
 
     @property
     def epsilon(self) -> float:
@@ -63,6 +66,7 @@ class MeasuredStep:
 
     def next(self, mean_square: float, curvature: float) -> float:
         """Return η, given V so far and what this step measured of tr(H), or NaN."""
+        self._walked += self._settings.decay_at(self._steps_seen) ** 2 / self._whole_steps
         self._steps_seen += 1
         if math.isfinite(curvature):
             self._samples.append(curvature)
@@ -76,20 +80,22 @@ class MeasuredStep:
         most = math.inf
         if trace > 0:
             walk = min(walk, math.sqrt(2 * self._start_loss / trace))
-            most = self._queries / trace
+            most = self._settings.queries / trace
         walk *= 0.5**self.roll_backs
+        self._walk_cost = max(0.0, walk * walk * trace / 2)
         warm = min(1.0, self._steps_seen / WARMUP_STEPS)
-        return warm * min(walk * math.sqrt(self._queries / (self._steps * mean_square)), most)
+        return warm * min(walk * math.sqrt(self._settings.queries / (self._whole_steps * mean_square)), most)
 
     def validated(self, loss: float) -> bool:
         """Take the next validation's loss, the first before any step; return whether to go back to the best θ."""
         if math.isnan(self._start_loss):
             self._start_loss = self._best_loss = loss
         if loss <= self._best_loss:
-            self._best_loss = loss
+            self._best_loss, self._walked = loss, 0.0
             return False
         gained = self._start_loss - self._best_loss
-        if loss - self._best_loss <= max(gained / 2, LEAST_LOSS * self._start_loss):
+        if loss - self._best_loss <= max(gained / 2, self._walk_cost * self._walked, LEAST_LOSS * self._start_loss):
             return False
         self.roll_backs += 1
+        self._walked = 0.0
         return True

@@ -1,6 +1,6 @@
 """How far each step goes: measured, normalised to a length, or constant.
 
-    measured   η_t = ω·√q / √(T·V)               of ``measured_step``                          the default
+    measured   η_t = ω·√q / √(N·V)               of ``measured_step``                          the default
     length     η_t = λ / √(k·V)                  a typical step ‖η·g·z‖ is as long as asked
     constant   η_t = η                           the paper's plain ZO-SGD
     all        η_t · decay(t),  decay = 1 or 1 − t/T
@@ -121,10 +121,7 @@ class StepSizeSchedule:
         clip = self._clip(math.sqrt(mean_square))
         self._magnitudes.append(math.sqrt(mean_square))
         scale = self.scale.next(self._mean_square / (1 - MEAN_SQUARE_DECAY**self._seen), curvature)
-        return StepSize(float(np.float32(scale * self._decay(step) * clip)), is_clipped=clip < 1)
-
-    def _decay(self, step: int) -> float:
-        return 1.0 if self._settings.decay == "constant" else 1 - step / self._settings.steps
+        return StepSize(float(np.float32(scale * self._settings.decay_at(step) * clip)), is_clipped=clip < 1)
 
     def _clip(self, magnitude: float) -> float:
         if len(self._magnitudes) < MEDIAN_WARMUP:

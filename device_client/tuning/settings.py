@@ -86,6 +86,10 @@ class TuneSettings:
         """Steps between validations: as asked, or a twentieth of the run."""
         return self.validate_every or max(1, self.steps // 20)
 
+    def decay_at(self, step: int) -> float:
+        """Return the share of η that a step takes: 1, or 1 − t/T."""
+        return 1.0 if self.decay == "constant" else 1 - step / self.steps
+
     def identity(self, objective: Objective) -> dict[str, Any]:
         """Return what a run is recognised by; what an older version knew is named as it named it.
 

@@ -367,7 +367,7 @@ def _schedule(settings: TuneSettings, theta: Tensor) -> StepSizeSchedule:
     if not settings.is_step_measured:
         return StepSizeSchedule(settings, ChosenScale(settings, theta.numel()))
     value_rms = float(theta.double().square().mean().sqrt())
-    return StepSizeSchedule(settings, MeasuredStep(settings.steps, settings.queries, settings.epsilon, value_rms))
+    return StepSizeSchedule(settings, MeasuredStep(settings, value_rms))
 
 
 Stage = Literal["bundle", "last", "best"]

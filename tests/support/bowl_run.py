@@ -94,7 +94,7 @@ def tune(
     stream = PerturbationStream(HEADER.seed, COUNT, drawing_of("gaussian", REFERENCE), torch.device("cpu"))
     scale: Scale = ChosenScale(settings, COUNT)
     if settings.is_step_measured:
-        scale = MeasuredStep(settings.steps, settings.queries, settings.epsilon, value_rms=1.0)
+        scale = MeasuredStep(settings, value_rms=1.0)
     header = replace(HEADER, queries=settings.queries, is_measured=settings.is_step_measured)
     with open_journal(run.journal, header) as journal:
         loop = TuningLoop(

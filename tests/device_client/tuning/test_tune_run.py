@@ -29,7 +29,7 @@ def test_a_run_leaves_everything_in_its_folder(bundle: Bundle, rows: Path, clock
         "result.json", "resources.json", "loss.svg",
     }  # fmt: skip
     result = report.result
-    assert (result["steps_done"], result["forward_passes"], result["objective"]) == (12, 24, "candidates")
+    assert (result["steps_done"], result["forward_passes"], result["objective"]) == (12, 2 * 12 + 8, "candidates")
     assert result["validation"]["bundle"]["rows"] == 3
     assert result["test"]["last"]["rows"] == 12
     assert load_theta(report.run).shape == (bundle.config.sensitive_count,)
