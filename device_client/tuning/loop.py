@@ -244,10 +244,10 @@ class TuningLoop(Generic[BatchT]):
         return steps_done % self._settings.validation_interval == 0 or steps_done == self._settings.steps
 
     def _validate(self, replay_from: int) -> None:
-        """Validate θ, keep it or go back to the best one, and snapshot it; what is on record is not repeated.
+        """Validate and snapshot θ, keep it or go back to the best one; what is on record is not measured again.
 
         Args:
-            replay_from: Steps whose θ was skipped: what they went back to lies in the snapshot.
+            replay_from: Steps before the snapshot: their θ is not known, and whether they went back does not matter.
         """
         steps_done = self._steps_done
         evaluation = self._validations.get(steps_done)
@@ -262,19 +262,16 @@ class TuningLoop(Generic[BatchT]):
             self._run.append_metric({"kind": "validation", "steps_done": steps_done, **evaluation.as_json()})
             self._journal.sync()
         is_worse = self._schedule.scale.validated(evaluation.loss)
-        is_best = self._best_step(steps_done) == steps_done
-        if steps_done >= replay_from:
-            if is_best:
-                self._best = Snapshot(self._theta, steps_done)
-            elif is_worse:
-                self._best = self._best or self._read_best(self._best_step(steps_done))
-                self._theta = self._best.theta.to(self._theta.device)
+        best_step = self._best_step(steps_done)
+        if best_step == steps_done and steps_done >= replay_from:
+            self._best = Snapshot(self._theta, steps_done)
         if is_new:
             self._write_snapshot()
-            self._observer.validated(steps_done, evaluation, is_best=is_best)
-            if is_worse:
-                best = self._best_step(steps_done)
-                self._observer.note(f"validation got worse: back to the values of step {best}, steps half as long")
+            self._observer.validated(steps_done, evaluation, is_best=best_step == steps_done)
+        if is_worse and steps_done >= replay_from and self._stop_reason() is None:
+            self._best = self._best or self._read_best(best_step)
+            self._theta = self._best.theta.to(self._theta.device)
+            self._observer.note(f"validation got worse: back to the values of step {best_step}, steps half as long")
 
     def _write_snapshot(self) -> None:
         self._run.write_theta(LAST, self._theta, self._steps_done)

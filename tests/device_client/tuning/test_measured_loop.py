@@ -9,14 +9,16 @@ from pathlib import Path
 
 import pytest
 import torch
-from bowl_run import COUNT, MEASURED, Bowl, Killed, Recorder, files, tune
+from bowl_run import COUNT, HEADER, MEASURED, Bowl, Killed, Recorder, files, tune
 from torch import Tensor
 
 from device_client.tuning.evaluation import Evaluation
 from device_client.tuning.journal import StepRecord, read_journal
 from device_client.tuning.loop import BEST, LAST
 from device_client.tuning.run_directory import RunDirectory
+from device_client.tuning.spsa import descend
 from shared.errors import IntegrityError
+from shared.perturbation import perturbation
 
 LONG = replace(MEASURED, steps=200)
 
@@ -75,8 +77,11 @@ def test_a_rise_of_the_validation_loss_goes_back_to_the_best_values(tmp_path: Pa
 
     observer = Keeper()
     tune(tmp_path, Rising(), settings=MEASURED, observer=observer)
-    assert torch.equal(kept[20], kept[10])
-    assert not torch.equal(kept[30], kept[20])
+    theta = kept[10]
+    for record in read_journal(tmp_path / "journal.bin")[1][20:30]:
+        z = torch.from_numpy(perturbation(HEADER.seed, record.step, 0, COUNT))
+        theta = descend(theta, [z], record.gradients, record.lr)
+    assert torch.equal(kept[30], theta)
     assert observer.notes == ["validation got worse: back to the values of step 10, steps half as long"]
 
 
@@ -132,3 +137,16 @@ def test_going_back_to_values_that_are_lost_is_refused(tmp_path: Path) -> None:
     RunDirectory(tmp_path).write_theta(BEST, torch.zeros(COUNT), 0)
     with pytest.raises(IntegrityError, match="is not the θ of step 20"):
         tune(tmp_path, Worse(), settings=MEASURED)
+
+
+def test_the_last_values_are_those_that_were_validated_last(tmp_path: Path) -> None:
+    """Where no step follows, there is nothing to go back for."""
+
+    class Rising(Bowl):
+        def validate(self, theta: Tensor) -> Evaluation:
+            self.validations += 1
+            return Evaluation([3.0, 2.0, 1.9, 1.8, 9.0][self.validations - 1], None, 7)
+
+    outcome = tune(tmp_path, Rising(), settings=MEASURED)
+    assert outcome.best_step == 30
+    assert not torch.equal(outcome.last, outcome.best)
