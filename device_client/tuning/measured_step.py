@@ -1,12 +1,12 @@
 """A step from what the run measures: no number that was fitted on a model.
 
-    η_t = min( ω·√q / √(N·V),  q / t )        ω = 2⁻ʳ · min( √(2·L₀ / t),  rms(θ₀) )        N = Σ decay²
+    η_t = min( ω·√q / √(T·V),  q / t )        ω = 2⁻ʳ · min( √(2·L₀ / t),  rms(θ₀) )
 
-ω is the length, per value, of the random walk that the whole run is allowed. Every step adds noise of (η·decay)²·V/q
-to every value; in the end the walk costs ½·ω²·t nats. √(2·L₀/t) spends as much as there is to gain at most, the
-starting loss L₀, and is the step of Ghadimi and Lan, √(2Δ/(L·σ²·N)), with L·σ² = V·t for zeroth order; q/t is their
+ω is the length, per value, of the random walk that a run of T steps is allowed. Every step adds noise of η²·V/q to
+every value; after T of them the walk costs ½·ω²·t nats. √(2·L₀/t) spends as much as there is to gain at most, the
+starting loss L₀, and is the step of Ghadimi and Lan, √(2Δ/(L·σ²·T)), with L·σ² = V·t for zeroth order; q/t is their
 1/L, beyond which steps overshoot. The quadratic model holds no farther than the values are long: hence rms(θ₀).
-N is T with a constant step, and T/3 with one that decays to nothing: it may begin longer by √3.
+The decay comes on top: it takes what the walk has cost away again towards the end.
 
 t ``curvature`` is the mean of the last 32 samples: one in each of the first 8 steps, during which η grows in line,
 and one in 16 later. Where ε²·t is too small beside the loss to be more than rounding, ε doubles (ε ≤ rms(θ₀)/4).
@@ -31,7 +31,7 @@ WARMUP_STEPS = 8
 MEASURE_EVERY = 16
 WINDOW = 32
 RESOLVED = 1e-4
-"""ε²·t as a share of the loss that is clear of rounding: float32 losses carry about 1e-7 of theirs, float16's 1e-5."""
+"""ε²·t as a share of the loss that is clear of what rounding does in float32."""
 LEAST_LOSS = 0.01
 """A rise of the validation loss by less of the starting loss undoes nothing."""
 
@@ -45,11 +45,12 @@ class MeasuredStep:
     Args:
         settings: T, q, decay, and ε to begin with.
         value_rms: rms(θ₀).
+        resolved: ε²·t as a share of the loss that is clear of rounding.
     """
 
-    def __init__(self, settings: TuneSettings, value_rms: float) -> None:
+    def __init__(self, settings: TuneSettings, value_rms: float, resolved: float = RESOLVED) -> None:
+        self._resolved = resolved
         self._settings, self._epsilon, self._value_rms = settings, settings.epsilon, value_rms
-        self._whole_steps = math.fsum(settings.decay_at(step) ** 2 for step in range(settings.steps))
         self._samples: deque[float] = deque(maxlen=WINDOW)
         self._steps_seen = self._measured = self.roll_backs = 0
         self._start_loss = self._best_loss = math.nan
@@ -66,11 +67,11 @@ class MeasuredStep:
 
     def next(self, mean_square: float, curvature: float) -> float:
         """Return η, given V so far and what this step measured of tr(H), or NaN."""
-        self._walked += self._settings.decay_at(self._steps_seen) ** 2 / self._whole_steps
+        self._walked += self._settings.decay_at(self._steps_seen) ** 2 / self._settings.steps
         self._steps_seen += 1
         if math.isfinite(curvature):
             self._samples.append(curvature)
-            if self._measured < WARMUP_STEPS and self._epsilon**2 * abs(curvature) < RESOLVED * self._start_loss:
+            if self._measured < WARMUP_STEPS and self._epsilon**2 * abs(curvature) < self._resolved * self._start_loss:
                 self._epsilon = max(self._epsilon, min(2 * self._epsilon, self._value_rms / 4))
             self._measured += 1
         trace = statistics.fmean(self._samples) if self._samples else math.nan
@@ -84,7 +85,7 @@ class MeasuredStep:
         walk *= 0.5**self.roll_backs
         self._walk_cost = max(0.0, walk * walk * trace / 2)
         warm = min(1.0, self._steps_seen / WARMUP_STEPS)
-        return warm * min(walk * math.sqrt(self._settings.queries / (self._whole_steps * mean_square)), most)
+        return warm * min(walk * math.sqrt(self._settings.queries / (self._settings.steps * mean_square)), most)
 
     def validated(self, loss: float) -> bool:
         """Take the next validation's loss, the first before any step; return whether to go back to the best θ."""

@@ -1,6 +1,6 @@
 """How far each step goes: measured, normalised to a length, or constant.
 
-    measured   η_t = ω·√q / √(N·V)               of ``measured_step``                          the default
+    measured   η_t = ω·√q / √(T·V)               of ``measured_step``                          the default
     length     η_t = λ / √(k·V)                  a typical step ‖η·g·z‖ is as long as asked
     constant   η_t = η                           the paper's plain ZO-SGD
     all        η_t · decay(t),  decay = 1 or 1 − t/T

@@ -31,7 +31,7 @@ from device_client.tuning.fidelity import check_fidelity, noise_floor
 from device_client.tuning.journal import Journal, JournalHeader, StepFlags, StepRecord, open_journal
 from device_client.tuning.loop import Observer, Outcome, TuningLoop
 from device_client.tuning.machine_record import MachineRecord, read_machine, write_machine
-from device_client.tuning.measured_step import MeasuredStep
+from device_client.tuning.measured_step import RESOLVED, MeasuredStep
 from device_client.tuning.measurements import Findings, Sample, summarise
 from device_client.tuning.memory_fit import MemoryFit, fit_to_memory, side_by_side
 from device_client.tuning.model_problem import ModelProblem
@@ -49,6 +49,8 @@ from shared.tasks.examples import Example
 
 RESULT, RESOURCES, CURVE = "result.json", "resources.json", "loss.svg"
 _NOISE_DIRECTIONS = 2
+_SPACINGS_TO_RESOLVE = 10
+"""Of a 16-bit format's relative spacings, as a share of the loss, that a second difference should be clear of."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -234,7 +236,7 @@ def _tune(
     )  # fmt: skip
     begun_at, recorded = clock(), len(journal.records)
     loop = TuningLoop(
-        problem, theta, draw, _schedule(settings, theta), settings, journal, run, observer, clock,
+        problem, theta, draw, _schedule(settings, theta, model.compute_dtype), settings, journal, run, observer, clock,
         machine.time_budget_seconds, shrunk=remember_rows,
     )  # fmt: skip
     outcome = loop.run()
@@ -363,11 +365,12 @@ def _header(planned: PlannedRun) -> JournalHeader:
     )
 
 
-def _schedule(settings: TuneSettings, theta: Tensor) -> StepSizeSchedule:
+def _schedule(settings: TuneSettings, theta: Tensor, compute_dtype: torch.dtype) -> StepSizeSchedule:
     if not settings.is_step_measured:
         return StepSizeSchedule(settings, ChosenScale(settings, theta.numel()))
     value_rms = float(theta.double().square().mean().sqrt())
-    return StepSizeSchedule(settings, MeasuredStep(settings, value_rms))
+    resolved = max(RESOLVED, _SPACINGS_TO_RESOLVE * torch.finfo(compute_dtype).eps)
+    return StepSizeSchedule(settings, MeasuredStep(settings, value_rms, resolved))
 
 
 Stage = Literal["bundle", "last", "best"]

@@ -33,13 +33,6 @@ def test_the_walk_of_the_whole_run_costs_what_there_is_to_gain() -> None:
     assert started().next(MEAN_SQUARE, CURVATURE) == pytest.approx(0.005)
 
 
-def test_with_linear_decay_it_begins_longer_for_the_same_walk() -> None:
-    """Σ (1 − t/2)² over two steps = 1 + 1/4 instead of 2."""
-    linear, constant = started(steps=2, decay="linear"), started(steps=2)
-    longer = linear.next(4e4, CURVATURE) / constant.next(4e4, CURVATURE)
-    assert longer == pytest.approx(math.sqrt(2 / 1.25))
-
-
 def test_a_longer_run_takes_shorter_steps() -> None:
     assert started(steps=1600).next(MEAN_SQUARE, CURVATURE) == pytest.approx(0.0025)
 
