@@ -52,7 +52,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="perturbation; --step auto doubles it where rounding hides the curvature (default: %(default)s)",
     )  # fmt: skip
     group.add_argument(
-        "--step", type=parse_step, metavar="auto|L", help="measured, or the length of a typical step (default: auto)"
+        "--step",
+        "--step-length",
+        type=parse_step,
+        metavar="auto|L",
+        help="measured, or the length of a typical step (default: auto)",
     )
     group.add_argument("--lr", type=parse_lr, help="the paper's constant learning rate, such as 1e-6")
     group.add_argument("--decay", choices=("constant", "linear"), default=DEFAULTS.decay, help="default: %(default)s")

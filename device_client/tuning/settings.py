@@ -48,7 +48,7 @@ class TuneSettings:
         InvalidRequest: Both ``lr`` and ``step_length`` are given, or one-sided directions have nothing to compare with.
     """
 
-    steps: int = 2000
+    steps: int = 400
     batch_size: int = 16
     epsilon: float = 1e-3
     lr: float | None = None

@@ -30,12 +30,12 @@ def test_the_step_is_measured_unless_one_is_chosen() -> None:
 
 
 def test_a_run_with_a_chosen_step_has_the_identity_of_earlier_releases() -> None:
-    assert TuneSettings(step_length=0.8).identity("candidates") == EARLIER
-    assert TuneSettings(lr=1e-6).identity("candidates") == EARLIER | {"lr": 1e-6, "step_length": 0.07}
+    assert TuneSettings(steps=2000, step_length=0.8).identity("candidates") == EARLIER
+    assert TuneSettings(steps=2000, lr=1e-6).identity("candidates") == EARLIER | {"lr": 1e-6, "step_length": 0.07}
 
 
 def test_one_sided_directions_make_another_run() -> None:
-    found = TuneSettings(step_length=0.8, directions="one-sided", queries=4).identity("candidates")
+    found = TuneSettings(steps=2000, step_length=0.8, directions="one-sided", queries=4).identity("candidates")
     assert found == EARLIER | {"directions": "one-sided", "queries": 4}
 
 
