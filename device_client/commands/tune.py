@@ -20,16 +20,17 @@ from device_client.commands.task_arguments import (
     seconds,
 )
 from device_client.console import Console, ProgressBar
-from device_client.planning.tuned_blocks import ALL_BLOCKS, check_blocks
+from device_client.planning.tuned_blocks import check_blocks
 from device_client.settings import Settings
+from device_client.tuning.settings import DEFAULTS, TuneSettings, parse_lr, parse_step
 from shared.byte_sizes import format_bytes, parse_bytes
-from shared.errors import Interrupted
+from shared.errors import Interrupted, InvalidRequest
 
 if TYPE_CHECKING:
     from device_client.model.open import Machine
     from device_client.tuning.evaluation import Evaluation
     from device_client.tuning.journal import StepRecord
-    from device_client.tuning.tune_run import MachineSettings, TuneReport, TuneSettings
+    from device_client.tuning.tune_run import MachineSettings, TuneReport
 
 NAME = "tune"
 HELP = "fine-tune a bundle on your own rows; run again to resume"
@@ -44,30 +45,49 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_split_arguments(parser)
     group = parser.add_argument_group("training")
     group.add_argument(
-        "--gradient", choices=("zeroth-order", "first-order"), default="zeroth-order",
+        "--gradient", choices=("zeroth-order", "first-order"), default=DEFAULTS.gradient,
         help="of forward passes alone, or exact: Adam with a backward pass, for more memory (default: %(default)s)",
     )  # fmt: skip
-    group.add_argument("--steps", type=positive, default=2000, metavar="N", help="default: %(default)s")
-    group.add_argument("--batch", type=positive, default=16, metavar="N", help="rows per step (default: %(default)s)")
-    group.add_argument("--epsilon", type=positive_number, default=1e-3, help="perturbation (default: %(default)s)")
-    group.add_argument("--lr", default="auto", help="auto, or a constant: the paper's 1e-6, Adam's 2e-3 (auto)")
+    group.add_argument("--steps", type=positive, default=DEFAULTS.steps, metavar="N", help="default: %(default)s")
     group.add_argument(
-        "--step-length", type=positive_number, metavar="L", help="length of a typical step with --lr auto"
+        "--batch", type=positive, default=DEFAULTS.batch_size, metavar="N", help="rows per step (default: %(default)s)"
     )
-    group.add_argument("--decay", choices=("constant", "linear"), default="linear", help="default: %(default)s")
+    group.add_argument(
+        "--epsilon", type=positive_number, default=DEFAULTS.epsilon,
+        help="perturbation; --step auto doubles it where rounding hides the curvature (default: %(default)s)",
+    )  # fmt: skip
+    group.add_argument(
+        "--step",
+        "--step-length",
+        type=parse_step,
+        metavar="auto|L",
+        help="measured, or the length of a typical step (default: auto)",
+    )
+    group.add_argument("--lr", type=parse_lr, help="a constant instead: the paper's 1e-6; in first order Adam's, 2e-3")
+    group.add_argument("--decay", choices=("constant", "linear"), default=DEFAULTS.decay, help="default: %(default)s")
     group.add_argument(
         "--loss", choices=("auto", "candidates", "vocabulary"), default="auto",
         help="over the candidate answers, or over the whole vocabulary (default: candidates where there are some)",
     )  # fmt: skip
-    group.add_argument("--queries", type=positive, default=1, metavar="Q", help="directions per step (default: 1)")
-    group.add_argument("--distribution", choices=("gaussian", "rademacher"), default="gaussian", help="of z")
-    group.add_argument("--clip", type=positive_number, default=5.0, metavar="M", help="clip g at M times its median")
     group.add_argument(
-        "--blocks", default=ALL_BLOCKS, metavar="WHICH",
+        "--queries", type=positive, default=DEFAULTS.queries, metavar="Q", help="directions per step (default: 1)"
+    )
+    group.add_argument(
+        "--directions", choices=("two-sided", "one-sided"), default=DEFAULTS.directions,
+        help="two passes per direction, or one and two directions or more (default: %(default)s)",
+    )  # fmt: skip
+    group.add_argument("--distribution", choices=("gaussian", "rademacher"), default=DEFAULTS.distribution, help="of z")
+    group.add_argument(
+        "--clip", type=positive_number, default=DEFAULTS.clip_multiple, metavar="M", help="clip g at M times its median"
+    )
+    group.add_argument(
+        "--blocks", default=DEFAULTS.blocks, metavar="WHICH",
         help="all, upper:N for the last N decoder blocks, or auto for the upper third, where rows agree most on what "
         "to change; what lies below is computed once per row, so a step costs less (default: all)",
     )  # fmt: skip
-    group.add_argument("--seed", type=int, default=0, help="of rows held out, batches and perturbations (default: 0)")
+    group.add_argument(
+        "--seed", type=int, default=DEFAULTS.seed, help="of rows held out, batches and perturbations (default: 0)"
+    )
     group.add_argument("--validate-every", type=positive, metavar="N", help="steps (default: a twentieth)")
     group.add_argument("--patience", type=positive, metavar="N", help="stop after N validations without a new best")
     group = parser.add_argument_group("machine")
@@ -126,15 +146,11 @@ def tune_settings(arguments: argparse.Namespace) -> TuneSettings:
     Raises:
         InvalidRequest: An option is out of range.
     """
-    from device_client.tuning.schedules import parse_lr
-    from device_client.tuning.tune_run import DEFAULT_STEP_LENGTH, TuneSettings
-    from shared.errors import InvalidRequest
-
     if not 0 <= arguments.seed < 1 << 64:
         raise InvalidRequest(f"--seed {arguments.seed}", needed="a whole number from 0 to 2^64 − 1")
-    if arguments.gradient == "first-order" and (arguments.queries > 1 or arguments.step_length is not None):
+    if arguments.gradient == "first-order" and (arguments.queries > 1 or arguments.step is not None):
         raise InvalidRequest(
-            "--queries or --step-length with --gradient first-order",
+            "--queries or --step with --gradient first-order",
             needed="neither: an exact gradient draws no directions, and --lr is its rate",
             next_step="leave them out, or tune with --gradient zeroth-order",
             param="gradient",
@@ -144,11 +160,12 @@ def tune_settings(arguments: argparse.Namespace) -> TuneSettings:
         steps=arguments.steps,
         batch_size=arguments.batch,
         epsilon=arguments.epsilon,
-        lr=parse_lr(arguments.lr),
-        step_length=arguments.step_length or DEFAULT_STEP_LENGTH,
+        lr=arguments.lr,
+        step_length=arguments.step,
         decay=arguments.decay,
         clip_multiple=arguments.clip,
         queries=arguments.queries,
+        directions=arguments.directions,
         distribution=arguments.distribution,
         seed=arguments.seed,
         objective=None if arguments.loss == "auto" else arguments.loss,
@@ -206,6 +223,8 @@ def show(report: TuneReport, console: Console) -> None:
     console.say(f"Validation loss {sparkline(losses)}")
     pace = resources.get("seconds_per_step")
     difference, noise = result.get("median_loss_difference"), resources.get("noise_floor")
+    if "measured" in result:
+        console.say(measured_line(result["measured"], pace))
     budget, peak = resources.get("memory_budget_bytes"), resources.get("peak_memory_bytes")
     console.say(
         f"{result['steps_done']} steps ({result['forward_passes']} forward passes), stopped by {result['stopped_by']}, "
@@ -239,6 +258,27 @@ def _warn_of_prior(result: Mapping[str, Any], console: Console) -> None:
             "step once its preference for some of the labels' words is taken away (calibrated zero-shot): this gain "
             "says nothing about the rows yet. Next: more --steps, or more rows"
         )
+
+
+def measured_line(measured: Mapping[str, float | None], seconds_per_step: float | None) -> str:
+    """Return what the run measured, in words.
+
+    Args:
+        measured: Of result.json.
+        seconds_per_step: None where no step was made in this process.
+    """
+    share, trace, batch, fall = (
+        measured[name] for name in ("signal_share", "curvature", "useful_batch", "expected_fall_per_step")
+    )
+    parts = [
+        f"signal share {share:.0%}" if share else "no signal that the rows of a batch agree on",
+        "curvature not measured" if trace is None else f"curvature {trace:.3g}",
+    ]
+    if batch is not None:
+        parts.append(f"more than {max(1, round(batch))} rows per step buy little")
+    if fall is not None and seconds_per_step:
+        parts.append(f"expected fall of the loss {60 * fall / seconds_per_step:.2g} nats per minute")
+    return f"Measured: {'; '.join(parts)}."
 
 
 def _table_rows(part: str, stages: Mapping[str, Mapping[str, Any]]) -> Iterator[tuple[str, str, str, str]]:

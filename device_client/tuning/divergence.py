@@ -78,7 +78,7 @@ class DivergenceWatch:
                 f"after {steps_done} steps the values have moved {moved / length:.3g} times their own length; "
                 "the best values so far are kept",
                 needed=f"at most {FARTHEST:.0f} times",
-                next_step="tune again with a lower learning rate: --lr or --step-length at a tenth of this run's",
+                next_step="tune again with shorter steps: --step or --lr at a tenth of this run's, or --step auto",
                 param="lr",
             )
 
@@ -86,6 +86,6 @@ class DivergenceWatch:
         return Diverged(
             f"{found} at step {record.step} (it began at {self._start_loss:.3g}); the best values so far are kept",
             needed=f"at most {self._limit:.3g} nats per answer",
-            next_step="tune again with a lower learning rate: --lr or --step-length at a third of this run's",
+            next_step="tune again with shorter steps: --step or --lr at a third of this run's, or --step auto",
             param="lr",
         )

@@ -11,8 +11,9 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import torch
 from torch import Tensor
 
 from device_client.model.backends.choose import BackendOptions
@@ -25,18 +26,19 @@ from device_client.tuning.answer_gradient import AnswerGradient
 from device_client.tuning.fidelity import check_fidelity, noise_floor
 from device_client.tuning.first_order import DEFAULT_LR, FirstOrder
 from device_client.tuning.journal import JournalHeader
+from device_client.tuning.measured_step import RESOLVED, MeasuredStep
 from device_client.tuning.model_problem import ModelProblem
 from device_client.tuning.perturbations import PerturbationStream, drawing_of
-from device_client.tuning.schedules import StepSizeSchedule
+from device_client.tuning.schedules import ChosenScale, Scale, StepSizeSchedule
+from device_client.tuning.settings import TuneSettings
 from device_client.tuning.smaller_batches import with_smaller_batches
 from device_client.tuning.step_engine import StepEngine
 from device_client.tuning.zeroth_order import ZerothOrder
 from shared.perturbation import STREAM_NAMES
 
-if TYPE_CHECKING:
-    from device_client.tuning.tune_run import TuneSettings
-
 _NOISE_DIRECTIONS = 2
+_SPACINGS_TO_RESOLVE = 10
+"""Of a 16-bit format's relative spacings, as a share of the loss, that a second difference should be clear of."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,16 +90,9 @@ def make_engine(
     theta, epsilon = tuned.initial_theta(), settings.epsilon
     lost_share = check_fidelity(theta, draw(0, 0), epsilon, model.compute_dtype)
     noise = with_smaller_batches(lambda: _noise_floor(problem, theta, draw, epsilon), problem, shrunk)
-    schedule = StepSizeSchedule(
-        steps=settings.steps,
-        lr=settings.lr,
-        step_length=settings.step_length,
-        sensitive_count=tuned.sensitive_count,
-        decay=settings.decay,
-        clip_multiple=settings.clip_multiple,
-    )
+    schedule = StepSizeSchedule(settings, _scale(settings, theta, model.compute_dtype))
     findings = {"perturbation_lost_share": lost_share, "noise_floor": noise if math.isfinite(noise) else None}
-    return ReadyEngine(ZerothOrder(problem, draw, schedule, epsilon, settings.queries), findings)
+    return ReadyEngine(ZerothOrder(problem, draw, schedule, settings), findings)
 
 
 def journal_header(settings: TuneSettings, blocks: TunedBlocks, bundle_digest: str, digest: str) -> JournalHeader:
@@ -120,7 +115,16 @@ def journal_header(settings: TuneSettings, blocks: TunedBlocks, bundle_digest: s
         bundle_digest=bundle_digest,
         settings_digest=digest,
         blocks=blocks.name,
+        is_measured=settings.is_step_measured,
     )
+
+
+def _scale(settings: TuneSettings, theta: Tensor, compute_dtype: torch.dtype) -> Scale:
+    if not settings.is_step_measured:
+        return ChosenScale(settings, theta.numel())
+    value_rms = float(theta.double().square().mean().sqrt())
+    resolved = max(RESOLVED, _SPACINGS_TO_RESOLVE * torch.finfo(compute_dtype).eps)
+    return MeasuredStep(settings, value_rms, resolved)
 
 
 def _noise_floor(problem: ModelProblem, theta: Tensor, draw: PerturbationStream, epsilon: float) -> float:

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from device_client.tuning.adam import Adam
 from device_client.tuning.journal import StepFlags, StepRecord
-from device_client.tuning.schedules import Decay
+from device_client.tuning.settings import Decay
 
 BatchT = TypeVar("BatchT")
 CovariantBatch = TypeVar("CovariantBatch", covariant=True)
@@ -100,6 +100,10 @@ class FirstOrder(Generic[BatchT]):
         """Return θ after Adam's step; θ itself where the step was skipped."""
         gradient, self._gradient = self._gradient, None
         return theta if gradient is None else self._adam.descend(theta, gradient, record.lr)
+
+    def validated(self, _loss: float) -> bool:
+        """Return False: Adam goes on from where it is."""
+        return False
 
     def state(self) -> Mapping[str, Tensor]:
         """Return Adam's."""

@@ -1,18 +1,22 @@
 """The journal: everything that, with the bundle and the data, makes a run; one small record per step.
 
-    file    magic "ZOJRNL" 01 0A · header length u32 · header JSON · crc32 u32 · record · record · …
-    record  step u32 · lr f32 · clean loss f32 · flags u16 · g f32 × queries · crc32 u32          (18 + 4·q bytes)
+    file      magic "ZOJRNL" version 0A · header length u32 · header JSON · crc32 u32 · record · record · …
+    record    step u32 · lr f32 · clean loss f32 · flags u16 · g f32 × queries · crc32 u32             (18 + 4·q bytes)
+    measured  step u32 · lr f32 · clean loss f32 · flags u16 · s f32 · t f32 · g f32 × queries · crc32 u32      (+ 8)
+
+Version 1 has records; version 2, of runs whose step is measured, has measured ones, with signal s and curvature t.
 
 All numbers are little-endian; each crc32 is over the bytes of its own header or record. A record is appended in one
 write before θ moves, and flushed to the disk every few records. A torn or damaged tail (kill −9, power cut) is cut
 when the journal is opened: the steps it held are computed again and come out the same. θ of any step follows from
-the bundle's values, the header's seed and stream, and the records up to it. Costs 22 bytes per step.
+the bundle's values, the header's seed and stream, and the records up to it. Costs 22 or 30 bytes per step.
 Knows nothing about models, data or θ. The records are functions of the user's data: they stay on the device.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import os
 import struct
 import zlib
@@ -27,7 +31,7 @@ from shared.durable_files import disk_errors, sync_directory
 from shared.errors import Conflict, IntegrityError
 from shared.file_lock import acquire
 
-MAGIC = b"ZOJRNL\x01\n"
+MAGIC, MEASURED_MAGIC = b"ZOJRNL\x01\n", b"ZOJRNL\x02\n"
 SYNC_EVERY = 8
 _LENGTH = struct.Struct("<I")
 _MAX_HEADER_BYTES = 1 << 16
@@ -55,6 +59,7 @@ class JournalHeader:
         bundle_digest: The bundle that was tuned.
         settings_digest: Everything else that decides the run: data, template, schedule, batches.
         blocks: Which decoder blocks are tuned: ``all`` or ``upper:N``; k counts their values.
+        is_measured: Whether records hold signal and curvature; the file's version says so, not its JSON.
     """
 
     seed: int
@@ -66,11 +71,14 @@ class JournalHeader:
     bundle_digest: str
     settings_digest: str
     blocks: str = ALL_BLOCKS
+    is_measured: bool = False
 
     def to_bytes(self) -> bytes:
         """Return magic, length, JSON and crc32."""
-        text = json.dumps(asdict(self), sort_keys=True, separators=(",", ":")).encode()
-        return MAGIC + _LENGTH.pack(len(text)) + text + _LENGTH.pack(zlib.crc32(text))
+        fields = asdict(self)
+        magic = MEASURED_MAGIC if fields.pop("is_measured") else MAGIC
+        text = json.dumps(fields, sort_keys=True, separators=(",", ":")).encode()
+        return magic + _LENGTH.pack(len(text)) + text + _LENGTH.pack(zlib.crc32(text))
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +91,8 @@ class StepRecord:
         clean_loss: Mean of the losses of both signs over all queries, nats per answer.
         flags: What happened.
         gradients: g of each query.
+        signal: What it measured of ‖ḡ‖²; NaN where nothing was.
+        curvature: What it measured of tr(H); NaN where nothing was.
     """
 
     step: int
@@ -90,6 +100,8 @@ class StepRecord:
     clean_loss: float
     flags: StepFlags
     gradients: tuple[float, ...]
+    signal: float = math.nan
+    curvature: float = math.nan
 
 
 class Journal:
@@ -103,7 +115,7 @@ class Journal:
         self.header = header
         self.records = records
         self._descriptor = descriptor
-        self._layout = _record_layout(header.queries)
+        self._layout = _record_layout(header)
         self._unsynced = 0
 
     def __enter__(self) -> Journal:
@@ -123,7 +135,7 @@ class Journal:
         if record.step != len(self.records):
             raise ValueError(f"step {record.step} follows {len(self.records)} records")
         with disk_errors(self.path):
-            _write_all(self._descriptor, _pack(record, self._layout))
+            _write_all(self._descriptor, _pack(record, self._layout, is_measured=self.header.is_measured))
         self.records.append(record)
         self._unsynced += 1
         if self._unsynced >= SYNC_EVERY:
@@ -219,27 +231,30 @@ def _write_all(descriptor: int, data: bytes) -> None:
         data = data[os.write(descriptor, data) :]
 
 
-def _record_layout(queries: int) -> struct.Struct:
-    return struct.Struct(f"<IffH{queries}f")
+def _record_layout(header: JournalHeader) -> struct.Struct:
+    return struct.Struct(f"<IffH{2 * header.is_measured + header.queries}f")
 
 
-def _pack(record: StepRecord, layout: struct.Struct) -> bytes:
-    body = layout.pack(record.step, record.lr, record.clean_loss, record.flags, *record.gradients)
+def _pack(record: StepRecord, layout: struct.Struct, *, is_measured: bool) -> bytes:
+    measured = (record.signal, record.curvature) if is_measured else ()
+    body = layout.pack(record.step, record.lr, record.clean_loss, record.flags, *measured, *record.gradients)
     return body + _LENGTH.pack(zlib.crc32(body))
 
 
 def _parse(data: bytes, path: Path) -> tuple[JournalHeader, int, list[StepRecord]]:
     """Return the header, where the whole records end, and the records."""
     header, begin = _parse_header(data, path)
-    layout = _record_layout(header.queries)
+    layout = _record_layout(header)
     size = layout.size + _LENGTH.size
     records: list[StepRecord] = []
     for end in range(begin + size, len(data) + 1, size):
         body = data[end - size : end - _LENGTH.size]
-        step, lr, clean_loss, flags, *gradients = layout.unpack(body)
+        step, lr, clean_loss, flags, *numbers = layout.unpack(body)
         if _LENGTH.unpack(data[end - _LENGTH.size : end])[0] != zlib.crc32(body) or step != len(records):
             break
-        records.append(StepRecord(step, lr, clean_loss, StepFlags(flags), tuple(gradients)))
+        signal, curvature = numbers[:2] if header.is_measured else (math.nan, math.nan)
+        gradients = tuple(numbers[2 * header.is_measured :])
+        records.append(StepRecord(step, lr, clean_loss, StepFlags(flags), gradients, signal, curvature))
     return header, begin + size * len(records), records
 
 
@@ -249,7 +264,7 @@ def _parse_header(data: bytes, path: Path) -> tuple[JournalHeader, int]:
         next_step="move that folder away and tune again, or choose another --output",
     )
     begin = len(MAGIC) + _LENGTH.size
-    if not data.startswith(MAGIC) or len(data) < begin:
+    if not data.startswith((MAGIC, MEASURED_MAGIC)) or len(data) < begin:
         raise fault
     (length,) = _LENGTH.unpack(data[len(MAGIC) : begin])
     end = begin + length
@@ -259,7 +274,8 @@ def _parse_header(data: bytes, path: Path) -> tuple[JournalHeader, int]:
     if _LENGTH.unpack(data[end : end + _LENGTH.size])[0] != zlib.crc32(text):
         raise fault
     try:
-        return JournalHeader(**json.loads(text)), end + _LENGTH.size
+        header = JournalHeader(**json.loads(text), is_measured=data.startswith(MEASURED_MAGIC))
+        return header, end + _LENGTH.size
     except (TypeError, ValueError) as error:
         raise fault from error
 

@@ -4,7 +4,7 @@
         measure at θ                                                    step_engine: zeroth_order or first_order
         journal ← (t, η, what was measured)      before θ moves         journal
         move θ                                                          step_engine
-        now and then: validate, keep the best θ, snapshot θ             run_directory
+        now and then: validate, keep the best θ or go back, snapshot    run_directory
 
 Resuming is the same loop. Where θ follows from records, a step on record is not measured again, and a snapshot only
 saves replaying from the start; else what came after the last snapshot is cut from the journal and measured again, to
@@ -26,7 +26,8 @@ from torch import Tensor
 from device_client.tuning.divergence import DivergenceWatch
 from device_client.tuning.evaluation import Evaluation
 from device_client.tuning.journal import Journal, StepRecord
-from device_client.tuning.run_directory import RunDirectory
+from device_client.tuning.run_directory import RunDirectory, Snapshot
+from device_client.tuning.settings import TuneSettings
 from device_client.tuning.smaller_batches import with_smaller_batches
 from device_client.tuning.step_engine import StepEngine
 from shared.errors import IntegrityError
@@ -56,23 +57,6 @@ class Observer(Protocol):
 
     def note(self, text: str) -> None:
         """Something a person should know."""
-
-
-@dataclass(frozen=True, slots=True)
-class LoopSettings:
-    """What the loop needs to know.
-
-    Attributes:
-        steps: T.
-        validate_every: Steps between validations.
-        patience: Stop after so many validations without a new best; None never stops early.
-        time_budget_seconds: Stop after so much time in this process; None never does.
-    """
-
-    steps: int
-    validate_every: int = 100
-    patience: int | None = None
-    time_budget_seconds: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,11 +91,12 @@ class TuningLoop:
         problem: What is tuned.
         engine: A fresh one; it makes the steps.
         theta: The bundle's own values, float32 (k,).
-        settings: How long and how often.
+        settings: What decides the run.
         journal: Open.
         run: Its folder.
         observer: Is told how it goes.
         clock: Seconds that only grow.
+        time_budget_seconds: Stop after so much time in this process; None never does.
         shrunk: Is told when fewer run side by side, once the steps before it are on the disk.
     """
 
@@ -120,18 +105,20 @@ class TuningLoop:
         problem: Problem,
         engine: StepEngine,
         theta: Tensor,
-        settings: LoopSettings,
+        settings: TuneSettings,
         journal: Journal,
         run: RunDirectory,
         observer: Observer,
         clock: Callable[[], float],
+        time_budget_seconds: float | None = None,
         shrunk: Callable[[], None] = lambda: None,
     ) -> None:
         self._problem, self._engine, self._settings = problem, engine, settings
         self._journal, self._run, self._observer, self._clock = journal, run, observer, clock
-        self._shrunk = shrunk
+        self._time_budget_seconds, self._shrunk = time_budget_seconds, shrunk
         self._theta, self._steps_done, self._steps_measured = theta, 0, 0
         self._snapshot_at: int | None = None
+        self._best: Snapshot | None = None
         self._validations = {
             int(line["steps_done"]): Evaluation.from_json(line)
             for line in run.metrics()
@@ -154,8 +141,7 @@ class TuningLoop:
             self._journal.cut(replay_from)
         if self._journal.records:
             self._observer.note(f"going on after step {len(self._journal.records)} of {self._settings.steps}")
-        if replay_from == 0:
-            self._validate_if_new()
+        self._validate(replay_from)
         watch = DivergenceWatch(self._validations[0].loss, start)
         stopped_by = self._stop_reason()
         try:
@@ -170,7 +156,7 @@ class TuningLoop:
                     self._write_snapshot()
                 if self._is_validation_due(self._steps_done):
                     watch.check_distance(self._theta, self._steps_done)
-                    self._validate_if_new()
+                    self._validate(replay_from)
                 stopped_by = self._stop_reason()
         finally:
             self._journal.sync()
@@ -194,7 +180,7 @@ class TuningLoop:
         return snapshot.steps_done
 
     def _is_on_record(self, steps_done: int) -> bool:
-        due = range(0, max(1, steps_done), self._settings.validate_every)
+        due = range(0, max(1, steps_done), self._settings.validation_interval)
         return steps_done <= len(self._journal.records) and all(step in self._validations for step in due)
 
     def _recorded(self, step: int) -> StepRecord | None:
@@ -218,21 +204,36 @@ class TuningLoop:
         self._observer.note("out of memory: running fewer sequences side by side")
 
     def _is_validation_due(self, steps_done: int) -> bool:
-        return steps_done % self._settings.validate_every == 0 or steps_done == self._settings.steps
+        return steps_done % self._settings.validation_interval == 0 or steps_done == self._settings.steps
 
-    def _validate_if_new(self) -> None:
-        """Validate θ, keep it if it is the best so far, and snapshot it; nothing where that is on record."""
+    def _validate(self, replay_from: int) -> None:
+        """Validate and snapshot θ, keep it or go back to the best one; what is on record is not measured again.
+
+        Args:
+            replay_from: Steps before the snapshot: their θ is not known, and whether they went back does not matter.
+        """
         steps_done = self._steps_done
-        if steps_done in self._validations:
-            return
-        evaluation = with_smaller_batches(lambda: self._problem.validate(self._theta), self._problem, self._note_shrink)
-        is_best = not self._validations or evaluation.loss < self._validations[self._best_step()].loss
-        if is_best:
-            self._run.write_theta(BEST, self._theta, steps_done)
-        self._validations[steps_done] = evaluation
-        self._run.append_metric({"kind": "validation", "steps_done": steps_done, **evaluation.as_json()})
-        self._write_snapshot()
-        self._observer.validated(steps_done, evaluation, is_best=is_best)
+        evaluation = self._validations.get(steps_done)
+        is_new = evaluation is None
+        if evaluation is None:
+            evaluation = with_smaller_batches(
+                lambda: self._problem.validate(self._theta), self._problem, self._note_shrink
+            )
+            self._validations[steps_done] = evaluation
+            if self._best_step() == steps_done:
+                self._run.write_theta(BEST, self._theta, steps_done)
+            self._run.append_metric({"kind": "validation", "steps_done": steps_done, **evaluation.as_json()})
+        is_worse = self._engine.validated(evaluation.loss)
+        best_step = self._best_step(steps_done)
+        if best_step == steps_done and steps_done >= replay_from:
+            self._best = Snapshot(self._theta, steps_done)
+        if is_new:
+            self._write_snapshot()
+            self._observer.validated(steps_done, evaluation, is_best=best_step == steps_done)
+        if is_worse and steps_done >= replay_from and self._stop_reason() is None:
+            self._best = self._best or self._read_best(best_step)
+            self._theta = self._best.theta.to(self._theta.device)
+            self._observer.note(f"validation got worse: back to the values of step {best_step}, steps half as long")
 
     def _is_snapshot_due(self) -> bool:
         every = self._engine.snapshot_every
@@ -244,15 +245,26 @@ class TuningLoop:
         self._run.write_theta(LAST, self._theta, self._steps_done, self._engine.state())
         self._snapshot_at = self._steps_done
 
-    def _best_step(self) -> int:
-        return min(self._validations, key=lambda step: (self._validations[step].loss, step))
+    def _best_step(self, steps_done: int | None = None) -> int:
+        """Return the step of the lowest validation loss, of all or of those up to ``steps_done``."""
+        steps = [step for step in self._validations if steps_done is None or step <= steps_done]
+        return min(steps, key=lambda step: (self._validations[step].loss, step))
+
+    def _read_best(self, step: int) -> Snapshot:
+        best = self._run.read_theta(BEST)
+        if best is None or best.steps_done != step:
+            raise IntegrityError(
+                f"{self._run.path / BEST} is not the θ of step {step}",
+                next_step="move that folder away and run the same command again",
+            )
+        return best
 
     def _stop_reason(self) -> StoppedBy | None:
         if self._steps_done >= self._settings.steps:
             return "steps"
         if self._settings.patience is not None and self._validations_without_best() >= self._settings.patience:
             return "early stop"
-        budget = self._settings.time_budget_seconds
+        budget = self._time_budget_seconds
         is_live = self._steps_done >= len(self._journal.records)
         if budget is not None and is_live and self._clock() - self._begun_at >= budget:
             return "time budget"
@@ -261,16 +273,10 @@ class TuningLoop:
     def _validations_without_best(self) -> int:
         """How many validations up to now came after the best of them."""
         steps = sorted(step for step in self._validations if step <= self._steps_done)
-        best = min(steps, key=lambda step: (self._validations[step].loss, step))
-        return len(steps) - 1 - steps.index(best)
+        return len(steps) - 1 - steps.index(self._best_step(self._steps_done))
 
     def _outcome(self, stopped_by: StoppedBy) -> Outcome:
-        best = self._run.read_theta(BEST)
-        if best is None or best.steps_done != self._best_step():
-            raise IntegrityError(
-                f"{self._run.path / BEST} is not the θ of step {self._best_step()}",
-                next_step="move that folder away and run the same command again",
-            )
+        best = self._read_best(self._best_step())
         return Outcome(
             last=self._theta,
             best=best.theta,

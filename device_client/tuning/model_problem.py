@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
 from device_client.model.points import Point
@@ -78,15 +79,15 @@ class ModelProblem:
             device=self._model.device,
         )
 
-    def losses(self, thetas: Sequence[Point], batch: AnswerBatch) -> list[float]:
-        """Return the mean loss of a batch at each θ, nats per answer."""
-        found: list[float] = []
+    def losses(self, thetas: Sequence[Point], batch: AnswerBatch) -> Tensor:
+        """Return the loss of each row of a batch at each θ, float64 (points, rows), nats per answer."""
+        found: list[Tensor] = []
         at_once = self._points_worth_while(batch)
         for begin in range(0, len(thetas), at_once):
             self._model.write_points(thetas[begin : begin + at_once])
             scores = answer_scores(self._model, batch)
-            found += answer_losses(scores, batch, self._objective).mean(dim=1).tolist()
-        return found
+            found.append(answer_losses(scores, batch, self._objective))
+        return torch.cat(found)
 
     def _points_worth_while(self, batch: AnswerBatch) -> int:
         tokens = max(rows * columns for rows, columns in (bucket.tokens.shape for bucket in batch.buckets))

@@ -12,14 +12,11 @@ Knows nothing about models, files or validations.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 from torch import Tensor
 
 from device_client.tuning.journal import StepRecord
-
-Gradient = Literal["zeroth-order", "first-order"]
-"""Where a step's direction comes from."""
 
 
 class StepEngine(Protocol):
@@ -41,6 +38,9 @@ class StepEngine(Protocol):
 
     def move(self, theta: Tensor, record: StepRecord) -> Tensor:
         """Return θ after the step that was measured or recalled last; ``theta`` itself is left as it is."""
+
+    def validated(self, loss: float) -> bool:
+        """Take the next validation's loss, the first before any step; return whether to go back to the best θ."""
 
     def state(self) -> Mapping[str, Tensor]:
         """Return what a snapshot must keep beside θ, by name."""

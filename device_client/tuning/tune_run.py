@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,7 +21,7 @@ from device_client.model.kept_states import KeptStates
 from device_client.model.loader import load_model
 from device_client.model.open import LoadModel, Machine, OpenedModel, fit_workload, open_model
 from device_client.planning.memory_fit import side_by_side
-from device_client.planning.tuned_blocks import ALL_BLOCKS, STATES_FILE_BYTES, TunedBlocks, tuned_blocks
+from device_client.planning.tuned_blocks import STATES_FILE_BYTES, TunedBlocks, tuned_blocks
 from device_client.planning.workload import Workload
 from device_client.tasks.scoring import Objective, check_objective
 from device_client.tasks.task_data import DataOptions, TaskData, load_task_data
@@ -31,64 +31,20 @@ from device_client.tuning.curve import draw_curve
 from device_client.tuning.engines import journal_header, make_engine
 from device_client.tuning.evaluation import Evaluation
 from device_client.tuning.journal import Journal, StepFlags, open_journal
-from device_client.tuning.loop import LoopSettings, Observer, Outcome, TuningLoop
+from device_client.tuning.loop import Observer, Outcome, TuningLoop
 from device_client.tuning.machine_record import MachineRecord, read_machine, write_machine
 from device_client.tuning.model_problem import ModelProblem
 from device_client.tuning.run_directory import CONFIG, RunDirectory
-from device_client.tuning.schedules import Decay
+from device_client.tuning.settings import Gradient, TuneSettings
 from device_client.tuning.smaller_batches import with_smaller_batches
-from device_client.tuning.step_engine import Gradient
 from shared.bundle.digest import digest_of_bytes
 from shared.bundle.read import Bundle
 from shared.byte_sizes import format_bytes
 from shared.errors import Conflict, InvalidRequest, ResourceError, UnsupportedModel
 from shared.model.tokenizer import BundleTokenizer
-from shared.perturbation import Distribution
 from shared.tasks.examples import Example
 
 RESULT, RESOURCES, CURVE = "result.json", "resources.json", "loss.svg"
-DEFAULT_STEPS = 2000
-DEFAULT_BATCH = 16
-DEFAULT_STEP_LENGTH = 0.07
-
-
-@dataclass(frozen=True, slots=True)
-class TuneSettings:
-    """What decides a run, besides bundle and rows.
-
-    Attributes:
-        gradient: Where a step's direction comes from: forward passes alone, or a backward pass.
-        steps: T.
-        batch_size: Rows per step.
-        epsilon: ε.
-        lr: Constant η, or Adam's in first order; None is ``auto``.
-        step_length: λ of ``auto``.
-        decay: ``constant`` or ``linear``.
-        clip_multiple: g is clipped at so many times its running median.
-        queries: Directions per step.
-        distribution: Of z.
-        seed: Of the perturbations and of the order of rows.
-        objective: The loss; None takes ``candidates`` where every row has some.
-        validate_every: Steps between validations; None is a twentieth of the run.
-        patience: Validations without a new best before it stops early; None never.
-        blocks: Which decoder blocks are tuned: ``all``, ``upper:N`` or ``auto``; see ``planning.tuned_blocks``.
-    """
-
-    gradient: Gradient = "zeroth-order"
-    steps: int = DEFAULT_STEPS
-    batch_size: int = DEFAULT_BATCH
-    epsilon: float = 1e-3
-    lr: float | None = None
-    step_length: float = DEFAULT_STEP_LENGTH
-    decay: Decay = "linear"
-    clip_multiple: float = 5.0
-    queries: int = 1
-    distribution: Distribution = "gaussian"
-    seed: int = 0
-    objective: Objective | None = None
-    validate_every: int | None = None
-    patience: int | None = None
-    blocks: str = ALL_BLOCKS
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,7 +129,7 @@ def plan_run(
     check_objective(examples, objective)
     identity = {
         "bundle_digest": bundle.digest,
-        "settings": asdict(settings) | {"objective": objective, "validate_every": validate_every(settings)},
+        "settings": settings.identity(objective),
         "rows": dict(data.digests),
         **data.prompts.as_config(),
     }
@@ -188,11 +144,6 @@ def plan_run(
 def default_objective(examples: list[Example]) -> Objective:
     """Return ``candidates`` where every row offers a choice, else ``vocabulary``."""
     return "vocabulary" if any(example.is_free for example in examples) else "candidates"
-
-
-def validate_every(settings: TuneSettings) -> int:
-    """Return the steps between validations: as asked, or a twentieth of the run."""
-    return settings.validate_every or max(1, settings.steps // 20)
 
 
 def tune(
@@ -298,7 +249,7 @@ def _tune_model(
     )
     begun_at = clock()
     loop = TuningLoop(
-        problem, ready.engine, theta, _loop_settings(settings, machine), journal, run, observer, clock,
+        problem, ready.engine, theta, settings, journal, run, observer, clock, machine.time_budget_seconds,
         shrunk=remember_rows,
     )  # fmt: skip
     outcome = loop.run()
@@ -395,15 +346,6 @@ def _workload(planned: PlannedRun, gradient: Gradient) -> Workload:
     examples = [*data.training, *data.validation, *data.test]
     most = side_by_side(examples, settings.batch_size, queries=settings.queries, blocks=settings.blocks)
     return replace(most, queries=0, is_differentiated=True) if gradient == "first-order" else most
-
-
-def _loop_settings(settings: TuneSettings, machine: MachineSettings) -> LoopSettings:
-    return LoopSettings(
-        steps=settings.steps,
-        validate_every=validate_every(settings),
-        patience=settings.patience,
-        time_budget_seconds=machine.time_budget_seconds,
-    )
 
 
 Stage = Literal["bundle", "last", "best"]

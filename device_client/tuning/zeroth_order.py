@@ -1,12 +1,13 @@
 """Steps made of forward passes alone: what a run does unless it is asked for something else.
 
-    z of t      from (seed, t, query) alone                          shared.perturbation
-    g           (L(θ+εz) − L(θ−εz)) / 2ε                             spsa
-    η           from the g's so far                                  schedules
-    θ ← θ − η·g·z                                                    spsa
+    z of t      from (seed, t, query) alone                              shared.perturbation
+    g           (L(θ+εz) − L(θ−εz)) / 2ε                                 spsa
+    s, tr(H)    signal, and now and then curvature, of the same passes   measurements
+    η           from what was measured so far                            schedules, measured_step
+    θ ← θ − η·g·z                                                        spsa
 
 Everything that moves θ is on record, so a run is repeated from its journal without a forward pass.
-Costs two forward passes per query and step.
+Costs two forward passes per query and step, and one more where curvature is measured.
 """
 
 from __future__ import annotations
@@ -21,8 +22,11 @@ from torch import Tensor
 
 from device_client.model.points import Point
 from device_client.tuning.journal import StepFlags, StepRecord
+from device_client.tuning.measurements import curvature
+from device_client.tuning.run_findings import forward_passes, measured
 from device_client.tuning.schedules import StepSizeSchedule
-from device_client.tuning.spsa import Perturbations, descend, estimate
+from device_client.tuning.settings import TuneSettings
+from device_client.tuning.spsa import Estimate, Perturbations, descend, estimate
 
 BatchT = TypeVar("BatchT")
 
@@ -33,8 +37,8 @@ class LossProblem(Protocol[BatchT]):
     def batch(self, step: int) -> BatchT:
         """Return the rows of a step, a function of the step alone."""
 
-    def losses(self, thetas: Sequence[Point], batch: BatchT) -> list[float]:
-        """Return the mean loss of a batch at each θ, nats per answer."""
+    def losses(self, thetas: Sequence[Point], batch: BatchT) -> Tensor:
+        """Return the loss of each row of a batch at each θ, float64 (points, rows), nats per answer."""
 
 
 class ZerothOrder(Generic[BatchT]):
@@ -43,21 +47,14 @@ class ZerothOrder(Generic[BatchT]):
     Args:
         problem: Batches and losses.
         draw: The run's perturbations.
-        schedule: A fresh one; it is fed with every step's g's.
-        epsilon: ε.
-        queries: Directions per step.
+        schedule: A fresh one; it is fed with what every step measured. It says with which ε.
+        settings: The run's.
     """
 
     def __init__(
-        self,
-        problem: LossProblem[BatchT],
-        draw: Perturbations,
-        schedule: StepSizeSchedule,
-        epsilon: float,
-        queries: int = 1,
+        self, problem: LossProblem[BatchT], draw: Perturbations, schedule: StepSizeSchedule, settings: TuneSettings
     ) -> None:
-        self._problem, self._draw, self._schedule = problem, draw, schedule
-        self._epsilon, self._queries = epsilon, queries
+        self._problem, self._draw, self._schedule, self._settings = problem, draw, schedule, settings
 
     @property
     def is_replayable(self) -> bool:
@@ -69,23 +66,28 @@ class ZerothOrder(Generic[BatchT]):
         """None: replaying is quick."""
 
     def measure(self, step: int, theta: Tensor) -> StepRecord:
-        """Spend two forward passes per query."""
-        found = estimate(self._problem.losses, theta, self._directions(step), self._epsilon, self._problem.batch(step))
-        gradients = tuple(each.projected_gradient for each in found)
-        size = self._schedule.next(step, gradients)
+        """Spend the step's forward passes."""
+        estimates, trace = self._estimates(step, theta)
+        gradients = tuple(found.projected_gradient for found in estimates)
+        size = self._schedule.next(step, gradients, trace)
         flags = StepFlags.CLIPPED if size.is_clipped else StepFlags.NONE
         if not all(map(math.isfinite, gradients)):
             flags |= StepFlags.SKIPPED
-        clean_loss = float(np.float32(statistics.fmean(each.clean_loss for each in found)))
-        return StepRecord(step, size.lr, clean_loss, flags, gradients)
+        clean_loss = float(np.float32(statistics.fmean(found.clean_loss for found in estimates)))
+        signal = float(np.float32(statistics.fmean(found.signal for found in estimates)))
+        return StepRecord(step, size.lr, clean_loss, flags, gradients, signal, trace)
 
     def recall(self, record: StepRecord) -> None:
         """Feed the schedule."""
-        self._schedule.next(record.step, record.gradients)
+        self._schedule.next(record.step, record.gradients, record.curvature)
 
     def move(self, theta: Tensor, record: StepRecord) -> Tensor:
         """Return θ − (η/q) Σ g·z."""
         return descend(theta, self._directions(record.step), record.gradients, record.lr)
+
+    def validated(self, loss: float) -> bool:
+        """Ask the schedule's scale."""
+        return self._schedule.scale.validated(loss)
 
     def state(self) -> Mapping[str, Tensor]:
         """Return nothing: all is on record."""
@@ -95,18 +97,34 @@ class ZerothOrder(Generic[BatchT]):
         """Do nothing."""
 
     def account(self, records: Sequence[StepRecord]) -> dict[str, Any]:
-        """Return the passes spent, and the median |L₊ − L₋| that the estimate has to rise above the noise with."""
+        """Return the passes spent, the median |L₊ − L₋| that has to rise above the noise, and what was measured."""
+        sides = 2 if self._settings.directions == "two-sided" else 1
         differences = [
-            2 * self._epsilon * abs(gradient)
+            sides * self._schedule.scale.epsilon * abs(gradient)
             for record in records
             for gradient in record.gradients
             if math.isfinite(gradient)
         ]
-        return {
-            "forward_passes": 2 * self._queries * len(records),
+        account: dict[str, Any] = {
+            "forward_passes": forward_passes(records, self._settings),
             "median_loss_difference": statistics.median(differences) if differences else 0.0,
         }
+        if self._settings.is_step_measured:
+            account["measured"] = measured(records, self._settings)
+        return account
+
+    def _estimates(self, step: int, theta: Tensor) -> tuple[list[Estimate], float]:
+        """Return what each direction says, and tr(H) exact in float32 or NaN."""
+        losses, batch, directions = self._problem.losses, self._problem.batch(step), self._directions(step)
+        scale = self._schedule.scale
+        if not scale.wants_curvature(step):
+            return estimate(losses, theta, directions, scale.epsilon, batch, self._settings.directions), math.nan
+        # The first order of a curvature cancels between two sides only.
+        estimates = estimate(losses, theta, directions, scale.epsilon, batch)
+        clean_loss = statistics.fmean(found.clean_loss for found in estimates)
+        loss = float(losses([theta], batch).mean())
+        return estimates, float(np.float32(curvature(clean_loss, loss, scale.epsilon)))
 
     def _directions(self, step: int) -> list[Tensor]:
         """Return z of every query: q vectors of k float32 at once."""
-        return [self._draw(step, query) for query in range(self._queries)]
+        return [self._draw(step, query) for query in range(self._settings.queries)]

@@ -47,7 +47,8 @@ from device_client.tuning.batches import BatchIndices  # noqa: E402
 from device_client.tuning.evaluation import Evaluation, evaluate  # noqa: E402
 from device_client.tuning.journal import StepRecord  # noqa: E402
 from device_client.tuning.run_directory import RunDirectory, load_theta  # noqa: E402
-from device_client.tuning.tune_run import MachineSettings, TuneSettings, plan_run, tune  # noqa: E402
+from device_client.tuning.settings import TuneSettings  # noqa: E402
+from device_client.tuning.tune_run import MachineSettings, plan_run, tune  # noqa: E402
 from shared.architecture import family_of, safe_config  # noqa: E402
 from shared.bundle.layout import ImageLayout  # noqa: E402
 from shared.bundle.read import Bundle, read_bundle  # noqa: E402

@@ -16,8 +16,9 @@ from device_client.tuning.adam import Adam
 from device_client.tuning.evaluation import Evaluation
 from device_client.tuning.first_order import SNAPSHOT_EVERY, FirstOrder
 from device_client.tuning.journal import JournalHeader, StepFlags, StepRecord, open_journal, read_journal
-from device_client.tuning.loop import BEST, LAST, LoopSettings, Outcome, TuningLoop
+from device_client.tuning.loop import BEST, LAST, Outcome, TuningLoop
 from device_client.tuning.run_directory import RunDirectory
+from device_client.tuning.settings import TuneSettings
 from shared.errors import Diverged, IntegrityError
 
 COUNT = 5
@@ -25,7 +26,7 @@ HEADER = JournalHeader(
     seed=0, stream="none", distribution="none", sensitive_count=COUNT, queries=1, epsilon=0.0,
     bundle_digest="sha256:" + "0" * 64, settings_digest="sha256:" + "1" * 64,
 )  # fmt: skip
-SETTINGS = LoopSettings(steps=50, validate_every=25)
+SETTINGS = TuneSettings(gradient="first-order", steps=50, validate_every=25)
 
 
 class Bowl:
@@ -79,10 +80,11 @@ def tune(
     folder: Path,
     bowl: Bowl | None = None,
     *,
-    settings: LoopSettings = SETTINGS,
+    settings: TuneSettings = SETTINGS,
     observer: Silent | None = None,
     shrunk: Callable[[], None] = lambda: None,
     clock: Callable[[], float] = lambda: 0.0,
+    time_budget_seconds: float | None = None,
 ) -> Outcome:
     run, problem = RunDirectory(folder), bowl or Bowl()
     run.create()
@@ -90,7 +92,16 @@ def tune(
     engine = FirstOrder(problem, problem.loss_and_gradient, adam, lr=0.1, steps=settings.steps, decay="linear")
     with open_journal(run.journal, HEADER) as journal:
         return TuningLoop(
-            problem, engine, torch.zeros(COUNT), settings, journal, run, observer or Silent(), clock, shrunk
+            problem,
+            engine,
+            torch.zeros(COUNT),
+            settings,
+            journal,
+            run,
+            observer or Silent(),
+            clock,
+            time_budget_seconds,
+            shrunk,
         ).run()
 
 

@@ -211,3 +211,57 @@ def test_a_full_disk_is_a_disk_error_and_keeps_every_whole_record(tmp_path: Path
 def test_the_journal_is_private(tmp_path: Path) -> None:
     write(tmp_path / "journal.bin", 0)
     assert (tmp_path / "journal.bin").stat().st_mode & 0o777 == 0o600
+
+
+MEASURED = replace(HEADER, is_measured=True)
+
+
+def measured(step: int) -> StepRecord:
+    return replace(record(step), signal=-1.5, curvature=390.0)
+
+
+def test_a_measured_record_holds_signal_and_curvature_and_is_version_2(tmp_path: Path) -> None:
+    path = tmp_path / "journal.bin"
+    with open_journal(path, MEASURED) as journal:
+        journal.append(measured(0))
+    data = path.read_bytes()
+    body = struct.pack("<IffHffff", 0, 0.5, 1.25, 1, -1.5, 390.0, 2.0, 0.5)
+    assert data[:8] == b"ZOJRNL\x02\n"
+    assert data[-len(body) - 4 :] == body + struct.pack("<I", zlib.crc32(body))
+    assert read_journal(path) == (MEASURED, [measured(0)])
+
+
+def test_a_torn_tail_of_measured_records_is_cut(tmp_path: Path) -> None:
+    path = tmp_path / "journal.bin"
+    with open_journal(path, MEASURED) as journal:
+        for step in range(3):
+            journal.append(measured(step))
+    path.write_bytes(path.read_bytes()[:-1])
+    with open_journal(path, MEASURED) as journal:
+        assert journal.records == [measured(0), measured(1)]
+
+
+def test_a_journal_of_the_first_version_still_goes_on(tmp_path: Path) -> None:
+    """Its bytes as an earlier release wrote them, not as this one does."""
+    path = tmp_path / "journal.bin"
+    text = json.dumps(
+        {
+            "bundle_digest": HEADER.bundle_digest, "distribution": "gaussian", "epsilon": 0.001, "queries": 2,
+            "seed": 3, "sensitive_count": 8, "settings_digest": HEADER.settings_digest, "stream": "s",
+        },
+        separators=(",", ":"),
+    ).encode()  # fmt: skip
+    body = struct.pack("<IffHff", 0, 0.5, 1.25, 1, 2.0, 0.5)
+    header = b"ZOJRNL\x01\n" + struct.pack("<I", len(text)) + text + struct.pack("<I", zlib.crc32(text))
+    path.write_bytes(header + body + struct.pack("<I", zlib.crc32(body)))
+    with open_journal(path, HEADER) as journal:
+        assert journal.records == [record(0)]
+        journal.append(record(1))
+    assert len(read_journal(path)[1]) == 2
+
+
+def test_a_chosen_step_does_not_go_on_with_a_measured_journal(tmp_path: Path) -> None:
+    path = tmp_path / "journal.bin"
+    open_journal(path, MEASURED).__exit__(None, None, None)
+    with pytest.raises(Conflict, match="is measured"):
+        open_journal(path, HEADER)

@@ -15,9 +15,14 @@ from device_client.tuning.spsa import Estimate, descend, estimate, perturbed
 from shared.perturbation import perturbation
 
 
-def cosine_losses(thetas: Iterable[Point], batch: float) -> list[float]:
+def one_row(losses: Iterable[float]) -> Tensor:
+    """Losses of a batch of one row, one for each point."""
+    return torch.tensor([[loss] for loss in losses], dtype=torch.float64)
+
+
+def cosine_losses(thetas: Iterable[Point], batch: float) -> Tensor:
     """A smooth function whose derivative autograd knows as well."""
-    return [float(smooth(theta[:].double(), batch)) for theta in thetas]
+    return one_row(float(smooth(theta[:].double(), batch)) for theta in thetas)
 
 
 def smooth(theta: Tensor, batch: float) -> Tensor:
@@ -49,7 +54,7 @@ def test_swapping_the_signs_flips_g() -> None:
 def test_g_of_a_line_is_its_slope_along_z() -> None:
     """L = 3θ₀ − 2θ₁ and z = (1, 2): g = 3·1 − 2·2 = −1."""
     [found] = estimate(
-        lambda thetas, _: [float(3 * t[:][0] - 2 * t[:][1]) for t in thetas],
+        lambda thetas, _: one_row(float(3 * t[:][0] - 2 * t[:][1]) for t in thetas),
         torch.zeros(2), [torch.tensor([1.0, 2.0])], 0.125, None,
     )  # fmt: skip
     assert found.projected_gradient == -1.0
@@ -58,15 +63,15 @@ def test_g_of_a_line_is_its_slope_along_z() -> None:
 
 @pytest.mark.parametrize("losses", [(math.nan, 1.0), (1.0, math.inf), (-math.inf, math.inf)])
 def test_a_loss_that_is_not_finite_gives_no_g(losses: tuple[float, float]) -> None:
-    assert math.isnan(Estimate(*losses, epsilon=1e-3).projected_gradient)
+    assert math.isnan(Estimate(*losses, distance=2e-3).projected_gradient)
 
 
 def test_both_signs_of_every_query_start_from_the_same_theta() -> None:
     seen: list[list[float]] = []
 
-    def remember(thetas: Iterable[Point], _batch: None) -> list[float]:
+    def remember(thetas: Iterable[Point], _batch: None) -> Tensor:
         seen.extend(theta[:].tolist() for theta in thetas)
-        return [0.0] * len(seen)
+        return torch.zeros(len(seen), 1)
 
     theta = torch.tensor([1.0, 2.0])
     estimate(remember, theta, [torch.tensor([1.0, -1.0]), torch.tensor([2.0, 0.0])], 0.5, None)
@@ -76,7 +81,7 @@ def test_both_signs_of_every_query_start_from_the_same_theta() -> None:
 
 def test_each_query_gets_the_losses_of_its_own_signs() -> None:
     directions = [torch.tensor([1.0]), torch.tensor([3.0])]
-    found = estimate(lambda thetas, _: [float(theta[:]) for theta in thetas], torch.zeros(1), directions, 1, 0)
+    found = estimate(lambda thetas, _: one_row(float(theta[:]) for theta in thetas), torch.zeros(1), directions, 1, 0)
     assert [(query.loss_plus, query.loss_minus) for query in found] == [(1, -1), (3, -3)]
 
 

@@ -13,6 +13,7 @@ from tiny_bundle import TinyBundle
 from tiny_run import planned
 
 from device_client.cli import main
+from device_client.commands.tune import measured_line
 from device_client.planning.memory_plan import plan_memory
 from device_client.planning.workload import Workload
 from device_client.tuning.run_directory import load_theta
@@ -38,6 +39,7 @@ def test_tune_eval_and_runs_by_command(home: Path, rows: Path, capsys: pytest.Ca
     code, tuned, spoken = call(capsys, *words)
     assert code == 0
     assert "best" in spoken
+    assert re.search(r"^Measured: .*; curvature [^;]+", spoken, flags=re.MULTILINE)
     run_name = Path(str(tuned["run"])).name
     code, again, spoken = call(capsys, *words)
     assert (code, again["was_finished"], again["result"]) == (0, True, tuned["result"])
@@ -66,6 +68,22 @@ def test_first_order_by_command(home: Path, rows: Path, capsys: pytest.CaptureFi
     code, _, spoken = call(capsys, *words)
     assert code == 0
     assert spoken.count("First order would fit, too") == 1
+
+
+def test_a_run_says_what_it_measured() -> None:
+    """0.002 nats per step of 0.5 s: 120 steps a minute."""
+    measured = {"signal_share": 0.25, "curvature": 390.4, "useful_batch": 48.0, "expected_fall_per_step": 0.002}
+    assert measured_line(measured, 0.5) == (
+        "Measured: signal share 25%; curvature 390; more than 48 rows per step buy little; "
+        "expected fall of the loss 0.24 nats per minute."
+    )
+
+
+def test_a_run_that_found_nothing_says_so() -> None:
+    measured = {"signal_share": 0.0, "curvature": None, "useful_batch": None, "expected_fall_per_step": None}
+    assert measured_line(measured, None) == (
+        "Measured: no signal that the rows of a batch agree on; curvature not measured."
+    )
 
 
 def test_eval_chooses_its_micro_batch_by_the_memory_budget(
@@ -148,6 +166,9 @@ def test_data_check_accepts_the_rows_that_its_help_shows(home: Path, capsys: pyt
         (None, (), 9, "there is no file"),
         ('{"text": "a", "label": "x"}\n' * 9, (), 9, "at least two labels"),
         ("good", ("--lr", "fast"), 2, "--lr"),
+        ("good", ("--step", "0"), 2, "--step"),
+        ("good", ("--step", "0.8", "--lr", "1e-6"), 2, "one of them"),
+        ("good", ("--directions", "one-sided"), 2, "--queries 4"),
         ("good", ("--memory-budget", "1MB"), 8, "memory budget"),
         ("good", ("--lr", "1e38"), 10, "--lr"),
         ("good", ("--seed", "-1"), 2, "--seed"),

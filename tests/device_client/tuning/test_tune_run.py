@@ -29,7 +29,7 @@ def test_a_run_leaves_everything_in_its_folder(bundle: Bundle, rows: Path, clock
         "result.json", "resources.json", "loss.svg",
     }  # fmt: skip
     result = report.result
-    assert (result["steps_done"], result["forward_passes"], result["objective"]) == (12, 24, "candidates")
+    assert (result["steps_done"], result["forward_passes"], result["objective"]) == (12, 2 * 12 + 8, "candidates")
     assert result["validation"]["bundle"]["rows"] == 3
     assert result["test"]["last"]["rows"] == 12
     assert load_theta(report.run).shape == (bundle.config.sensitive_count,)
@@ -211,3 +211,20 @@ def test_a_problem_shrinks_to_one_sequence_and_no_further(bundle: Bundle, rows: 
     assert [(problem.shrink(), problem.micro_batch_rows) for _ in range(4)] == [
         (True, 3), (True, 2), (True, 1), (False, 1)
     ]  # fmt: skip
+
+
+def test_a_measured_run_counts_every_pass_and_says_what_it_found(
+    bundle: Bundle, rows: Path, clock: Callable[[], float]
+) -> None:
+    """12 steps of two directions, the first 8 of which measure curvature as well."""
+    settings = dataclasses.replace(SETTINGS, queries=2)
+    result = run(planned(bundle, rows, settings), clock).result
+    assert result["forward_passes"] == 12 * 4 + 8
+    assert set(result["measured"]) == {"signal_share", "curvature", "useful_batch", "expected_fall_per_step"}
+
+
+def test_one_sided_directions_save_half_of_the_passes(bundle: Bundle, rows: Path, clock: Callable[[], float]) -> None:
+    settings = dataclasses.replace(SETTINGS, queries=3, directions="one-sided", step_length=0.1)
+    result = run(planned(bundle, rows, settings), clock).result
+    assert result["forward_passes"] == 12 * 3
+    assert "measured" not in result

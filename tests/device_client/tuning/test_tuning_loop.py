@@ -6,116 +6,27 @@ import itertools
 import json
 import math
 import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from bowl_run import COUNT, HEADER, MEASURED, SETTINGS, Bowl, Killed, Recorder, engine_of, files, tune
 from torch import Tensor
 
-from device_client.model.backends.choose import REFERENCE
-from device_client.model.points import Point
 from device_client.tuning.evaluation import Evaluation
-from device_client.tuning.journal import Journal, JournalHeader, StepFlags, StepRecord, open_journal, read_journal
-from device_client.tuning.loop import BEST, LAST, LoopSettings, Outcome, TuningLoop
-from device_client.tuning.perturbations import PerturbationStream, drawing_of
+from device_client.tuning.journal import Journal, StepFlags, StepRecord, open_journal, read_journal
+from device_client.tuning.loop import BEST, LAST
 from device_client.tuning.run_directory import RunDirectory, load_theta
-from device_client.tuning.schedules import StepSizeSchedule
-from device_client.tuning.zeroth_order import ZerothOrder
+from device_client.tuning.settings import TuneSettings
 from shared.errors import Diverged, IntegrityError, ResourceError
 
-COUNT = 6
-HEADER = JournalHeader(
-    seed=11, stream="s", distribution="gaussian", sensitive_count=COUNT, queries=1, epsilon=1e-3,
-    bundle_digest="sha256:" + "0" * 64, settings_digest="sha256:" + "1" * 64,
-)  # fmt: skip
-SETTINGS = LoopSettings(steps=40, validate_every=10)
 
-
-class Bowl:
-    """L(θ, b) = ‖θ − 1‖² / 2 + b·θ₀; batches alternate b = ±0.1; the validation loss has b = 0."""
-
-    def __init__(self) -> None:
-        self.loss_calls = 0
-        self.validations = 0
-        self.fault: Callable[[int, float], float] = lambda _call, loss: loss
-        self.micro_batch_rows = 1
-
-    def batch(self, step: int) -> float:
-        return 0.1 * (-1) ** step
-
-    def losses(self, thetas: Iterable[Point], batch: float) -> list[float]:
-        return [self.loss(theta[:], batch) for theta in thetas]
-
-    def loss(self, theta: Tensor, batch: float) -> float:
-        self.loss_calls += 1
-        return self.fault(self.loss_calls, float(((theta.double() - 1) ** 2).sum() / 2 + batch * theta[0]))
-
-    def validate(self, theta: Tensor) -> Evaluation:
-        self.validations += 1
-        return Evaluation(float(((theta.double() - 1) ** 2).sum() / 2), 0.5, 7)
-
-    def shrink(self) -> bool:
-        self.micro_batch_rows //= 2
-        return self.micro_batch_rows > 0
-
-
-class Recorder:
-    """Remembers what it was told."""
-
-    def __init__(self) -> None:
-        self.steps: list[int] = []
-        self.validated_at: list[int] = []
-        self.notes: list[str] = []
-
-    def stepped(self, record: StepRecord) -> None:
-        self.steps.append(record.step)
-
-    def validated(self, steps_done: int, evaluation: Evaluation, *, is_best: bool) -> None:
-        self.validated_at.append(steps_done)
-
-    def note(self, text: str) -> None:
-        self.notes.append(text)
-
-
-class Killed(Exception):
-    """Stands for SIGKILL: nothing of the loop runs after it."""
-
-
-def stream() -> PerturbationStream:
-    return PerturbationStream(HEADER.seed, COUNT, drawing_of("gaussian", REFERENCE), torch.device("cpu"))
-
-
-def tune(
-    folder: Path,
-    problem: Bowl | None = None,
-    *,
-    settings: LoopSettings = SETTINGS,
-    lr: float | None = 0.05,
-    queries: int = 1,
-    observer: Recorder | None = None,
-    clock: Callable[[], float] = lambda: 0.0,
-) -> Outcome:
-    run = RunDirectory(folder)
-    run.create()
-    schedule = StepSizeSchedule(settings.steps, lr, step_length=0.1, sensitive_count=COUNT, decay="linear")
-    header = replace(HEADER, queries=queries)
-    with open_journal(run.journal, header) as journal:
-        bowl = problem or Bowl()
-        engine = ZerothOrder(bowl, stream(), schedule, HEADER.epsilon, queries)
-        loop = TuningLoop(bowl, engine, torch.zeros(COUNT), settings, journal, run, observer or Recorder(), clock)
-        return loop.run()
-
-
-def files(folder: Path) -> dict[str, bytes]:
-    return {name: (folder / name).read_bytes() for name in ("journal.bin", "metrics.jsonl", LAST, BEST)}
-
-
-@pytest.mark.parametrize("lr", [None, 0.05])
+@pytest.mark.parametrize("step", [{"lr": 0.05}, {"lr": None, "step_length": 0.1}, {"lr": None}])
 @pytest.mark.parametrize("queries", [1, 3])
-def test_it_learns(tmp_path: Path, lr: float | None, queries: int) -> None:
-    outcome = tune(tmp_path, settings=replace(SETTINGS, steps=200), lr=lr, queries=queries)
+def test_it_learns(tmp_path: Path, step: dict[str, float | None], queries: int) -> None:
+    outcome = tune(tmp_path, settings=replace(SETTINGS, steps=200, queries=queries, **step))
     start, end = outcome.validations[0].loss, outcome.validations[200].loss
     assert start == 3.0  # ‖0 − 1‖² / 2 in six dimensions
     assert end < 0.3
@@ -135,10 +46,11 @@ def test_theta_follows_from_the_journal_alone(tmp_path: Path) -> None:
     assert torch.equal(theta, outcome.last)
 
 
-@pytest.mark.parametrize("queries", [1, 2])
-def test_a_run_killed_at_any_loss_resumes_bit_for_bit(tmp_path: Path, queries: int) -> None:
-    whole = tune(tmp_path / "whole", queries=queries)
-    calls_in_all = 2 * queries * SETTINGS.steps
+@pytest.mark.parametrize("settings", [SETTINGS, replace(SETTINGS, queries=2), MEASURED])
+def test_a_run_killed_at_any_loss_resumes_bit_for_bit(tmp_path: Path, settings: TuneSettings) -> None:
+    bowl = Bowl()
+    whole = tune(tmp_path / "whole", bowl, settings=settings)
+    calls_in_all = bowl.loss_calls
     for killed_at in range(1, calls_in_all, 13):
 
         def die(call: int, loss: float, at: int = killed_at) -> float:
@@ -150,8 +62,8 @@ def test_a_run_killed_at_any_loss_resumes_bit_for_bit(tmp_path: Path, queries: i
         problem = Bowl()
         problem.fault = die
         with pytest.raises(Killed):
-            tune(folder, problem, queries=queries)
-        again = tune(folder, queries=queries)
+            tune(folder, problem, settings=settings)
+        again = tune(folder, settings=settings)
         assert torch.equal(again.last, whole.last)
         assert torch.equal(again.best, whole.best)
         assert files(folder) == files(tmp_path / "whole")
@@ -253,7 +165,7 @@ def test_the_best_values_are_those_of_the_lowest_validation_loss(tmp_path: Path)
 
 
 def test_where_nothing_gets_better_the_bundles_own_values_are_best(tmp_path: Path) -> None:
-    outcome = tune(tmp_path, lr=0.0)
+    outcome = tune(tmp_path, settings=replace(SETTINGS, lr=0.0))
     assert outcome.best_step == 0
     assert torch.equal(outcome.best, torch.zeros(COUNT))
     assert torch.equal(outcome.last, torch.zeros(COUNT))
@@ -273,8 +185,7 @@ def test_it_stops_early_and_a_resumed_run_stops_at_the_same_step(tmp_path: Path)
 
 def test_a_time_budget_stops_the_run_and_the_same_call_goes_on(tmp_path: Path) -> None:
     ticks = itertools.count()
-    settings = replace(SETTINGS, time_budget_seconds=14.5)
-    first = tune(tmp_path / "paused", settings=settings, clock=lambda: float(next(ticks)))
+    first = tune(tmp_path / "paused", time_budget_seconds=14.5, clock=lambda: float(next(ticks)))
     assert first.stopped_by == "time budget"
     assert 0 < first.steps_done < 40
     snapshot = RunDirectory(tmp_path / "paused").read_theta(LAST)
@@ -303,7 +214,7 @@ def test_a_run_stopped_by_its_time_budget_leaves_the_same_files_as_one_that_was_
     while True:
         ticks = itertools.count()
         outcome = tune(
-            tmp_path / "paused", Uneven(), settings=replace(settings, time_budget_seconds=budget),
+            tmp_path / "paused", Uneven(), settings=settings, time_budget_seconds=budget,
             clock=lambda ticks=ticks: float(next(ticks)),
         )  # fmt: skip
         if outcome.stopped_by != "time budget":
@@ -337,11 +248,11 @@ def test_ten_skipped_steps_in_a_row_are_a_divergence(tmp_path: Path) -> None:
 
 def test_a_learning_rate_that_diverges_keeps_the_best_values(tmp_path: Path) -> None:
     with pytest.raises(Diverged, match="averages") as caught:
-        tune(tmp_path, lr=3.0, settings=replace(SETTINGS, steps=200))
+        tune(tmp_path, settings=replace(SETTINGS, lr=3.0, steps=200))
     assert caught.value.exit_code == 10
     assert torch.isfinite(load_theta(tmp_path)).all()
     with pytest.raises(Diverged) as again:
-        tune(tmp_path, lr=3.0, settings=replace(SETTINGS, steps=200))
+        tune(tmp_path, settings=replace(SETTINGS, lr=3.0, steps=200))
     assert str(again.value) == str(caught.value)
 
 
@@ -424,8 +335,7 @@ def test_a_lost_best_file_is_named_and_not_invented(tmp_path: Path) -> None:
 def test_the_noise_is_reported(tmp_path: Path) -> None:
     outcome = tune(tmp_path)
     differences = sorted(2e-3 * abs(record.gradients[0]) for record in outcome.records)
-    engine = ZerothOrder(Bowl(), stream(), StepSizeSchedule(40, 0.05, 0.1, COUNT), HEADER.epsilon)
-    account = engine.account(outcome.records)
+    account = engine_of(Bowl(), SETTINGS).account(outcome.records)
     assert account["forward_passes"] == 80
     assert account["median_loss_difference"] == pytest.approx((differences[19] + differences[20]) / 2)
 

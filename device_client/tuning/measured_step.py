@@ -1,0 +1,102 @@
+"""A step from what the run measures: no number that was fitted on a model.
+
+    η_t = min( ω·√q / √(T·V),  q / t )        ω = 2⁻ʳ · min( √(2·L₀ / t),  rms(θ₀) )
+
+ω is the length, per value, of the random walk that a run of T steps is allowed. Every step adds noise of η²·V/q to
+every value; after T of them the walk costs ½·ω²·t nats. √(2·L₀/t) spends as much as there is to gain at most, the
+starting loss L₀, and is the step of Ghadimi and Lan, √(2Δ/(L·σ²·T)), with L·σ² = V·t for zeroth order; q/t is their
+1/L, beyond which steps overshoot. The quadratic model holds no farther than the values are long: hence rms(θ₀).
+The decay comes on top: it takes what the walk has cost away again towards the end.
+
+t ``curvature`` is the mean of the last 32 samples: one in each of the first 8 steps, during which η grows in line,
+and one in 16 later. Where ε²·t is too small beside the loss to be more than rounding, ε doubles (ε ≤ rms(θ₀)/4).
+
+r counts roll-backs: where a validation has lost more than half of what the best one had gained, and more than the walk
+since then should have cost, the run goes back to the best θ and every later step is half as long.
+
+Symbols as in ``schedules`` and ``measurements``; L₀ is the bundle's validation loss.
+A function of recorded numbers alone. Knows nothing about θ or files.
+Reference: Ghadimi and Lan 2013 (arXiv 1309.5549), Corollary 2.2.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections import deque
+
+from device_client.tuning.settings import TuneSettings
+
+WARMUP_STEPS = 8
+MEASURE_EVERY = 16
+WINDOW = 32
+RESOLVED = 1e-4
+"""ε²·t as a share of the loss that is clear of what rounding does in float32."""
+LEAST_LOSS = 0.01
+"""A rise of the validation loss by less of the starting loss undoes nothing."""
+
+
+class MeasuredStep:
+    """The measured scale of η, the ε it is measured with, and when to go back to the best θ.
+
+    Attributes:
+        roll_backs: r.
+
+    Args:
+        settings: T, q, decay, and ε to begin with.
+        value_rms: rms(θ₀).
+        resolved: ε²·t as a share of the loss that is clear of rounding.
+    """
+
+    def __init__(self, settings: TuneSettings, value_rms: float, resolved: float = RESOLVED) -> None:
+        self._resolved = resolved
+        self._settings, self._epsilon, self._value_rms = settings, settings.epsilon, value_rms
+        self._samples: deque[float] = deque(maxlen=WINDOW)
+        self._steps_seen = self._measured = self.roll_backs = 0
+        self._start_loss = self._best_loss = math.nan
+        self._walk_cost = self._walked = 0.0
+
+    @property
+    def epsilon(self) -> float:
+        """ε of the next step."""
+        return self._epsilon
+
+    def wants_curvature(self, step: int) -> bool:
+        """Whether a step should measure tr(H)."""
+        return step < WARMUP_STEPS or step % MEASURE_EVERY == 0
+
+    def next(self, mean_square: float, curvature: float) -> float:
+        """Return η, given V so far and what this step measured of tr(H), or NaN."""
+        self._walked += self._settings.decay_at(self._steps_seen) ** 2 / self._settings.steps
+        self._steps_seen += 1
+        if math.isfinite(curvature):
+            self._samples.append(curvature)
+            if self._measured < WARMUP_STEPS and self._epsilon**2 * abs(curvature) < self._resolved * self._start_loss:
+                self._epsilon = max(self._epsilon, min(2 * self._epsilon, self._value_rms / 4))
+            self._measured += 1
+        trace = statistics.fmean(self._samples) if self._samples else math.nan
+        if not mean_square > 0:
+            return 0.0
+        walk = self._value_rms
+        most = math.inf
+        if trace > 0:
+            walk = min(walk, math.sqrt(2 * self._start_loss / trace))
+            most = self._settings.queries / trace
+        walk *= 0.5**self.roll_backs
+        self._walk_cost = max(0.0, walk * walk * trace / 2)
+        warm = min(1.0, self._steps_seen / WARMUP_STEPS)
+        return warm * min(walk * math.sqrt(self._settings.queries / (self._settings.steps * mean_square)), most)
+
+    def validated(self, loss: float) -> bool:
+        """Take the next validation's loss, the first before any step; return whether to go back to the best θ."""
+        if math.isnan(self._start_loss):
+            self._start_loss = self._best_loss = loss
+        if loss <= self._best_loss:
+            self._best_loss, self._walked = loss, 0.0
+            return False
+        gained = self._start_loss - self._best_loss
+        if loss - self._best_loss <= max(gained / 2, self._walk_cost * self._walked, LEAST_LOSS * self._start_loss):
+            return False
+        self.roll_backs += 1
+        self._walked = 0.0
+        return True
