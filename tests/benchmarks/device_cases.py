@@ -19,8 +19,8 @@ from real_cases import Collection, Expectation, run_collection
 
 EXPECTATIONS: dict[str, tuple[Expectation, ...]] = {
     # The prompt has as many tokens as the rows' prompts had, and the answer begins as the one that was learnt.
-    "c01": (Expectation("0", (r"prompt_tokens 21 'Lily.*'(?s:.)*was tuned with: 21", r"^[1-9]\d*\n\(lines of gen")),),
-    "c02": (Expectation("", (r"prompt_tokens 14 '(Tim.*)'\nprompt_tokens 14 '\1'",)),),
+    "c01": (Expectation("0", (r"prompt_tokens 21 .Lily(?s:.)*was tuned with: 21", r"^[1-9]\d*\n\(lines of gen")),),
+    "c02": (Expectation("", (r"prompt_tokens 14 (.Tim.*)\nprompt_tokens 14 \1",)),),
     # The same rows with the same cut: the same loss, with and without --max-tokens.
     "c03": (
         Expectation(
