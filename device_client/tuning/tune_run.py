@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import json
 import math
-import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -28,15 +27,15 @@ from device_client.tuning.batches import BatchIndices
 from device_client.tuning.curve import draw_curve
 from device_client.tuning.evaluation import Evaluation
 from device_client.tuning.fidelity import check_fidelity, noise_floor
-from device_client.tuning.journal import Journal, JournalHeader, StepFlags, StepRecord, open_journal
+from device_client.tuning.journal import Journal, JournalHeader, StepFlags, open_journal
 from device_client.tuning.loop import Observer, Outcome, TuningLoop
 from device_client.tuning.machine_record import MachineRecord, read_machine, write_machine
 from device_client.tuning.measured_step import RESOLVED, MeasuredStep
-from device_client.tuning.measurements import Findings, Sample, summarise
 from device_client.tuning.memory_fit import MemoryFit, fit_to_memory, side_by_side
 from device_client.tuning.model_problem import ModelProblem
 from device_client.tuning.perturbations import PerturbationStream, drawing_of
 from device_client.tuning.run_directory import CONFIG, RunDirectory
+from device_client.tuning.run_findings import forward_passes, measured
 from device_client.tuning.schedules import ChosenScale, StepSizeSchedule
 from device_client.tuning.settings import TuneSettings
 from device_client.tuning.smaller_batches import with_smaller_batches
@@ -389,7 +388,7 @@ def _result(planned: PlannedRun, problem: ModelProblem, theta: Tensor, outcome: 
         "best_step": outcome.best_step,
         "stopped_by": outcome.stopped_by,
         "objective": planned.objective,
-        "forward_passes": sum(_passes(record, planned.settings) for record in outcome.records),
+        "forward_passes": forward_passes(outcome.records, planned.settings),
         "median_loss_difference": outcome.median_loss_difference,
         "clipped_steps": sum(StepFlags.CLIPPED in record.flags for record in outcome.records),
         "skipped_steps": sum(StepFlags.SKIPPED in record.flags for record in outcome.records),
@@ -397,37 +396,10 @@ def _result(planned: PlannedRun, problem: ModelProblem, theta: Tensor, outcome: 
         "validation": {stage: found.as_json() for stage, found in on_validation.items()},
     }
     if planned.settings.is_step_measured:
-        result["measured"] = _measured(planned.settings, outcome)
+        result["measured"] = measured(outcome.records, planned.settings)
     if planned.data.test:
         values: dict[Stage, Tensor] = {"bundle": theta, "last": outcome.last, "best": outcome.best.to(theta.device)}
         result["test"] = {
             stage: problem.evaluate(value, planned.data.test).as_json() for stage, value in values.items()
         }
     return result
-
-
-def _passes(record: StepRecord, settings: TuneSettings) -> int:
-    if math.isfinite(record.curvature):
-        return 2 * settings.queries + 1
-    return settings.queries * (2 if settings.directions == "two-sided" else 1)
-
-
-def _measured(settings: TuneSettings, outcome: Outcome) -> dict[str, float | None]:
-    """Return what the whole run's samples come to; null where nothing was found."""
-    found = findings(outcome.records)
-    rates = [record.lr for record in outcome.records if record.lr > 0]
-    values = {
-        "signal_share": found.signal_share,
-        "curvature": found.curvature,
-        "useful_batch": found.useful_batch(settings.batch_size),
-        "expected_fall_per_step": found.expected_fall(statistics.fmean(rates), settings.queries) if rates else math.nan,
-    }
-    return {name: value if math.isfinite(value) else None for name, value in values.items()}
-
-
-def findings(records: Sequence[StepRecord]) -> Findings:
-    """Return what the steps on record measured on average; skipped steps are left out."""
-    kept = [record for record in records if StepFlags.SKIPPED not in record.flags]
-    return summarise(
-        Sample(statistics.fmean(g * g for g in record.gradients), record.signal, record.curvature) for record in kept
-    )
