@@ -157,12 +157,12 @@ def test_projected_gradients_of_forward_passes_are_its_products_with_their_direc
     _, gradient = AnswerGradient(model, "candidates")(theta, batch)
     directions = [torch.from_numpy(perturbation(7, step, 0, len(theta))) for step in range(8)]
 
-    def losses(thetas: Any, of: AnswerBatch) -> list[float]:
+    def losses(thetas: Any, of: AnswerBatch) -> Tensor:
         found = []
         for point in thetas:
             model.write_points([point])
-            found.append(float(answer_losses(answer_scores(model, of), of, "candidates").mean()))
-        return found
+            found.append(answer_losses(answer_scores(model, of), of, "candidates"))
+        return torch.stack(found).view(len(found), -1).double()
 
     estimates = estimate(losses, theta, directions, 1e-3, batch)
 

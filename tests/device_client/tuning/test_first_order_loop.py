@@ -230,7 +230,7 @@ def test_a_time_budget_leaves_no_trace(tmp_path: Path) -> None:
     whole = tune(tmp_path / "whole")
     for _ in range(6):
         ticks = iter(map(float, range(1000)))
-        outcome = tune(tmp_path / "cut", settings=replace(SETTINGS, time_budget_seconds=12.0), clock=ticks.__next__)
+        outcome = tune(tmp_path / "cut", clock=ticks.__next__, time_budget_seconds=12.0)
     assert outcome.stopped_by == "steps"
     assert torch.equal(outcome.last, whole.last)
     assert files(tmp_path / "cut") == files(tmp_path / "whole")

@@ -85,7 +85,9 @@ def test_the_same_numbers_draw_the_same_picture() -> None:
 def noisy_line(slope: float, noise: list[float]) -> Losses[None]:
     """L(θ) = slope · θ₀ plus, for each loss asked for, the next of ``noise``."""
     remaining = iter(noise)
-    return lambda thetas, _batch: [slope * float(theta[0]) + next(remaining) for theta in thetas]
+    return lambda thetas, _batch: torch.tensor(
+        [[slope * float(theta[0]) + next(remaining)] for theta in thetas], dtype=torch.float64
+    )
 
 
 def test_the_noise_floor_is_what_a_small_perturbation_changes_beyond_its_share() -> None:
