@@ -14,7 +14,8 @@ from __future__ import annotations
 import hashlib
 import os
 from array import array
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple
@@ -59,6 +60,7 @@ class KeptStates:
         self._in_memory: dict[bytes, Tensor] = {}
         self._in_file: dict[bytes, _Place] = {}
         self._descriptor: int | None = None
+        self._is_closed = False
 
     def __enter__(self) -> KeptStates:
         return self
@@ -88,8 +90,19 @@ class KeptStates:
             return None
         return torch.frombuffer(data, dtype=place.dtype).view(len(tokens), -1).to(place.device)
 
+    @contextmanager
+    def closed(self) -> Iterator[None]:
+        """Take nothing inside the ``with`` block: for rows that come once."""
+        self._is_closed = True
+        try:
+            yield
+        finally:
+            self._is_closed = False
+
     def put(self, tokens: Sequence[int], states: Tensor) -> None:
         """Keep a row's states, (tokens, hidden), where there is room for them."""
+        if self._is_closed:
+            return
         size = states.numel() * states.element_size()
         if self.memory_bytes + size <= self._memory_limit:
             self._in_memory[_key(tokens)] = states.clone()

@@ -98,10 +98,11 @@ class SparseModel:
     def keep_decoded(self, budget_bytes: int) -> None:
         """Keep weights decoded from now on, as many as fit, so that they are not decoded on each pass.
 
-        A weight whose products decode nothing is left as it is.
+        From the last block down: where only upper blocks are tuned, those run in every pass and the lower ones once per
+        row. A weight whose products decode nothing is left as it is.
         """
         room_bytes = budget_bytes
-        for weight in self._weights():
+        for weight in reversed(self._weights()):
             decoded_bytes = weight.shape[0] * weight.shape[1] * self.compute_dtype.itemsize
             if weight.products == "library" and decoded_bytes <= room_bytes:
                 weight.keep_decoded()

@@ -26,7 +26,7 @@ import torch
 from torch import Tensor, nn
 
 from device_client.model.kept_states import KeptStates
-from device_client.model.linear import QuantizedSparseLinear, SensitiveValues
+from device_client.model.linear import SensitiveValues
 from device_client.model.points import Point
 from device_client.model.sparse_model import SparseModel
 from device_client.model.token_batch import TokenBatch
@@ -52,9 +52,6 @@ class UpperBlocks:
         self._values = SensitiveValues(own, first=tuned.first_value)
         self._width = int(model.network.get_input_embeddings().embedding_dim)  # type: ignore[operator]
         self._held: deque[tuple[TokenBatch, Tensor]] = deque()
-        for layer in self._blocks[tuned.first :].modules():  # what is decoded first is kept decoded
-            if isinstance(layer, QuantizedSparseLinear):
-                layer.effective_weight()
 
     @property
     def device(self) -> torch.device:

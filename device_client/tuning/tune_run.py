@@ -255,7 +255,7 @@ def _tune_model(
     outcome = loop.run()
     seconds = clock() - begun_at
     account = ready.engine.account(outcome.records)
-    result = account | with_smaller_batches(lambda: _result(planned, problem, theta, outcome), problem)
+    result = account | with_smaller_batches(lambda: _result(planned, problem, theta, outcome, kept), problem)
     resources = {
         "device": str(model.device),
         "compute_dtype": dtype_name(model.compute_dtype),
@@ -351,7 +351,9 @@ def _workload(planned: PlannedRun, gradient: Gradient) -> Workload:
 Stage = Literal["bundle", "last", "best"]
 
 
-def _result(planned: PlannedRun, problem: ModelProblem, theta: Tensor, outcome: Outcome) -> dict[str, Any]:
+def _result(
+    planned: PlannedRun, problem: ModelProblem, theta: Tensor, outcome: Outcome, kept: KeptStates
+) -> dict[str, Any]:
     validations = outcome.validations
     on_validation: dict[Stage, Evaluation] = {
         "bundle": validations[0],
@@ -377,8 +379,10 @@ def _result(planned: PlannedRun, problem: ModelProblem, theta: Tensor, outcome: 
         }
     if planned.objective == "candidates" and outcome.stopped_by != "time budget":  # else it is not finished
         parts = {"validation": planned.data.validation, "test": planned.data.test}
-        for part, found in _baselines(planned, problem, theta, parts).items():
-            result[part] |= found
+        with kept.closed():  # prompts with rows in front of them come once
+            found = _baselines(planned, problem, theta, parts)
+        for part, figures in found.items():
+            result[part] |= figures
     return result
 
 
