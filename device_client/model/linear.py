@@ -72,7 +72,8 @@ class SensitiveValues:
         return self._by_point[:, self._place(where)]
 
     def _place(self, where: slice) -> slice:
-        return slice(where.start - self._first, where.stop - self._first)
+        begin, end, _ = where.indices(self._first + self.count)
+        return slice(max(0, begin - self._first), max(0, end - self._first))
 
 
 class LinearRuntime:

@@ -38,12 +38,12 @@ from device_client.model.backends.choose import BackendOptions  # noqa: E402
 from device_client.model.loader import load_model  # noqa: E402
 from device_client.model.sparse_model import SparseModel  # noqa: E402
 from device_client.planning.memory_plan import plan_memory  # noqa: E402
+from device_client.planning.tuned_blocks import tuned_blocks  # noqa: E402
 from device_client.planning.workload import Workload  # noqa: E402
 from device_client.tuning.batches import BatchIndices  # noqa: E402
 from device_client.tuning.engines import make_engine  # noqa: E402
 from device_client.tuning.model_problem import ModelProblem  # noqa: E402
-from device_client.tuning.step_engine import Gradient  # noqa: E402
-from device_client.tuning.tune_run import TuneSettings  # noqa: E402
+from device_client.tuning.settings import Gradient, TuneSettings  # noqa: E402
 from shared.bundle.layout import ImageLayout  # noqa: E402
 from shared.bundle.read import Bundle, read_bundle  # noqa: E402
 from shared.tasks.examples import Example  # noqa: E402
@@ -77,8 +77,9 @@ def steps_of(model: SparseModel, case: Case, kernels: BackendOptions) -> Callabl
     examples = [Example((3 + first, *prompt), ((5,), (6,)), 0, "made up") for first in range(case.rows)]
     indices = BatchIndices(case.rows, case.rows, 0)
     problem = ModelProblem(model, examples, examples, "candidates", indices, case.rows, case.workload.points)
-    settings = TuneSettings(gradient=case.gradient, steps=1000, batch_size=case.rows)
-    engine = make_engine(settings, model, problem, "candidates", kernels, lambda: None).engine
+    settings = TuneSettings(gradient=case.gradient, steps=1000, batch_size=case.rows, lr=1e-6)
+    blocks = tuned_blocks(model.config)
+    engine = make_engine(settings, model, model, blocks, problem, "candidates", kernels, lambda: None).engine
     theta, done = model.initial_theta(), 0
 
     def step() -> float:

@@ -8,6 +8,7 @@ import pytest
 import torch
 from live_bytes import LiveBytes
 
+from device_client.model.backends.planned_bytes import planned_backend
 from device_client.model.kept_states import KeptStates
 from device_client.model.loader import load_model
 from device_client.model.token_batch import TokenBatch
@@ -61,8 +62,9 @@ def test_planned_values_are_the_bundles_own_and_the_tuned_ones_of_each_point(
     config = case_of(num_hidden_layers=3, sensitive=20).bundle.config
     upper = tuned_blocks(config, "upper:1")
 
-    parts = weight_parts(config, dtype.itemsize, points=4, tuned=upper)
-    without_values = weight_parts(config, dtype.itemsize, points=0)
+    backend = planned_backend("reference", "cpu", dtype.itemsize)
+    parts = weight_parts(config, dtype.itemsize, backend, points=4, tuned=upper)
+    without_values = weight_parts(config, dtype.itemsize, backend, points=0)
 
     assert (config.sensitive_count, upper.value_count) == (3 * 140, 140)
     values = (3 * 140 + 4 * 140) * dtype.itemsize
