@@ -148,6 +148,16 @@ class RunDirectory:
         config = self.read_json(CONFIG)
         if config is None:
             raise NotFound(f"no run in {self.path}", needed="the folder of a tuning run", next_step="zo-device runs")
+        settings = config.get("settings")
+        is_whole = (
+            isinstance(settings, dict) and "objective" in settings and {"rendering", "max_tokens"} <= config.keys()
+        )
+        if not is_whole:
+            raise IntegrityError(
+                f"{self.path / CONFIG} does not say what the run's rows and prompts were",
+                needed="the file as zo-device tune wrote it",
+                next_step="restore it from a copy, or tune again",
+            )
         return config
 
     def append_metric(self, metric: dict[str, Any]) -> None:

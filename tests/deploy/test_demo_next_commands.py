@@ -24,7 +24,11 @@ def output(tmp_path: Path) -> Path:
     run = RunDirectory(output / "run")
     run.create()
     rendering = {"template": "{text} is {label}", "label_words": [["b", "b"], ["d", "d"]]}
-    config = {"bundle_digest": bundle.digest, "settings": {"steps": 2}, "rendering": rendering}
+    config = {
+        "bundle_digest": bundle.digest,
+        "settings": {"steps": 2, "objective": "candidates"},
+        "rendering": rendering,
+    }
     run.write_json("config.json", config | {"max_tokens": None})
     run.journal.write_bytes(b"")
     run.write_theta("best.safetensors", torch.zeros(14 * 8), 2)

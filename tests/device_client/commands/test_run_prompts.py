@@ -9,7 +9,9 @@ from typing import Any
 import pytest
 from byte_ids import byte_ids
 
+from device_client.tuning.run_directory import RunDirectory
 from shared.bundle.layout import ImageLayout
+from shared.errors import IntegrityError
 
 QUICK = ("--device", "cpu", "--backend", "reference")
 KINDS: dict[str, list[dict[str, Any]]] = {
@@ -92,3 +94,12 @@ def test_generate_asks_a_run_of_conversations_as_a_user(tuned: tuple[Path, str],
 def test_generate_takes_one_source_of_its_prompt(store: ImageLayout, command: Any, words: tuple[str, ...]) -> None:
     refused = command("generate", "tiny", *words)
     assert (refused.code, "PROMPT, alone or with --system or --raw; or --messages" in refused.told) == (2, True)
+
+
+def test_a_run_whose_configuration_is_cut_is_named_as_damaged(tmp_path: Path) -> None:
+    run = RunDirectory(tmp_path)
+    run.create()
+    run.write_json("config.json", {"bundle_digest": "sha256:" + "0" * 64, "settings": {"steps": 3}})
+
+    with pytest.raises(IntegrityError, match=r"config\.json does not say"):
+        run.read_config()

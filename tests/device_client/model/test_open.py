@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import pytest
 
-from device_client.model.backends.decoded_cache import DecodedCache
+from device_client.model.linear import QuantizedSparseLinear
 from device_client.model.open import Machine, fit_workload, open_for_text, open_model
 from device_client.model.sparse_model import SparseModel
 from device_client.planning.memory_plan import plan_generation, plan_memory
@@ -26,7 +26,10 @@ def test_a_model_is_opened_with_what_was_planned_for_it(case_of: Callable) -> No
 
     assert opened.fit == fit_workload(bundle.config, machine, MOST)
     assert (opened.fit.micro_batch_rows, opened.fit.points_at_once) == (8, 2)
-    assert isinstance(opened.model.runtime.backend, DecodedCache)
+    layer = next(module for module in opened.model.network.modules() if isinstance(module, QuantizedSparseLinear))
+    packed_bytes = layer.packed.kept_bytes
+    layer.effective_weight()
+    assert layer.packed.kept_bytes == packed_bytes + layer.out_features * layer.in_features * 4
 
 
 def test_what_does_not_fit_is_refused_before_anything_is_loaded(case_of: Callable) -> None:

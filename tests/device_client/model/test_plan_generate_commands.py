@@ -261,7 +261,17 @@ def test_generate_speaks_with_the_values_of_a_run(
     expected = list(model.generate([256, 7], max_new_tokens=6))
     assert expected != untuned
     make_run(home / "runs" / "mine", stored.digest, theta)
-    words = ("generate", "tiny", model.tokenizer.decode([7]), "--max-new-tokens", "6", "--device", "cpu", "--run")
+    words = (
+        "generate",
+        "tiny",
+        model.tokenizer.decode([7]),
+        "--max-new-tokens",
+        "6",
+        "--device",
+        "cpu",
+        "--raw",
+        "--run",
+    )
 
     by_name = json_of(capsys, *words, "mine")[1]
     by_folder = json_of(capsys, *words, str(home / "runs" / "mine"))[1]
@@ -275,7 +285,7 @@ def test_a_run_of_another_bundle_is_refused(
 ) -> None:
     make_run(tmp_path / "other", digest or stored.digest, torch.zeros(count))
 
-    exit_code, result = json_of(capsys, "generate", "tiny", "Hello", "--run", str(tmp_path / "other"))
+    exit_code, result = json_of(capsys, "generate", "tiny", "Hello", "--raw", "--run", str(tmp_path / "other"))
 
     assert (exit_code, result["error"]["type"]) == (11, "conflict")
 
