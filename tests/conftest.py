@@ -9,6 +9,8 @@ import pytest
 import torch
 from tiny_bundle import TinyBundle, make_tiny_bundle
 
+from device_client.model.backends.native.build import built_library
+
 if not torch.cuda.is_available():
     # Triton reads this when it is first imported, which transformers does: too late for the module that tests kernels.
     os.environ.setdefault("TRITON_INTERPRET", "1")
@@ -20,6 +22,14 @@ def real_data() -> Path:
     folder = Path(os.environ.get("ZO_DATA_DIR", Path(__file__).resolve().parents[2] / "shared" / "data")).resolve()
     if not (folder / "models").is_dir():
         pytest.skip(f"real test data is not at {folder} (set ZO_DATA_DIR)")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def kernels(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the device's kernels for this machine; what else comes to lie in it does no harm."""
+    folder = tmp_path_factory.mktemp("kernels")
+    built_library(folder, lambda _: None)
     return folder
 
 

@@ -58,7 +58,18 @@ class SensitiveValues:
         return self._by_point.device
 
     def write(self, thetas: Sequence[Point], write: WritePoints = write_points) -> None:
-        """Take the values of every θ, each rounded once to the compute dtype; in place where they fit."""
+        """Take the values of every θ, each rounded once to the compute dtype; in place where they fit.
+
+        Args:
+            thetas: At least one, float32 (k,) each.
+            write: Writes them.
+
+        Raises:
+            ValueError: Another shape or dtype; nothing was written.
+        """
+        for theta in thetas:
+            if theta.shape != (self.count,) or theta.dtype != torch.float32:
+                raise ValueError(f"theta is {theta.dtype} {tuple(theta.shape)}; needed float32 ({self.count},)")
         if len(thetas) != self.points:
             self._by_point = torch.empty(len(thetas), self.count, dtype=self.dtype, device=self.device)
         write(thetas, self._by_point)

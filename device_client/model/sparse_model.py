@@ -129,13 +129,10 @@ class SparseModel:
         Raises:
             ValueError: Another shape or dtype.
         """
-        for theta in thetas:
-            if theta.shape != (self.sensitive_count,) or theta.dtype != torch.float32:
-                found = f"{theta.dtype} {tuple(theta.shape)}"
-                raise ValueError(f"theta is {found}; needed float32 ({self.sensitive_count},)")
-        if len(thetas) != self.runtime.values.points:
-            self._static = None  # a graph reads the values where they lay when it was captured
+        has_moved = len(thetas) != self.runtime.values.points
         self.runtime.values.write(thetas, self.runtime.backend.write_points)
+        if has_moved:
+            self._static = None  # a graph reads the values where they lay when it was captured
 
     @torch.no_grad()
     def logits(self, batch: TokenBatch) -> Tensor:

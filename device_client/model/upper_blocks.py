@@ -73,10 +73,6 @@ class UpperBlocks:
         Raises:
             ValueError: Another shape or dtype.
         """
-        for theta in thetas:
-            if theta.shape != (self.sensitive_count,) or theta.dtype != torch.float32:
-                found = f"{theta.dtype} {tuple(theta.shape)}"
-                raise ValueError(f"theta is {found}; needed float32 ({self.sensitive_count},)")
         self._values.write(thetas, self._model.runtime.backend.write_points)
 
     @torch.no_grad()

@@ -10,17 +10,6 @@ from first_order import Case, compare, headlines, step_over_two_bare_forwards
 from peers.seven_b_shapes import shaped_bundle
 from random_network import TINY
 
-from device_client.model.backends.native.build import built_library
-
-
-@pytest.fixture(scope="module")
-def kernels(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the kernels for this machine."""
-    folder = tmp_path_factory.mktemp("kernels")
-    built_library(folder, lambda _: None)
-    return folder
-
-
 TINY_WORDS = TINY | {"vocab_size": 300}
 
 

@@ -17,14 +17,6 @@ TUNINGS = [None, "-mno-avx512f"] if platform.machine() == "x86_64" else [None]
 """This machine's own, and what a CPU without AVX-512 would compile."""
 
 
-@pytest.fixture(scope="session")
-def kernels(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the kernels for this machine; what else comes to lie in it does no harm."""
-    folder = tmp_path_factory.mktemp("kernels")
-    built_library(folder, lambda _: None)
-    return folder
-
-
 @pytest.fixture(scope="session", params=TUNINGS, ids=lambda tuning: tuning or "native")
 def library(kernels: Path, request: pytest.FixtureRequest) -> KernelLibrary:
     """The kernels themselves, for each kind of CPU that this one can be taken for."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -74,6 +75,27 @@ class Recorder:
 
     def note(self, text: str) -> None:
         self.notes.append(text)
+
+
+class Historian(Recorder):
+    """Keeps a copy of a run's folder at every step and validation: each file as old as its last write."""
+
+    def __init__(self, run: Path) -> None:
+        super().__init__()
+        self._run = run
+        self.history: list[Path] = []
+
+    def stepped(self, record: StepRecord) -> None:
+        super().stepped(record)
+        self._keep()
+
+    def validated(self, steps_done: int, evaluation: Evaluation, *, is_best: bool) -> None:
+        super().validated(steps_done, evaluation, is_best=is_best)
+        self._keep()
+
+    def _keep(self) -> None:
+        self.history.append(self._run.parent / f"state-{len(self.history)}")
+        shutil.copytree(self._run, self.history[-1])
 
 
 class Killed(Exception):

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import math
-import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from bowl_run import COUNT, HEADER, MEASURED, Bowl, Killed, Recorder, files, tune
+from bowl_run import COUNT, HEADER, MEASURED, Bowl, Historian, Killed, Recorder, files, tune
 from torch import Tensor
 
 from device_client.tuning.evaluation import Evaluation
-from device_client.tuning.journal import StepRecord, read_journal
+from device_client.tuning.journal import read_journal
 from device_client.tuning.loop import BEST, LAST
 from device_client.tuning.run_directory import RunDirectory
 from device_client.tuning.spsa import descend
@@ -86,24 +85,11 @@ def test_a_rise_of_the_validation_loss_goes_back_to_the_best_values(tmp_path: Pa
 
 
 def test_every_state_the_files_can_be_left_in_resumes_bit_for_bit_over_roll_backs(tmp_path: Path) -> None:
-    history: list[Path] = []
-
-    class Historian(Recorder):
-        def stepped(self, record: StepRecord) -> None:
-            self._keep()
-
-        def validated(self, steps_done: int, evaluation: Evaluation, *, is_best: bool) -> None:
-            self._keep()
-
-        def _keep(self) -> None:
-            history.append(tmp_path / f"state-{len(history)}")
-            shutil.copytree(tmp_path / "whole", history[-1])
-
-    historian = Historian()
+    historian = Historian(tmp_path / "whole")
     tune(tmp_path / "whole", Uneven(), settings=MEASURED, observer=historian)
     assert any("back to the values" in note for note in historian.notes)
     expected = files(tmp_path / "whole")
-    for state in history:
+    for state in historian.history:
         tune(state, Uneven(), settings=MEASURED)
         assert files(state) == expected
 

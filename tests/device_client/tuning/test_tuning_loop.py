@@ -5,18 +5,17 @@ from __future__ import annotations
 import itertools
 import json
 import math
-import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from bowl_run import COUNT, HEADER, MEASURED, SETTINGS, Bowl, Killed, Recorder, engine_of, files, tune
+from bowl_run import COUNT, HEADER, MEASURED, SETTINGS, Bowl, Historian, Killed, Recorder, engine_of, files, tune
 from torch import Tensor
 
 from device_client.tuning.evaluation import Evaluation
-from device_client.tuning.journal import Journal, StepFlags, StepRecord, open_journal, read_journal
+from device_client.tuning.journal import Journal, StepFlags, open_journal, read_journal
 from device_client.tuning.loop import BEST, LAST
 from device_client.tuning.run_directory import RunDirectory, load_theta
 from device_client.tuning.settings import TuneSettings
@@ -71,23 +70,11 @@ def test_a_run_killed_at_any_loss_resumes_bit_for_bit(tmp_path: Path, settings: 
 
 def test_a_run_killed_between_any_two_writes_resumes_bit_for_bit(tmp_path: Path) -> None:
     """Every state that the files can be left in: each file as old as its last write before the kill."""
-    history: list[Path] = []
-
-    class Historian(Recorder):
-        def stepped(self, record: StepRecord) -> None:
-            self._keep()
-
-        def validated(self, steps_done: int, evaluation: Evaluation, *, is_best: bool) -> None:
-            self._keep()
-
-        def _keep(self) -> None:
-            history.append(tmp_path / f"state-{len(history)}")
-            shutil.copytree(tmp_path / "whole", history[-1])
-
-    tune(tmp_path / "whole", observer=Historian())
-    assert len(history) == 40 + 5
+    historian = Historian(tmp_path / "whole")
+    tune(tmp_path / "whole", observer=historian)
+    assert len(historian.history) == 40 + 5
     expected = files(tmp_path / "whole")
-    for state in history:
+    for state in historian.history:
         tune(state)
         assert files(state) == expected
 
