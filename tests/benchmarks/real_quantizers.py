@@ -49,7 +49,7 @@ from cloud_service.pipeline.fisher.squared_gradients import sum_squares, zero_su
 from cloud_service.pipeline.model.block_inputs import capture
 from cloud_service.pipeline.model.load_model import LoadedModel, ModelOutline, load_model, read_outline
 from cloud_service.pipeline.model.tokenization import TextEncoder, load_encoder
-from cloud_service.pipeline.quantizers.quantize import flat_index, quantize_unmasked
+from cloud_service.pipeline.quantizers.quantize import Original, flat_index, quantize_unmasked
 from cloud_service.sources import SourcePolicy
 from shared.api import CalibrationSpec, QuantizerSpec
 from shared.quantization.codec import dequantize
@@ -191,7 +191,7 @@ def ours(spec: QuantizerSpec) -> Method:
     """Return this project's quantiser, beside the sensitive weights in 16 bits."""
 
     def apply(layer: Layer) -> tuple[Tensor, int]:
-        dense = quantize_unmasked(layer.weight, layer.fisher, layer.mask, spec, layer.moment).weight
+        dense = quantize_unmasked([Original(layer.weight, layer.fisher, layer.mask)], spec, layer.moment)[0].weight
         return beside_sensitive(layer, dequantize(dense), 8 * dense.size_bytes)
 
     return Method(apply, spec.compensation != "none")
@@ -202,7 +202,7 @@ def without_sensitive(spec: QuantizerSpec) -> Method:
 
     def apply(layer: Layer) -> tuple[Tensor, int]:
         even = torch.ones_like(layer.weight)
-        dense = quantize_unmasked(layer.weight, even, NO_MASK, spec, layer.moment).weight
+        dense = quantize_unmasked([Original(layer.weight, even, NO_MASK)], spec, layer.moment)[0].weight
         return dequantize(dense), 8 * dense.size_bytes
 
     return Method(apply, spec.compensation != "none")

@@ -1,4 +1,4 @@
-"""Quantises what is left of one weight beside its sensitive part.
+"""Quantises what is left of weights beside their sensitive parts.
 
     w_sparse = w[mask] in float16 (not made here)      w_dense = Q(w), where masked weights have no influence on Q
 
@@ -12,7 +12,9 @@ stay what they are either way. Knows nothing about files.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 import torch
 from torch import Tensor
@@ -51,46 +53,72 @@ class DensePart:
     weighted_relative_error: float
 
 
-def quantize_unmasked(
-    weight: Tensor,
-    fisher: Tensor,
-    mask: SensitivityMask,
-    spec: QuantizerSpec,
-    second_moment: Tensor | None = None,
-    source_codes: QuantizedTensor | None = None,
-) -> DensePart:
-    """Return the dense part of a weight.
+@dataclass(frozen=True, slots=True)
+class Original:
+    """One weight before it is quantised.
 
-    Args:
+    Attributes:
         weight: float32 (out_features, in_features), representable in float16.
         fisher: Fisher diagonal, float32, the same shape.
         mask: The weight's sensitivity mask.
+    """
+
+    weight: Tensor
+    fisher: Tensor
+    mask: SensitivityMask
+
+    @property
+    def masked(self) -> Tensor:
+        """Flat indices of the sensitive weights, int64."""
+        return flat_index(self.mask, self.weight.device)
+
+    @property
+    def is_masked(self) -> Tensor:
+        """Where the weight is sensitive, bool, the same shape."""
+        nowhere = torch.zeros(self.weight.numel(), dtype=torch.bool, device=self.weight.device)
+        return nowhere.index_fill_(0, self.masked, True).view_as(self.weight)
+
+    def beside(self, dense: QuantizedTensor) -> DensePart:
+        """Return a quantised weight as this one's dense part."""
+        difference = (self.weight - dequantize(dense)).masked_fill_(self.is_masked, 0).square_()
+        kept = self.weight.masked_fill(self.is_masked, 0).square_()
+        weighted_error = _share(self.fisher * difference, self.fisher * kept)
+        return DensePart(dense, _share(difference, kept), weighted_error)
+
+
+def quantize_unmasked(
+    originals: Sequence[Original], spec: QuantizerSpec, second_moment: Tensor | None = None
+) -> list[DensePart]:
+    """Return the dense parts of weights that read the same inputs; each is what it would be alone.
+
+    Rows do not influence each other, unless they share a table: the rows of all weights are quantised at once, with one
+    factor of the second moment and one loop over its columns.
+
+    Args:
+        originals: The weights, with the same number of columns.
         spec: Method, bits, group size and compensation.
-        second_moment: H = E[x xᵀ] of what enters the layer, float32 (in_features, in_features); needed for
-            compensation.
-        source_codes: The codes that the weight already has and keeps; None where it has none, or shall get others.
+        second_moment: H = E[x xᵀ] of what enters them, float32 (in_features, in_features); needed for compensation.
 
     Raises:
         ValueError: ``spec`` asks for compensation and there is no second moment.
         UnsupportedModel: The second moment is not finite.
     """
-    masked = flat_index(mask, weight.device)
-    importance = importance_of(fisher, masked)
-    is_masked = torch.zeros(weight.numel(), dtype=torch.bool, device=weight.device).index_fill_(0, masked, True)
-    is_masked = is_masked.view_as(weight)
-    if source_codes is not None:
-        dense = source_codes
-    elif spec.compensation == "none":
+    if spec.method == "shared" and len(originals) > 1:
+        return [part for original in originals for part in quantize_unmasked([original], spec, second_moment)]
+    weight = torch.cat([original.weight for original in originals])
+    importance = torch.cat([importance_of(original.fisher, original.masked) for original in originals])
+    if spec.compensation == "none":
         dense = quantize(weight, importance, spec)
     elif second_moment is None:
         raise ValueError("compensation needs the second moment of the layer's inputs")
     else:
         coder = column_coder(weight, importance, spec)
+        is_masked = torch.cat([original.is_masked for original in originals])
         refits = spec.compensation == "refit"
         dense = quantize_compensated(weight, second_moment, is_masked, coder, refits=refits)
-    difference = (weight - dequantize(dense)).masked_fill_(is_masked, 0)
-    kept = weight.masked_fill(is_masked, 0)
-    return DensePart(dense, _share(difference**2, kept**2), _share(fisher * difference**2, fisher * kept**2))
+    ends = list(accumulate(len(original.weight) for original in originals))
+    starts = [0, *ends[:-1]]
+    return [o.beside(dense.rows(start, end)) for o, start, end in zip(originals, starts, ends, strict=True)]
 
 
 def column_coder(weight: Tensor, importance: Tensor, spec: QuantizerSpec) -> ColumnCoder:

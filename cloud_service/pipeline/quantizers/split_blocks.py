@@ -13,7 +13,7 @@ that is not restored (``published_inputs``). Knows nothing about how masks, diag
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from math import prod
 
 import torch
@@ -24,11 +24,14 @@ from cloud_service.pipeline.model.gguf.source_codes import SourceCodes
 from cloud_service.pipeline.model.load_model import ModelOutline
 from cloud_service.pipeline.quantizers.embeddings import quantize_embedding
 from cloud_service.pipeline.quantizers.published_inputs import PublishedInputs
-from cloud_service.pipeline.quantizers.quantize import DensePart, flat_index, quantize_unmasked
+from cloud_service.pipeline.quantizers.quantize import DensePart, Original, quantize_unmasked
 from cloud_service.pipeline.quantizers.tensor_blobs import TensorBlob, add_block, add_sensitive, add_trunk
 from cloud_service.pipeline.workspace import Workspace
 from shared.api import EmbeddingBits, QuantizerSpec
 from shared.bundle.layout import ImageLayout
+
+_MOST_TOGETHER = 1 << 24
+"""Weights that are quantised at once: scratch stays small, and above it a column's work outweighs its calls."""
 
 
 def split_blocks(
@@ -122,15 +125,37 @@ def _split_block(
     workspace: Workspace,
     device: str,
 ) -> TensorBlob:
-    dense_parts, values = {}, {}
-    for name in outline.block_linears[block]:
-        weight = outline.weights.read(name).to(device, torch.float32)
-        moment = moments[name].to(device) if name in moments else None
-        codes = source_codes.read(name, device) if source_codes else None
-        dense_parts[name] = quantize_unmasked(weight, fisher[name].to(device), masks[name], spec, moment, codes)
-        values[name] = weight.flatten()[flat_index(masks[name], weight.device)].to("cpu", torch.float16)
+    dense_parts: dict[str, DensePart] = {}
+    values: dict[str, Tensor] = {}
+    coded = {name for name in outline.block_linears[block] if source_codes and source_codes.type_of(name)}
+    for names in _read_together(outline, block, moments, coded):
+        originals = [
+            Original(outline.weights.read(name).to(device, torch.float32), fisher[name].to(device), masks[name])
+            for name in names
+        ]
+        codes = source_codes.read(names[0], device) if source_codes else None
+        moment = moments[names[0]].to(device) if moments else None
+        parts = [originals[0].beside(codes)] if codes else quantize_unmasked(originals, spec, moment)
+        for name, original, part in zip(names, originals, parts, strict=True):
+            dense_parts[name] = part
+            values[name] = original.weight.flatten()[original.masked].to("cpu", torch.float16)
     others = {name: outline.weights.read(name) for name in outline.members(block) if name not in masks}
     workspace.write_tensors(f"sensitive-{block:05d}", values, {})
     blob = add_block(layout, block, dense_parts, masks, others)
     workspace.write_json(f"block-{block:05d}", blob.to_json())
     return blob
+
+
+def _read_together(
+    outline: ModelOutline, block: int, moments: Mapping[str, Tensor], alone: Collection[str]
+) -> list[list[str]]:
+    """Return a block's linear weights, together those that are quantised together: q, k and v; gate and up."""
+    groups: list[list[str]] = []
+    for name in outline.block_linears[block]:
+        if groups and name in moments and name not in alone and moments[name] is moments[groups[-1][0]]:
+            weights = sum(prod(outline.shapes[member]) for member in [*groups[-1], name])
+            if weights <= _MOST_TOGETHER and groups[-1][0] not in alone:
+                groups[-1].append(name)
+                continue
+        groups.append([name])
+    return groups

@@ -16,7 +16,7 @@ from cloud_service.pipeline.quantizers.compensation import (
     quantize_compensated,
 )
 from cloud_service.pipeline.quantizers.grids import CodebookGrid
-from cloud_service.pipeline.quantizers.quantize import DensePart, quantize_unmasked
+from cloud_service.pipeline.quantizers.quantize import DensePart, Original, quantize_unmasked
 from cloud_service.pipeline.quantizers.rtn import range_grid
 from shared.api import QuantizerSpec
 from shared.errors import UnsupportedModel
@@ -129,7 +129,7 @@ def test_compensation_lowers_the_error_of_the_outputs(method: str, bits: int) ->
     errors = []
     for compensation in ("none", "gptq"):
         spec = QuantizerSpec(method=method, bits=bits, compensation=compensation)  # type: ignore[arg-type]
-        dense = quantize_unmasked(weight, torch.ones_like(weight), NO_MASK, spec, second_moment(inputs))
+        dense = quantize_unmasked([Original(weight, torch.ones_like(weight), NO_MASK)], spec, second_moment(inputs))[0]
         errors.append(output_error(weight, dense, inputs))
     assert errors[1] < 0.8 * errors[0]
 
@@ -141,7 +141,7 @@ def test_independent_inputs_leave_nothing_to_make_up_for(method: str, scale: flo
     mask = SensitivityMask(np.array([3, 700], np.int32), np.array([1, 0], np.int32))
     moment = scale * torch.diag(torch.arange(172.0))
     alone, compensated = (
-        quantize_unmasked(weight, fisher, mask, QuantizerSpec(method=method, compensation=c), moment)  # type: ignore[arg-type]
+        quantize_unmasked([Original(weight, fisher, mask)], QuantizerSpec(method=method, compensation=c), moment)[0]  # type: ignore[arg-type]
         for c in ("none", "gptq")
     )
     for name in {"lut", "scale", "bias"} & set(alone.weight.parts):
@@ -192,15 +192,33 @@ def test_the_arguments_are_not_changed() -> None:
     mask = SensitivityMask(np.array([3, 120], np.int32), np.array([1, 0], np.int32))
     for method in METHODS:
         spec = QuantizerSpec(method=method, compensation="gptq")  # type: ignore[arg-type]
-        quantize_unmasked(weight, torch.ones_like(weight), mask, spec, moment)
+        quantize_unmasked([Original(weight, torch.ones_like(weight), mask)], spec, moment)
     assert torch.equal(weight, before[0])
     assert torch.equal(moment, before[1])
+
+
+@pytest.mark.parametrize("method", [*METHODS, "shared"])
+@pytest.mark.parametrize("compensation", ["none", "gptq", "refit"])
+def test_weights_that_read_the_same_inputs_get_together_what_each_gets_alone(method: str, compensation: str) -> None:
+    moment = second_moment(correlated_inputs(300, 96))
+    mask = SensitivityMask(np.array([3, 120], np.int32), np.array([1, 0], np.int32))
+    originals = [
+        Original(weight, weight.square(), pinned)
+        for weight, pinned in zip(random_weight(40, 96).split([16, 8, 16]), (NO_MASK, mask, NO_MASK), strict=True)
+    ]
+    spec = QuantizerSpec(method=method, group_size=32, compensation=compensation)  # type: ignore[arg-type]
+    together = quantize_unmasked(originals, spec, moment)
+    for original, part in zip(originals, together, strict=True):
+        alone = quantize_unmasked([original], spec, moment)[0]
+        assert part.weight.shape == alone.weight.shape
+        torch.testing.assert_close(dequantize(part.weight), dequantize(alone.weight), rtol=0, atol=1e-6)
+        assert part.weighted_relative_error == pytest.approx(alone.weighted_relative_error, rel=1e-5)
 
 
 def test_compensation_without_second_moments_is_refused() -> None:
     weight = random_weight(2, 16)
     with pytest.raises(ValueError, match="needs the second moment"):
-        quantize_unmasked(weight, weight.square(), NO_MASK, QuantizerSpec(compensation="gptq"))
+        quantize_unmasked([Original(weight, weight.square(), NO_MASK)], QuantizerSpec(compensation="gptq"))
 
 
 def test_an_unknown_compensation_is_refused() -> None:
@@ -216,7 +234,7 @@ def test_a_gpu_reaches_the_error_that_the_processor_reaches(method: str) -> None
     moment = second_moment(inputs)
     spec = QuantizerSpec(method=method, compensation="gptq")  # type: ignore[arg-type]
     here, there = (
-        quantize_unmasked(weight.to(d), torch.ones_like(weight).to(d), NO_MASK, spec, moment.to(d))
+        quantize_unmasked([Original(weight.to(d), torch.ones_like(weight).to(d), NO_MASK)], spec, moment.to(d))[0]
         for d in ("cpu", "cuda")
     )
     # a code that flips on a rounding difference moves all that come after it, to another solution as good

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from cloud_service.pipeline.quantizers.lut import row_codebooks
-from cloud_service.pipeline.quantizers.quantize import importance_of, quantize, quantize_unmasked
+from cloud_service.pipeline.quantizers.quantize import Original, importance_of, quantize, quantize_unmasked
 from shared.api import QuantizerSpec
 from shared.quantization.codec import dequantize
 from shared.sensitivity_mask import SensitivityMask
@@ -133,5 +133,7 @@ def test_errors_are_measured_over_the_unmasked_weights() -> None:
     weight = torch.zeros(1, 40)
     weight[0, :20], weight[0, 39] = 1.0, 8.0
     mask = SensitivityMask(np.array([39], np.int32), np.array([0], np.int32))
-    dense = quantize_unmasked(weight, torch.ones_like(weight), mask, QuantizerSpec(bits=2, compensation="none"))
+    dense = quantize_unmasked(
+        [Original(weight, torch.ones_like(weight), mask)], QuantizerSpec(bits=2, compensation="none")
+    )[0]
     assert (dense.relative_error, dense.weighted_relative_error) == (0.0, 0.0)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from cloud_service.pipeline.quantizers.compensation import damped
 from cloud_service.pipeline.quantizers.grids import CodebookGrid, Grid, GroupGrid, SharedGrid
-from cloud_service.pipeline.quantizers.quantize import quantize_unmasked
+from cloud_service.pipeline.quantizers.quantize import Original, quantize_unmasked
 from cloud_service.pipeline.quantizers.refit import descended_codes, fitted_values, refit
 from shared.api import QuantizerSpec
 from shared.quantization.codec import dequantize
@@ -149,7 +149,7 @@ def test_refitting_lowers_the_error_of_the_outputs_further(method: str, bits: in
     errors = []
     for compensation in ("gptq", "refit"):
         spec = QuantizerSpec(method=method, bits=bits, group_size=32, compensation=compensation)  # type: ignore[arg-type]
-        dense = quantize_unmasked(weight, weight.square(), NO_MASK, spec, moment)
+        dense = quantize_unmasked([Original(weight, weight.square(), NO_MASK)], spec, moment)[0]
         errors.append(objective(dequantize(dense.weight), torch.zeros(ROWS, COLUMNS, dtype=torch.bool)))
     assert errors[1] < 0.95 * errors[0]
 
@@ -159,7 +159,7 @@ def test_rows_that_differ_by_a_factor_share_codes_and_table() -> None:
     both = torch.cat([weight, 4 * weight])
     for compensation in ("none", "refit"):
         spec = QuantizerSpec(method="shared", bits=3, group_size=32, compensation=compensation)  # type: ignore[arg-type]
-        part = quantize_unmasked(both, torch.ones_like(both), NO_MASK, spec, second_moment()).weight
+        part = quantize_unmasked([Original(both, torch.ones_like(both), NO_MASK)], spec, second_moment())[0].weight
         codes = unpack_codes(part.codes, 3, COLUMNS)
         assert part.lut is not None
         assert part.lut.shape == (1, 8)
