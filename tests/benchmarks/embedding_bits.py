@@ -170,7 +170,7 @@ def measure(
     published, packed = (load_model(read_outline(model), device="cpu", dtype=torch.float32) for _ in range(2))
     blobs = blobs_of(bundle)
     write_dense_part(packed, bundle.layout, blobs)
-    write_sensitive_part(packed, bundle.layout, blobs)
+    write_sensitive_part(packed, bundle.layout, blobs, packed.outline.linear_names)
     sums, tokens, published_nats = {form: Sums() for form in tables}, 0, 0.0
     for window in windows_of(model, documents):
         expected, targets = log_probabilities(published, window), torch.tensor(window[1:])[:, None]

@@ -84,7 +84,7 @@ def unpacked(model: Path, bundle: Bundle) -> LoadedModel:
     network = load_model(read_outline(model), device="cpu", dtype=torch.float32)
     blobs = blobs_of(bundle)
     write_dense_part(network, bundle.layout, blobs)
-    write_sensitive_part(network, bundle.layout, blobs)
+    write_sensitive_part(network, bundle.layout, blobs, network.outline.linear_names)
     return network
 
 

@@ -2,7 +2,7 @@
 
     calibrating   weights + accumulators of the pass's blocks + totals + one sequence (``sequence_memory``)
     selecting     one tensor and its histograms; the mask
-    quantizing    one tensor, its importance and the quantiser's scratch
+    quantizing    one tensor, or a small block's tensors, with importance and the quantiser's scratch
                   with GPTQ also the weights, a block's second moments and the hidden states of all sequences;
                   of an embedding in codes, less than what loading it takes
     evaluating    weights + one batch without gradients
@@ -23,6 +23,7 @@ from typing import Literal
 from cloud_service.pipeline.planning.model_shape import ModelShape
 from cloud_service.pipeline.planning.sequence_memory import SequenceMemory
 from cloud_service.pipeline.planning.workload import Machine, Workload
+from cloud_service.pipeline.quantizers.weight_groups import MOST_TOGETHER
 
 Place = Literal["accelerator", "host"]
 Stage = Literal["calibrating", "selecting", "quantizing", "evaluating"]
@@ -239,12 +240,13 @@ class PeakModel:
     @property
     def _quantizing_bytes(self) -> int:
         block = max(self.shape.blocks, key=lambda candidate: candidate.linear_elements)
-        scratch = _QUANTIZING_BYTES * block.largest_linear + _QUANTIZER_SCRATCH + block.elements
+        together = max(block.largest_linear, min(block.linear_elements, MOST_TOGETHER))
+        scratch = _QUANTIZING_BYTES * together + _QUANTIZER_SCRATCH + block.elements
         if self.workload.compensates:
             inputs = {columns for _, columns in block.linears}
             scratch += 4 * sum(columns**2 for columns in inputs) + 3 * 4 * max(inputs) ** 2
         if self.workload.refits:
-            scratch += _REFIT_BYTES * block.largest_linear
+            scratch += _REFIT_BYTES * together
         return scratch
 
     def _host_quantizing(self, run: FisherRun) -> int:

@@ -67,9 +67,9 @@ def write_sensitive_part(
     blob = next(blob for blob in blobs if blob.layer.title == SENSITIVE_TITLE)
     with safetensors.safe_open(layout.blob_path(blob.layer.digest), "pt") as parts:
         stored = set(parts.keys())
-        for name in (
-            name for name in names if f"{name}.indices" in stored
-        ):  # one without sensitive weights is left out
+        for name in names:
+            if f"{name}.indices" not in stored:
+                continue  # a weight without sensitive values is left out
             values = (parts.get_tensor(f"{name}.indices"), parts.get_tensor(f"{name}.values"))
             write_values(model, {name: values})
 

@@ -78,6 +78,11 @@ class Original:
         nowhere = torch.zeros(self.weight.numel(), dtype=torch.bool, device=self.weight.device)
         return nowhere.index_fill_(0, self.masked, True).view_as(self.weight)
 
+    @property
+    def masked_values(self) -> Tensor:
+        """The sensitive weights, float16 on the CPU, in the order of the mask."""
+        return self.weight.flatten()[self.masked].to("cpu", torch.float16)
+
     def beside(self, dense: QuantizedTensor) -> DensePart:
         """Return a quantised weight as this one's dense part."""
         difference = (self.weight - dequantize(dense)).masked_fill_(self.is_masked, 0).square_()

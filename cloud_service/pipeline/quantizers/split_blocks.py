@@ -7,13 +7,15 @@
 
 The blocks do not depend on how the embedding is stored: bundles of one model that differ only there share their blobs.
 The originals are read from the checkpoint block by block. Costs one weight in float32 with its Fisher diagonal and the
-quantiser's scratch, and one block's quantised parts; with error compensation also the network, from the first block
-that is not restored (``published_inputs``). Knows nothing about how masks, diagonals or quantisers come about.
+quantiser's scratch (small ones together: ``weight_groups``), and one block's quantised parts; with error compensation
+also the network, from the first block that is not restored (``published_inputs``). Knows nothing about how masks,
+diagonals or quantisers come about.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from math import prod
 
 import torch
@@ -26,12 +28,10 @@ from cloud_service.pipeline.quantizers.embeddings import quantize_embedding
 from cloud_service.pipeline.quantizers.published_inputs import PublishedInputs
 from cloud_service.pipeline.quantizers.quantize import DensePart, Original, quantize_unmasked
 from cloud_service.pipeline.quantizers.tensor_blobs import TensorBlob, add_block, add_sensitive, add_trunk
+from cloud_service.pipeline.quantizers.weight_groups import groups_at_once, weight_groups
 from cloud_service.pipeline.workspace import Workspace
 from shared.api import EmbeddingBits, QuantizerSpec
 from shared.bundle.layout import ImageLayout
-
-_MOST_TOGETHER = 1 << 24
-"""Weights that are quantised at once: scratch stays small, and above it a column's work outweighs its calls."""
 
 
 def split_blocks(
@@ -125,37 +125,28 @@ def _split_block(
     workspace: Workspace,
     device: str,
 ) -> TensorBlob:
-    dense_parts: dict[str, DensePart] = {}
-    values: dict[str, Tensor] = {}
-    coded = {name for name in outline.block_linears[block] if source_codes and source_codes.type_of(name)}
-    for names in _read_together(outline, block, moments, coded):
-        originals = [
-            Original(outline.weights.read(name).to(device, torch.float32), fisher[name].to(device), masks[name])
-            for name in names
-        ]
-        codes = source_codes.read(names[0], device) if source_codes else None
-        moment = moments[names[0]].to(device) if moments else None
-        parts = [originals[0].beside(codes)] if codes else quantize_unmasked(originals, spec, moment)
-        for name, original, part in zip(names, originals, parts, strict=True):
-            dense_parts[name] = part
-            values[name] = original.weight.flatten()[original.masked].to("cpu", torch.float16)
+    shapes = {name: outline.shapes[name] for name in outline.block_linears[block]}
+    coded = {name for name in shapes if source_codes and source_codes.type_of(name)}
+
+    def read_groups() -> Iterator[dict[str, Original]]:
+        for names in weight_groups(shapes, moments, alone=coded):
+            weights = {name: outline.weights.read(name).to(device, torch.float32) for name in names}
+            yield {name: Original(weights[name], fisher[name].to(device), masks[name]) for name in names}
+
+    def quantized(group: dict[str, Original]) -> list[tuple[str, DensePart, Tensor]]:
+        name, original = next(iter(group.items()))
+        codes = source_codes.read(name, device) if source_codes else None
+        moment = moments[name].to(device) if moments else None
+        parts = [original.beside(codes)] if codes else quantize_unmasked(list(group.values()), spec, moment)
+        return [(name, part, group[name].masked_values) for name, part in zip(group, parts, strict=True)]
+
+    at_once = groups_at_once(shapes, device)
+    with ThreadPoolExecutor(at_once) as pool:
+        done = [made for group in (pool.map if at_once > 1 else map)(quantized, read_groups()) for made in group]
+    dense_parts = {name: part for name, part, _ in done}
+    values = {name: sensitive for name, _, sensitive in done}
     others = {name: outline.weights.read(name) for name in outline.members(block) if name not in masks}
     workspace.write_tensors(f"sensitive-{block:05d}", values, {})
     blob = add_block(layout, block, dense_parts, masks, others)
     workspace.write_json(f"block-{block:05d}", blob.to_json())
     return blob
-
-
-def _read_together(
-    outline: ModelOutline, block: int, moments: Mapping[str, Tensor], alone: Collection[str]
-) -> list[list[str]]:
-    """Return a block's linear weights, together those that are quantised together: q, k and v; gate and up."""
-    groups: list[list[str]] = []
-    for name in outline.block_linears[block]:
-        if groups and name in moments and name not in alone and moments[name] is moments[groups[-1][0]]:
-            weights = sum(prod(outline.shapes[member]) for member in [*groups[-1], name])
-            if weights <= _MOST_TOGETHER and groups[-1][0] not in alone:
-                groups[-1].append(name)
-                continue
-        groups.append([name])
-    return groups
