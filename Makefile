@@ -17,7 +17,7 @@ RUN := $(VENV)/bin
 
 .PHONY: demo test check lint coverage bench-figures clean
 
-demo: $(VENV)/.installed
+demo: $(VENV)/.program
 	$(RUN)/python deploy/demo/run_demo.py $(if $(MODEL),--model "$(MODEL)") $(if $(DATA),--data "$(DATA)") $(if $(TEXT),--text "$(TEXT)") \
 		$(if $(CACHE),--cache "$(CACHE)")
 
@@ -38,11 +38,20 @@ coverage: $(VENV)/.installed
 bench-figures: $(VENV)/.installed
 	$(RUN)/python tests/benchmarks/figures.py --folder build/benchmarks
 
-$(VENV)/.installed: pyproject.toml constraints.txt
+# Modules are compiled when they are first imported: most of what is installed never is.
+PIP_INSTALL := $(RUN)/pip install --quiet --no-compile --constraint constraints.txt --editable
+
+$(RUN)/pip:
 	$(PYTHON) -c 'import sys; assert (3, 11) <= sys.version_info < (3, 14), "zo-device needs Python 3.11 or newer; name one with: make PYTHON=python3.11"'
 	$(PYTHON) -m venv $(VENV)
-	$(RUN)/pip install --quiet --constraint constraints.txt --editable '.[cloud,ray,device,dev]'
+
+$(VENV)/.program: pyproject.toml constraints.txt | $(RUN)/pip
+	$(PIP_INSTALL) '.[cloud,device]'
 	touch $@
+
+$(VENV)/.installed: pyproject.toml constraints.txt | $(RUN)/pip
+	$(PIP_INSTALL) '.[cloud,ray,device,dev]'
+	touch $(VENV)/.program $@
 
 clean:
 	rm -rf $(VENV) demo-output build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage*

@@ -11,8 +11,8 @@ Calibration (Zhao et al. 2021) estimates the same prior from one prompt without 
 Where each row has answers of its own there is no common prior, and no calibrated figure. Of an answer that does not
 fit into the prompt's room as many rows are shown as fit.
 
-Costs for each part one pass over its rows, one over N training prompts, and one over at most ``IN_CONTEXT_ROWS`` rows
-that are k + 1 times as long. Knows nothing about models or runs.
+Costs one pass over the rows, one over N training prompts, and one over at most ``IN_CONTEXT_ROWS`` rows that are k + 1
+times as long. Knows nothing about models or runs.
 
 Symbols: s_c mean log-probability of candidate c · N ``PRIOR_ROWS`` · k ``SHOWN_ROWS``.
 """
@@ -149,34 +149,30 @@ def in_context(
 def baselines(
     score: ScoreRows,
     training: Sequence[Example],
-    parts: Mapping[str, Sequence[Example]],
+    judged: Sequence[Example],
     encoder: TextEncoder,
     room: Room,
     *,
     seed: int,
-) -> dict[str, dict[str, Any]]:
-    """Return for each part of the rows what no tuning reaches, by the names of the figures.
+) -> dict[str, Any]:
+    """Return what no tuning reaches on the rows that a run is judged by, by the names of the figures.
 
     Args:
         score: With the bundle's own values.
         training: Rows that prior and shown rows come from.
-        parts: Rows to measure on, by their name.
+        judged: Rows to measure on.
         encoder: Of the model.
         room: What may run at once.
         seed: Of the draw of shown rows.
     """
-    everything = [*training, *(example for part in parts.values() for example in part)]
+    everything = [*training, *judged]
     if not has_baselines(everything):
-        return {name: {} for name in parts}
-    shown = rows_to_show(training, SHOWN_ROWS, seed)
-    prompts = score(training[:PRIOR_ROWS], room.sequences) if has_common_answers(everything) else None
-    found: dict[str, dict[str, Any]] = {}
-    for name, examples in parts.items():
-        found[name] = {}
-        if prompts is not None:
-            scores = calibrated(score(examples, room.sequences), prompts)
-            found[name][CALIBRATED] = evaluation_of(scores, examples).as_json()
-        found[name][IN_CONTEXT] = in_context(score, examples, shown, encoder, room)
+        return {}
+    found = {}
+    if has_common_answers(everything):
+        prompts = score(training[:PRIOR_ROWS], room.sequences)
+        found[CALIBRATED] = evaluation_of(calibrated(score(judged, room.sequences), prompts), judged).as_json()
+    found[IN_CONTEXT] = in_context(score, judged, rows_to_show(training, SHOWN_ROWS, seed), encoder, room)
     return found
 
 

@@ -378,23 +378,19 @@ def _result(
             stage: problem.evaluate(value, planned.data.test).as_json() for stage, value in values.items()
         }
     if planned.objective == "candidates" and outcome.stopped_by != "time budget":  # else it is not finished
-        parts = {"validation": planned.data.validation, "test": planned.data.test}
+        judged = "test" if planned.data.test else "validation"
         with kept.closed():  # prompts with rows in front of them come once
-            found = _baselines(planned, problem, theta, parts)
-        for part, figures in found.items():
-            result[part] |= figures
+            result[judged] |= _baselines(planned, problem, theta, planned.data.test or planned.data.validation)
     return result
 
 
-def _baselines(
-    planned: PlannedRun, problem: ModelProblem, theta: Tensor, parts: Mapping[str, list[Example]]
-) -> dict[str, dict[str, Any]]:
+def _baselines(planned: PlannedRun, problem: ModelProblem, theta: Tensor, judged: list[Example]) -> dict[str, Any]:
     data = planned.data
     every = [*data.training, *data.validation, *data.test]
     return baselines(
         lambda examples, micro_batch_rows: problem.choice_scores(theta, examples, micro_batch_rows),
         data.training,
-        {name: examples for name, examples in parts.items() if examples},
+        judged,
         data.prompts.tokenizer,
         Room(problem.micro_batch_rows, max(example.token_count for example in every)),
         seed=planned.settings.seed,
