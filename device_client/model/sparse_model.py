@@ -28,8 +28,8 @@ from device_client.model.points import Point
 from device_client.model.sampling import choose_token
 from device_client.model.token_batch import TokenBatch
 from shared.architecture import family_of
-from shared.bundle.manifest import BundleConfig
-from shared.errors import DataError
+from shared.bundle.manifest import BundleConfig, block_title
+from shared.errors import DataError, UnsupportedModel
 from shared.model.tokenizer import BundleTokenizer
 
 
@@ -90,6 +90,25 @@ class SparseModel:
     def products(self) -> Products:
         """What makes the products of many tokens."""
         return "matrix unit" if any(weight.products == "matrix unit" for weight in self._weights()) else "library"
+
+    @property
+    def decoder_blocks(self) -> nn.ModuleList:
+        """The list whose first member holds the weights of the bundle's first block.
+
+        Raises:
+            UnsupportedModel: The network has no list of as many blocks as the bundle.
+        """
+        titles = {entry.blob: entry.name for entry in reversed(self.config.block_tensors)}
+        path = titles[block_title(0)].partition(".0.")[0]
+        blocks = dict(self.network.named_modules()).get(path)
+        if not isinstance(blocks, nn.ModuleList) or len(blocks) != len(titles):
+            raise UnsupportedModel(
+                f"{self.config.source.id} does not keep its {len(titles)} blocks in one list",
+                needed="a network with one list of decoder blocks",
+                next_step="--blocks all and --gradient zeroth-order",
+                param="blocks",
+            )
+        return blocks
 
     def initial_theta(self) -> Tensor:
         """Return the bundle's own sensitive values, float32 (k,), a fresh copy."""

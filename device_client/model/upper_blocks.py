@@ -31,8 +31,6 @@ from device_client.model.points import Point
 from device_client.model.sparse_model import SparseModel
 from device_client.model.token_batch import TokenBatch
 from device_client.planning.tuned_blocks import TunedBlocks
-from shared.bundle.manifest import block_title
-from shared.errors import UnsupportedModel
 
 
 class UpperBlocks:
@@ -47,7 +45,7 @@ class UpperBlocks:
 
     def __init__(self, model: SparseModel, tuned: TunedBlocks, kept: KeptStates, *, held_bytes: int = 0) -> None:
         self._model, self._tuned, self._kept, self._held_limit = model, tuned, kept, held_bytes
-        self._blocks = _decoder_blocks(model, tuned.count)
+        self._blocks = model.decoder_blocks
         own = self.initial_theta().to(model.compute_dtype)
         self._values = SensitiveValues(own, first=tuned.first_value)
         self._width = int(model.network.get_input_embeddings().embedding_dim)  # type: ignore[operator]
@@ -147,22 +145,3 @@ def _standing_in(blocks: nn.ModuleList, stand_ins: Mapping[int, nn.Module]) -> I
     finally:
         for index, module in replaced.items():
             blocks[index] = module
-
-
-def _decoder_blocks(model: SparseModel, count: int) -> nn.ModuleList:
-    """Return the list of decoder blocks: the one whose first member holds the weights of the bundle's first block.
-
-    Raises:
-        UnsupportedModel: There is no list of so many blocks.
-    """
-    first = next((entry.name for entry in model.config.block_tensors if entry.blob == block_title(0)), "")
-    path = first.partition(".0.")[0]
-    found = dict(model.network.named_modules()).get(path)
-    if not isinstance(found, nn.ModuleList) or len(found) != count:
-        raise UnsupportedModel(
-            f"{model.config.source.id} does not keep its {count} blocks in one list",
-            needed="a network with one list of decoder blocks",
-            next_step="--blocks all",
-            param="blocks",
-        )
-    return found

@@ -53,7 +53,7 @@ class AnswerGradient:
         reads = [_unread(bucket) if is_each_alone else self._read(bucket) for bucket in batch.buckets]
         gradient = torch.zeros(model.sensitive_count, dtype=torch.float32, device=model.device)
         scale = FLOAT16_SCALE * len(batch) if model.compute_dtype == torch.float16 else 1.0
-        with differentiable(model.network, gradient, self._blocks.first):
+        with differentiable(model.network, model.decoder_blocks[self._blocks.first :], gradient):
             for number, bucket in enumerate(batch.buckets):
                 with torch.enable_grad():
                     states = _wanted_states(model, bucket)

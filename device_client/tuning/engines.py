@@ -24,7 +24,7 @@ from device_client.tasks.scoring import Objective
 from device_client.tuning.adam import Adam
 from device_client.tuning.answer_gradient import AnswerGradient
 from device_client.tuning.fidelity import check_fidelity, noise_floor
-from device_client.tuning.first_order import DEFAULT_LR, FirstOrder
+from device_client.tuning.first_order import FirstOrder
 from device_client.tuning.journal import JournalHeader
 from device_client.tuning.measured_step import RESOLVED, MeasuredStep
 from device_client.tuning.model_problem import ModelProblem
@@ -82,9 +82,8 @@ def make_engine(
     """
     if settings.gradient == "first-order":
         adam = Adam(tuned.sensitive_count, model.device)
-        lr = DEFAULT_LR if settings.lr is None else settings.lr
         gradient = AnswerGradient(model, objective, blocks)
-        return ReadyEngine(FirstOrder(problem, gradient, adam, lr=lr, steps=settings.steps, decay=settings.decay))
+        return ReadyEngine(FirstOrder(problem, gradient, adam, settings))
     drawing = drawing_of(settings.distribution, backend)
     draw = PerturbationStream(settings.seed, tuned.sensitive_count, drawing, model.device)
     theta, epsilon = tuned.initial_theta(), settings.epsilon

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from device_client.tuning.adam import Adam
 from device_client.tuning.journal import StepFlags, StepRecord
-from device_client.tuning.settings import Decay
+from device_client.tuning.settings import TuneSettings
 
 BatchT = TypeVar("BatchT")
 CovariantBatch = TypeVar("CovariantBatch", covariant=True)
@@ -51,9 +51,7 @@ class FirstOrder(Generic[BatchT]):
         problem: Batches.
         loss_and_gradient: Of a batch.
         adam: Fresh.
-        lr: η before it decays.
-        steps: T, the steps of the whole run.
-        decay: ``constant`` or ``linear`` to zero at T.
+        settings: The run's; where it names no η, ``DEFAULT_LR`` is what decays.
     """
 
     def __init__(
@@ -61,13 +59,11 @@ class FirstOrder(Generic[BatchT]):
         problem: BatchProblem[BatchT],
         loss_and_gradient: LossAndGradient[BatchT],
         adam: Adam,
-        *,
-        lr: float,
-        steps: int,
-        decay: Decay,
+        settings: TuneSettings,
     ) -> None:
         self._problem, self._loss_and_gradient, self._adam = problem, loss_and_gradient, adam
-        self._lr, self._steps, self._decay = lr, steps, decay
+        self._settings = settings
+        self._lr = DEFAULT_LR if settings.lr is None else settings.lr
         self._gradient: Tensor | None = None
 
     @property
@@ -88,7 +84,7 @@ class FirstOrder(Generic[BatchT]):
         if not (math.isfinite(loss) and math.isfinite(norm)):
             return StepRecord(step, 0.0, float(np.float32(loss)), StepFlags.SKIPPED, (math.nan,))
         self._gradient = gradient
-        lr = self._lr * (1.0 if self._decay == "constant" else 1 - step / self._steps)
+        lr = self._lr * self._settings.decay_at(step)
         return StepRecord(
             step, float(np.float32(lr)), float(np.float32(loss)), StepFlags.NONE, (float(np.float32(norm)),)
         )

@@ -14,7 +14,7 @@ as much again for dX. Knows nothing about losses, tasks or optimisers.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any
@@ -31,20 +31,17 @@ Product = Callable[[Tensor], Tensor]
 
 
 @contextmanager
-def differentiable(network: nn.Module, total: Tensor, first_block: int = 0) -> Iterator[None]:
+def differentiable(network: nn.Module, blocks: Iterable[nn.Module], total: Tensor) -> Iterator[None]:
     """Let a pass inside the ``with`` block, at one point θ, add its ∂L/∂θ to ``total`` once it is differentiated.
 
     Args:
         network: A transformers causal language model with ``QuantizedSparseLinear`` layers.
-        total: float32 (k,), on the network's device; values of blocks below the first are left as they are.
-        first_block: The first block that is tuned.
-
-    Raises:
-        UnsupportedModel: The network has no list of decoder blocks.
+        blocks: Its tuned decoder blocks, from the first of them to the last of all.
+        total: float32 (k,), on the network's device; values of other blocks are left as they are.
     """
     anchor = torch.zeros((), device=total.device, requires_grad=True)
     with ExitStack() as restored:
-        for block in _decoder_blocks(network)[first_block:]:
+        for block in blocks:
             for layer in _layers(block):
                 forward = partial(_forward_of_layer, layer.forward, anchor, layer, total)
                 restored.enter_context(_other_forward(layer, forward))
@@ -61,17 +58,6 @@ def _other_forward(module: nn.Module, forward: Callable[..., Tensor]) -> Iterato
         yield
     finally:
         del module.forward  # the class's own is found again
-
-
-def _decoder_blocks(network: nn.Module) -> list[nn.Module]:
-    for module in network.modules():
-        if isinstance(module, nn.ModuleList) and any(map(_layers, module)):
-            return list(module)
-    raise UnsupportedModel(
-        f"{type(network).__name__} has no list of decoder blocks",
-        needed="one, for --gradient first-order",
-        next_step="tune with --gradient zeroth-order",
-    )
 
 
 def _layers(block: nn.Module) -> list[QuantizedSparseLinear]:

@@ -89,7 +89,7 @@ def tune(
     run, problem = RunDirectory(folder), bowl or Bowl()
     run.create()
     adam = Adam(COUNT, torch.device("cpu"))
-    engine = FirstOrder(problem, problem.loss_and_gradient, adam, lr=0.1, steps=settings.steps, decay="linear")
+    engine = FirstOrder(problem, problem.loss_and_gradient, adam, replace(settings, lr=0.1))
     with open_journal(run.journal, HEADER) as journal:
         return TuningLoop(
             problem,
