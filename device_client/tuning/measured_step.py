@@ -1,12 +1,15 @@
 """A step from what the run measures: no number that was fitted on a model.
 
-    η_t = min( ω·√q / √(T·V),  q / t )        ω = 2⁻ʳ · min( √(2·L₀ / t),  rms(θ₀) )
+    η_t = min( ω·√q / √(T·V),  q / t )        ω = 2⁻ʳ · min( √(2·L / t),  rms(θ₀) )
 
 ω is the length, per value, of the random walk that a run of T steps is allowed. Every step adds noise of η²·V/q to
-every value; after T of them the walk costs ½·ω²·t nats. √(2·L₀/t) spends as much as there is to gain at most, the
-starting loss L₀, and is the step of Ghadimi and Lan, √(2Δ/(L·σ²·T)), with L·σ² = V·t for zeroth order; q/t is their
-1/L, beyond which steps overshoot. The quadratic model holds no farther than the values are long: hence rms(θ₀).
+every value; after T of them the walk costs ½·ω²·t nats. √(2·L/t) spends as much as there still is to gain at most, the
+loss L, and is the step of Ghadimi and Lan, √(2Δ/(S·σ²·T)), with S·σ² = V·t for zeroth order; q/t is their 1/S, beyond
+which steps overshoot. The quadratic model holds no farther than the values are long: hence rms(θ₀).
 The decay comes on top: it takes what the walk has cost away again towards the end.
+
+L is the mean of the last 32 steps' losses, not that of the bundle: a model that prefers one label's word starts with
+two or three times the loss that rows explain, loses it within few steps, and would take steps too long ever after.
 
 t ``curvature`` is the mean of the last 32 samples: one in each of the first 8 steps, during which η grows in line,
 and one in 16 later. Where ε²·t is too small beside the loss to be more than rounding, ε doubles (ε ≤ rms(θ₀)/4).
@@ -14,7 +17,7 @@ and one in 16 later. Where ε²·t is too small beside the loss to be more than 
 r counts roll-backs: where a validation has lost more than half of what the best one had gained, and more than the walk
 since then should have cost, the run goes back to the best θ and every later step is half as long.
 
-Symbols as in ``schedules`` and ``measurements``; L₀ is the bundle's validation loss.
+Symbols as in ``schedules`` and ``measurements``; S smoothness and σ² noise of the paper.
 A function of recorded numbers alone. Knows nothing about θ or files.
 Reference: Ghadimi and Lan 2013 (arXiv 1309.5549), Corollary 2.2.
 """
@@ -52,6 +55,7 @@ class MeasuredStep:
         self._resolved = resolved
         self._settings, self._epsilon, self._value_rms = settings, settings.epsilon, value_rms
         self._samples: deque[float] = deque(maxlen=WINDOW)
+        self._losses: deque[float] = deque(maxlen=WINDOW)
         self._steps_seen = self._measured = self.roll_backs = 0
         self._start_loss = self._best_loss = math.nan
         self._walk_cost = self._walked = 0.0
@@ -65,8 +69,9 @@ class MeasuredStep:
         """Whether a step should measure tr(H)."""
         return step < WARMUP_STEPS or step % MEASURE_EVERY == 0
 
-    def next(self, mean_square: float, curvature: float) -> float:
-        """Return η, given V so far and what this step measured of tr(H), or NaN."""
+    def next(self, mean_square: float, curvature: float, loss: float) -> float:
+        """Return η, given V so far, this step's loss and what it measured of tr(H), or NaN."""
+        self._losses.append(loss)
         self._walked += self._settings.decay_at(self._steps_seen) ** 2 / self._settings.steps
         self._steps_seen += 1
         if math.isfinite(curvature):
@@ -80,7 +85,7 @@ class MeasuredStep:
         walk = self._value_rms
         most = math.inf
         if trace > 0:
-            walk = min(walk, math.sqrt(2 * self._start_loss / trace))
+            walk = min(walk, math.sqrt(2 * statistics.fmean(self._losses) / trace))
             most = self._settings.queries / trace
         walk *= 0.5**self.roll_backs
         self._walk_cost = max(0.0, walk * walk * trace / 2)

@@ -69,17 +69,17 @@ class ZerothOrder(Generic[BatchT]):
         """Spend the step's forward passes."""
         estimates, trace = self._estimates(step, theta)
         gradients = tuple(found.projected_gradient for found in estimates)
-        size = self._schedule.next(step, gradients, trace)
+        clean_loss = float(np.float32(statistics.fmean(found.clean_loss for found in estimates)))
+        size = self._schedule.next(step, gradients, trace, clean_loss)
         flags = StepFlags.CLIPPED if size.is_clipped else StepFlags.NONE
         if not all(map(math.isfinite, gradients)):
             flags |= StepFlags.SKIPPED
-        clean_loss = float(np.float32(statistics.fmean(found.clean_loss for found in estimates)))
         signal = float(np.float32(statistics.fmean(found.signal for found in estimates)))
         return StepRecord(step, size.lr, clean_loss, flags, gradients, signal, trace)
 
     def recall(self, record: StepRecord) -> None:
         """Feed the schedule."""
-        self._schedule.next(record.step, record.gradients, record.curvature)
+        self._schedule.next(record.step, record.gradients, record.curvature, record.clean_loss)
 
     def move(self, theta: Tensor, record: StepRecord) -> Tensor:
         """Return θ − (η/q) Σ g·z."""

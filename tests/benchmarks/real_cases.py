@@ -72,9 +72,9 @@ _SAME_TOKENS = r"transformers: (.*)\nzo-device   : \1"
 
 EXPECTATIONS: dict[str, tuple[Expectation, ...]] = {
     "m01": (Expectation("2", ("512", "resize_token_embeddings|drop|remove")), Expectation("0 0 0 0")),
-    "m02": (Expectation("0 0 0", (r"⟧: <\|im_start\|>user",)),),
+    "m02": (Expectation("0 0 0", (r"⟧: (<s> )?<\|im_start\|>user",)),),
     "m03": (Expectation("0 0 0", (r"'eos_token_ids': \[2\]",)),),
-    "m04": (Expectation("0 0 0", ("⟧: USER: Hello",)),),
+    "m04": (Expectation("0 0 0", ("⟧: (<s> )?USER: Hello",)),),
     "m05": (Expectation("2", ("save_pretrained",)), Expectation("0 0 0", (_SAME_TOKENS,))),
     "m06": _refused("2", r"model\.safetensors", r"model\.safetensors\.index\.json", "two sets of weights"),
     "m07": _refused("2 2 2 2 2", r"m\.gguf is not complete"),  # the file of the case is a beginning of one

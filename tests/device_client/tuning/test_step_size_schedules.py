@@ -22,7 +22,7 @@ class Schedule(StepSizeSchedule):
         super().__init__(settings, ChosenScale(settings, sensitive_count=4))
 
     def at(self, step: int, g: float) -> StepSize:
-        return self.next(step, [g], math.nan)
+        return self.next(step, [g], math.nan, 1.0)
 
 
 def test_a_constant_rate_is_the_papers() -> None:
