@@ -6,7 +6,8 @@
 
 Figure 9: time of the linear layers of one Llama-2-7B block, 1 to 8,192 tokens, SparseAdd against SparseAddMM.
 Figure 1: a training step and a generated token, 0.1 % sensitive values against 10 % random ones and against all
-weights in 16 bit. Writes ``results/figures.json`` (on a GPU ``figures_<device>.json``) and the pictures beside it.
+weights in 16 bit. Writes ``results/figures.json`` (on a GPU ``figures_<device>.json``) and the pictures beside it, and
+draws again what ``tuning_methods.py`` measured.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from runtime.scale import Batch, Scale, scale_for  # noqa: E402
 from runtime.sparse_operations import sparse_operation_figures  # noqa: E402
 from runtime.sparsity_speed import sparsity_figures  # noqa: E402
 from runtime.stopwatch import Effort  # noqa: E402
+from runtime.tuning_curves import draw_tuning_curves  # noqa: E402
 from runtime.workplace import Workplace, device_key, tell  # noqa: E402
 
 TOKEN_COUNTS = (*(1 << power for power in range(10)), 2048, 8192)
@@ -55,7 +57,10 @@ def main() -> None:
         path = results / f"{result_name(device)}.json"
         if not arguments.draw:
             path = measure(place, arguments.shapes, results)
-        for picture in draw(path):
+        drawn = draw(path)
+        if (tuned := path.with_name("tuning_methods.json")).exists():
+            drawn += draw_tuning_curves(tuned)
+        for picture in drawn:
             print(picture)
 
 

@@ -46,7 +46,7 @@ def draw_figure_nine(found: Mapping[str, Any], stem: Path) -> list[Path]:
     axes.grid(visible=True, which="major", alpha=0.3)
     axes.legend(loc="upper left")
     text = "0.1 % sensitive values, 4-bit codes with a codebook per row. Lines: medians; bands: fastest to slowest."
-    return _save(figure, found, stem, text)
+    return save(figure, found, stem, text)
 
 
 def draw_figure_one(found: Mapping[str, Any], stem: Path) -> list[Path]:
@@ -59,7 +59,7 @@ def draw_figure_one(found: Mapping[str, Any], stem: Path) -> list[Path]:
         _draw_bars(axes, title, one["lowest"])
     figure.suptitle("Training and inference speed, after the paper's Figure 1", x=0.01, ha="left")
     text = "Medians. Labels: how many times as fast as all weights in 16 bit, and the faster implementation."
-    return _save(figure, found, stem, text)
+    return save(figure, found, stem, text)
 
 
 def _draw_bars(axes: Axes, title: str, lowest: Mapping[str, Mapping[str, Any]]) -> None:
@@ -89,7 +89,7 @@ def _mark_crossover(axes: Axes, found: Mapping[str, Any]) -> None:
     )
 
 
-def _save(figure: Figure, found: Mapping[str, Any], stem: Path, text: str) -> list[Path]:
+def save(figure: Figure, found: Mapping[str, Any], stem: Path, text: str) -> list[Path]:
     measured = found["measured"]
     where = f"{measured['machine']}; threads: {measured['threads']}; {found['dtype']}; torch {measured['torch']}"
     figure.supxlabel(f"{text}\n{where}; measured {measured['date']}.", fontsize=8, x=0.01, ha="left")
