@@ -51,20 +51,17 @@ from cloud_service.pipeline.workspace import Workspace, require_space
 from cloud_service.progress import ProgressSink
 from cloud_service.sources import SourcePolicy
 from shared.api import PrepareRequest, Stage
-from shared.bundle.layout import ImageLayout
-from shared.bundle.manifest import (
-    MAX_MANIFEST_BYTES,
-    TRUNK_TITLE,
+from shared.bundle.config import (
     BundleConfig,
-    Descriptor,
     MaskProvenance,
     MemoryEstimates,
     ParameterCounts,
     Quantizer,
     SourceModel,
     needed_versions,
-    parse_manifest,
 )
+from shared.bundle.layout import ImageLayout
+from shared.bundle.manifest import MAX_MANIFEST_BYTES, TRUNK_TITLE, Descriptor, parse_manifest
 from shared.bundle.write import add_manifest
 
 _PRODUCER = "zo-device 0.1.0"

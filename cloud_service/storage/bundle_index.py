@@ -14,8 +14,9 @@ import sqlalchemy as sa
 
 from cloud_service.storage.database import bundles, published_blobs, signatures, tags
 from cloud_service.storage.releases import next_version
+from shared.bundle.config import BundleConfig
 from shared.bundle.layout import ImageLayout
-from shared.bundle.manifest import MAX_MANIFEST_BYTES, BundleConfig, Descriptor, Manifest, parse_artifact
+from shared.bundle.manifest import MAX_MANIFEST_BYTES, Descriptor, Manifest, parse_artifact
 from shared.bundle.signature import signature_tag
 
 

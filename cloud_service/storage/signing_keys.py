@@ -23,7 +23,7 @@ from typing import Literal
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, load_pem_private_key
 
-from shared.bundle.manifest import Document, parse_document
+from shared.bundle.documents import Document, parse_document
 from shared.bundle.signature import fingerprint_of
 from shared.bundle.signature_artifact import MAX_ROTATIONS
 from shared.bundle.statement import SignedRotation, sign_rotation, verify_rotation

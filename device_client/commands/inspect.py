@@ -8,7 +8,8 @@ from typing import Any
 from device_client.console import Console
 from device_client.settings import Settings
 from device_client.store import resolve_reference
-from shared.bundle.manifest import MAX_MANIFEST_BYTES, BundleConfig, Manifest, parse_manifest
+from shared.bundle.config import BundleConfig
+from shared.bundle.manifest import MAX_MANIFEST_BYTES, Manifest, parse_manifest
 from shared.bundle.read import read_config
 from shared.byte_sizes import format_bytes
 

@@ -20,7 +20,7 @@ from shared.errors import InvalidRequest, ResourceError
 if TYPE_CHECKING:
     from device_client.model.open import Machine
     from device_client.planning.memory_fit import MemoryFit
-    from shared.bundle.manifest import BundleConfig
+    from shared.bundle.config import BundleConfig
 
 SEQUENCES = 1500
 """What tuning a named task reads: 1,000 rows for training and 500 for validation."""

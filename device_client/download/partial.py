@@ -18,8 +18,9 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from shared.bundle.config import BundleConfig
 from shared.bundle.layout import ImageLayout
-from shared.bundle.manifest import BundleConfig, Descriptor
+from shared.bundle.manifest import Descriptor
 from shared.byte_sizes import format_bytes
 from shared.durable_files import disk_errors, free_bytes, sync_directory
 from shared.errors import DiskError

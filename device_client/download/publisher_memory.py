@@ -16,7 +16,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from shared.bundle.manifest import Document
+from shared.bundle.documents import Document
 from shared.bundle.statement import KeyRotation, ReleaseStatement
 
 Fingerprint = Annotated[str, Field(pattern=r"^ed25519:[0-9a-f]{64}$")]

@@ -32,9 +32,10 @@ from device_client.download.registry import Registry
 from device_client.download.retry import interruptible_sleep
 from device_client.download.trusted_bundle import AcceptanceRules, AcceptedSignature
 from device_client.download.trusted_keys import TrustedKeys
+from shared.bundle.config import BundleConfig
 from shared.bundle.digest import digest_of_bytes, digest_of_file
 from shared.bundle.layout import ImageLayout, manifest_descriptor
-from shared.bundle.manifest import MAX_MANIFEST_BYTES, BundleConfig, Descriptor, Manifest
+from shared.bundle.manifest import MAX_MANIFEST_BYTES, Descriptor, Manifest
 from shared.bundle.read import read_bundle
 from shared.bundle.signature import publish_signature, signature_tag
 from shared.bundle.signature_artifact import (

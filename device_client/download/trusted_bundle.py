@@ -24,16 +24,9 @@ from device_client.download.trusted_release import (
     find_release,
     path_to_publisher,
 )
+from shared.bundle.config import MAX_CONFIG_BYTES, BundleConfig, parse_config
 from shared.bundle.digest import check_digest, digest_of_bytes
-from shared.bundle.manifest import (
-    MAX_CONFIG_BYTES,
-    MAX_MANIFEST_BYTES,
-    BundleConfig,
-    Descriptor,
-    Manifest,
-    parse_config,
-    parse_manifest,
-)
+from shared.bundle.manifest import MAX_MANIFEST_BYTES, Descriptor, Manifest, parse_manifest
 from shared.bundle.signature import MAX_SIGNATURE_BYTES, Signature, verify
 from shared.bundle.signature_artifact import SignatureDocuments, Statements
 from shared.bundle.statement import ReleaseStatement, SignedRelease, SignedRotation, verify_release, verify_rotation

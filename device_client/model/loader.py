@@ -30,7 +30,7 @@ from device_client.model.sparse_model import SparseModel
 from device_client.model.tensor_reading import drop_cached_pages, read_to
 from device_client.planning.memory_plan import check_budget, plan_memory
 from device_client.planning.workload import Workload
-from shared.bundle.manifest import BundleConfig
+from shared.bundle.config import BundleConfig
 from shared.bundle.read import Bundle, SensitiveTensors
 from shared.bundle.tensor_header import TensorSlot, read_header
 from shared.errors import TensorMismatch, UnsupportedModel

@@ -26,7 +26,7 @@ from device_client.planning.memory_fit import MemoryFit, fit_to_memory
 from device_client.planning.memory_plan import plan_generation, spare_bytes, state_bytes
 from device_client.planning.tuned_blocks import TunedBlocks
 from device_client.planning.workload import Workload
-from shared.bundle.manifest import BundleConfig
+from shared.bundle.config import BundleConfig
 from shared.bundle.read import Bundle
 
 LoadModel = Callable[..., SparseModel]

@@ -28,7 +28,8 @@ from device_client.model.points import Point
 from device_client.model.sampling import choose_token
 from device_client.model.token_batch import TokenBatch
 from shared.architecture import family_of
-from shared.bundle.manifest import BundleConfig, block_title
+from shared.bundle.config import BundleConfig
+from shared.bundle.manifest import block_title
 from shared.errors import DataError, UnsupportedModel
 from shared.model.tokenizer import BundleTokenizer
 

@@ -26,7 +26,7 @@ from device_client.planning.memory_plan import (
 )
 from device_client.planning.tuned_blocks import ALL_BLOCKS
 from device_client.planning.workload import PAIRED_UP_TO_TOKENS, Workload
-from shared.bundle.manifest import BundleConfig
+from shared.bundle.config import BundleConfig
 from shared.tasks.examples import Example
 
 

@@ -31,7 +31,7 @@ from device_client.planning.pass_memory import hungriest_moment, key_value_bytes
 from device_client.planning.process_overhead import libraries_bytes, product_bytes, slack_bytes
 from device_client.planning.tuned_blocks import TunedBlocks, tuned_blocks
 from device_client.planning.workload import Workload
-from shared.bundle.manifest import BundleConfig
+from shared.bundle.config import BundleConfig
 from shared.byte_sizes import format_bytes, format_enough
 from shared.errors import ResourceError
 from shared.model_dimensions import dimensions_of

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 from device_client.planning.tuned_blocks import tuned_blocks
 from device_client.planning.workload import Workload
-from shared.bundle.manifest import BundleConfig
+from shared.bundle.config import BundleConfig
 from shared.model_dimensions import dimensions_of
 
 

@@ -14,7 +14,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from shared.bundle.manifest import BundleConfig, QuantizedEntry, block_title
+from shared.bundle.config import BundleConfig, QuantizedEntry
+from shared.bundle.manifest import block_title
 from shared.errors import InvalidRequest, UnsupportedModel
 from shared.model_dimensions import dimensions_of
 

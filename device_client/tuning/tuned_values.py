@@ -13,7 +13,7 @@ from torch import Tensor
 from device_client.model.sparse_model import SparseModel
 from device_client.planning.tuned_blocks import ALL_BLOCKS, TunedBlocks, tuned_blocks
 from device_client.tuning.run_directory import CONFIG, RunDirectory, load_theta
-from shared.bundle.manifest import BundleConfig
+from shared.bundle.config import BundleConfig
 from shared.errors import IntegrityError, InvalidRequest
 
 

@@ -21,7 +21,7 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from pydantic import BaseModel, ConfigDict, Field
 
-from shared.bundle.manifest import parse_document
+from shared.bundle.documents import parse_document
 from shared.bundle.signature import fingerprint_of
 from shared.errors import SignatureInvalid
 

@@ -13,18 +13,15 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from shared.bundle.config import MAX_CONFIG_BYTES, SENSITIVE_PARTS, BundleConfig, parse_config
 from shared.bundle.digest import digest_of_file
 from shared.bundle.layout import ImageLayout
 from shared.bundle.manifest import (
-    MAX_CONFIG_BYTES,
     MAX_MANIFEST_BYTES,
-    SENSITIVE_PARTS,
     SENSITIVE_TITLE,
     TENSORS_MEDIA_TYPE,
-    BundleConfig,
     Descriptor,
     Manifest,
-    parse_config,
     parse_manifest,
 )
 from shared.bundle.tensor_header import TensorSlot, read_header, read_tensor

@@ -20,8 +20,9 @@ from pydantic import Field, ValidationError
 
 from shared.api import SIGNATURE_SUFFIX
 from shared.bundle.digest import check_digest
+from shared.bundle.documents import Document
 from shared.bundle.layout import ImageLayout, manifest_descriptor
-from shared.bundle.manifest import TITLE_ANNOTATION, Descriptor, Document, Manifest
+from shared.bundle.manifest import TITLE_ANNOTATION, Descriptor, Manifest
 from shared.errors import SignatureInvalid
 from shared.field_errors import first_fault
 

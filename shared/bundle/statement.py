@@ -23,8 +23,8 @@ from pydantic import AfterValidator, Field
 
 from shared.api import BundleName, Tag
 from shared.bundle.digest import Digest
+from shared.bundle.documents import Document, parse_document
 from shared.bundle.dsse import MAX_ENVELOPE_BYTES, open_envelope, seal
-from shared.bundle.manifest import Document, parse_document
 from shared.bundle.signature import fingerprint_of
 from shared.errors import SignatureInvalid
 

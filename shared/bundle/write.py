@@ -19,16 +19,10 @@ import safetensors
 import safetensors.numpy
 from numpy.typing import NDArray
 
+from shared.bundle.config import BundleConfig
 from shared.bundle.digest import chunk_digests
 from shared.bundle.layout import ImageLayout, manifest_descriptor
-from shared.bundle.manifest import (
-    CONFIG_MEDIA_TYPE,
-    TENSORS_MEDIA_TYPE,
-    TITLE_ANNOTATION,
-    BundleConfig,
-    Descriptor,
-    Manifest,
-)
+from shared.bundle.manifest import CONFIG_MEDIA_TYPE, TENSORS_MEDIA_TYPE, TITLE_ANNOTATION, Descriptor, Manifest
 from shared.durable_files import disk_errors
 
 UNFINISHED_PREFIX = ".writing-"

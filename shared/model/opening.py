@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from torch import nn
 
-from shared.bundle.manifest import BundleConfig
+from shared.bundle.config import BundleConfig
 from shared.errors import DataError, TensorMismatch, UnsupportedModel
 from shared.model.skeleton import build_skeleton
 from shared.model.tokenizer import BundleTokenizer

@@ -9,7 +9,7 @@ from huggingface_hub.errors import StrictDataclassError
 from torch import nn
 
 from shared.architecture import family_of, safe_config
-from shared.bundle.manifest import BundleConfig
+from shared.bundle.config import BundleConfig
 from shared.errors import TensorMismatch, UnsupportedModel
 from shared.model.network import is_linear, network_without_weights, shape_of_linear
 from shared.model_dimensions import dimensions_of

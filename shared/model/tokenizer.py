@@ -14,7 +14,8 @@ from typing import Any
 from tokenizers import Tokenizer
 from tokenizers.decoders import DecodeStream
 
-from shared.bundle.manifest import TOKENIZER_TITLE, TokenizerSettings
+from shared.bundle.config import TokenizerSettings
+from shared.bundle.manifest import TOKENIZER_TITLE
 from shared.bundle.read import Bundle
 from shared.errors import UnsupportedModel
 from shared.model.chat_template import ChatTemplate

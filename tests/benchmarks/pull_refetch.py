@@ -43,9 +43,10 @@ from simulated_server import (  # noqa: E402
 )
 from tiny_bundle import make_tiny_bundle  # noqa: E402
 
+from shared.bundle.config import DenseEntry  # noqa: E402
 from shared.bundle.digest import CHUNK_BYTES  # noqa: E402
 from shared.bundle.layout import ImageLayout  # noqa: E402
-from shared.bundle.manifest import TRUNK_TITLE, DenseEntry, Descriptor, Manifest, parse_manifest  # noqa: E402
+from shared.bundle.manifest import TRUNK_TITLE, Descriptor, Manifest, parse_manifest  # noqa: E402
 from shared.bundle.read import read_config  # noqa: E402
 from shared.bundle.write import add_manifest, add_tensors  # noqa: E402
 

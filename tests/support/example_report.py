@@ -7,15 +7,8 @@ from typing import Any
 from cloud_service.pipeline.quantizers.tensor_blobs import TensorBlob
 from cloud_service.pipeline.report.document import FisherFigures, report_document
 from cloud_service.pipeline.report.run_record import PeakBytes, RunRecord, StageRecord
-from shared.bundle.manifest import (
-    TENSORS_MEDIA_TYPE,
-    DenseEntry,
-    Descriptor,
-    MaskProvenance,
-    QuantizedEntry,
-    Quantizer,
-    SourceModel,
-)
+from shared.bundle.config import DenseEntry, MaskProvenance, QuantizedEntry, Quantizer, SourceModel
+from shared.bundle.manifest import TENSORS_MEDIA_TYPE, Descriptor
 
 PROJECTIONS = {
     "self_attn.q_proj": (64, 64),

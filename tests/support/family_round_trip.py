@@ -26,8 +26,8 @@ from device_client.model.embeddings import QuantizedEmbedding, QuantizedHead
 from device_client.model.linear import QuantizedSparseLinear
 from device_client.model.loader import load_model
 from device_client.model.token_batch import TokenBatch
+from shared.bundle.config import BundleConfig
 from shared.bundle.layout import ImageLayout, manifest_descriptor
-from shared.bundle.manifest import BundleConfig
 from shared.bundle.read import Bundle, read_bundle
 from shared.quantization.codec import dequantize
 

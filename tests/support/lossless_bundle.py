@@ -13,12 +13,7 @@ import safetensors.torch
 import torch
 
 from shared.architecture import family_of, safe_config
-from shared.bundle.layout import ImageLayout
-from shared.bundle.manifest import (
-    JSON_MEDIA_TYPE,
-    SENSITIVE_TITLE,
-    TOKENIZER_TITLE,
-    TRUNK_TITLE,
+from shared.bundle.config import (
     BundleConfig,
     DenseEntry,
     MaskProvenance,
@@ -28,8 +23,9 @@ from shared.bundle.manifest import (
     Quantizer,
     SourceModel,
     TokenizerSettings,
-    block_title,
 )
+from shared.bundle.layout import ImageLayout
+from shared.bundle.manifest import JSON_MEDIA_TYPE, SENSITIVE_TITLE, TOKENIZER_TITLE, TRUNK_TITLE, block_title
 from shared.bundle.read import Bundle, read_bundle
 from shared.bundle.write import add_document, add_manifest, add_tensors
 

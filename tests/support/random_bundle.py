@@ -12,12 +12,7 @@ from tiny_bundle import byte_tokenizer_json
 from tiny_checkpoint import CONFIGS
 
 from shared.architecture import FAMILIES
-from shared.bundle.layout import ImageLayout
-from shared.bundle.manifest import (
-    JSON_MEDIA_TYPE,
-    SENSITIVE_TITLE,
-    TOKENIZER_TITLE,
-    TRUNK_TITLE,
+from shared.bundle.config import (
     BundleConfig,
     DenseEntry,
     MaskProvenance,
@@ -27,8 +22,9 @@ from shared.bundle.manifest import (
     Quantizer,
     SourceModel,
     TokenizerSettings,
-    block_title,
 )
+from shared.bundle.layout import ImageLayout
+from shared.bundle.manifest import JSON_MEDIA_TYPE, SENSITIVE_TITLE, TOKENIZER_TITLE, TRUNK_TITLE, block_title
 from shared.bundle.read import Bundle, read_bundle
 from shared.bundle.write import add_document, add_manifest, add_tensors
 from shared.quantization.codec import QuantizedTensor, dequantize

@@ -8,12 +8,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from shared.bundle.layout import ImageLayout
-from shared.bundle.manifest import (
-    JSON_MEDIA_TYPE,
-    SENSITIVE_TITLE,
-    TOKENIZER_TITLE,
-    TRUNK_TITLE,
+from shared.bundle.config import (
     BundleConfig,
     DenseEntry,
     MaskProvenance,
@@ -23,8 +18,9 @@ from shared.bundle.manifest import (
     Quantizer,
     SourceModel,
     TokenizerSettings,
-    block_title,
 )
+from shared.bundle.layout import ImageLayout
+from shared.bundle.manifest import JSON_MEDIA_TYPE, SENSITIVE_TITLE, TOKENIZER_TITLE, TRUNK_TITLE, block_title
 from shared.bundle.write import add_document, add_manifest, add_tensors
 from shared.quantization.codec import QuantizedTensor
 from shared.quantization.packing import pack_codes

@@ -33,7 +33,7 @@ from cloud_service.pipeline.model.tokenizer_files import (
     tokenizer_errors,
     tokenizer_settings,
 )
-from shared.bundle.manifest import TokenizerSettings
+from shared.bundle.config import TokenizerSettings
 from shared.errors import UnsupportedModel
 from shared.model.opening import check_conversations
 from shared.model.tokenizer import BundleTokenizer

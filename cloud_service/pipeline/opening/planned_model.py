@@ -48,7 +48,7 @@ from cloud_service.pipeline.quantizers.published_inputs import PublishedInputs
 from cloud_service.pipeline.workspace import Workspace, require_space
 from cloud_service.progress import ProgressSink
 from shared.api import Stage
-from shared.bundle.manifest import DequantizedFile
+from shared.bundle.config import DequantizedFile
 from shared.errors import ResourceError, UnsupportedModel
 
 _COPY = "checkpoint"

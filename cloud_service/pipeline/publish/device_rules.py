@@ -6,7 +6,7 @@ whoever signs validates those.
 
 from __future__ import annotations
 
-from shared.bundle.manifest import BundleConfig
+from shared.bundle.config import BundleConfig
 from shared.errors import IntegrityError, InvalidRequest, UnsupportedModel
 from shared.model.opening import check_opening
 

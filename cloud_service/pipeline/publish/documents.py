@@ -16,15 +16,9 @@ from typing import Any
 
 from cloud_service.contained_folder import MAX_DOCUMENT_BYTES, ContainedFolder
 from cloud_service.pipeline.model.weight_files import read_json
+from shared.bundle.config import SourceModel
 from shared.bundle.layout import ImageLayout
-from shared.bundle.manifest import (
-    JSON_MEDIA_TYPE,
-    REPORT_TITLE,
-    TEXT_MEDIA_TYPE,
-    TOKENIZER_TITLE,
-    Descriptor,
-    SourceModel,
-)
+from shared.bundle.manifest import JSON_MEDIA_TYPE, REPORT_TITLE, TEXT_MEDIA_TYPE, TOKENIZER_TITLE, Descriptor
 from shared.bundle.write import add_document
 
 _GENERATION_KEYS = (

@@ -18,8 +18,9 @@ from torch import Tensor
 
 from cloud_service.pipeline.model.load_model import LoadedModel
 from cloud_service.pipeline.quantizers.tensor_blobs import TensorBlob
+from shared.bundle.config import QuantizedEntry
 from shared.bundle.layout import ImageLayout
-from shared.bundle.manifest import SENSITIVE_TITLE, QuantizedEntry
+from shared.bundle.manifest import SENSITIVE_TITLE
 from shared.quantization.codec import QuantizedTensor, dequantize
 
 

@@ -21,15 +21,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from cloud_service.pipeline.quantizers.quantize import DensePart
+from shared.bundle.config import DenseEntry, QuantizedEntry
 from shared.bundle.layout import ImageLayout
-from shared.bundle.manifest import (
-    SENSITIVE_TITLE,
-    TRUNK_TITLE,
-    DenseEntry,
-    Descriptor,
-    QuantizedEntry,
-    block_title,
-)
+from shared.bundle.manifest import SENSITIVE_TITLE, TRUNK_TITLE, Descriptor, block_title
 from shared.bundle.write import add_tensors
 from shared.quantization.codec import QuantizedTensor
 from shared.sensitivity_mask import SensitivityMask

@@ -24,15 +24,8 @@ from torch import Tensor
 
 from cloud_service.pipeline.fisher.select_sensitive import Masks
 from cloud_service.pipeline.quantizers.tensor_blobs import TensorBlob
-from shared.bundle.manifest import (
-    FORMAT_VERSION,
-    TRUNK_TITLE,
-    DenseEntry,
-    MaskProvenance,
-    QuantizedEntry,
-    Quantizer,
-    SourceModel,
-)
+from shared.bundle.config import FORMAT_VERSION, DenseEntry, MaskProvenance, QuantizedEntry, Quantizer, SourceModel
+from shared.bundle.manifest import TRUNK_TITLE
 from shared.sensitivity_mask import SensitivityMask
 
 _CURVE_POINTS = 41

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from device_client.model.backends.backend import LinearBackend
 from device_client.model.backends.weight import Weight
-from shared.bundle.manifest import QuantizedEntry
+from shared.bundle.config import QuantizedEntry
 from shared.quantization.codec import QuantizedTensor
 
 TOKEN_COUNTS = (1, 2, 4, 8, 16, 32)

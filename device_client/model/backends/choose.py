@@ -28,7 +28,7 @@ from device_client.model.backends.native.build import BuildFailed
 from device_client.model.backends.native.cpu import cpu_description
 from device_client.model.backends.reference.backend import ReferenceBackend
 from device_client.model.out_of_memory import is_out_of_memory
-from shared.bundle.manifest import QuantizedEntry
+from shared.bundle.config import QuantizedEntry
 from shared.durable_files import write_atomically
 from shared.errors import DiskError, ResourceError
 

@@ -17,7 +17,7 @@ from device_client.model.backends.native import NativePlan
 from device_client.model.backends.native.amx import AmxPlan, has_matrix_unit
 from device_client.model.backends.reference import ReferencePlan
 from device_client.model.backends.triton import TritonPlan
-from shared.bundle.manifest import BundleConfig, QuantizedEntry
+from shared.bundle.config import BundleConfig, QuantizedEntry
 from shared.errors import ResourceError
 
 HEAD_TILE_ROWS = {"cpu": 2048, "cuda": 8192}

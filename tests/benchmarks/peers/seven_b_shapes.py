@@ -25,15 +25,9 @@ from tiny_bundle import byte_tokenizer_json
 from torch import nn
 
 from shared.architecture import family_of, safe_config
-from shared.bundle.layout import ImageLayout
-from shared.bundle.manifest import (
-    JSON_MEDIA_TYPE,
-    SENSITIVE_TITLE,
-    TOKENIZER_TITLE,
-    TRUNK_TITLE,
+from shared.bundle.config import (
     BundleConfig,
     DenseEntry,
-    Descriptor,
     MemoryEstimates,
     ParameterCounts,
     QuantizedEntry,
@@ -41,6 +35,8 @@ from shared.bundle.manifest import (
     SourceModel,
     TokenizerSettings,
 )
+from shared.bundle.layout import ImageLayout
+from shared.bundle.manifest import JSON_MEDIA_TYPE, SENSITIVE_TITLE, TOKENIZER_TITLE, TRUNK_TITLE, Descriptor
 from shared.bundle.read import Bundle, read_bundle
 from shared.bundle.write import add_document, add_manifest, add_tensors, remove_unfinished
 

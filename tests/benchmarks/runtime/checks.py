@@ -19,7 +19,7 @@ from device_client.model.backends.calibrate import random_weight
 from device_client.model.backends.choose import choose_backend
 from device_client.model.backends.reference.backend import ReferenceBackend
 from device_client.model.backends.weight import Weight
-from shared.bundle.manifest import QuantizedEntry
+from shared.bundle.config import QuantizedEntry
 
 TOKENS = (1, 3, 8)
 POINTS_TOKENS = 40

@@ -28,7 +28,7 @@ from device_client.model.backends.backend import LinearBackend
 from device_client.model.backends.calibrate import random_weight
 from device_client.model.backends.choose import choose_backend
 from device_client.model.backends.packed_weight import PackedWeight
-from shared.bundle.manifest import QuantizedEntry
+from shared.bundle.config import QuantizedEntry
 from shared.quantization.codec import QuantizedTensor
 
 

@@ -13,8 +13,8 @@ from cloud_service.pipeline.prepare import prepare
 from cloud_service.progress import SilentProgress
 from cloud_service.sources import SourcePolicy
 from shared.api import PrepareRequest
+from shared.bundle.config import BundleConfig
 from shared.bundle.layout import ImageLayout
-from shared.bundle.manifest import BundleConfig
 from shared.bundle.read import read_bundle
 from shared.errors import DataError
 

@@ -13,7 +13,7 @@ import torch
 
 from device_client.model.backends.choose import BackendOptions, ChosenBackend, choose_backend
 from device_client.model.backends.names import BackendName
-from shared.bundle.manifest import QuantizedEntry
+from shared.bundle.config import QuantizedEntry
 from shared.errors import ResourceError
 
 CPU = torch.device("cpu")

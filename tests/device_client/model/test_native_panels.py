@@ -22,7 +22,7 @@ from device_client.model.backends.planned_bytes import planned_backend
 from device_client.model.linear import QuantizedSparseLinear
 from device_client.model.loader import load_model
 from device_client.model.token_batch import TokenBatch
-from shared.bundle.manifest import QuantizedEntry
+from shared.bundle.config import QuantizedEntry
 from shared.quantization.codec import QuantizedTensor, dequantize
 from shared.quantization.packing import pack_codes
 

@@ -17,7 +17,8 @@ from device_client.planning.memory_plan import plan_memory
 from device_client.planning.workload import Workload
 from device_client.tasks.layout import lay_out
 from device_client.tuning.answer_gradient import AnswerGradient
-from shared.bundle.manifest import TRUNK_TITLE, DenseEntry, QuantizedEntry, block_title
+from shared.bundle.config import DenseEntry, QuantizedEntry
+from shared.bundle.manifest import TRUNK_TITLE, block_title
 from shared.bundle.read import read_bundle
 from shared.model_dimensions import dimensions_of
 from shared.tasks.examples import Example

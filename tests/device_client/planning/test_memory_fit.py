@@ -8,7 +8,7 @@ from tiny_bundle import TinyBundle
 from device_client.planning.memory_fit import MemoryFit, fit_to_memory, point_counts, side_by_side
 from device_client.planning.memory_plan import MemoryPlan, plan_memory
 from device_client.planning.workload import Workload
-from shared.bundle.manifest import BundleConfig
+from shared.bundle.config import BundleConfig
 from shared.bundle.read import read_bundle
 from shared.errors import ResourceError
 from shared.tasks.examples import Example

@@ -29,7 +29,7 @@ from device_client.planning.memory_plan import (
     weight_parts,
 )
 from device_client.planning.workload import GROWTH_TOKENS
-from shared.bundle.manifest import BundleConfig
+from shared.bundle.config import BundleConfig
 from shared.bundle.read import read_bundle
 from shared.errors import ResourceError, UnsupportedModel
 

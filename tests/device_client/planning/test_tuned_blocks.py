@@ -9,7 +9,7 @@ import pytest
 from device_client.planning.step_cost import step_cost
 from device_client.planning.tuned_blocks import TunedBlocks, check_blocks, tuned_blocks
 from device_client.planning.workload import Workload
-from shared.bundle.manifest import BundleConfig
+from shared.bundle.config import BundleConfig
 from shared.errors import InvalidRequest, UnsupportedModel
 
 

@@ -10,7 +10,7 @@ from byte_ids import byte_ids
 from tiny_bundle import byte_tokenizer_json
 
 from device_client.tasks.prompts import Prompts, count_spelling_rows, prompts_of_run
-from shared.bundle.manifest import TokenizerSettings
+from shared.bundle.config import TokenizerSettings
 from shared.errors import DataError, InvalidRequest
 from shared.model.tokenizer import BundleTokenizer
 from shared.tasks.datasets import Record

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from pydantic import ValidationError
 
-from shared.bundle.manifest import Quantizer
+from shared.bundle.config import Quantizer
 
 
 def test_settings_without_compensation_read_as_before_it_existed() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from tiny_bundle import TinyBundle, byte_tokenizer_json
 
-from shared.bundle.manifest import TokenizerSettings
+from shared.bundle.config import TokenizerSettings
 from shared.bundle.read import read_bundle
 from shared.errors import DataError, UnsupportedModel
 from shared.model.tokenizer import BundleTokenizer

@@ -10,7 +10,7 @@ from byte_ids import byte_ids
 from tiny_bundle import byte_tokenizer_json
 from tokenizers import Tokenizer
 
-from shared.bundle.manifest import TokenizerSettings
+from shared.bundle.config import TokenizerSettings
 from shared.errors import DataError
 from shared.model.control_text import MARK, ControlText
 from shared.model.tokenizer import BundleTokenizer

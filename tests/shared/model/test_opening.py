@@ -10,7 +10,7 @@ import pytest
 from random_bundle import Case, make_case
 from tiny_bundle import byte_tokenizer_json
 
-from shared.bundle.manifest import BundleConfig
+from shared.bundle.config import BundleConfig
 from shared.errors import TensorMismatch, UnsupportedModel, ZoError
 from shared.model.opening import check_opening
 

@@ -10,7 +10,7 @@ import pytest
 from plain_chat import PlainChat
 from tiny_bundle import byte_tokenizer_json
 
-from shared.bundle.manifest import TokenizerSettings
+from shared.bundle.config import TokenizerSettings
 from shared.errors import DataError
 from shared.model.tokenizer import BundleTokenizer
 from shared.tasks.conversations import conversation_prompt, render_conversation

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from shared.bundle.manifest import QuantizedEntry
+from shared.bundle.config import QuantizedEntry
 
 
 @dataclass(frozen=True, slots=True)

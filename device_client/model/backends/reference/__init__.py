@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from shared.bundle.manifest import QuantizedEntry
+from shared.bundle.config import QuantizedEntry
 
 TILE_CODES = {"cpu": 1 << 19, "cuda": 1 << 22}
 """Codes per tile: 4 MiB of indices, for a CPU's cache; a GPU prefers fewer, larger launches."""

@@ -16,7 +16,7 @@ from cloud_service.pipeline.calibration.sequences import Calibration, read_calib
 from cloud_service.pipeline.model.tokenization import TextEncoder
 from cloud_service.sources import SourcePolicy, TextSource
 from shared.api import CalibrationSpec
-from shared.bundle.manifest import TokenizerSettings
+from shared.bundle.config import TokenizerSettings
 from shared.errors import DataError, InvalidRequest
 
 BOS, EOS = 256, 257

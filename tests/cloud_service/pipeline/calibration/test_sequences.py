@@ -23,7 +23,7 @@ from cloud_service.pipeline.model.load_model import load_model, read_outline
 from cloud_service.pipeline.model.tokenization import TextEncoder
 from cloud_service.sources import SourcePolicy, TextSource
 from shared.api import CalibrationSpec
-from shared.bundle.manifest import TokenizerSettings
+from shared.bundle.config import TokenizerSettings
 from shared.errors import DataError, NetworkError, UnsupportedModel
 
 BOS, EOS = 256, 257

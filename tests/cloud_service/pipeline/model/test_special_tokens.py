@@ -10,7 +10,7 @@ from tokenizers import Tokenizer
 from tokenizers.processors import TemplateProcessing
 
 from cloud_service.pipeline.model.special_tokens import beginning, endings, turn_ending, well_known_ending
-from shared.bundle.manifest import TokenizerSettings
+from shared.bundle.config import TokenizerSettings
 from shared.errors import UnsupportedModel
 from shared.model.tokenizer import BundleTokenizer
 

@@ -6,7 +6,7 @@ import pytest
 from example_report import example_report
 
 from cloud_service.pipeline.publish.documents import model_card
-from shared.bundle.manifest import SourceModel
+from shared.bundle.config import SourceModel
 
 
 @pytest.mark.parametrize(

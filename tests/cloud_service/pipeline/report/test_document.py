@@ -11,7 +11,7 @@ from example_report import HEADER_BYTES, example_report
 from torch import Tensor
 
 from cloud_service.pipeline.report.document import bytes_by_part, fisher_figures, mass_curve
-from shared.bundle.manifest import DenseEntry, QuantizedEntry
+from shared.bundle.config import DenseEntry, QuantizedEntry
 from shared.sensitivity_mask import SensitivityMask
 
 BIN_ERROR = 1 / 4096

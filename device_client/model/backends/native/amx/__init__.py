@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from device_client.model.backends.native import NativePlan
 from device_client.model.backends.native.cpu import cpu_description
-from shared.bundle.manifest import QuantizedEntry
+from shared.bundle.config import QuantizedEntry
 
 PANEL_ROWS = 16
 """Rows of a panel."""
