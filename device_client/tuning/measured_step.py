@@ -1,21 +1,28 @@
 """A step from what the run measures: no number that was fitted on a model.
 
-    η_t = min( ω·√q / √(T·V),  q / t )        ω = 2⁻ʳ · min( √(2·L / t),  rms(θ₀) )
+    η_t = min( ω·√q / √(T·V),  q / t )        ω = 2⁻ʳ · min( √(L / 2t),  rms(θ₀) )        t = max( f, tr(H) )
 
 ω is the length, per value, of the random walk that a run of T steps is allowed. Every step adds noise of η²·V/q to
-every value; after T of them the walk costs ½·ω²·t nats. √(2·L/t) spends as much as there still is to gain at most, the
-loss L, and is the step of Ghadimi and Lan, √(2Δ/(S·σ²·T)), with S·σ² = V·t for zeroth order; q/t is their 1/S, beyond
+every value; after T of them the walk costs ½·ω²·t nats. √(L/2t) lets it cost a quarter of the loss L, the most that
+there still is to gain: half the step of Ghadimi and Lan, √(2Δ/(S·σ²·T)), with S·σ² = V·t for zeroth order and L for
+what can be gained, Δ; and what the walk costs along flat directions no later step takes back. q/t is their 1/S, beyond
 which steps overshoot. The quadratic model holds no farther than the values are long: hence rms(θ₀).
-The decay comes on top: it takes what the walk has cost away again towards the end.
+The decay comes on top: it takes away again most of what the walk has cost.
 
-L is the mean of the last 32 steps' losses, not that of the bundle: a model that prefers one label's word starts with
-two or three times the loss that rows explain, loses it within few steps, and would take steps too long ever after.
+L is the mean of the last 32 steps' losses, and never more than the bundle's: a model that prefers one label's word
+starts with two or three times the loss that rows explain, loses it within few steps, and would take steps too long ever
+after. Where the loss rises instead, steps must not grow with it.
 
-t ``curvature`` is the mean of the last 32 samples: one in each of the first 8 steps, during which η grows in line,
-and one in 16 later. Where ε²·t is too small beside the loss to be more than rounding, ε doubles (ε ≤ rms(θ₀)/4).
+The trace of the curvature is measured twice. f, the mean of the last 32 steps' E[gᵢ²], comes from the passes that are
+made anyway and varies little; it is the trace of the Fisher matrix, which is the Hessian's for a model that is right
+about its rows, and too small where a row's loss is a mean over many tokens. Second differences are right about every
+loss, but of few rows their samples, one in each of the first 8 steps, during which η grows in line, and one in 16
+later, are often negative; their mean over 32 counts where it is the larger. Where ε²·tr(H) is too small beside the loss
+to be more than rounding, ε doubles (ε ≤ rms(θ₀)/4).
 
-r counts roll-backs: where a validation has lost more than half of what the best one had gained, and more than the walk
-since then should have cost, the run goes back to the best θ and every later step is half as long.
+r counts roll-backs: where a validation, which is of few rows, has lost more than half of what the best one had gained
+and more than four times what the walk since then should have cost, the run goes back to the best θ and every later step
+is half as long.
 
 Symbols as in ``schedules`` and ``measurements``; S smoothness and σ² noise of the paper.
 A function of recorded numbers alone. Knows nothing about θ or files.
@@ -27,7 +34,9 @@ from __future__ import annotations
 import math
 import statistics
 from collections import deque
+from collections.abc import Collection
 
+from device_client.tuning.measurements import Sample
 from device_client.tuning.settings import TuneSettings
 
 WARMUP_STEPS = 8
@@ -35,6 +44,8 @@ MEASURE_EVERY = 16
 WINDOW = 32
 RESOLVED = 1e-4
 """ε²·t as a share of the loss that is clear of what rounding does in float32."""
+TOLERANCE = 4.0
+"""Times what the walk should have cost."""
 LEAST_LOSS = 0.01
 """A rise of the validation loss by less of the starting loss undoes nothing."""
 
@@ -54,11 +65,12 @@ class MeasuredStep:
     def __init__(self, settings: TuneSettings, value_rms: float, resolved: float = RESOLVED) -> None:
         self._resolved = resolved
         self._settings, self._epsilon, self._value_rms = settings, settings.epsilon, value_rms
-        self._samples: deque[float] = deque(maxlen=WINDOW)
+        self._curvatures: deque[float] = deque(maxlen=WINDOW)
+        self._row_squares: deque[float] = deque(maxlen=WINDOW)
         self._losses: deque[float] = deque(maxlen=WINDOW)
         self._steps_seen = self._measured = self.roll_backs = 0
         self._start_loss = self._best_loss = math.nan
-        self._walk_cost = self._walked = 0.0
+        self._tolerated = self._walked = 0.0
 
     @property
     def epsilon(self) -> float:
@@ -69,28 +81,32 @@ class MeasuredStep:
         """Whether a step should measure tr(H)."""
         return step < WARMUP_STEPS or step % MEASURE_EVERY == 0
 
-    def next(self, mean_square: float, curvature: float, loss: float) -> float:
-        """Return η, given V so far, this step's loss and what it measured of tr(H), or NaN."""
-        self._losses.append(loss)
+    def next(self, mean_square: float, sample: Sample) -> float:
+        """Return η, given V so far and what this step measured."""
+        self._losses.append(sample.loss)
+        self._row_squares.append(sample.row_square(self._settings.batch_size))
         self._walked += self._settings.decay_at(self._steps_seen) ** 2 / self._settings.steps
         self._steps_seen += 1
-        if math.isfinite(curvature):
-            self._samples.append(curvature)
-            if self._measured < WARMUP_STEPS and self._epsilon**2 * abs(curvature) < self._resolved * self._start_loss:
-                self._epsilon = max(self._epsilon, min(2 * self._epsilon, self._value_rms / 4))
-            self._measured += 1
-        trace = statistics.fmean(self._samples) if self._samples else math.nan
+        if math.isfinite(sample.curvature):
+            self._resolve(sample.curvature)
         if not mean_square > 0:
             return 0.0
-        walk = self._value_rms
-        most = math.inf
+        trace = max(_mean(self._row_squares), _mean(self._curvatures))
+        walk, most = self._value_rms, math.inf
         if trace > 0:
-            walk = min(walk, math.sqrt(2 * statistics.fmean(self._losses) / trace))
+            walk = min(walk, math.sqrt(min(self._start_loss, _mean(self._losses)) / (2 * trace)))
             most = self._settings.queries / trace
         walk *= 0.5**self.roll_backs
-        self._walk_cost = max(0.0, walk * walk * trace / 2)
+        self._tolerated = TOLERANCE * walk * walk * trace / 2
         warm = min(1.0, self._steps_seen / WARMUP_STEPS)
         return warm * min(walk * math.sqrt(self._settings.queries / (self._settings.steps * mean_square)), most)
+
+    def _resolve(self, curvature: float) -> None:
+        """Keep a second difference, and double ε where it is not clear of rounding."""
+        self._curvatures.append(curvature)
+        if self._measured < WARMUP_STEPS and self._epsilon**2 * abs(curvature) < self._resolved * self._start_loss:
+            self._epsilon = max(self._epsilon, min(2 * self._epsilon, self._value_rms / 4))
+        self._measured += 1
 
     def validated(self, loss: float) -> bool:
         """Take the next validation's loss, the first before any step; return whether to go back to the best θ."""
@@ -100,8 +116,12 @@ class MeasuredStep:
             self._best_loss, self._walked = loss, 0.0
             return False
         gained = self._start_loss - self._best_loss
-        if loss - self._best_loss <= max(gained / 2, self._walk_cost * self._walked, LEAST_LOSS * self._start_loss):
+        if loss - self._best_loss <= max(gained / 2, self._tolerated * self._walked, LEAST_LOSS * self._start_loss):
             return False
         self.roll_backs += 1
         self._walked = 0.0
         return True
+
+
+def _mean(values: Collection[float]) -> float:
+    return statistics.fmean(values) if values else 0.0

@@ -2,6 +2,7 @@
 
     V = E[g²]         mean square of g: the squared length of a batch's gradient (a little more one-sided)
     s = ‖ḡ‖²          squared length of the mean gradient; of one direction  (Σ gᵢ)² − Σ gᵢ²  over  B·(B − 1)
+    f = E[gᵢ²]        squared length of a row's gradient, B·g² − (B − 1)·s: the trace of the empirical Fisher matrix
     t = tr(H)         trace of the Hessian; of q directions  (mean of L₊ + L₋  −  2·L₀) / ε²
 
 gᵢ is row i's own difference over the same distance. A row paired with itself would count its noise as signal, so only
@@ -32,11 +33,24 @@ class Sample:
         mean_square: Mean of g² over its directions.
         signal: Estimate of s, may be negative; NaN where a step has one row.
         curvature: Estimate of t, may be negative; NaN where it was not measured.
+        loss: Mean of the losses of all passes, nats per answer.
     """
 
     mean_square: float
-    signal: float
-    curvature: float
+    signal: float = math.nan
+    curvature: float = math.nan
+    loss: float = math.nan
+
+    @classmethod
+    def of(cls, gradients: Sequence[float], signal: float, curvature: float, loss: float) -> Sample:
+        """Return the sample of a step with these g; its mean square is not finite where one of them is not."""
+        return cls(statistics.fmean(gradient * gradient for gradient in gradients), signal, curvature, loss)
+
+    def row_square(self, batch_size: int) -> float:
+        """Return f; of a single row it is g²."""
+        if math.isnan(self.signal):
+            return self.mean_square
+        return batch_size * self.mean_square - (batch_size - 1) * self.signal
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +60,7 @@ class Findings:
     Attributes:
         mean_square: V.
         signal: s, at least 0.
-        curvature: t.
+        curvature: t, or f where that is larger: of few rows, samples of t are often negative.
     """
 
     mean_square: float
@@ -88,13 +102,15 @@ def curvature(clean_loss: float, loss: float, epsilon: float) -> float:
     return 2 * (clean_loss - loss) / (epsilon * epsilon)
 
 
-def summarise(samples: Iterable[Sample]) -> Findings:
-    """Return the means of the samples; what a sample does not have is left out."""
+def summarise(samples: Iterable[Sample], batch_size: int) -> Findings:
+    """Return the means of the samples, of so many rows each; what a sample does not have is left out."""
     found = list(samples)
+    squares = _finite_mean(sample.row_square(batch_size) for sample in found)
+    second_differences = _finite_mean(sample.curvature for sample in found)
     return Findings(
         mean_square=_finite_mean(sample.mean_square for sample in found),
         signal=max(0.0, _finite_mean(sample.signal for sample in found)),
-        curvature=_finite_mean(sample.curvature for sample in found),
+        curvature=squares if math.isnan(second_differences) else max(squares, second_differences),
     )
 
 

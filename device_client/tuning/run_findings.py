@@ -21,12 +21,15 @@ def forward_passes(records: Sequence[StepRecord], settings: TuneSettings) -> int
     return settings.queries * (sides * (len(records) - measured_steps) + 2 * measured_steps) + measured_steps
 
 
+def sample_of(record: StepRecord) -> Sample:
+    """Return what a step measured."""
+    return Sample.of(record.gradients, record.signal, record.curvature, record.clean_loss)
+
+
 def measured(records: Sequence[StepRecord], settings: TuneSettings) -> dict[str, float | None]:
     """Return what the samples of all steps come to, as result.json has it; null where nothing was found."""
     kept = [record for record in records if StepFlags.SKIPPED not in record.flags]
-    found = summarise(
-        Sample(statistics.fmean(g * g for g in record.gradients), record.signal, record.curvature) for record in kept
-    )
+    found = summarise(map(sample_of, kept), settings.batch_size)
     mean_lr = statistics.fmean(record.lr for record in kept) if kept else math.nan
     values = {
         "signal_share": found.signal_share,

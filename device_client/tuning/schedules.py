@@ -17,12 +17,12 @@ from __future__ import annotations
 import math
 import statistics
 from collections import deque
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 
+from device_client.tuning.measurements import Sample
 from device_client.tuning.settings import TuneSettings
 
 MEAN_SQUARE_DECAY = 0.98
@@ -53,8 +53,8 @@ class Scale(Protocol):
     def wants_curvature(self, step: int, /) -> bool:
         """Whether a step should measure tr(H)."""
 
-    def next(self, mean_square: float, curvature: float, loss: float, /) -> float:
-        """Return η, given V so far, this step's loss and what it measured of tr(H), or NaN."""
+    def next(self, mean_square: float, sample: Sample, /) -> float:
+        """Return η, given V so far and what this step measured."""
 
     def validated(self, loss: float, /) -> bool:
         """Take the next validation's loss, the first before any step; return whether to go back to the best θ."""
@@ -80,7 +80,7 @@ class ChosenScale:
         """Return False: nothing is measured."""
         return False
 
-    def next(self, mean_square: float, _curvature: float, _loss: float, /) -> float:
+    def next(self, mean_square: float, _sample: Sample, /) -> float:
         """Return η, or λ / √(k·V)."""
         if self._settings.lr is not None:
             return self._settings.lr
@@ -105,23 +105,21 @@ class StepSizeSchedule:
         self._mean_square, self._seen = 0.0, 0
         self._magnitudes: deque[float] = deque(maxlen=MEDIAN_WINDOW)
 
-    def next(self, step: int, gradients: Sequence[float], curvature: float, loss: float) -> StepSize:
+    def next(self, step: int, sample: Sample) -> StepSize:
         """Return η for this step and remember what it measured; call once per step, in order.
 
         Args:
             step: Number of the step, from 0.
-            gradients: g of each query; a step with a g that is not finite gets η = 0 and is forgotten.
-            curvature: What it measured of tr(H); NaN where it measured none.
-            loss: Its clean loss, exact in float32.
+            sample: What it measured; a step with a g that is not finite gets η = 0 and is forgotten.
         """
-        if not all(map(math.isfinite, gradients)):
+        mean_square = sample.mean_square
+        if not math.isfinite(mean_square):
             return StepSize(0.0, is_clipped=False)
-        mean_square = statistics.fmean(gradient * gradient for gradient in gradients)
         self._mean_square = MEAN_SQUARE_DECAY * self._mean_square + (1 - MEAN_SQUARE_DECAY) * mean_square
         self._seen += 1
         clip = self._clip(math.sqrt(mean_square))
         self._magnitudes.append(math.sqrt(mean_square))
-        scale = self.scale.next(self._mean_square / (1 - MEAN_SQUARE_DECAY**self._seen), curvature, loss)
+        scale = self.scale.next(self._mean_square / (1 - MEAN_SQUARE_DECAY**self._seen), sample)
         return StepSize(float(np.float32(scale * self._settings.decay_at(step) * clip)), is_clipped=clip < 1)
 
     def _clip(self, magnitude: float) -> float:

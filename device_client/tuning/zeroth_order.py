@@ -22,8 +22,8 @@ from torch import Tensor
 
 from device_client.model.points import Point
 from device_client.tuning.journal import StepFlags, StepRecord
-from device_client.tuning.measurements import curvature
-from device_client.tuning.run_findings import forward_passes, measured
+from device_client.tuning.measurements import Sample, curvature
+from device_client.tuning.run_findings import forward_passes, measured, sample_of
 from device_client.tuning.schedules import StepSizeSchedule
 from device_client.tuning.settings import TuneSettings
 from device_client.tuning.spsa import Estimate, Perturbations, descend, estimate
@@ -70,16 +70,16 @@ class ZerothOrder(Generic[BatchT]):
         estimates, trace = self._estimates(step, theta)
         gradients = tuple(found.projected_gradient for found in estimates)
         clean_loss = float(np.float32(statistics.fmean(found.clean_loss for found in estimates)))
-        size = self._schedule.next(step, gradients, trace, clean_loss)
+        signal = float(np.float32(statistics.fmean(found.signal for found in estimates)))
+        size = self._schedule.next(step, Sample.of(gradients, signal, trace, clean_loss))
         flags = StepFlags.CLIPPED if size.is_clipped else StepFlags.NONE
         if not all(map(math.isfinite, gradients)):
             flags |= StepFlags.SKIPPED
-        signal = float(np.float32(statistics.fmean(found.signal for found in estimates)))
         return StepRecord(step, size.lr, clean_loss, flags, gradients, signal, trace)
 
     def recall(self, record: StepRecord) -> None:
         """Feed the schedule."""
-        self._schedule.next(record.step, record.gradients, record.curvature, record.clean_loss)
+        self._schedule.next(record.step, sample_of(record))
 
     def move(self, theta: Tensor, record: StepRecord) -> Tensor:
         """Return θ − (η/q) Σ g·z."""

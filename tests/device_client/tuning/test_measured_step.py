@@ -7,63 +7,90 @@ import math
 import pytest
 
 from device_client.tuning.measured_step import MEASURE_EVERY, WARMUP_STEPS, WINDOW, MeasuredStep
+from device_client.tuning.measurements import Sample
 from device_client.tuning.settings import TuneSettings
 
-START_LOSS, CURVATURE, MEAN_SQUARE = 2.0, 100.0, 4.0
+START_LOSS, CURVATURE, MEAN_SQUARE = 2.0, 25.0, 4.0
+
+
+def sample(curvature: float = math.nan, *, loss: float = START_LOSS, row_square: float = 0.0) -> Sample:
+    """What a step of four rows measured: (4·V − E[gᵢ²]) / 3 is the signal."""
+    return Sample(MEAN_SQUARE, (4 * MEAN_SQUARE - row_square) / 3, curvature, loss)
 
 
 def fresh(*, value_rms: float = 10.0, **changes: object) -> MeasuredStep:
     """A step whose start is validated."""
-    options: dict[str, object] = {"steps": 400, "epsilon": 0.01, "decay": "constant"} | changes
+    options: dict[str, object] = {"steps": 400, "epsilon": 0.01, "decay": "constant", "batch_size": 4} | changes
     step = MeasuredStep(TuneSettings(**options), value_rms)  # type: ignore[arg-type]
     assert step.validated(START_LOSS) is False
     return step
 
 
 def started(*, value_rms: float = 10.0, **changes: object) -> MeasuredStep:
-    """A step whose warm-up is over, with t = 100 and V = 4 throughout."""
+    """A step whose warm-up is over, with t = 25 and V = 4 throughout."""
     step = fresh(value_rms=value_rms, **changes)
     for _ in range(WARMUP_STEPS - 1):
-        step.next(MEAN_SQUARE, CURVATURE, START_LOSS)
+        step.next(MEAN_SQUARE, sample(CURVATURE))
     return step
 
 
-def test_the_walk_of_the_whole_run_costs_what_there_is_to_gain() -> None:
-    """ω = √(2·2/100) = 0.2; η = 0.2 / √(400·4) = 0.005. So T·½·η²·V·t = 400·½·2.5e-5·4·100 = 2 = L."""
-    assert started().next(MEAN_SQUARE, CURVATURE, START_LOSS) == pytest.approx(0.005)
+def test_the_walk_of_the_whole_run_costs_a_quarter_of_the_loss() -> None:
+    """ω = √(2/50) = 0.2; η = 0.2 / √(400·4) = 0.005. So T·½·η²·V·t = 400·½·2.5e-5·4·25 = 0.5 = L/4."""
+    assert started().next(MEAN_SQUARE, sample(CURVATURE)) == pytest.approx(0.005)
 
 
 def test_what_is_gained_shortens_the_steps() -> None:
     """The loss falls to a quarter: so does ½·η²."""
     step = started()
     for _ in range(WINDOW):
-        last = step.next(MEAN_SQUARE, CURVATURE, START_LOSS / 4)
+        last = step.next(MEAN_SQUARE, sample(CURVATURE, loss=START_LOSS / 4))
     assert last == pytest.approx(0.0025)
 
 
+def test_a_loss_that_rises_lengthens_no_step() -> None:
+    step = started()
+    assert [step.next(MEAN_SQUARE, sample(CURVATURE, loss=80.0)) for _ in range(WINDOW)] == pytest.approx(
+        [0.005] * WINDOW
+    )
+
+
 def test_a_longer_run_takes_shorter_steps() -> None:
-    assert started(steps=1600).next(MEAN_SQUARE, CURVATURE, START_LOSS) == pytest.approx(0.0025)
+    assert started(steps=1600).next(MEAN_SQUARE, sample(CURVATURE)) == pytest.approx(0.0025)
 
 
 def test_the_walk_is_at_most_as_long_as_the_values_are() -> None:
     """rms(θ₀) = 0.1 < 0.2."""
-    assert started(value_rms=0.1).next(MEAN_SQUARE, CURVATURE, START_LOSS) == pytest.approx(0.0025)
+    assert started(value_rms=0.1).next(MEAN_SQUARE, sample(CURVATURE)) == pytest.approx(0.0025)
+
+
+def test_the_squares_of_single_rows_are_the_curvature_where_they_are_larger() -> None:
+    """100 beside 25, and beside none: √(2/200) = 0.1."""
+    step = started()
+    for _ in range(WINDOW):
+        last = step.next(MEAN_SQUARE, sample(CURVATURE, row_square=100.0))
+    assert last == pytest.approx(0.0025)
+    assert step.next(MEAN_SQUARE, sample(-1e6, row_square=100.0)) == pytest.approx(0.0025)
+
+
+def test_second_differences_are_the_curvature_where_they_are_larger() -> None:
+    """A mean over many tokens has rows of small gradients and no less curvature."""
+    assert started().next(MEAN_SQUARE, sample(CURVATURE, row_square=5.0)) == pytest.approx(0.005)
 
 
 def test_a_step_never_overshoots_what_the_curvature_allows() -> None:
-    """V = 1e-9 would make it 316 times as long; 1 / t = 0.01."""
-    assert started().next(1e-9, CURVATURE, START_LOSS) == pytest.approx(0.01)
+    """V = 1e-9 would make it 316 times as long; 1 / t = 0.04."""
+    assert started().next(1e-9, sample(CURVATURE)) == pytest.approx(0.04)
 
 
 def test_several_directions_take_a_longer_step() -> None:
     """The noise of four is a quarter: twice as long at the same T, and four times at the same number of passes."""
-    assert started(queries=4).next(MEAN_SQUARE, CURVATURE, START_LOSS) == pytest.approx(0.01)
-    assert started(queries=4, steps=100).next(MEAN_SQUARE, CURVATURE, START_LOSS) == pytest.approx(0.02)
+    assert started(queries=4).next(MEAN_SQUARE, sample(CURVATURE)) == pytest.approx(0.01)
+    assert started(queries=4, steps=100).next(MEAN_SQUARE, sample(CURVATURE)) == pytest.approx(0.02)
 
 
 def test_the_first_steps_grow_in_line() -> None:
     step = fresh()
-    rates = [step.next(MEAN_SQUARE, CURVATURE, START_LOSS) for _ in range(WARMUP_STEPS + 1)]
+    rates = [step.next(MEAN_SQUARE, sample(CURVATURE)) for _ in range(WARMUP_STEPS + 1)]
     assert rates == pytest.approx([0.005 * min(8, n) / 8 for n in range(1, WARMUP_STEPS + 2)])
 
 
@@ -74,28 +101,28 @@ def test_curvature_is_measured_in_the_first_steps_and_then_now_and_then() -> Non
 
 
 def test_a_step_without_a_measurement_uses_those_before_it() -> None:
-    assert started().next(MEAN_SQUARE, math.nan, START_LOSS) == pytest.approx(0.005)
+    assert started().next(MEAN_SQUARE, sample(math.nan)) == pytest.approx(0.005)
 
 
 def test_old_curvature_is_forgotten() -> None:
     step = started()
     for _ in range(WINDOW):
-        last = step.next(MEAN_SQUARE, 4 * CURVATURE, START_LOSS)
+        last = step.next(MEAN_SQUARE, sample(4 * CURVATURE))
     assert last == pytest.approx(0.0025)
 
 
 def test_single_negative_samples_are_averaged_not_believed() -> None:
-    """Seven of 100 and one of −300: 50. ω = √(4/50)."""
-    assert started().next(MEAN_SQUARE, -300.0, START_LOSS) == pytest.approx(math.sqrt(4 / 50) / 40)
+    """Seven of 25 and one of −75: 12.5. ω = √(2/25)."""
+    assert started().next(MEAN_SQUARE, sample(-75.0)) == pytest.approx(math.sqrt(2 / 25) / 40)
 
 
 def test_without_positive_curvature_the_values_length_alone_is_the_measure() -> None:
     step = started(value_rms=0.1)
-    assert step.next(MEAN_SQUARE, -1e6, START_LOSS) == pytest.approx(0.0025)
+    assert step.next(MEAN_SQUARE, sample(-1e6)) == pytest.approx(0.0025)
 
 
 def test_no_gradient_at_all_moves_nothing() -> None:
-    assert started().next(0.0, CURVATURE, START_LOSS) == 0.0
+    assert started().next(0.0, sample(CURVATURE)) == 0.0
 
 
 def test_epsilon_doubles_until_the_curvature_is_clear_of_rounding() -> None:
@@ -104,7 +131,7 @@ def test_epsilon_doubles_until_the_curvature_is_clear_of_rounding() -> None:
     seen = []
     for _ in range(WARMUP_STEPS + 4):
         seen.append(step.epsilon)
-        step.next(MEAN_SQUARE, 0.5, START_LOSS)
+        step.next(MEAN_SQUARE, sample(0.5))
     assert seen[:7] == pytest.approx([0.001, 0.002, 0.004, 0.008, 0.016, 0.032, 0.032])
     assert set(seen[7:]) == {0.032}
 
@@ -112,13 +139,13 @@ def test_epsilon_doubles_until_the_curvature_is_clear_of_rounding() -> None:
 def test_epsilon_stays_below_a_quarter_of_the_values() -> None:
     step = fresh(epsilon=1e-3, value_rms=0.01)
     for _ in range(WARMUP_STEPS):
-        step.next(MEAN_SQUARE, 0.0, START_LOSS)
+        step.next(MEAN_SQUARE, sample(0.0))
     assert step.epsilon == 0.0025
 
 
 def test_a_large_epsilon_that_was_asked_for_stays() -> None:
     step = fresh(epsilon=0.1, value_rms=0.01)
-    step.next(MEAN_SQUARE, 0.0, START_LOSS)
+    step.next(MEAN_SQUARE, sample(0.0))
     assert step.epsilon == 0.1
 
 
@@ -126,7 +153,7 @@ def test_where_more_than_half_of_the_gain_is_lost_it_goes_back_and_halves_the_st
     """2.0 → 1.0 gains 1.0: 1.4 stays, 1.6 goes back."""
     step = started()
     assert [step.validated(loss) for loss in (1.0, 1.4, 1.6, 1.2)] == [False, False, True, False]
-    assert step.next(MEAN_SQUARE, CURVATURE, START_LOSS) == pytest.approx(0.0025)
+    assert step.next(MEAN_SQUARE, sample(CURVATURE)) == pytest.approx(0.0025)
 
 
 def test_where_nothing_was_gained_a_small_rise_stays() -> None:
@@ -134,11 +161,11 @@ def test_where_nothing_was_gained_a_small_rise_stays() -> None:
     assert [step.validated(loss) for loss in (2.0, 2.019, 2.021)] == [False, False, True]
 
 
-def test_a_rise_that_the_walk_should_have_cost_stays() -> None:
-    """A quarter of 400 steps, of a walk that costs 2 nats in all."""
+def test_a_rise_of_four_times_what_the_walk_should_have_cost_stays() -> None:
+    """A quarter of 400 steps, of a walk that costs 0.5 nats in all."""
     step = started()
     for _ in range(100 - (WARMUP_STEPS - 1)):
-        step.next(MEAN_SQUARE, CURVATURE, START_LOSS)
+        step.next(MEAN_SQUARE, sample(CURVATURE))
     assert [step.validated(loss) for loss in (2.499, 2.501)] == [False, True]
 
 

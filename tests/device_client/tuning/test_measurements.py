@@ -111,15 +111,25 @@ def test_pairs_worked_by_hand() -> None:
 
 
 def test_findings_are_means_of_what_was_measured() -> None:
-    """V = 20, s = 5, t = 8 (one sample has none): ρ = 1/4, noise and signal equal at 16·3 rows; 0.01·5 − 1e-4·80."""
-    found = summarise([Sample(10.0, 4.0, 8.0), Sample(30.0, 6.0, math.nan)])
-    assert found == Findings(20.0, 5.0, 8.0)
+    """V = 20, s = 5, f = (2·10 − 4 + 2·30 − 6)/2: ρ = 1/4, noise and signal equal at 16·3 rows; 0.01·5 − 1e-4·350."""
+    found = summarise([Sample(10.0, 4.0, 8.0), Sample(30.0, 6.0, math.nan)], 2)
+    assert found == Findings(20.0, 5.0, 35.0)
     assert found.signal_share == 0.25
     assert found.useful_batch(16) == 48.0
-    assert found.expected_fall(0.01, queries=1) == pytest.approx(0.05 - 0.008)
-    assert found.expected_fall(0.01, queries=4) == pytest.approx(0.05 - 0.002)
+    assert found.expected_fall(0.01, queries=1) == pytest.approx(0.05 - 0.035)
+    assert found.expected_fall(0.01, queries=4) == pytest.approx(0.05 - 0.00875)
+
+
+def test_second_differences_count_where_they_are_larger() -> None:
+    assert summarise([Sample(10.0, 4.0, 80.0), Sample(30.0, 6.0, math.nan)], 2).curvature == 80.0
+
+
+def test_the_squares_of_single_rows_follow_from_signal_and_mean_square() -> None:
+    """Rows of 1, 2 and 6: g = 3, s = (81 − 41)/6; 41/3."""
+    assert Sample(9.0, pair_signal([1.0, 2.0, 6.0])).row_square(3) == pytest.approx(41 / 3)
+    assert Sample(9.0).row_square(1) == 9.0
 
 
 def test_a_negative_signal_is_no_signal() -> None:
-    found = summarise([Sample(10.0, -4.0, 8.0)])
+    found = summarise([Sample(10.0, -4.0, 8.0)], 2)
     assert (found.signal_share, found.useful_batch(16)) == (0.0, math.inf)

@@ -24,12 +24,12 @@ def test_a_step_that_measures_curvature_has_two_sides_and_one_pass_more(directio
 
 
 def test_what_was_measured_is_the_mean_over_the_steps_that_were_not_skipped() -> None:
-    """V = (10 + 25)/2, s = 5, t = 6, mean η = 0.02: 0.02·5 − 4e-4·17.5·6/4."""
+    """V = (10 + 25)/2, s = 5, f = (4·10 − 3·4 + 4·25 − 3·6)/2, mean η = 0.02: 0.02·5 − 4e-4·17.5·55/4."""
     found = measured(RECORDS, TuneSettings(queries=2, batch_size=4))
     assert found["signal_share"] == pytest.approx(5 / 17.5)
-    assert found["curvature"] == 6.0
+    assert found["curvature"] == pytest.approx(55)
     assert found["useful_batch"] == pytest.approx(4 * 2.5)
-    assert found["expected_fall_per_step"] == pytest.approx(0.1 - 0.0105)
+    assert found["expected_fall_per_step"] == pytest.approx(0.1 - 0.09625)
 
 
 def test_a_run_without_steps_found_nothing() -> None:

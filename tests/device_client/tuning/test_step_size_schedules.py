@@ -7,6 +7,7 @@ import math
 import numpy as np
 import pytest
 
+from device_client.tuning.measurements import Sample
 from device_client.tuning.schedules import MEDIAN_WARMUP, ChosenScale, StepSize, StepSizeSchedule
 from device_client.tuning.settings import TuneSettings
 
@@ -22,7 +23,7 @@ class Schedule(StepSizeSchedule):
         super().__init__(settings, ChosenScale(settings, sensitive_count=4))
 
     def at(self, step: int, g: float) -> StepSize:
-        return self.next(step, [g], math.nan, 1.0)
+        return self.next(step, Sample.of([g], math.nan, math.nan, 1.0))
 
 
 def test_a_constant_rate_is_the_papers() -> None:
