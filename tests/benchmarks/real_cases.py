@@ -35,6 +35,7 @@ _MOVED = {
     "cloud_service.pipeline.tokenization": "cloud_service.pipeline.model.tokenization",
     "device_client.model.tokenizer": "shared.model.tokenizer",
 }
+_RENAMED = {"device_client.model.sparse_model": {"SparseModel": {"_head": "head", "_hidden_states": "hidden_states"}}}
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,18 +128,32 @@ def run_case(cases: Path, name: str, work: Path) -> str:
 
 
 def _alias_program() -> str:
-    """Return a program that lets modules be imported by the names that they had."""
+    """Return a program that lets modules and members be reached by the names that they had."""
     return (
-        "import importlib, importlib.abc, importlib.util, sys\n"
-        f"MOVED = {_MOVED!r}\n"
-        "class Alias(importlib.abc.MetaPathFinder, importlib.abc.Loader):\n"
-        "    def find_spec(self, name, path=None, target=None):\n"
-        "        return importlib.util.spec_from_loader(name, self) if name in MOVED else None\n"
-        "    def create_module(self, spec):\n"
-        "        return importlib.import_module(MOVED[spec.name])\n"
-        "    def exec_module(self, module):\n"
-        "        pass\n"
-        "sys.meta_path.append(Alias())\n"
+        f"MOVED = {_MOVED!r}\nRENAMED = {_RENAMED!r}\n"
+        + """
+import importlib, importlib.abc, importlib.util, operator, sys
+
+class Alias(importlib.abc.MetaPathFinder, importlib.abc.Loader):
+    def find_spec(self, name, path=None, target=None):
+        if name in MOVED:
+            return importlib.util.spec_from_loader(name, self)
+        for class_name, members in RENAMED.pop(name, {}).items():
+            spec = importlib.util.find_spec(name)
+            run = spec.loader.exec_module
+            def exec_module(module):
+                run(module)
+                for old, new in members.items():
+                    setattr(getattr(module, class_name), old, property(operator.attrgetter(new)))
+            spec.loader.exec_module = exec_module
+            return spec
+    def create_module(self, spec):
+        return importlib.import_module(MOVED[spec.name])
+    def exec_module(self, module):
+        pass
+
+sys.meta_path.insert(0, Alias())
+"""
     )
 
 

@@ -22,11 +22,14 @@ _PROBES = (
 )
 
 
-def check_convertible() -> None:
-    """Refuse a tokenizer.model where a package that its conversion needs is not installed.
+def check_convertible(model: bytes) -> None:
+    """Refuse what cannot be converted here: packages are missing, or it is something else than sentence pieces.
+
+    Args:
+        model: The content of tokenizer.model.
 
     Raises:
-        UnsupportedModel: One is not.
+        UnsupportedModel: It cannot.
     """
     if missing := [name for name, module in _PACKAGES.items() if not _is_installed(module)]:
         raise UnsupportedModel(
@@ -36,6 +39,15 @@ def check_convertible() -> None:
             f"or here: pip install {' '.join(missing)}",
             param="model",
         )
+    try:
+        importlib.import_module("sentencepiece").SentencePieceProcessor(model_proto=model)
+    except RuntimeError as error:  # what the library raises of whatever it cannot parse
+        raise UnsupportedModel(
+            f"tokenizer.model ({len(model):,} bytes) holds no sentence pieces",
+            needed="a fast tokenizer: tokenizer.json",
+            next_step="where the model was made: AutoTokenizer.from_pretrained(folder).save_pretrained(folder)",
+            param="model",
+        ) from error
 
 
 def check_conversion(tokenizer: Tokenizer, model: bytes) -> None:

@@ -124,8 +124,9 @@ def _tokenizer_files(folder: ContainedFolder, vocabulary: int | None) -> dict[st
             next_step="where the model was made: AutoTokenizer.from_pretrained(folder).save_pretrained(folder)",
             param="model",
         )
-    check_convertible()
-    return {_SENTENCE_PIECES: folder.read(_SENTENCE_PIECES, max_bytes=MAX_JSON_BYTES)}
+    model = folder.read(_SENTENCE_PIECES, max_bytes=MAX_JSON_BYTES)
+    check_convertible(model)
+    return {_SENTENCE_PIECES: model}
 
 
 def _read_by_transformers(files: Mapping[str, bytes], model_type: str) -> Tokenizer:

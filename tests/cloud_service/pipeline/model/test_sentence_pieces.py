@@ -58,6 +58,7 @@ def test_a_family_whose_rules_are_others_is_refused(tmp_path: Path, pieces: Any)
 
 def test_what_is_not_sentence_pieces_is_refused(tmp_path: Path) -> None:
     pytest.importorskip("sentencepiece")
-    (tmp_path / "tokenizer.model").write_bytes(b"pieces")
-    with pytest.raises(UnsupportedModel, match=r"tokenizer\.model cannot be read"):
+    (tmp_path / "tokenizer.model").write_bytes(b"IQ== 0\nIg== 1\n")  # as other tokenizers call their file too
+    with pytest.raises(UnsupportedModel, match=r"tokenizer\.model \(14 bytes\) holds no sentence pieces") as caught:
         load_encoder(tmp_path, LLAMA, 64)
+    assert "save_pretrained" in caught.value.next_step
