@@ -30,8 +30,7 @@ LEAST_ROWS = 20
 
 HOUSEHOLD = HERE / "household"
 HOUSEHOLD_TEMPLATE, HOUSEHOLD_LABEL_WORDS = "{text} Ask {label}", "Emma=Emma,Lucy=Lucy"
-# In so short a run the measured step is too long for these rows (shared/decisions/0022-measured-step.md).
-REAL_STEPS, REAL_SCHEDULE = 200, ("--batch", "8", "--step", "0.8", "--validate-every", "100")
+REAL_STEPS, REAL_SCHEDULE = 200, ("--batch", "8", "--validate-every", "50")
 
 TINY_TEMPLATE, TINY_LABEL_WORDS, TINY_STEPS = "{text} It was {label}", "negative=terrible,positive=great", 1500
 
