@@ -1,6 +1,6 @@
 """A step from what the run measures: no number that was fitted on a model.
 
-    η_t = min( ω·√q / √(T·V),  q / t )        ω = 2⁻ʳ · min( √(L / 2t),  rms(θ₀) )        t = max( f, tr(H) )
+    η_t = min( ω·√q / √(T·V),  q / t )        ω = 2⁻ʳ · min( √(L / 2t),  rms(θ₀) )        t = max( f, tr(H)₋ )
 
 ω is the length, per value, of the random walk that a run of T steps is allowed. Every step adds noise of η²·V/q to
 every value; after T of them the walk costs ½·ω²·t nats. √(L/2t) lets it cost a quarter of the loss L, the most that
@@ -16,9 +16,10 @@ after. Where the loss rises instead, steps must not grow with it.
 The trace of the curvature is measured twice. f, the mean of the last 32 steps' E[gᵢ²], comes from the passes that are
 made anyway and varies little; it is the trace of the Fisher matrix, which is the Hessian's for a model that is right
 about its rows, and too small where a row's loss is a mean over many tokens. Second differences are right about every
-loss, but of few rows their samples, one in each of the first 8 steps, during which η grows in line, and one in 16
-later, are often negative; their mean over 32 counts where it is the larger. Where ε²·tr(H) is too small beside the loss
-to be more than rounding, ε doubles (ε ≤ rms(θ₀)/4).
+loss, but samples of few rows are often negative and deviate by more than their mean: they are taken in each of the
+first 8 steps, during which η grows in line, and in one of 16 later, and tr(H)₋ is the mean of the last 32 less twice
+its standard error, so that it counts where it is clearly larger. Where ε²·tr(H) is too small beside the loss to be more
+than rounding, ε doubles (ε ≤ rms(θ₀)/4).
 
 r counts roll-backs: where a validation, which is of few rows, has lost more than half of what the best one had gained
 and more than four times what the walk since then should have cost, the run goes back to the best θ and every later step
@@ -34,9 +35,8 @@ from __future__ import annotations
 import math
 import statistics
 from collections import deque
-from collections.abc import Collection
 
-from device_client.tuning.measurements import Sample
+from device_client.tuning.measurements import Sample, clear_mean
 from device_client.tuning.settings import TuneSettings
 
 WARMUP_STEPS = 8
@@ -91,10 +91,10 @@ class MeasuredStep:
             self._resolve(sample.curvature)
         if not mean_square > 0:
             return 0.0
-        trace = max(_mean(self._row_squares), _mean(self._curvatures))
+        trace = max(statistics.fmean(self._row_squares), clear_mean(self._curvatures))
         walk, most = self._value_rms, math.inf
         if trace > 0:
-            walk = min(walk, math.sqrt(min(self._start_loss, _mean(self._losses)) / (2 * trace)))
+            walk = min(walk, math.sqrt(min(self._start_loss, statistics.fmean(self._losses)) / (2 * trace)))
             most = self._settings.queries / trace
         walk *= 0.5**self.roll_backs
         self._tolerated = TOLERANCE * walk * walk * trace / 2
@@ -121,7 +121,3 @@ class MeasuredStep:
         self.roll_backs += 1
         self._walked = 0.0
         return True
-
-
-def _mean(values: Collection[float]) -> float:
-    return statistics.fmean(values) if values else 0.0

@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 
@@ -60,7 +60,7 @@ class Findings:
     Attributes:
         mean_square: V.
         signal: s, at least 0.
-        curvature: t, or f where that is larger: of few rows, samples of t are often negative.
+        curvature: f, or t where that is clearly larger: of few rows, samples of t are often negative.
     """
 
     mean_square: float
@@ -106,12 +106,19 @@ def summarise(samples: Iterable[Sample], batch_size: int) -> Findings:
     """Return the means of the samples, of so many rows each; what a sample does not have is left out."""
     found = list(samples)
     squares = _finite_mean(sample.row_square(batch_size) for sample in found)
-    second_differences = _finite_mean(sample.curvature for sample in found)
+    second_differences = clear_mean([sample.curvature for sample in found if math.isfinite(sample.curvature)])
     return Findings(
         mean_square=_finite_mean(sample.mean_square for sample in found),
         signal=max(0.0, _finite_mean(sample.signal for sample in found)),
-        curvature=squares if math.isnan(second_differences) else max(squares, second_differences),
+        curvature=max(squares, second_differences),
     )
+
+
+def clear_mean(samples: Collection[float]) -> float:
+    """Return their mean less twice its standard error: what the mean clearly exceeds; 0 of fewer than two samples."""
+    if len(samples) < 2:
+        return 0.0
+    return statistics.fmean(samples) - 2 * statistics.stdev(samples) / math.sqrt(len(samples))
 
 
 def _finite_mean(values: Iterable[float]) -> float:

@@ -13,7 +13,7 @@ from device_client.tuning.settings import TuneSettings
 START_LOSS, CURVATURE, MEAN_SQUARE = 2.0, 25.0, 4.0
 
 
-def sample(curvature: float = math.nan, *, loss: float = START_LOSS, row_square: float = 0.0) -> Sample:
+def sample(curvature: float = math.nan, *, loss: float = START_LOSS, row_square: float = CURVATURE) -> Sample:
     """What a step of four rows measured: (4·V − E[gᵢ²]) / 3 is the signal."""
     return Sample(MEAN_SQUARE, (4 * MEAN_SQUARE - row_square) / 3, curvature, loss)
 
@@ -63,20 +63,6 @@ def test_the_walk_is_at_most_as_long_as_the_values_are() -> None:
     assert started(value_rms=0.1).next(MEAN_SQUARE, sample(CURVATURE)) == pytest.approx(0.0025)
 
 
-def test_the_squares_of_single_rows_are_the_curvature_where_they_are_larger() -> None:
-    """100 beside 25, and beside none: √(2/200) = 0.1."""
-    step = started()
-    for _ in range(WINDOW):
-        last = step.next(MEAN_SQUARE, sample(CURVATURE, row_square=100.0))
-    assert last == pytest.approx(0.0025)
-    assert step.next(MEAN_SQUARE, sample(-1e6, row_square=100.0)) == pytest.approx(0.0025)
-
-
-def test_second_differences_are_the_curvature_where_they_are_larger() -> None:
-    """A mean over many tokens has rows of small gradients and no less curvature."""
-    assert started().next(MEAN_SQUARE, sample(CURVATURE, row_square=5.0)) == pytest.approx(0.005)
-
-
 def test_a_step_never_overshoots_what_the_curvature_allows() -> None:
     """V = 1e-9 would make it 316 times as long; 1 / t = 0.04."""
     assert started().next(1e-9, sample(CURVATURE)) == pytest.approx(0.04)
@@ -104,21 +90,34 @@ def test_a_step_without_a_measurement_uses_those_before_it() -> None:
     assert started().next(MEAN_SQUARE, sample(math.nan)) == pytest.approx(0.005)
 
 
-def test_old_curvature_is_forgotten() -> None:
+def test_old_squares_of_rows_are_forgotten() -> None:
     step = started()
     for _ in range(WINDOW):
+        last = step.next(MEAN_SQUARE, sample(row_square=4 * CURVATURE))
+    assert last == pytest.approx(0.0025)
+
+
+def test_second_differences_count_where_they_are_clearly_larger() -> None:
+    """Eight of 100 beside squares of 25: a mean over many tokens has rows of small gradients and no less curvature."""
+    step = fresh()
+    for _ in range(WARMUP_STEPS):
         last = step.next(MEAN_SQUARE, sample(4 * CURVATURE))
     assert last == pytest.approx(0.0025)
 
 
-def test_single_negative_samples_are_averaged_not_believed() -> None:
-    """Seven of 25 and one of −75: 12.5. ω = √(2/25)."""
-    assert started().next(MEAN_SQUARE, sample(-75.0)) == pytest.approx(math.sqrt(2 / 25) / 40)
+def test_second_differences_that_scatter_count_for_nothing() -> None:
+    """The mean of 400 and −300 in turns is 50, twice its standard error 265."""
+    step = fresh()
+    for number in range(WARMUP_STEPS):
+        last = step.next(MEAN_SQUARE, sample((400.0, -300.0)[number % 2]))
+    assert last == pytest.approx(0.005)
 
 
-def test_without_positive_curvature_the_values_length_alone_is_the_measure() -> None:
-    step = started(value_rms=0.1)
-    assert step.next(MEAN_SQUARE, sample(-1e6)) == pytest.approx(0.0025)
+def test_without_curvature_the_values_length_alone_is_the_measure() -> None:
+    step = fresh(value_rms=0.1)
+    for _ in range(WARMUP_STEPS):
+        last = step.next(MEAN_SQUARE, sample(-5.0, row_square=0.0))
+    assert last == pytest.approx(0.0025)
 
 
 def test_no_gradient_at_all_moves_nothing() -> None:

@@ -120,8 +120,10 @@ def test_findings_are_means_of_what_was_measured() -> None:
     assert found.expected_fall(0.01, queries=4) == pytest.approx(0.05 - 0.00875)
 
 
-def test_second_differences_count_where_they_are_larger() -> None:
-    assert summarise([Sample(10.0, 4.0, 80.0), Sample(30.0, 6.0, math.nan)], 2).curvature == 80.0
+def test_second_differences_count_where_they_are_clearly_larger() -> None:
+    """80 less twice √2·10/√2; one sample alone says nothing."""
+    assert summarise([Sample(10.0, 4.0, 70.0), Sample(30.0, 6.0, 90.0)], 2).curvature == pytest.approx(60)
+    assert summarise([Sample(10.0, 4.0, 80.0), Sample(30.0, 6.0)], 2).curvature == 35.0
 
 
 def test_the_squares_of_single_rows_follow_from_signal_and_mean_square() -> None:
