@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import argparse
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from device_client.commands.machine_arguments import add_machine_arguments, machine
+from device_client.commands.objective_arguments import AskedObjective, add_objective_arguments, asked_objective
 from device_client.commands.run_options import check_options_of_run
 from device_client.commands.task_arguments import add_row_arguments, data_options, positive
 from device_client.console import Console, ProgressBar
@@ -18,8 +21,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from device_client.model.sparse_model import SparseModel
+    from device_client.tasks.checker import Checker
     from device_client.tasks.prompts import Prompts, Tokenizer
-    from device_client.tasks.scoring import Objective
     from device_client.tasks.task_data import DataOptions
     from device_client.tuning.run_directory import RunDirectory
     from device_client.tuning.smaller_batches import MicroBatch
@@ -37,12 +40,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--run",
         metavar="RUN",
-        help="name or folder of a tuning run; how rows become tokens, and the loss, are the run's",
+        help="name or folder of a tuning run; how rows become tokens, and the objective, are the run's",
     )
     add_row_arguments(parser)
     parser.add_argument("--rows", type=positive, metavar="N", help="draw so many rows by --seed (default: all)")
     parser.add_argument("--seed", type=int, default=0, help="of the draw (default: 0)")
-    parser.add_argument("--loss", choices=("auto", "candidates", "vocabulary"), default="auto")
+    add_objective_arguments(parser)
     parser.add_argument("--micro-batch", type=positive, metavar="N", help="sequences at once (default: by the budget)")
     add_machine_arguments(parser)
     parser.set_defaults(
@@ -64,10 +67,11 @@ def run(arguments: argparse.Namespace, console: Console, settings: Settings) -> 
     from device_client.model.open import open_model
     from device_client.planning.memory_fit import side_by_side
     from device_client.store import resolve_bundle
-    from device_client.tasks.scoring import check_objective
-    from device_client.tasks.task_data import cut_warnings, row_warnings
+    from device_client.tasks.scoring import check_metric, check_objective
+    from device_client.tasks.task_data import cut_warnings, make_examples, row_warnings
     from device_client.tuning.baselines import BUNDLE, described
-    from device_client.tuning.evaluation import ROWS_AT_ONCE, Evaluation, evaluate, shown_figures
+    from device_client.tuning.evaluation import ROWS_AT_ONCE, Evaluation, shown_columns, shown_figures
+    from device_client.tuning.make_goal import make_goal
     from device_client.tuning.run_directory import find_run
     from device_client.tuning.smaller_batches import MicroBatch, with_smaller_batches
     from device_client.tuning.tune_run import default_objective
@@ -81,29 +85,38 @@ def run(arguments: argparse.Namespace, console: Console, settings: Settings) -> 
     tokenizer = BundleTokenizer.from_bundle(bundle)
     records = draw_rows(rows_to_score(options), arguments.rows, arguments.seed)
     prompts = _prompts(arguments, options, records, tokenizer, bundle, tuned)
-    examples = prompts.examples(records)
-    objective = _objective(arguments, tuned) or default_objective(examples)
+    asked = _objective(arguments, tuned)
+    options = replace(options, judged_tokens=asked.answer_tokens if asked.checker else None)
+    examples = make_examples(options, prompts, records)
+    objective = asked.loss or default_objective(examples)
     check_objective(examples, objective)
+    check_metric(examples, asked.metric)
     for warning in [*row_warnings(records, prompts), *cut_warnings(examples)]:
         console.warn(warning)
     allowed = machine(arguments, console, settings)
-    opened = open_model(bundle, allowed, side_by_side(examples, min(ROWS_AT_ONCE, len(examples))))
+    most = side_by_side(examples, min(ROWS_AT_ONCE, len(examples)), answer_tokens=asked.answer_tokens or 0)
+    opened = open_model(bundle, allowed, most)
     model, micro_batch = opened.model, MicroBatch(opened.fit.micro_batch_rows)
     has_choice = objective == "candidates"
-    with console.progress("scoring", len(examples) * (1 + bool(has_choice and tuned)), "rows") as bar:
+    passes = 1 + bool(has_choice and (tuned or asked.metric))
+    with (
+        console.progress("scoring", len(examples) * passes, "rows") as bar,
+        _checking(arguments, asked) as checker,
+    ):
         stages = _without_tuning(model, examples, tokenizer, micro_batch, arguments.seed, bar) if has_choice else {}
-        if stages and tuned is None:
+        if stages and tuned is None and asked.metric is None:
             found = Evaluation.from_json(stages.pop(BUNDLE))
         else:
             model.write_theta(whole_theta(tuned, model) if tuned else model.initial_theta())
+            goal = make_goal(model, model.tokenizer, objective, asked.metric, asked.answer_tokens, checker)
             found = with_smaller_batches(
-                lambda: evaluate(model, examples, objective, micro_batch_rows=micro_batch.rows, advance=bar.advance),
+                lambda: goal.evaluate(examples, micro_batch.rows, bar.advance),
                 micro_batch,
                 lambda: bar.update(0, note=f"out of memory: now {micro_batch.rows} sequences at once"),
             )
-    lines = [shown_figures(described(stage, figures), figures) for stage, figures in stages.items()]
-    lines.append(shown_figures(tuned.name if tuned else "the bundle's own", found.as_json()))
-    console.table(f"{found.rows} rows", ("values", "loss", "accuracy"), lines)
+    lines = [shown_figures(described(stage, figures), figures, asked.metric) for stage, figures in stages.items()]
+    lines.append(shown_figures(tuned.name if tuned else "the bundle's own", found.as_json(), asked.metric))
+    console.table(f"{found.rows} rows", shown_columns(asked.metric), lines)
     console.say(
         f"Peak memory {format_bytes(model.memory.peak_bytes)} of {format_bytes(parse_bytes(arguments.memory_budget))}"
     )
@@ -111,6 +124,7 @@ def run(arguments: argparse.Namespace, console: Console, settings: Settings) -> 
         **found.as_json(),
         "without_tuning": stages,
         "objective": objective,
+        "metric": asked.metric,
         "bundle": bundle.digest,
         "run": str(tuned.path) if tuned else None,
         "truncated_rows": sum(example.truncated_tokens > 0 for example in examples),
@@ -184,8 +198,22 @@ def _prompts(
     return prompts_of_run(config, tokenizer)
 
 
-def _objective(arguments: argparse.Namespace, tuned: RunDirectory | None) -> Objective | None:
-    if tuned is not None:
-        found: Objective = tuned.read_config()["settings"]["objective"]
-        return found
-    return None if arguments.loss == "auto" else arguments.loss
+def _objective(arguments: argparse.Namespace, tuned: RunDirectory | None) -> AskedObjective:
+    """Return what the run was tuned for, or what the options ask for."""
+    from device_client.tasks.checker import checker_of_run
+
+    if tuned is None:
+        return asked_objective(arguments)
+    settings = tuned.read_config()["settings"]
+    asked = AskedObjective(settings["objective"], settings.get("metric"), settings.get("answer_tokens"))
+    if asked.metric != "checker":
+        return asked
+    return asked._replace(checker=checker_of_run(settings["checker"], settings["checker_digest"], tuned.name))
+
+
+def _checking(arguments: argparse.Namespace, asked: AskedObjective) -> AbstractContextManager[Checker | None]:
+    from device_client.tasks.checker import Checker
+
+    if asked.checker is None:
+        return nullcontext()
+    return Checker(asked.checker, timeout_seconds=arguments.checker_timeout, may_connect=arguments.checker_may_connect)

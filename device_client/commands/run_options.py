@@ -36,6 +36,9 @@ def check_options_of_run(arguments: argparse.Namespace, config: Mapping[str, Any
         "--max-tokens": (arguments.max_tokens, config["max_tokens"]),
         "--control-tokens": (arguments.control_tokens, config.get("control_tokens", "tokens")),
         "--loss": (loss, config["settings"]["objective"]),
+        "--objective": (arguments.objective, config["settings"].get("metric", "loss")),
+        "--checker": (arguments.checker, config["settings"].get("checker")),
+        "--answer-tokens": (arguments.answer_tokens, config["settings"].get("answer_tokens")),
     }
     for option, (asked, of_run) in decided.items():
         if asked is not None and asked != of_run:

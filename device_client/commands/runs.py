@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,7 @@ def run(arguments: argparse.Namespace, console: Console, settings: Settings) -> 
     if not found:
         console.say(f"No runs in {folder}. Next: zo-device tune --data FILE")
     else:
-        columns = ("run", "state", "steps", "blocks", "validation loss", "accuracy")
+        columns = ("run", "state", "steps", "blocks", "validation loss", "accuracy", "objective")
         console.table(f"Runs in {folder}", columns, [_cells(entry) for entry in found])
     return {"runs": found}
 
@@ -73,6 +74,7 @@ def describe(folder: Path) -> dict[str, Any]:
         "steps_done": steps_done,
         "steps": config["settings"]["steps"],
         "blocks": config["settings"].get("blocks", ALL_BLOCKS),
+        "metric": config["settings"].get("metric"),
         "bundle": config["bundle_digest"],
         "validation": result["validation"] if result else None,
     }
@@ -80,10 +82,18 @@ def describe(folder: Path) -> dict[str, Any]:
 
 def _cells(entry: dict[str, Any]) -> tuple[str, ...]:
     if entry["state"] == "damaged":
-        return entry["name"], "damaged", "", "", "", ""
+        return entry["name"], "damaged", *[""] * 5
     steps = f"{entry['steps_done']} of {entry['steps']}"
+    metric = entry["metric"] or "loss"
     if entry["validation"] is None:
-        return entry["name"], entry["state"], steps, entry["blocks"], "", ""
-    before, best = entry["validation"]["bundle"], entry["validation"]["best"]
-    accuracy = "–" if best["accuracy"] is None else f"{before['accuracy']:.1%} → {best['accuracy']:.1%}"
-    return entry["name"], entry["state"], steps, entry["blocks"], f"{before['loss']:.4f} → {best['loss']:.4f}", accuracy
+        return entry["name"], entry["state"], steps, entry["blocks"], "", "", metric
+    change = partial(_change, entry["validation"]["bundle"], entry["validation"]["best"])
+    objective = metric if entry["metric"] is None else f"{metric} {change('score', '.4g')}"
+    figures = change("loss", ".4f"), change("accuracy", ".1%"), objective
+    return entry["name"], entry["state"], steps, entry["blocks"], *figures
+
+
+def _change(before: dict[str, Any], best: dict[str, Any], name: str, form: str) -> str:
+    """Return a figure before and after, or a dash where there is none."""
+    shown = ["–" if stage.get(name) is None else format(stage[name], form) for stage in (before, best)]
+    return "–" if shown == ["–", "–"] else " → ".join(shown)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from device_client.commands.machine_arguments import add_machine_arguments, machine
+from device_client.commands.objective_arguments import add_objective_arguments, asked_objective
 from device_client.commands.task_arguments import (
     add_row_arguments,
     add_split_arguments,
@@ -22,6 +23,7 @@ from device_client.commands.task_arguments import (
 from device_client.console import Console, ProgressBar
 from device_client.planning.tuned_blocks import check_blocks
 from device_client.settings import Settings
+from device_client.tuning.metric_step import EPSILON_SHARE, WALK_SHARE
 from device_client.tuning.settings import DEFAULTS, TuneSettings, parse_lr, parse_step
 from shared.byte_sizes import format_bytes, parse_bytes
 from shared.errors import Interrupted, InvalidRequest
@@ -43,6 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("reference", nargs="?", metavar="REF", help="bundle name[:tag] (default: the only one)")
     add_row_arguments(parser)
     add_split_arguments(parser)
+    add_objective_arguments(parser.add_argument_group("objective"))
     group = parser.add_argument_group("training")
     group.add_argument(
         "--gradient", choices=("zeroth-order", "first-order"), default=DEFAULTS.gradient,
@@ -53,22 +56,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--batch", type=positive, default=DEFAULTS.batch_size, metavar="N", help="rows per step (default: %(default)s)"
     )
     group.add_argument(
-        "--epsilon", type=positive_number, default=DEFAULTS.epsilon,
-        help="perturbation; --step auto doubles it where rounding hides the curvature (default: %(default)s)",
+        "--epsilon", type=positive_number,
+        help=f"perturbation; --step auto doubles it where rounding hides the curvature (default: {DEFAULTS.epsilon:g}; "
+        f"with an objective other than the loss {EPSILON_SHARE:g} of the values' root mean square)",
     )  # fmt: skip
     group.add_argument(
         "--step",
         "--step-length",
         type=parse_step,
         metavar="auto|L",
-        help="measured, or the length of a typical step (default: auto)",
+        help="measured, or the length of a typical step (default: auto; with an objective other than the loss auto "
+        f"lets the whole run walk {WALK_SHARE:g} of the values' root mean square)",
     )
     group.add_argument("--lr", type=parse_lr, help="a constant instead: the paper's 1e-6; in first order Adam's, 2e-3")
     group.add_argument("--decay", choices=("constant", "linear"), default=DEFAULTS.decay, help="default: %(default)s")
-    group.add_argument(
-        "--loss", choices=("auto", "candidates", "vocabulary"), default="auto",
-        help="over the candidate answers, or over the whole vocabulary (default: candidates where there are some)",
-    )  # fmt: skip
     group.add_argument(
         "--queries", type=positive, default=DEFAULTS.queries, metavar="Q", help="directions per step (default: 1)"
     )
@@ -155,11 +156,14 @@ def tune_settings(arguments: argparse.Namespace) -> TuneSettings:
             next_step="leave them out, or tune with --gradient zeroth-order",
             param="gradient",
         )
+    asked = asked_objective(arguments)
+    is_relative = asked.metric is not None and arguments.epsilon is None
     return TuneSettings(
         gradient=arguments.gradient,
         steps=arguments.steps,
         batch_size=arguments.batch,
-        epsilon=arguments.epsilon,
+        epsilon=arguments.epsilon or DEFAULTS.epsilon,
+        epsilon_share=EPSILON_SHARE if is_relative else None,
         lr=arguments.lr,
         step_length=arguments.step,
         decay=arguments.decay,
@@ -168,7 +172,11 @@ def tune_settings(arguments: argparse.Namespace) -> TuneSettings:
         directions=arguments.directions,
         distribution=arguments.distribution,
         seed=arguments.seed,
-        objective=None if arguments.loss == "auto" else arguments.loss,
+        objective=asked.loss,
+        metric=asked.metric,
+        answer_tokens=asked.answer_tokens,
+        checker=asked.checker.text if asked.checker else None,
+        checker_digest=asked.checker.digest if asked.checker else None,
         validate_every=arguments.validate_every,
         patience=arguments.patience,
         blocks=check_blocks(arguments.blocks),
@@ -186,6 +194,8 @@ def machine_settings(arguments: argparse.Namespace, allowed: Machine) -> Machine
         micro_batch_rows=allowed.micro_batch_rows,
         time_budget_seconds=arguments.time_budget,
         states_file_bytes=0 if arguments.states_file == "0" else parse_bytes(arguments.states_file),
+        checker_timeout_seconds=arguments.checker_timeout,
+        checker_may_connect=arguments.checker_may_connect,
         backend=allowed.backend,
     )
 
@@ -201,7 +211,8 @@ class _Narrator:
         self._bar.update(record.step + 1, note=self._validation)
 
     def validated(self, steps_done: int, evaluation: Evaluation, *, is_best: bool) -> None:
-        self._validation = f"validation loss {evaluation.loss:.4f} at step {steps_done}" + (" (best)" * is_best)
+        what = f"loss {evaluation.loss:.4f}" if evaluation.score is None else f"score {evaluation.score:.4g}"
+        self._validation = f"validation {what} at step {steps_done}" + (" (best)" * is_best)
 
     def note(self, text: str) -> None:
         self._console.say(text[:1].upper() + text[1:])
@@ -210,17 +221,21 @@ class _Narrator:
 def show(report: TuneReport, console: Console) -> None:
     """Show what a run came to."""
     from device_client.tuning.curve import sparkline
+    from device_client.tuning.evaluation import shown_columns
     from device_client.tuning.run_directory import RunDirectory
 
     result, resources = report.result, report.resources
     if report.was_finished:
         console.say("This run is finished; nothing was done.")
-    rows = [row for part in ("validation", "test") if part in result for row in _table_rows(part, result[part])]
-    console.table(f"Run {report.run.name}", ("rows", "values", "loss", "accuracy"), rows)
+    metric = result.get("metric")
+    parts = [part for part in ("validation", "test") if part in result]
+    rows = [row for part in parts for row in _table_rows(part, result[part], metric)]
+    console.table(f"Run {report.run.name}", ("rows", *shown_columns(metric)), rows)
     _warn_of_prior(result, console)
     metrics = RunDirectory(report.run).metrics()
-    losses = [line["loss"] for line in metrics if line["kind"] == "validation" and line["loss"] is not None]
-    console.say(f"Validation loss {sparkline(losses)}")
+    chosen_by = "loss" if metric is None else "score"
+    found = [line[chosen_by] for line in metrics if line["kind"] == "validation" and line[chosen_by] is not None]
+    console.say(f"Validation {metric or 'loss'} {sparkline(found)}")
     pace = resources.get("seconds_per_step")
     difference, noise = result.get("median_loss_difference"), resources.get("noise_floor")
     if "measured" in result:
@@ -230,7 +245,8 @@ def show(report: TuneReport, console: Console) -> None:
         f"{result['steps_done']} steps ({result['forward_passes']} forward passes), stopped by {result['stopped_by']}, "
         f"best at step {result['best_step']}; {result['clipped_steps']} steps clipped, "
         f"{result['skipped_steps']} skipped"
-        + (f"; median |ΔL| {difference:.2g} nats" if difference is not None else "")
+        + (f", {result['still_steps']} found no difference and left the values alone" if metric else "")
+        + (f"; median |ΔL| {difference:.2g} nats" if difference is not None and not metric else "")
         + (f" over a noise floor of {noise:.1g}" if noise is not None else "")
         + (f"; {pace:.3g} s per step" if pace else "")
         + (f"; peak memory {format_bytes(peak)}" if peak else "")
@@ -240,6 +256,12 @@ def show(report: TuneReport, console: Console) -> None:
         console.warn(
             f"Half of the loss differences are below {LEAST_SIGNAL} times what rounding does to them: the direction of "
             "such a step is little better than drawn by lot. Next: --epsilon or --batch larger, or --dtype float32"
+        )
+    if metric and 2 * result["still_steps"] > result["steps_done"]:
+        console.warn(
+            f"{result['still_steps']} of {result['steps_done']} steps found no row whose answer changed between both "
+            "sides: their forward passes bought nothing. Next: a larger --epsilon or --batch, or an objective that "
+            "some answers meet already"
         )
     console.say(f"Curve: {report.run / 'loss.svg'}")
     if result["stopped_by"] == "time budget":
@@ -281,7 +303,7 @@ def measured_line(measured: Mapping[str, float | None], seconds_per_step: float 
     return f"Measured: {'; '.join(parts)}."
 
 
-def _table_rows(part: str, stages: Mapping[str, Mapping[str, Any]]) -> Iterator[tuple[str, str, str, str]]:
+def _table_rows(part: str, stages: Mapping[str, Mapping[str, Any]], metric: str | None) -> Iterator[tuple[str, ...]]:
     from device_client.tuning.baselines import BUNDLE, CALIBRATED, IN_CONTEXT, described
     from device_client.tuning.evaluation import shown_figures
 
@@ -289,7 +311,7 @@ def _table_rows(part: str, stages: Mapping[str, Mapping[str, Any]]) -> Iterator[
         if stage not in stages:
             continue
         found = stages[stage]
-        yield f"{part} ({found['rows']})", *shown_figures(described(stage, found), found)
+        yield f"{part} ({found['rows']})", *shown_figures(described(stage, found), found, metric)
 
 
 @contextmanager

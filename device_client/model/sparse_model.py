@@ -20,6 +20,7 @@ from device_client.model.backends.weight import Weight
 from device_client.model.decoding.attention import steps_are_alike
 from device_client.model.decoding.choose import eager_decoding
 from device_client.model.decoding.decoding import Decoding
+from device_client.model.decoding.side_by_side import is_alone, likeliest_answers
 from device_client.model.decoding.static import StaticDecoding, capacity_for
 from device_client.model.linear import LinearRuntime, QuantizedSparseLinear
 from device_client.model.memory_meter import MemoryMeter
@@ -210,6 +211,20 @@ class SparseModel:
         return self._generated(
             prompt_ids, min(max_new_tokens, room), temperature, top_p, generator, frozenset(stop_ids)
         )
+
+    @property
+    def answers_alone(self) -> bool:
+        """Whether ``answers`` takes one prompt at a time."""
+        return is_alone(self.network.config)
+
+    def answers(self, prompts: Sequence[Sequence[int]], new_tokens: int) -> list[list[list[int] | None]]:
+        """Return what the model most likely writes after each prompt, for each point; None where it is not finite.
+
+        Args:
+            prompts: At least one, each shorter than the context; only one where ``answers_alone``.
+            new_tokens: At most so many are written.
+        """
+        return likeliest_answers(self, prompts, new_tokens=new_tokens, stop_ids=self.tokenizer.eos_ids)
 
     def _generated(
         self,

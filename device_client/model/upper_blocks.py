@@ -50,6 +50,7 @@ class UpperBlocks:
         self._values = SensitiveValues(own, first=tuned.first_value)
         self._width = int(model.network.get_input_embeddings().embedding_dim)  # type: ignore[operator]
         self._held: deque[tuple[TokenBatch, Tensor]] = deque()
+        self._written: list[Point] = [self.initial_theta()]
 
     @property
     def device(self) -> torch.device:
@@ -72,6 +73,7 @@ class UpperBlocks:
             ValueError: Another shape or dtype.
         """
         self._values.write(thetas, self._model.runtime.backend.write_points)
+        self._written = list(thetas)
 
     @torch.no_grad()
     def logits(self, batch: TokenBatch) -> Tensor:
@@ -84,6 +86,20 @@ class UpperBlocks:
         with self._model.runtime.evaluating(self._values), _standing_in(self._blocks, below):
             hidden = self._model.decoder(inputs_embeds=unused, use_cache=False).last_hidden_state
             return self._model.wanted_logits(hidden, batch)
+
+    @property
+    def answers_alone(self) -> bool:
+        """Whether ``answers`` takes one prompt at a time."""
+        return self._model.answers_alone
+
+    def answers(self, prompts: Sequence[Sequence[int]], new_tokens: int) -> list[list[list[int] | None]]:
+        """Return what the model writes, as ``SparseModel.answers`` does; all blocks run for every token."""
+        own = self._model.initial_theta()
+        whole = SensitiveValues(own.to(self._model.compute_dtype))
+        below = own[: self._tuned.first_value]
+        whole.write([torch.cat([below, theta[:].to(below.device)]) for theta in self._written])
+        with self._model.runtime.evaluating(whole):
+            return self._model.answers(prompts, new_tokens)
 
     def _entering(self, batch: TokenBatch) -> Tensor:
         """Return what enters the tuned blocks, compute dtype (rows, columns, hidden); zero where a row is padded."""

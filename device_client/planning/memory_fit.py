@@ -116,7 +116,12 @@ def point_counts(queries: int) -> tuple[int, ...]:
 
 
 def side_by_side(
-    examples: Sequence[Example], row_count: int, *, queries: int = 0, blocks: str = ALL_BLOCKS
+    examples: Sequence[Example],
+    row_count: int,
+    *,
+    queries: int = 0,
+    blocks: str = ALL_BLOCKS,
+    answer_tokens: int = 0,
 ) -> Workload:
     """Return the shape of a pass that runs all sequences of ``row_count`` rows at once, each as long as the longest.
 
@@ -125,14 +130,16 @@ def side_by_side(
         row_count: Rows of a batch.
         queries: Directions of a tuning step; 0 for an evaluation.
         blocks: Which blocks are tuned; where not all are, the hidden states of all examples are worth keeping.
+        answer_tokens: Most tokens of answers that the model writes, whose keys and values are held; 0 writes none.
     """
     sequences = max(1 if example.has_single_token_candidates else len(example.candidates) for example in examples)
-    columns = max(example.token_count for example in examples)
+    columns = max(max(example.token_count, len(example.prompt) + answer_tokens) for example in examples)
     is_upper = blocks != ALL_BLOCKS
     return Workload(
         rows=row_count * sequences,
         columns=columns,
-        answers_per_row=max(len(candidate) for example in examples for candidate in example.candidates),
+        answers_per_row=max((len(candidate) for example in examples for candidate in example.candidates), default=1),
+        cached_columns=columns if answer_tokens else 0,
         queries=queries,
         blocks=blocks,
         entering_tokens=row_count * sequences * columns if is_upper else 0,

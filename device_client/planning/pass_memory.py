@@ -53,10 +53,18 @@ def hungriest_moment(architecture: dict[str, Any], workload: Workload, value_byt
 
 
 def key_value_bytes(architecture: dict[str, Any], workload: Workload, value_bytes: int) -> int:
-    """Return the bytes of the keys and values that generating a text keeps."""
+    """Return the bytes of the keys and values that writing texts keeps, of all rows at all points."""
     dimensions = dimensions_of(architecture)
     copies = dimensions.blocks + 1
-    return workload.rows * (workload.cached_columns + GROWTH_TOKENS) * 2 * dimensions.keys * copies * value_bytes
+    return (
+        workload.points
+        * workload.rows
+        * (workload.cached_columns + GROWTH_TOKENS)
+        * 2
+        * dimensions.keys
+        * copies
+        * value_bytes
+    )
 
 
 def _block_moments(

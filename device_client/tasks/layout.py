@@ -102,6 +102,11 @@ class AnswerBatch:
         return sum(rows * columns for rows, columns in (bucket.tokens.shape for bucket in self.buckets))
 
     @property
+    def widest_tokens(self) -> int:
+        """Tokens of the largest micro-batch, padding included."""
+        return max(rows * columns for rows, columns in (bucket.tokens.shape for bucket in self.buckets))
+
+    @property
     def real_token_share(self) -> float:
         """Real tokens / computed tokens, above 0 … 1; what is missing to 1 is computed for padding."""
         return self.real_tokens / self.computed_tokens

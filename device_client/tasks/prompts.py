@@ -1,6 +1,7 @@
 """The one way from rows and questions to tokens: ``data check``, ``tune``, ``eval`` and ``generate`` all go through it.
 
     row       → marked text → renderer → prompt and answers → tokens, cut to the longest sequence        ``examples``
+    row whose answer is judged → prompt, and the answer where there is one                               ``judged``
     question  → marked text → renderer → prompt             → tokens, cut in the same way                ``question``
 
 What decides the tokens (the renderer, the longest sequence, how spelt control tokens are read) is kept in a run's
@@ -11,14 +12,15 @@ encoding cost. Knows nothing about files or models.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol
 
-from shared.errors import InvalidRequest
+from shared.errors import DataError, InvalidRequest
 from shared.tasks.conversations import ChatRenderer
 from shared.tasks.datasets import Record
 from shared.tasks.examples import Example, TextEncoder, after_bos, encode_rows
 from shared.tasks.rendering import RowRenderer, renderer_from_json
+from shared.tasks.templates import has_answer, row_kind
 
 ControlTokens = Literal["text", "tokens"]
 """What a control token is that a row spells: its letters, or the token."""
@@ -74,6 +76,31 @@ class Prompts:
         marked = mark_control_tokens(records, self.tokenizer, self.control_tokens)
         return encode_rows(self.renderer.render(marked), self.tokenizer, max_tokens=self.max_tokens)
 
+    def judged(self, records: Sequence[Record], answer_tokens: int) -> list[Example]:
+        """Return rows in tokens, in order, with their fields; a row without an answer is a prompt alone.
+
+        Args:
+            records: Rows whose answers are judged by something that may want their fields.
+            answer_tokens: Room that is left behind the prompt of a row without an answer.
+
+        Raises:
+            DataError: A row is unusable, or of another kind than the others.
+        """
+        examples: list[Example] = []
+        for record in records:
+            if self.renderer.kind not in ("task", row_kind(record)):
+                raise DataError(
+                    f"{record.place}: a {row_kind(record)} row among {self.renderer.kind} rows",
+                    needed="rows of one kind",
+                )
+            if self.renderer.kind == "task" or has_answer(record):
+                found = self.examples([record])
+            else:
+                asked = self._asked(record, answer_tokens)
+                found = [Example(tuple(asked.ids), (), 0, record.place, asked.lost_tokens)]
+            examples += [replace(example, row=record.fields) for example in found]
+        return examples
+
     def question(self, text: str, *, system: str | None = None) -> Question:
         """Return a person's text in tokens, asked as the rows of this kind ask.
 
@@ -114,12 +141,12 @@ class Prompts:
             )
         return self._asked(Record(dict(fields), "the messages"))
 
-    def _asked(self, record: Record) -> Question:
+    def _asked(self, record: Record, answer_tokens: int = 1) -> Question:
         (marked,) = mark_control_tokens([record], self.tokenizer, self.control_tokens)
         bos = self.tokenizer.bos_ids
         ids = after_bos(self.tokenizer.encode(self.renderer.question(marked)), bos)
         context = self.tokenizer.context_length
-        room = min(self.max_tokens or context, context) - len(bos) - 1  # one token at least is the answer's
+        room = min(self.max_tokens or context, context) - len(bos) - answer_tokens
         lost = max(0, len(ids) - max(1, room))
         return Question(bos + ids[lost:], lost)
 

@@ -105,8 +105,8 @@ def answer_losses(scores: Tensor, batch: AnswerBatch, objective: Objective) -> T
     return -right if objective == "vocabulary" else torch.logsumexp(scores_by_example(scores, batch), dim=2) - right
 
 
-def count_right(scores: Tensor, batch: AnswerBatch) -> Tensor:
-    """Return how many examples score the right answer highest, int64 (points,); the first of equals counts.
+def is_right(scores: Tensor, batch: AnswerBatch) -> Tensor:
+    """Return whether each example scores the right answer highest, bool (points, examples); the first of equals counts.
 
     Args:
         scores: float64 (points, answers).
@@ -116,7 +116,7 @@ def count_right(scores: Tensor, batch: AnswerBatch) -> Tensor:
         DataError: Only right answers are scored, or there is no choice.
     """
     best = scores_by_example(scores, batch).argmax(dim=2)
-    return (best == torch.tensor([example.right for example in batch.examples])).sum(dim=1)
+    return best == torch.tensor([example.right for example in batch.examples])
 
 
 def scores_by_example(scores: Tensor, batch: AnswerBatch) -> Tensor:
@@ -135,15 +135,42 @@ def scores_by_example(scores: Tensor, batch: AnswerBatch) -> Tensor:
     return torch.where(candidates >= 0, scores[:, candidates.clamp(min=0)], -torch.inf)
 
 
-def check_objective(examples: Sequence[Example], objective: Objective) -> None:
-    """Refuse the candidates loss for rows without candidates.
+def check_objective(examples: Sequence[Example], objective: Objective | None) -> None:
+    """Refuse a loss that the rows do not have.
+
+    Args:
+        examples: The rows.
+        objective: Which loss; None is no loss, which rows without an answer have.
 
     Raises:
-        DataError: A row is a free completion.
+        DataError: A row has no answer, or is a free completion where candidates are to be compared.
     """
+    if objective is None:
+        return
+    lacking = next((example.place for example in examples if not example.has_answer), None)
+    if lacking is not None:
+        raise DataError(
+            f"--loss {objective} with {lacking}, which has no answer",
+            needed="an answer in every row",
+            next_step="leave --loss out: the checker alone judges these rows",
+        )
     if objective == "candidates" and any(example.is_free for example in examples):
         raise DataError(
             "--loss candidates with rows that have no candidate answers",
             needed="labelled rows or a named task",
             next_step="--loss vocabulary",
+        )
+
+
+def check_metric(examples: Sequence[Example], metric: str | None) -> None:
+    """Refuse accuracy for rows without candidates.
+
+    Raises:
+        DataError: A row is a free completion.
+    """
+    if metric == "accuracy" and any(example.is_free for example in examples):
+        raise DataError(
+            "--objective accuracy with rows that have no candidate answers",
+            needed="labelled rows or a named task",
+            next_step="--objective exact-match or f1: they compare what the model writes with the row's answer",
         )

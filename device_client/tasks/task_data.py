@@ -45,6 +45,7 @@ class DataOptions:
         seed: Of the draws.
         max_tokens: Longest sequence; None means the model's context.
         control_tokens: What a control token is that a row spells.
+        judged_tokens: Most tokens of the model's own answers, where something judges those: rows may then lack theirs.
     """
 
     data: Path | None = None
@@ -62,6 +63,7 @@ class DataOptions:
     seed: int = 0
     max_tokens: int | None = None
     control_tokens: ControlTokens = "text"
+    judged_tokens: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,10 +123,21 @@ def load_task_data(options: DataOptions, tokenizer: Tokenizer, model_type: str) 
     records = read_task_records(options)
     prompts = make_prompts(options, records.whole_file, tokenizer, model_type)
     training, validation, test = (
-        prompts.examples(part) for part in (records.training, records.validation, records.test)
+        make_examples(options, prompts, part) for part in (records.training, records.validation, records.test)
     )
     warnings = [*row_warnings(records.whole_file, prompts), *cut_warnings([*training, *validation, *test])]
     return TaskData(training, validation, test, prompts, records.digests, tuple(warnings))
+
+
+def make_examples(options: DataOptions, prompts: Prompts, records: Sequence[Record]) -> list[Example]:
+    """Return rows in tokens.
+
+    Raises:
+        DataError: A row is unusable, or lacks an answer that nothing else judges.
+    """
+    if options.judged_tokens is None:
+        return prompts.examples(records)
+    return prompts.judged(records, options.judged_tokens)
 
 
 def read_task_records(options: DataOptions) -> Records:

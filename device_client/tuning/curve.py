@@ -36,12 +36,15 @@ def sparkline(values: Sequence[float], width: int = 60) -> str:
     return "".join(_BLOCKS[round((value - low) * scale)] for value in picked)
 
 
-def draw_curve(training: Sequence[float], validation: Sequence[tuple[int, float]]) -> bytes:
-    """Return the SVG of the clean training loss (moving average) and the validation loss against steps.
+def draw_curve(
+    training: Sequence[float], validation: Sequence[tuple[int, float]], what: str = "loss, nats per answer"
+) -> bytes:
+    """Return the SVG of the training rows' loss or metric (moving average) and the validation rows' against steps.
 
     Args:
-        training: Clean loss of each step, nats per answer.
-        validation: (steps done, loss).
+        training: Of each step, mean of both signs.
+        validation: (steps done, loss or metric).
+        what: Name of the vertical axis.
     """
     import matplotlib
     from matplotlib.figure import Figure
@@ -54,7 +57,7 @@ def draw_curve(training: Sequence[float], validation: Sequence[tuple[int, float]
         if validation:
             axes.plot(*zip(*validation, strict=True), "o-", label="validation", ms=3)
         axes.set_xlabel("steps")
-        axes.set_ylabel("loss, nats per answer")
+        axes.set_ylabel(what)
         if training or validation:
             axes.legend()
         buffer = io.BytesIO()

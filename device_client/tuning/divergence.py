@@ -3,6 +3,7 @@
     diverged   N steps in a row skipped, or  mean clean loss of the last W steps > L(θ₀) + margin,
                or, at a validation,  ‖θ − θ₀‖ > 10 ‖θ₀‖
 
+A metric has a worst value, and a mean of it is no reason to give up: it is watched for the first and the last alone.
 The last one is for losses that cannot grow: far away the model answers the same whatever it is asked, ΔL is zero, and
 nothing would ever call that an error. All are functions of records and θ, so a resumed run comes to the same verdict at
 the same step.
@@ -30,20 +31,21 @@ class DivergenceWatch:
     """Sees every record of a run in order.
 
     Args:
-        start_loss: L(θ₀), nats per answer.
+        start_loss: L(θ₀), nats per answer; of a metric its cost.
         start: θ₀, float32 (k,).
+        margin: By how much a loss may exceed it; infinity for a metric.
 
     Raises:
         Diverged: The start itself is not finite.
     """
 
-    def __init__(self, start_loss: float, start: Tensor) -> None:
+    def __init__(self, start_loss: float, start: Tensor, margin: float = MARGIN_NATS) -> None:
         if not math.isfinite(start_loss):
             raise Diverged(
                 "the bundle's own loss on the validation rows is not finite", needed="finite logits",
                 next_step="zo-device verify; on a GPU try --dtype float32",
             )  # fmt: skip
-        self._limit = start_loss + MARGIN_NATS
+        self._limit = start_loss + margin
         self._start_loss, self._start = start_loss, start
         self._recent: deque[float] = deque(maxlen=WINDOW)
         self._skipped_in_a_row = 0

@@ -1,6 +1,6 @@
 """Which engine makes a run's steps, and what is checked before the first of them.
 
-    zeroth-order    ε must survive rounding; the noise floor of a loss difference is measured
+    zeroth-order    ε must survive rounding; the noise floor of a loss difference is measured, but not of a metric's
     first-order     nothing
 
 The one place that knows both. Costs eight forward passes for zeroth order.
@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -27,6 +27,7 @@ from device_client.tuning.fidelity import check_fidelity, noise_floor
 from device_client.tuning.first_order import FirstOrder
 from device_client.tuning.journal import JournalHeader
 from device_client.tuning.measured_step import RESOLVED, MeasuredStep
+from device_client.tuning.metric_step import MetricStep
 from device_client.tuning.model_problem import ModelProblem
 from device_client.tuning.perturbations import PerturbationStream, drawing_of
 from device_client.tuning.schedules import ChosenScale, Scale, StepSizeSchedule
@@ -59,8 +60,8 @@ def make_engine(
     model: SparseModel,
     tuned: SparseModel | UpperBlocks,
     blocks: TunedBlocks,
-    problem: ModelProblem,
-    objective: Objective,
+    problem: ModelProblem[Any],
+    objective: Objective | None,
     backend: BackendOptions,
     shrunk: Callable[[], None],
 ) -> ReadyEngine:
@@ -71,8 +72,8 @@ def make_engine(
         model: At its own values.
         tuned: The part of it that is tuned.
         blocks: Which blocks that is.
-        problem: Over the same part.
-        objective: Which loss.
+        problem: Over the same part; its goal has a gradient where one is asked for.
+        objective: Which loss; None where rows have no answer.
         backend: What draws perturbations.
         shrunk: Is told when memory ran out and fewer sequences run side by side.
 
@@ -80,17 +81,23 @@ def make_engine(
         InvalidRequest: ε is too small for the compute format.
         ResourceError: A single sequence does not fit the memory.
     """
-    if settings.gradient == "first-order":
+    if settings.gradient == "first-order" and objective is not None:
         adam = Adam(tuned.sensitive_count, model.device)
         gradient = AnswerGradient(model, objective, blocks)
         return ReadyEngine(FirstOrder(problem, gradient, adam, settings))
     drawing = drawing_of(settings.distribution, backend)
     draw = PerturbationStream(settings.seed, tuned.sensitive_count, drawing, model.device)
-    theta, epsilon = tuned.initial_theta(), settings.epsilon
+    theta = tuned.initial_theta()
+    value_rms = float(theta.double().square().mean().sqrt())
+    if settings.epsilon_share is not None:
+        settings = replace(settings, epsilon=settings.epsilon_share * value_rms)
+    epsilon = settings.epsilon
     lost_share = check_fidelity(theta, draw(0, 0), epsilon, model.compute_dtype)
-    noise = with_smaller_batches(lambda: _noise_floor(problem, theta, draw, epsilon), problem, shrunk)
-    schedule = StepSizeSchedule(settings, _scale(settings, theta, model.compute_dtype))
-    findings = {"perturbation_lost_share": lost_share, "noise_floor": noise if math.isfinite(noise) else None}
+    schedule = StepSizeSchedule(settings, _scale(settings, theta.numel(), value_rms, model.compute_dtype))
+    findings: dict[str, Any] = {"perturbation_lost_share": lost_share, "epsilon": epsilon}
+    if settings.metric is None:
+        noise = with_smaller_batches(lambda: _noise_floor(problem, theta, draw, epsilon), problem, shrunk)
+        findings["noise_floor"] = noise if math.isfinite(noise) else None
     return ReadyEngine(ZerothOrder(problem, draw, schedule, settings), findings)
 
 
@@ -110,7 +117,7 @@ def journal_header(settings: TuneSettings, blocks: TunedBlocks, bundle_digest: s
         distribution=settings.distribution if draws else "none",
         sensitive_count=blocks.value_count,
         queries=settings.queries if draws else 1,
-        epsilon=settings.epsilon if draws else 0.0,
+        epsilon=settings.epsilon if draws and settings.epsilon_share is None else 0.0,
         bundle_digest=bundle_digest,
         settings_digest=digest,
         blocks=blocks.name,
@@ -118,15 +125,16 @@ def journal_header(settings: TuneSettings, blocks: TunedBlocks, bundle_digest: s
     )
 
 
-def _scale(settings: TuneSettings, theta: Tensor, compute_dtype: torch.dtype) -> Scale:
-    if not settings.is_step_measured:
-        return ChosenScale(settings, theta.numel())
-    value_rms = float(theta.double().square().mean().sqrt())
+def _scale(settings: TuneSettings, count: int, value_rms: float, compute_dtype: torch.dtype) -> Scale:
+    if not settings.is_step_automatic:
+        return ChosenScale(settings, count)
+    if settings.metric is not None:
+        return MetricStep(settings, value_rms)
     resolved = max(RESOLVED, _SPACINGS_TO_RESOLVE * torch.finfo(compute_dtype).eps)
     return MeasuredStep(settings, value_rms, resolved)
 
 
-def _noise_floor(problem: ModelProblem, theta: Tensor, draw: PerturbationStream, epsilon: float) -> float:
+def _noise_floor(problem: ModelProblem[Any], theta: Tensor, draw: PerturbationStream, epsilon: float) -> float:
     """Measure it with the first batch, along the first steps' directions."""
     directions = [draw(step, 0) for step in range(_NOISE_DIRECTIONS)]
     return noise_floor(problem.losses, theta, directions, epsilon, problem.batch(0))

@@ -1,7 +1,8 @@
-"""Loss and accuracy of a θ on rows that are not trained on.
+"""Loss and accuracy of a θ on rows that are not trained on, and what a run's metric says of it.
 
-    loss      mean over rows of the training objective, nats per answer
+    loss      mean over rows of the loss, nats per answer; NaN where a row has no answer
     accuracy  share of rows whose right answer scores highest; None where rows offer nothing to choose from
+    score     mean over rows of the metric that the run raises; None where it lowers the loss
 
 The same rows in the same layout for every θ, so that two evaluations differ by θ alone.
 """
@@ -22,7 +23,7 @@ from device_client.tasks.scoring import (
     Objective,
     answer_losses,
     answer_scores,
-    count_right,
+    is_right,
     scores_by_example,
 )
 from shared.tasks.examples import Example
@@ -38,24 +39,33 @@ class Evaluation:
         loss: Nats per answer.
         accuracy: 0 … 1, or None.
         rows: How many rows were scored.
+        score: The metric, higher is better, or None.
     """
 
     loss: float
     accuracy: float | None
     rows: int
+    score: float | None = None
+
+    @property
+    def cost(self) -> float:
+        """What the run lowers."""
+        return self.loss if self.score is None else -self.score
 
     def as_json(self) -> dict[str, float | int | None]:
-        """Return the fields by name; a loss that is not finite is null."""
-        return {
+        """Return the fields by name, the score where there is one; a loss that is not finite is null."""
+        fields: dict[str, float | int | None] = {
             "loss": self.loss if math.isfinite(self.loss) else None,
             "accuracy": self.accuracy,
             "rows": self.rows,
         }
+        return fields if self.score is None else fields | {"score": self.score}
 
     @classmethod
     def from_json(cls, fields: Mapping[str, Any]) -> Evaluation:
         """Return what ``as_json`` wrote; a null loss comes back as infinity."""
-        return cls(math.inf if fields["loss"] is None else fields["loss"], fields["accuracy"], fields["rows"])
+        loss = math.inf if fields["loss"] is None else fields["loss"]
+        return cls(loss, fields["accuracy"], fields["rows"], fields.get("score"))
 
 
 def choice_scores(
@@ -111,14 +121,21 @@ def evaluate(
         batch = lay_out(ordered[first : first + ROWS_AT_ONCE], micro_batch_rows=micro_batch_rows, device=model.device)
         scores = answer_scores(model, batch)
         total += float(answer_losses(scores, batch, objective).sum())
-        right += int(count_right(scores, batch)) if has_choice else 0
+        right += int(is_right(scores, batch).sum()) if has_choice else 0
         if advance is not None:
             advance(len(batch))
     return Evaluation(total / len(examples), right / len(examples) if has_choice else None, len(examples))
 
 
-def shown_figures(values: str, figures: Mapping[str, Any]) -> tuple[str, str, str]:
-    """Return a line of a table for people: which values, their loss, their accuracy."""
-    loss = "not finite" if figures["loss"] is None else f"{figures['loss']:.4f}"
+def shown_columns(metric: str | None) -> tuple[str, ...]:
+    """Return the names of what ``shown_figures`` shows; accuracy has a column of its own already."""
+    return ("values", "loss", "accuracy", *([metric] if metric not in (None, "accuracy") else []))
+
+
+def shown_figures(values: str, figures: Mapping[str, Any], metric: str | None) -> tuple[str, ...]:
+    """Return a line of a table for people: which values, their loss, their accuracy, their score."""
+    unknown = "not finite" if figures.get("score") is None else "–"
+    loss = unknown if figures["loss"] is None else f"{figures['loss']:.4f}"
     accuracy = "–" if figures["accuracy"] is None else f"{figures['accuracy']:.1%}"
-    return values, loss, accuracy
+    score = "–" if figures.get("score") is None else f"{figures['score']:.4g}"
+    return values, loss, accuracy, *([score] if metric not in (None, "accuracy") else [])

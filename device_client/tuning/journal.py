@@ -55,7 +55,7 @@ class JournalHeader:
         distribution: Of z.
         sensitive_count: k.
         queries: Queries per step.
-        epsilon: ε.
+        epsilon: ε; 0 where it is a share of the values' size, and where there is none.
         bundle_digest: The bundle that was tuned.
         settings_digest: Everything else that decides the run: data, template, schedule, batches.
         blocks: Which decoder blocks are tuned: ``all`` or ``upper:N``; k counts their values.

@@ -17,13 +17,14 @@ Knows nothing about models, tokens or tasks: an engine makes steps, a ``Problem`
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
 from torch import Tensor
 
-from device_client.tuning.divergence import DivergenceWatch
+from device_client.tuning.divergence import MARGIN_NATS, DivergenceWatch
 from device_client.tuning.evaluation import Evaluation
 from device_client.tuning.journal import Journal, StepRecord
 from device_client.tuning.run_directory import RunDirectory, Snapshot
@@ -65,7 +66,7 @@ class Outcome:
 
     Attributes:
         last: θ after the last step, float32 (k,).
-        best: θ of the lowest validation loss.
+        best: θ of the lowest validation cost: of the lowest loss, or of the highest score.
         best_step: Steps behind it; 0 means that nothing beat the bundle's own values.
         steps_done: Steps behind ``last``.
         stopped_by: Why it ended.
@@ -142,7 +143,8 @@ class TuningLoop:
         if self._journal.records:
             self._observer.note(f"going on after step {len(self._journal.records)} of {self._settings.steps}")
         self._validate(replay_from)
-        watch = DivergenceWatch(self._validations[0].loss, start)
+        margin = MARGIN_NATS if self._settings.metric is None else math.inf
+        watch = DivergenceWatch(self._validations[0].cost, start, margin)
         stopped_by = self._stop_reason()
         try:
             while stopped_by is None:
@@ -223,7 +225,7 @@ class TuningLoop:
             if self._best_step() == steps_done:
                 self._run.write_theta(BEST, self._theta, steps_done)
             self._run.append_metric({"kind": "validation", "steps_done": steps_done, **evaluation.as_json()})
-        is_worse = self._engine.validated(evaluation.loss)
+        is_worse = self._engine.validated(evaluation.cost)
         best_step = self._best_step(steps_done)
         if best_step == steps_done and steps_done >= replay_from:
             self._best = Snapshot(self._theta, steps_done)
@@ -246,9 +248,9 @@ class TuningLoop:
         self._snapshot_at = self._steps_done
 
     def _best_step(self, steps_done: int | None = None) -> int:
-        """Return the step of the lowest validation loss, of all or of those up to ``steps_done``."""
+        """Return the first step of the lowest validation cost, of all or of those up to ``steps_done``."""
         steps = [step for step in self._validations if steps_done is None or step <= steps_done]
-        return min(steps, key=lambda step: (self._validations[step].loss, step))
+        return min(steps, key=lambda step: (self._validations[step].cost, step))
 
     def _read_best(self, step: int) -> Snapshot:
         best = self._run.read_theta(BEST)

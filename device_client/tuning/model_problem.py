@@ -2,23 +2,23 @@
 
 Every θ is written absolutely and sees the same layout: both signs of a step run identical tokens, padding and
 micro-batches. Where memory allows, several of them run side by side, so that each weight is decoded once for all of
-them; their losses are the same bits either way. The loss of a batch is the mean over its answers.
+them; their costs are the same bits either way. What is lowered on a batch is the goal's affair.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Generic, Protocol
 
 import torch
 from torch import Tensor
 
 from device_client.model.points import Point
 from device_client.planning.workload import PAIRED_UP_TO_TOKENS
-from device_client.tasks.layout import AnswerBatch, lay_out
-from device_client.tasks.scoring import LogitsModel, Objective, answer_losses, answer_scores
+from device_client.tasks.scoring import LogitsModel
 from device_client.tuning.batches import BatchIndices
-from device_client.tuning.evaluation import Evaluation, choice_scores, evaluate
+from device_client.tuning.evaluation import Evaluation, choice_scores
+from device_client.tuning.goals import BatchT, Goal
 from device_client.tuning.smaller_batches import MicroBatch
 from shared.tasks.examples import Example
 
@@ -30,14 +30,14 @@ class PointsModel(LogitsModel, Protocol):
         """Evaluate at every θ of ``thetas``, float32 (k,), from now on."""
 
 
-class ModelProblem:
+class ModelProblem(Generic[BatchT]):
     """What the loop needs of a model, training rows and validation rows.
 
     Args:
-        model: Computes the losses.
+        model: Its points are written here.
         training: At least one example.
         validation: At least one example.
-        objective: Which loss.
+        goal: What is lowered, with the same model.
         indices: Which training rows each step sees.
         micro_batch_rows: Sequences side by side; ``shrink`` halves it.
         points_at_once: θ's side by side; ``shrink`` first makes it one, which changes no bit of any loss.
@@ -48,14 +48,13 @@ class ModelProblem:
         model: PointsModel,
         training: Sequence[Example],
         validation: Sequence[Example],
-        objective: Objective,
+        goal: Goal[BatchT],
         indices: BatchIndices,
         micro_batch_rows: int,
         points_at_once: int = 1,
     ) -> None:
         self._model, self._training, self._validation = model, training, validation
-        self._objective: Objective = objective
-        self._indices = indices
+        self._goal, self._indices = goal, indices
         self._micro_batch = MicroBatch(micro_batch_rows)
         self._points_at_once = points_at_once
 
@@ -69,29 +68,19 @@ class ModelProblem:
         """θ's side by side."""
         return self._points_at_once
 
-    def batch(self, step: int) -> AnswerBatch:
+    def batch(self, step: int) -> BatchT:
         """Return the rows of a step, laid out for the model."""
-        examples = [self._training[index] for index in self._indices(step)]
-        return lay_out(
-            examples,
-            micro_batch_rows=self.micro_batch_rows,
-            right_only=self._objective == "vocabulary",
-            device=self._model.device,
-        )
+        return self._goal.lay_out([self._training[index] for index in self._indices(step)], self.micro_batch_rows)
 
-    def losses(self, thetas: Sequence[Point], batch: AnswerBatch) -> Tensor:
-        """Return the loss of each row of a batch at each θ, float64 (points, rows), nats per answer."""
+    def losses(self, thetas: Sequence[Point], batch: BatchT) -> Tensor:
+        """Return the cost of each row of a batch at each θ, float64 (points, rows)."""
         found: list[Tensor] = []
-        at_once = self._points_worth_while(batch)
+        is_worth_while = batch.widest_tokens <= PAIRED_UP_TO_TOKENS[self._model.device.type]
+        at_once = self._points_at_once if is_worth_while else 1
         for begin in range(0, len(thetas), at_once):
             self._model.write_points(thetas[begin : begin + at_once])
-            scores = answer_scores(self._model, batch)
-            found.append(answer_losses(scores, batch, self._objective))
+            found.append(self._goal.costs(batch))
         return torch.cat(found)
-
-    def _points_worth_while(self, batch: AnswerBatch) -> int:
-        tokens = max(rows * columns for rows, columns in (bucket.tokens.shape for bucket in batch.buckets))
-        return self._points_at_once if tokens <= PAIRED_UP_TO_TOKENS[self._model.device.type] else 1
 
     def validate(self, theta: Tensor) -> Evaluation:
         """Return what θ scores on the validation rows."""
@@ -100,7 +89,7 @@ class ModelProblem:
     def evaluate(self, theta: Tensor, examples: Sequence[Example]) -> Evaluation:
         """Return what θ scores on any rows."""
         self._model.write_points([theta])
-        return evaluate(self._model, examples, self._objective, micro_batch_rows=self.micro_batch_rows)
+        return self._goal.evaluate(examples, self.micro_batch_rows)
 
     def choice_scores(self, theta: Tensor, examples: Sequence[Example], micro_batch_rows: int) -> Tensor:
         """Return what each candidate of each row scores at θ, float64 (rows, most candidates)."""

@@ -21,8 +21,14 @@ if TYPE_CHECKING:
 Gradient = Literal["zeroth-order", "first-order"]
 """Where a step's direction comes from."""
 
+Metric = Literal["accuracy", "f1", "exact-match", "checker"]
+"""What may be raised instead of lowering the loss; higher is better."""
+
 Decay = Literal["constant", "linear"]
 Directions = Literal["two-sided", "one-sided"]
+
+ANSWER_TOKENS = 16
+"""Most tokens of an answer that a metric looks at, where the run does not say."""
 
 _FIRST_STEP_LENGTH = 0.07
 """What the identity of runs with a constant η contains since the first version, where it decides nothing."""
@@ -37,6 +43,7 @@ class TuneSettings:
         steps: T, planned; the measured step and the decay are functions of it.
         batch_size: Rows per step.
         epsilon: ε to begin with; a measured step doubles it where curvature is lost in rounding.
+        epsilon_share: ε as a share of rms(θ₀), in the place of ``epsilon``.
         lr: Constant η; Adam's in first order.
         step_length: λ, the length of a typical step. Where neither it nor ``lr`` is given, the step is measured.
         decay: ``constant`` or ``linear``.
@@ -46,18 +53,24 @@ class TuneSettings:
         distribution: Of z.
         seed: Of the perturbations and of the order of rows.
         objective: The loss; None takes ``candidates`` where every row has some.
+        metric: What is raised instead; the loss is then only reported.
+        answer_tokens: Most tokens of an answer that a metric has the model write.
+        checker: The command that says how good an answer is.
+        checker_digest: Of the files that the command names.
         validate_every: Steps between validations; None is a twentieth of the run.
         patience: Validations without a new best before it stops early; None never.
         blocks: Which decoder blocks are tuned: ``all``, ``upper:N`` or ``auto``; see ``planning.tuned_blocks``.
 
     Raises:
-        InvalidRequest: Both ``lr`` and ``step_length`` are given, or one-sided directions have nothing to compare with.
+        InvalidRequest: Both ``lr`` and ``step_length`` are given, one-sided directions have nothing to compare with, or
+            a metric is to have a gradient.
     """
 
     gradient: Gradient = "zeroth-order"
     steps: int = 400
     batch_size: int = 16
     epsilon: float = 1e-3
+    epsilon_share: float | None = None
     lr: float | None = None
     step_length: float | None = None
     decay: Decay = "linear"
@@ -67,6 +80,10 @@ class TuneSettings:
     distribution: Distribution = "gaussian"
     seed: int = 0
     objective: Objective | None = None
+    metric: Metric | None = None
+    answer_tokens: int | None = None
+    checker: str | None = None
+    checker_digest: str | None = None
     validate_every: int | None = None
     patience: int | None = None
     blocks: str = ALL_BLOCKS
@@ -83,11 +100,23 @@ class TuneSettings:
                 next_step="--queries 4",
                 param="queries",
             )
+        if self.metric is not None and self.gradient == "first-order":
+            raise InvalidRequest(
+                f"--gradient first-order with the objective {self.metric}, which has no gradient",
+                needed="an objective that changes smoothly: the loss",
+                next_step="leave --gradient out: forward passes alone raise such an objective",
+                param="gradient",
+            )
 
     @property
     def is_step_measured(self) -> bool:
         """Whether the step is measured, not chosen."""
-        return self.gradient == "zeroth-order" and self.lr is None and self.step_length is None
+        return self.is_step_automatic and self.gradient == "zeroth-order" and self.metric is None
+
+    @property
+    def is_step_automatic(self) -> bool:
+        """Whether neither η nor a length is chosen."""
+        return self.lr is None and self.step_length is None
 
     @property
     def validation_interval(self) -> int:
@@ -98,14 +127,15 @@ class TuneSettings:
         """Return the share of η that a step takes: 1, or 1 − t/T."""
         return 1.0 if self.decay == "constant" else 1 - step / self.steps
 
-    def identity(self, objective: Objective) -> dict[str, Any]:
+    def identity(self, objective: Objective | None) -> dict[str, Any]:
         """Return what a run is recognised by; what an older version knew is named as it named it.
 
         Args:
-            objective: The loss that was decided on.
+            objective: The loss that was decided on; None where rows have no answer.
         """
         fields = asdict(self) | {"objective": objective, "validate_every": self.validation_interval}
-        later = {"directions": "two-sided", "gradient": "zeroth-order", "blocks": ALL_BLOCKS}
+        later: dict[str, Any] = {"directions": "two-sided", "gradient": "zeroth-order", "blocks": ALL_BLOCKS}
+        later |= dict.fromkeys(("metric", "epsilon_share", "answer_tokens", "checker", "checker_digest"))
         for name in (name for name, default in later.items() if fields[name] == default):
             del fields[name]
         if self.lr is not None:

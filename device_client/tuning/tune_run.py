@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -23,7 +24,8 @@ from device_client.model.open import LoadModel, Machine, OpenedModel, fit_worklo
 from device_client.planning.memory_fit import side_by_side
 from device_client.planning.tuned_blocks import STATES_FILE_BYTES, TunedBlocks, tuned_blocks
 from device_client.planning.workload import Workload
-from device_client.tasks.scoring import Objective, check_objective
+from device_client.tasks.checker import TIMEOUT_SECONDS, Checker, checker_command
+from device_client.tasks.scoring import Objective, check_metric, check_objective
 from device_client.tasks.task_data import DataOptions, TaskData, load_task_data
 from device_client.tuning.baselines import Room, baselines
 from device_client.tuning.batches import BatchIndices
@@ -33,9 +35,10 @@ from device_client.tuning.evaluation import Evaluation
 from device_client.tuning.journal import Journal, StepFlags, open_journal
 from device_client.tuning.loop import Observer, Outcome, TuningLoop
 from device_client.tuning.machine_record import MachineRecord, read_machine, write_machine
+from device_client.tuning.make_goal import make_goal
 from device_client.tuning.model_problem import ModelProblem
 from device_client.tuning.run_directory import CONFIG, RunDirectory
-from device_client.tuning.settings import Gradient, TuneSettings
+from device_client.tuning.settings import ANSWER_TOKENS, Gradient, TuneSettings
 from device_client.tuning.smaller_batches import with_smaller_batches
 from shared.bundle.digest import digest_of_bytes
 from shared.bundle.read import Bundle
@@ -56,10 +59,14 @@ class MachineSettings(Machine):
     Attributes:
         time_budget_seconds: Stop after so long; the same command continues.
         states_file_bytes: What hidden states below the tuned blocks may take of the disk while the run is tuned.
+        checker_timeout_seconds: How long a checker may take for an answer.
+        checker_may_connect: Whether a checker may use the network.
     """
 
     time_budget_seconds: float | None = None
     states_file_bytes: int = STATES_FILE_BYTES
+    checker_timeout_seconds: float = TIMEOUT_SECONDS
+    checker_may_connect: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +94,7 @@ class PlannedRun:
     settings: TuneSettings
     blocks: TunedBlocks
     data: TaskData
-    objective: Objective
+    objective: Objective | None
     config: dict[str, Any] = field(repr=False)
     directory: RunDirectory
 
@@ -123,10 +130,13 @@ def plan_run(
     blocks = tuned_blocks(bundle.config, settings.blocks)
     settings = replace(settings, blocks=blocks.name)
     model_type = str(bundle.config.architecture["model_type"])
+    if settings.metric == "checker":
+        options = replace(options, judged_tokens=settings.answer_tokens or ANSWER_TOKENS)
     data = load_task_data(options, BundleTokenizer.from_bundle(bundle), model_type)
     examples = [*data.training, *data.validation, *data.test]
     objective = settings.objective or default_objective(examples)
     check_objective(examples, objective)
+    check_metric(examples, settings.metric)
     identity = {
         "bundle_digest": bundle.digest,
         "settings": settings.identity(objective),
@@ -141,8 +151,10 @@ def plan_run(
     return PlannedRun(bundle, settings, blocks, data, objective, config, RunDirectory(output or runs / name))
 
 
-def default_objective(examples: list[Example]) -> Objective:
-    """Return ``candidates`` where every row offers a choice, else ``vocabulary``."""
+def default_objective(examples: list[Example]) -> Objective | None:
+    """Return ``candidates`` where every row offers a choice, else ``vocabulary``; None where one has no answer."""
+    if not all(example.has_answer for example in examples):
+        return None
     return "vocabulary" if any(example.is_free for example in examples) else "candidates"
 
 
@@ -192,7 +204,8 @@ def tune(
 
 def _say_where_first_order_fits(planned: PlannedRun, machine: MachineSettings, observer: Observer) -> None:
     budget = machine.memory_budget_bytes
-    if planned.settings.gradient == "first-order" or budget is None:
+    settings = planned.settings
+    if settings.gradient == "first-order" or settings.metric is not None or budget is None:
         return
     try:
         fit = fit_workload(planned.bundle.config, machine, _workload(planned, "first-order"))
@@ -214,8 +227,21 @@ def _tune(
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     opened = open_model(planned.bundle, machine, _workload(planned, planned.settings.gradient), load=load)
     states_file = planned.directory.path, machine.states_file_bytes
-    with KeptStates(opened.fit.kept_states_bytes, *states_file, observer.note) as kept:
-        return _tune_model(planned, machine, observer, clock, journal, opened, kept)
+    with (
+        KeptStates(opened.fit.kept_states_bytes, *states_file, observer.note) as kept,
+        _checking(planned.settings, machine) as checker,
+    ):
+        return _tune_model(planned, machine, observer, clock, journal, opened, kept, checker)
+
+
+def _checking(settings: TuneSettings, machine: MachineSettings) -> AbstractContextManager[Checker | None]:
+    if settings.checker is None:
+        return nullcontext()
+    return Checker(
+        checker_command(settings.checker),
+        timeout_seconds=machine.checker_timeout_seconds,
+        may_connect=machine.checker_may_connect,
+    )
 
 
 def _tune_model(
@@ -226,13 +252,15 @@ def _tune_model(
     journal: Journal,
     opened: OpenedModel,
     kept: KeptStates,
+    checker: Checker | None,
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     model, fit = opened.model, opened.fit
     tuned = opened.tuned_part(planned.blocks, kept)
     settings, data, run = planned.settings, planned.data, planned.directory
     indices = BatchIndices(len(data.training), settings.batch_size, settings.seed)
+    goal = make_goal(tuned, model.tokenizer, planned.objective, settings.metric, settings.answer_tokens, checker)
     problem = ModelProblem(
-        tuned, data.training, data.validation, planned.objective, indices, fit.micro_batch_rows, fit.points_at_once
+        tuned, data.training, data.validation, goal, indices, fit.micro_batch_rows, fit.points_at_once
     )
     theta = tuned.initial_theta()
     on_record = read_machine(run) or MachineRecord(
@@ -305,8 +333,13 @@ def begin(planned: PlannedRun) -> TuneReport | None:
 def finish(run: RunDirectory, outcome: Outcome, result: dict[str, Any], resources: dict[str, Any]) -> None:
     """Write what the run came to; result.json last, for it says that the run is finished."""
     training = [record.clean_loss for record in outcome.records]
-    validation = [(step, found.loss) for step, found in outcome.validations.items() if math.isfinite(found.loss)]
-    run.write_bytes(CURVE, draw_curve(training, validation))
+    validation = [(step, found.cost) for step, found in outcome.validations.items() if math.isfinite(found.cost)]
+    metric = result.get("metric")
+    if metric is None:
+        run.write_bytes(CURVE, draw_curve(training, validation))
+    else:
+        scores = [(step, -cost) for step, cost in validation]
+        run.write_bytes(CURVE, draw_curve([-cost for cost in training], scores, metric))
     run.write_json(RESOURCES, resources)
     run.write_json(RESULT, result)
 
@@ -344,7 +377,13 @@ def _as_begun(planned: PlannedRun, machine: MachineSettings, begun_on: MachineRe
 def _workload(planned: PlannedRun, gradient: Gradient) -> Workload:
     data, settings = planned.data, planned.settings
     examples = [*data.training, *data.validation, *data.test]
-    most = side_by_side(examples, settings.batch_size, queries=settings.queries, blocks=settings.blocks)
+    most = side_by_side(
+        examples,
+        settings.batch_size,
+        queries=settings.queries,
+        blocks=settings.blocks,
+        answer_tokens=settings.answer_tokens or 0,
+    )
     return replace(most, queries=0, is_differentiated=True) if gradient == "first-order" else most
 
 
@@ -352,7 +391,7 @@ Stage = Literal["bundle", "last", "best"]
 
 
 def _result(
-    planned: PlannedRun, problem: ModelProblem, theta: Tensor, outcome: Outcome, kept: KeptStates
+    planned: PlannedRun, problem: ModelProblem[Any], theta: Tensor, outcome: Outcome, kept: KeptStates
 ) -> dict[str, Any]:
     validations = outcome.validations
     on_validation: dict[Stage, Evaluation] = {
@@ -384,7 +423,7 @@ def _result(
     return result
 
 
-def _baselines(planned: PlannedRun, problem: ModelProblem, theta: Tensor, judged: list[Example]) -> dict[str, Any]:
+def _baselines(planned: PlannedRun, problem: ModelProblem[Any], theta: Tensor, judged: list[Example]) -> dict[str, Any]:
     data = planned.data
     every = [*data.training, *data.validation, *data.test]
     return baselines(

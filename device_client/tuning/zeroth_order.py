@@ -7,6 +7,7 @@
     θ ← θ − η·g·z                                                        spsa
 
 Everything that moves θ is on record, so a run is repeated from its journal without a forward pass.
+Where a direction finds no difference at all, as it may with a metric, g is 0 and θ does not move along it.
 Costs two forward passes per query and step, and one more where curvature is measured.
 """
 
@@ -109,6 +110,9 @@ class ZerothOrder(Generic[BatchT]):
             "forward_passes": forward_passes(records, self._settings),
             "median_loss_difference": statistics.median(differences) if differences else 0.0,
         }
+        if self._settings.metric is not None:
+            still = sum(not any(record.gradients) for record in records)
+            account |= {"metric": self._settings.metric, "still_steps": still}
         if self._settings.is_step_measured:
             account["measured"] = measured(records, self._settings)
         return account

@@ -11,9 +11,9 @@ keeps a quarter of the room. An answer to choose is never cut. Such rows are cou
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
 
 from shared.errors import DataError
 from shared.tasks.prompted_row import PromptedRow
@@ -51,11 +51,13 @@ class Example:
 
     Attributes:
         prompt: Ids before the answer, at least one, beginning-of-text included.
-        candidates: Ids of each possible answer, at least one each; a single entry is a free completion.
+        candidates: Ids of each possible answer, at least one each; a single entry is a free completion, and none a
+            prompt to which no answer is known.
         right: Index of the right candidate.
         place: Where the row was read.
         truncated_tokens: How many ids the prompt lost at its beginning.
         lost_answer_tokens: How many ids the answer lost at its end.
+        row: The row's fields as they were read, where what judges answers is to see them.
     """
 
     prompt: tuple[int, ...]
@@ -64,11 +66,17 @@ class Example:
     place: str
     truncated_tokens: int = 0
     lost_answer_tokens: int = 0
+    row: Mapping[str, Any] = field(default_factory=dict, compare=False, repr=False)
+
+    @property
+    def has_answer(self) -> bool:
+        """Whether an answer is known."""
+        return bool(self.candidates)
 
     @property
     def is_free(self) -> bool:
         """Whether there is nothing to choose from."""
-        return len(self.candidates) == 1
+        return len(self.candidates) < 2
 
     @property
     def has_single_token_candidates(self) -> bool:
@@ -78,7 +86,7 @@ class Example:
     @property
     def token_count(self) -> int:
         """Ids of the prompt with the longest answer."""
-        return len(self.prompt) + max(len(candidate) for candidate in self.candidates)
+        return len(self.prompt) + max(map(len, self.candidates), default=0)
 
 
 def encode_rows(rows: Iterable[PromptedRow], encoder: TextEncoder, *, max_tokens: int | None = None) -> list[Example]:

@@ -153,6 +153,16 @@ def row_kind(record: Record) -> RowKind:
     )
 
 
+def has_answer(record: Record) -> bool:
+    """Return whether a row holds the answer to what it asks, or is another row than a question."""
+    kind = row_kind(record)
+    if kind == "messages":
+        messages = record.fields.get("messages", record.fields.get("prompt"))
+        last = messages[-1] if isinstance(messages, list) and messages else None
+        return "completion" in record.fields or (isinstance(last, dict) and last.get("role") == "assistant")
+    return kind == "labelled" or record.fields.get("completion") is not None
+
+
 def render_rows(
     records: Sequence[Record], chat: ChatRenderer, labels: LabelTemplate | None = None
 ) -> list[PromptedRow]:

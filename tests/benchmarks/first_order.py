@@ -42,6 +42,7 @@ from device_client.planning.tuned_blocks import tuned_blocks  # noqa: E402
 from device_client.planning.workload import Workload  # noqa: E402
 from device_client.tuning.batches import BatchIndices  # noqa: E402
 from device_client.tuning.engines import make_engine  # noqa: E402
+from device_client.tuning.goals import LossGoal  # noqa: E402
 from device_client.tuning.model_problem import ModelProblem  # noqa: E402
 from device_client.tuning.settings import Gradient, TuneSettings  # noqa: E402
 from shared.bundle.layout import ImageLayout  # noqa: E402
@@ -76,7 +77,9 @@ def steps_of(model: SparseModel, case: Case, kernels: BackendOptions) -> Callabl
     prompt = tuple(3 + position % 200 for position in range(case.columns - 1))
     examples = [Example((3 + first, *prompt), ((5,), (6,)), 0, "made up") for first in range(case.rows)]
     indices = BatchIndices(case.rows, case.rows, 0)
-    problem = ModelProblem(model, examples, examples, "candidates", indices, case.rows, case.workload.points)
+    problem = ModelProblem(
+        model, examples, examples, LossGoal(model, "candidates"), indices, case.rows, case.workload.points
+    )
     settings = TuneSettings(gradient=case.gradient, steps=1000, batch_size=case.rows, lr=1e-6)
     blocks = tuned_blocks(model.config)
     engine = make_engine(settings, model, model, blocks, problem, "candidates", kernels, lambda: None).engine

@@ -40,6 +40,7 @@ from device_client.planning.memory_plan import plan_memory  # noqa: E402
 from device_client.planning.workload import PAIRED_UP_TO_TOKENS, Workload  # noqa: E402
 from device_client.tuning.batches import BatchIndices  # noqa: E402
 from device_client.tuning.divergence import DivergenceWatch  # noqa: E402
+from device_client.tuning.goals import LossGoal  # noqa: E402
 from device_client.tuning.model_problem import ModelProblem  # noqa: E402
 from device_client.tuning.perturbations import Drawing, PerturbationStream, drawing_of  # noqa: E402
 from device_client.tuning.spsa import descend, estimate  # noqa: E402
@@ -103,7 +104,7 @@ def make_steps(model: SparseModel, case: Case, drawing: Drawing) -> None:
     prompt = tuple(3 + position % 200 for position in range(case.columns - 1))
     examples = [Example((first, *prompt), ((5,), (6,)), 0, "made up") for first in range(case.rows)]
     indices = BatchIndices(case.rows, case.rows, 0)
-    problem = ModelProblem(model, examples, examples, "candidates", indices, case.rows, case.points)
+    problem = ModelProblem(model, examples, examples, LossGoal(model, "candidates"), indices, case.rows, case.points)
     draw = PerturbationStream(0, model.sensitive_count, drawing, model.device)
     start = theta = model.initial_theta()
     steps = STEPS.get(case.model, 1)

@@ -36,6 +36,7 @@ from device_client.model.token_batch import TokenBatch
 from device_client.model.upper_blocks import UpperBlocks
 from device_client.planning.workload import PAIRED_UP_TO_TOKENS
 from device_client.tuning.batches import BatchIndices
+from device_client.tuning.goals import LossGoal
 from device_client.tuning.model_problem import ModelProblem, PointsModel
 from device_client.tuning.perturbations import Drawing, PerturbationStream
 from device_client.tuning.spsa import descend, estimate
@@ -76,7 +77,9 @@ class ZoStep:
         tuned = model if upper is None else upper
         examples = random_examples(batch, int(model.config.architecture["vocab_size"]))
         indices = BatchIndices(len(examples), batch.rows, seed=0)
-        self._problem = ModelProblem(seen or tuned, examples, examples, "candidates", indices, batch.rows, points)
+        self._problem = ModelProblem(
+            seen or tuned, examples, examples, LossGoal(seen or tuned, "candidates"), indices, batch.rows, points
+        )
         self._draw = PerturbationStream(0, tuned.sensitive_count, drawing, model.device)
         self._update = update
         self._theta = tuned.initial_theta()

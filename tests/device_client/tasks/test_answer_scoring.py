@@ -18,7 +18,7 @@ from device_client.tasks.scoring import (
     answer_losses,
     answer_scores,
     check_objective,
-    count_right,
+    is_right,
     target_log_probabilities,
 )
 from shared.errors import DataError
@@ -218,13 +218,13 @@ def test_log_probabilities_take_no_second_copy_of_the_logits() -> None:
 def test_the_highest_score_is_the_guess() -> None:
     batch = lay_out(single_token_examples(), micro_batch_rows=9)
     scores = torch.tensor([[0.0, -1, 0, -1, -3, -2, -1], [0.0, -1, -1, 0, -3, -2, -1], [-2.0, -1, 0, -1, -1, -2, -1]])
-    assert count_right(scores.double(), batch).tolist() == [2, 3, 0]
+    assert is_right(scores.double(), batch).sum(dim=1).tolist() == [2, 3, 0]
 
 
 def test_right_only_scores_cannot_be_compared() -> None:
     batch = lay_out(several_token_examples(), micro_batch_rows=9, right_only=True)
     with pytest.raises(DataError, match="cannot be compared"):
-        count_right(answer_scores(PrefixModel(), batch), batch)
+        is_right(answer_scores(PrefixModel(), batch), batch)
 
 
 def test_free_answers_have_no_candidates_loss() -> None:

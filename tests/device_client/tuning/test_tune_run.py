@@ -14,6 +14,7 @@ from tiny_run import SETTINGS, planned, run
 
 from device_client.model.loader import load_model
 from device_client.tasks.task_data import DataOptions
+from device_client.tuning.goals import LossGoal
 from device_client.tuning.journal import read_journal
 from device_client.tuning.model_problem import ModelProblem
 from device_client.tuning.run_directory import load_theta
@@ -171,7 +172,9 @@ def test_micro_batched_equals_whole_batch_on_the_real_model(bundle: Bundle, rows
     losses = []
     for micro_batch_rows in (1, 3, 100):
         indices = BatchIndices(len(data.training), 8, seed=0)
-        problem = ModelProblem(model, data.training, data.validation, "candidates", indices, micro_batch_rows)
+        problem = ModelProblem(
+            model, data.training, data.validation, LossGoal(model, "candidates"), indices, micro_batch_rows
+        )
         losses.append(problem.losses([model.initial_theta()], problem.batch(0)))
     # float32 logits of order 1: padding changes their last bits only.
     assert all(torch.allclose(found, losses[0], rtol=0, atol=1e-5) for found in losses)
@@ -207,7 +210,9 @@ def test_a_problem_shrinks_to_one_sequence_and_no_further(bundle: Bundle, rows: 
 
     data = planned(bundle, rows).data
     model = load_model(bundle, device="cpu")
-    problem = ModelProblem(model, data.training, data.validation, "vocabulary", BatchIndices(4, 2, 0), 5)
+    problem = ModelProblem(
+        model, data.training, data.validation, LossGoal(model, "vocabulary"), BatchIndices(4, 2, 0), 5
+    )
     assert [(problem.shrink(), problem.micro_batch_rows) for _ in range(4)] == [
         (True, 3), (True, 2), (True, 1), (False, 1)
     ]  # fmt: skip

@@ -39,6 +39,21 @@ def test_one_sided_directions_make_another_run() -> None:
     assert found == EARLIER | {"directions": "one-sided", "queries": 4}
 
 
+def test_a_metric_and_what_judges_it_make_another_run() -> None:
+    judged = {"metric": "checker", "answer_tokens": 8, "checker": "python3 check.py", "checker_digest": "sha256:0"}
+    settings = TuneSettings(steps=2000, step_length=0.8, **judged)  # type: ignore[arg-type]
+    assert settings.identity("candidates") == EARLIER | judged
+    assert settings.identity(None) == EARLIER | judged | {"objective": None}
+    relative = TuneSettings(steps=2000, step_length=0.8, metric="accuracy", epsilon_share=0.05).identity("candidates")
+    assert relative == EARLIER | {"metric": "accuracy", "epsilon_share": 0.05}
+
+
+def test_a_metrics_step_is_not_measured() -> None:
+    settings = TuneSettings(metric="accuracy")
+    assert settings.is_step_automatic
+    assert not settings.is_step_measured
+
+
 def test_two_steps_at_once_are_refused() -> None:
     with pytest.raises(InvalidRequest, match=r"both --lr 1e-06 and --step 0\.8"):
         TuneSettings(lr=1e-6, step_length=0.8)
