@@ -66,6 +66,7 @@ def run(arguments: argparse.Namespace, console: Console, settings: Settings) -> 
     from device_client.devices import dtype_name
     from device_client.model.open import open_model
     from device_client.planning.memory_fit import side_by_side
+    from device_client.planning.methods import tuned_part
     from device_client.store import resolve_bundle
     from device_client.tasks.scoring import check_metric, check_objective
     from device_client.tasks.task_data import cut_warnings, make_examples, row_warnings
@@ -75,7 +76,7 @@ def run(arguments: argparse.Namespace, console: Console, settings: Settings) -> 
     from device_client.tuning.run_directory import find_run
     from device_client.tuning.smaller_batches import MicroBatch, with_smaller_batches
     from device_client.tuning.tune_run import default_objective
-    from device_client.tuning.tuned_values import whole_theta
+    from device_client.tuning.tuned_values import answer_as_tuned, check_room, part_of_run
     from shared.model.tokenizer import BundleTokenizer
     from shared.tasks.datasets import draw_rows
 
@@ -94,7 +95,11 @@ def run(arguments: argparse.Namespace, console: Console, settings: Settings) -> 
     for warning in [*row_warnings(records, prompts), *cut_warnings(examples)]:
         console.warn(warning)
     allowed = machine(arguments, console, settings)
-    most = side_by_side(examples, min(ROWS_AT_ONCE, len(examples)), answer_tokens=asked.answer_tokens or 0)
+    part = part_of_run(tuned, bundle.config) if tuned else tuned_part(bundle.config)
+    check_room(part, examples, bundle.config)
+    most = side_by_side(
+        examples, min(ROWS_AT_ONCE, len(examples)), answer_tokens=asked.answer_tokens or 0, method=part.method.name
+    )
     opened = open_model(bundle, allowed, most)
     model, micro_batch = opened.model, MicroBatch(opened.fit.micro_batch_rows)
     has_choice = objective == "candidates"
@@ -107,7 +112,10 @@ def run(arguments: argparse.Namespace, console: Console, settings: Settings) -> 
         if stages and tuned is None and asked.metric is None:
             found = Evaluation.from_json(stages.pop(BUNDLE))
         else:
-            model.write_theta(whole_theta(tuned, model) if tuned else model.initial_theta())
+            if tuned:
+                answer_as_tuned(tuned, model)
+            else:
+                model.write_theta(model.initial_theta())
             goal = make_goal(model, model.tokenizer, objective, asked.metric, asked.answer_tokens, checker)
             found = with_smaller_batches(
                 lambda: goal.evaluate(examples, micro_batch.rows, bar.advance),

@@ -173,12 +173,13 @@ def _load(
     arguments: argparse.Namespace, console: Console, settings: Settings, bundle: Bundle, tuned: RunDirectory | None
 ) -> SparseModel:
     from device_client.model.open import open_for_text
-    from device_client.tuning.tuned_values import whole_theta
+    from device_client.tuning.tuned_values import answer_as_tuned, part_of_run
 
     console.say(f"Loading {arguments.ref} …")
-    model = open_for_text(bundle, machine(arguments, console, settings))
+    method = "sparse" if tuned is None else part_of_run(tuned, bundle.config).method.name
+    model = open_for_text(bundle, machine(arguments, console, settings), method)
     if tuned is not None:
-        model.write_theta(whole_theta(tuned, model))
+        answer_as_tuned(tuned, model)
     return model
 
 

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 from device_client.commands.machine_arguments import add_machine_arguments, machine
 from device_client.console import Console
 from device_client.model.backends.planned_bytes import planned_backend
+from device_client.planning.methods import METHODS, tuned_part
 from device_client.planning.step_cost import step_cost
-from device_client.planning.tuned_blocks import ALL_BLOCKS, tuned_blocks
+from device_client.planning.tuned_blocks import ALL_BLOCKS
 from device_client.planning.workload import PAIRED_UP_TO_TOKENS, Workload
 from device_client.settings import Settings
 from device_client.store import resolve_bundle
@@ -35,6 +36,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--length", type=int, metavar="L", help="tokens of the longest row (the bundle's context)")
     parser.add_argument("--rows", type=int, default=16, metavar="B", help="sequences of a batch (16)")
     parser.add_argument("--answers", type=int, default=1, metavar="A", help="scored tokens of each sequence (1)")
+    parser.add_argument(
+        "--method", choices=tuple(METHODS), default="sparse",
+        help="what is tuned: the sensitive values, low-rank factors, or keys and values in front of texts (sparse)",
+    )  # fmt: skip
     parser.add_argument(
         "--blocks", default=ALL_BLOCKS, metavar="WHICH",
         help="all, upper:N for the last N decoder blocks, or auto for the upper third (all)",
@@ -62,8 +67,9 @@ def run(arguments: argparse.Namespace, console: Console, settings: Settings) -> 
     from device_client.model.open import fit_workload
 
     length = most.columns if arguments.length is not None else bundle.config.tokenizer.context_length
-    tuned = tuned_blocks(bundle.config, arguments.blocks)
-    most = replace(most, columns=length, blocks=tuned.name)
+    part = tuned_part(bundle.config, arguments.method, arguments.blocks)
+    tuned = part.blocks
+    most = replace(most, columns=length, blocks=tuned.name, method=part.method.name)
     if tuned.first:
         most = replace(most, entering_tokens=most.tokens, kept_tokens=arguments.sequences * length)
     cost = step_cost(bundle.config, most)
@@ -74,9 +80,11 @@ def run(arguments: argparse.Namespace, console: Console, settings: Settings) -> 
     backend = planned_backend(fit.plan.backend, device_type, 2 if arguments.dtype == "bfloat16" else 4)
     is_any_kept = any(backend.is_decoded(entry) for entry in bundle.config.block_tensors)
     _show(console, fit, first_order, most, device_type, budget)
+    if part.method.is_beside_weights:
+        console.say(f"Tuned: {part.value_count:,} values of method {part.method.name}.")
     if tuned.first:
         console.say(
-            f"Tuned: the last {tuned.count - tuned.first} of {tuned.count} blocks, {tuned.value_count:,} values. A "
+            f"Tuned: the last {tuned.count - tuned.first} of {tuned.count} blocks, {part.value_count:,} values. A "
             f"step costs {cost.kept:.0%} of one over all blocks, {cost.new:.0%} where its rows are new or not "
             f"kept; what enters the tuned blocks takes {format_bytes(fit.kept_states_bytes)} of memory for "
             f"{fit.plan.workload.kept_tokens // length:,} of {arguments.sequences:,} sequences."
@@ -92,7 +100,8 @@ def run(arguments: argparse.Namespace, console: Console, settings: Settings) -> 
         "answers_per_row": most.answers_per_row,
         "queries": most.queries,
         "blocks": tuned.name,
-        "tuned_values": tuned.value_count,
+        "method": part.method.name,
+        "tuned_values": part.value_count,
         "step_cost_share": cost.kept,
         "step_cost_share_of_new_rows": cost.new,
         "kept_states_bytes": fit.kept_states_bytes,
@@ -113,10 +122,10 @@ def run(arguments: argparse.Namespace, console: Console, settings: Settings) -> 
 
 
 def _first_order(config: BundleConfig, usable: Machine, most: Workload) -> MemoryFit | None:
-    """Return what steps along the exact gradient need, or None where nothing is tuned or not one sequence fits."""
+    """Return what steps along the exact gradient need, or None where there are none or not one sequence fits."""
     from device_client.model.open import fit_workload
 
-    if most.queries == 0:
+    if most.queries == 0 or not METHODS[most.method].has_exact_gradient:
         return None
     try:
         return fit_workload(config, usable, replace(most, queries=0, is_differentiated=True))
@@ -142,7 +151,7 @@ def _show(
     )
     if first_order:
         console.say(f"First order: {first_order.micro_batch_rows} of {most.rows} sequences at a time, one point.")
-    elif most.queries:
+    elif most.queries and METHODS[most.method].has_exact_gradient:
         console.say(f"First order does not fit {format_bytes(budget)}, not even with one sequence at a time.")
 
 

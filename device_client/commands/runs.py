@@ -40,7 +40,7 @@ def run(arguments: argparse.Namespace, console: Console, settings: Settings) -> 
     if not found:
         console.say(f"No runs in {folder}. Next: zo-device tune --data FILE")
     else:
-        columns = ("run", "state", "steps", "blocks", "validation loss", "accuracy", "objective")
+        columns = ("run", "state", "steps", "method", "blocks", "validation loss", "accuracy", "objective")
         console.table(f"Runs in {folder}", columns, [_cells(entry) for entry in found])
     return {"runs": found}
 
@@ -73,6 +73,7 @@ def describe(folder: Path) -> dict[str, Any]:
         "state": state,
         "steps_done": steps_done,
         "steps": config["settings"]["steps"],
+        "method": config["settings"].get("method", "sparse"),
         "blocks": config["settings"].get("blocks", ALL_BLOCKS),
         "metric": config["settings"].get("metric"),
         "bundle": config["bundle_digest"],
@@ -82,15 +83,16 @@ def describe(folder: Path) -> dict[str, Any]:
 
 def _cells(entry: dict[str, Any]) -> tuple[str, ...]:
     if entry["state"] == "damaged":
-        return entry["name"], "damaged", *[""] * 5
+        return entry["name"], "damaged", *[""] * 6
     steps = f"{entry['steps_done']} of {entry['steps']}"
     metric = entry["metric"] or "loss"
+    run = entry["name"], entry["state"], steps, entry["method"], entry["blocks"]
     if entry["validation"] is None:
-        return entry["name"], entry["state"], steps, entry["blocks"], "", "", metric
+        return *run, "", "", metric
     change = partial(_change, entry["validation"]["bundle"], entry["validation"]["best"])
     objective = metric if entry["metric"] is None else f"{metric} {change('score', '.4g')}"
     figures = change("loss", ".4f"), change("accuracy", ".1%"), objective
-    return entry["name"], entry["state"], steps, entry["blocks"], *figures
+    return *run, *figures
 
 
 def _change(before: dict[str, Any], best: dict[str, Any], name: str, form: str) -> str:

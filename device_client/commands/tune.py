@@ -21,6 +21,7 @@ from device_client.commands.task_arguments import (
     seconds,
 )
 from device_client.console import Console, ProgressBar
+from device_client.planning.methods import METHODS
 from device_client.planning.tuned_blocks import check_blocks
 from device_client.settings import Settings
 from device_client.tuning.metric_step import EPSILON_SHARE, WALK_SHARE
@@ -48,6 +49,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_objective_arguments(parser.add_argument_group("objective"))
     group = parser.add_argument_group("training")
     group.add_argument(
+        "--method", choices=tuple(METHODS), default=DEFAULTS.method,
+        help="what is tuned: the sensitive values, low-rank factors of rank 8 beside every linear weight, or keys and "
+        "values of 5 positions in front of every text (default: %(default)s)",
+    )  # fmt: skip
+    group.add_argument(
         "--gradient", choices=("zeroth-order", "first-order"), default=DEFAULTS.gradient,
         help="of forward passes alone, or exact: Adam with a backward pass, for more memory (default: %(default)s)",
     )  # fmt: skip
@@ -57,8 +63,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--epsilon", type=positive_number,
-        help=f"perturbation; --step auto doubles it where rounding hides the curvature (default: {DEFAULTS.epsilon:g}; "
-        f"with an objective other than the loss {EPSILON_SHARE:g} of the values' root mean square)",
+        help=f"perturbation; --step auto doubles it where rounding hides the curvature (default: {DEFAULTS.epsilon:g}; 0.01 "
+        f"with --method prefix; with an objective other than the loss {EPSILON_SHARE:g} of the values' root mean square)",
     )  # fmt: skip
     group.add_argument(
         "--step",
@@ -116,10 +122,11 @@ def run(arguments: argparse.Namespace, console: Console, settings: Settings) -> 
     options = data_options(arguments, seed=wanted.seed)
     bundle = resolve_bundle(settings, arguments.reference)
     planned = plan_run(bundle, wanted, options, runs=settings.runs, output=arguments.output)
-    rows = planned.config["row_counts"]
+    rows, part = planned.config["row_counts"], planned.part
     console.say(
         f"Run {planned.directory.path}: {rows['training']} training rows, {rows['validation']} validation rows"
-        + (f", {planned.blocks.name} of {planned.blocks.count} blocks" if planned.blocks.first else "")
+        + (f", {part.blocks.name} of {part.blocks.count} blocks" if part.blocks.first else "")
+        + (f", {part.value_count:,} values of method {part.method.name}" if part.method.is_beside_weights else "")
     )
     for warning in planned.data.warnings:
         console.warn(warning)
@@ -159,10 +166,11 @@ def tune_settings(arguments: argparse.Namespace) -> TuneSettings:
     asked = asked_objective(arguments)
     is_relative = asked.metric is not None and arguments.epsilon is None
     return TuneSettings(
+        method=arguments.method,
         gradient=arguments.gradient,
         steps=arguments.steps,
         batch_size=arguments.batch,
-        epsilon=arguments.epsilon or DEFAULTS.epsilon,
+        epsilon=METHODS[arguments.method].epsilon if arguments.epsilon is None else arguments.epsilon,
         epsilon_share=EPSILON_SHARE if is_relative else None,
         lr=arguments.lr,
         step_length=arguments.step,
@@ -232,6 +240,7 @@ def show(report: TuneReport, console: Console) -> None:
     rows = [row for part in parts for row in _table_rows(part, result[part], metric)]
     console.table(f"Run {report.run.name}", ("rows", *shown_columns(metric)), rows)
     _warn_of_prior(result, console)
+    _warn_of_start(result, console)
     metrics = RunDirectory(report.run).metrics()
     chosen_by = "loss" if metric is None else "score"
     found = [line[chosen_by] for line in metrics if line["kind"] == "validation" and line[chosen_by] is not None]
@@ -282,6 +291,17 @@ def _warn_of_prior(result: Mapping[str, Any], console: Console) -> None:
         )
 
 
+def _warn_of_start(result: Mapping[str, Any], console: Console) -> None:
+    """Say so where a method that begins elsewhere has not come back to what the bundle answers by itself."""
+    found = result["validation"]
+    own, best = found["bundle"]["loss"], found["best"]["loss"]
+    if "start" in found and None not in (own, best) and best >= own:
+        console.warn(
+            f"the validation loss of the best values, {best:.4f}, is not below the bundle's own, {own:.4f}: the "
+            f"{result['method']} began at {found['start']['loss']:.4f}. Next: more --steps, or another --method"
+        )
+
+
 def measured_line(measured: Mapping[str, float | None], seconds_per_step: float | None) -> str:
     """Return what the run measured, in words.
 
@@ -307,7 +327,7 @@ def _table_rows(part: str, stages: Mapping[str, Mapping[str, Any]], metric: str 
     from device_client.tuning.baselines import BUNDLE, CALIBRATED, IN_CONTEXT, described
     from device_client.tuning.evaluation import shown_figures
 
-    for stage in (BUNDLE, CALIBRATED, IN_CONTEXT, "last", "best"):
+    for stage in (BUNDLE, CALIBRATED, IN_CONTEXT, "start", "last", "best"):
         if stage not in stages:
             continue
         found = stages[stage]

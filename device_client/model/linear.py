@@ -8,12 +8,13 @@ all its queries), their inputs come stacked:
     y_p = x_p W(θ_p)ᵀ + b          for p = 1 … points, with the bits that each point has alone
 
 How a product is made is the weight's own affair; the layer decides one thing: whether the tokens of a single point are
-few enough for the product that does not decode W as a whole (Equation 24).
+few enough for the product that does not decode W as a whole (Equation 24). What a method adds to the product, such as
+low-rank factors, comes after either.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -23,6 +24,9 @@ from torch.nn import functional
 from device_client.model.backends.backend import LinearBackend
 from device_client.model.backends.weight import Weight
 from device_client.model.points import Point, WritePoints, write_points
+
+Addition = Callable[[Tensor, Tensor], None]
+"""(inputs, outputs), as ``QuantizedSparseLinear.forward`` takes and returns them: adds to the outputs in place."""
 
 
 class SensitiveValues:
@@ -123,6 +127,9 @@ class LinearRuntime:
 class QuantizedSparseLinear(nn.Module):
     """y = x Wᵀ + b with W packed.
 
+    Attributes:
+        addition: Adds to each product; None adds nothing.
+
     Args:
         weight: The packed weight.
         where: The layer's part of the flat vector of values; kept.
@@ -136,6 +143,7 @@ class QuantizedSparseLinear(nn.Module):
         self.packed = weight
         self.bias = bias
         self.where = where
+        self.addition: Addition | None = None
         self._runtime = runtime
 
     def effective_weight(self, point: int = 0) -> Tensor:
@@ -150,9 +158,13 @@ class QuantizedSparseLinear(nn.Module):
         """
         values = self._runtime.values.of_layer(self.where)
         if len(values) == 1 and inputs.numel() <= self._runtime.fused_up_to_tokens * self.in_features:
-            return self.packed.multiply_few(inputs, values[0], self.bias)
-        outputs = self.packed.multiply(inputs.reshape(len(values), -1, self.in_features), values, self.bias)
-        return outputs.view(*inputs.shape[:-1], self.out_features)
+            outputs = self.packed.multiply_few(inputs, values[0], self.bias)
+        else:
+            outputs = self.packed.multiply(inputs.reshape(len(values), -1, self.in_features), values, self.bias)
+        outputs = outputs.view(*inputs.shape[:-1], self.out_features)
+        if self.addition is not None:
+            self.addition(inputs, outputs)
+        return outputs
 
     def extra_repr(self) -> str:
         """Name shape and number of sensitive values."""

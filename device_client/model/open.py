@@ -20,11 +20,13 @@ from device_client.devices import resolve_device
 from device_client.model.backends.choose import REFERENCE, BackendOptions
 from device_client.model.kept_states import KeptStates
 from device_client.model.loader import load_model
+from device_client.model.methods import tuned_by
 from device_client.model.sparse_model import SparseModel
+from device_client.model.tunable_model import TunableModel
 from device_client.model.upper_blocks import UpperBlocks
 from device_client.planning.memory_fit import MemoryFit, fit_to_memory
 from device_client.planning.memory_plan import plan_generation, spare_bytes, state_bytes
-from device_client.planning.tuned_blocks import TunedBlocks
+from device_client.planning.methods import MethodName, TunedPart
 from device_client.planning.workload import Workload
 from shared.bundle.config import BundleConfig
 from shared.bundle.read import Bundle
@@ -64,21 +66,23 @@ class OpenedModel:
     model: SparseModel
     fit: MemoryFit
 
-    def tuned_part(self, tuned: TunedBlocks, kept: KeptStates) -> SparseModel | UpperBlocks:
-        """Return what is tuned: the model itself, or its upper blocks over the hidden states that enter them.
+    def tuned_part(self, part: TunedPart, kept: KeptStates, *, seed: int = 0) -> TunableModel:
+        """Return what is tuned: of the model, or of its upper blocks over the hidden states that enter them.
 
         Args:
-            tuned: Which blocks.
+            part: What of which blocks.
             kept: Keeps those states from step to step.
+            seed: Of what θ begins with, where it is drawn.
 
         Raises:
             UnsupportedModel: The network does not keep its blocks in one list.
         """
-        if tuned.first == 0:
-            return self.model
+        if part.blocks.first == 0:
+            return tuned_by(part, self.model, self.model, seed=seed)
         held_tokens = self.fit.plan.workload.entering_tokens
         held_bytes = held_tokens * state_bytes(self.model.config, self.model.compute_dtype.itemsize)
-        return UpperBlocks(self.model, tuned, kept, held_bytes=held_bytes)
+        upper = UpperBlocks(self.model, part.blocks, kept, held_bytes=held_bytes)
+        return tuned_by(part, self.model, upper, seed=seed)
 
 
 def fit_workload(config: BundleConfig, machine: Machine, most: Workload) -> MemoryFit:
@@ -123,12 +127,13 @@ def open_model(bundle: Bundle, machine: Machine, most: Workload, *, load: LoadMo
     return OpenedModel(model, fit)
 
 
-def open_for_text(bundle: Bundle, machine: Machine) -> SparseModel:
+def open_for_text(bundle: Bundle, machine: Machine, method: MethodName = "sparse") -> SparseModel:
     """Return the bundle's model, ready to continue texts up to its context length.
 
     Args:
         bundle: A validated bundle.
         machine: What may be used.
+        method: Of the run whose values it will have.
 
     Raises:
         ResourceError: The weights do not fit the budget, or there is no such device or backend.
@@ -138,7 +143,9 @@ def open_for_text(bundle: Bundle, machine: Machine) -> SparseModel:
     model = _loaded(bundle, machine, load_model)
     budget = machine.memory_budget_bytes
     if model.fused_up_to_tokens == 0 and budget is not None:  # each token would decode every weight again
-        plan = plan_generation(bundle.config, model.device.type, model.compute_dtype.itemsize, model.backend_name)
+        plan = plan_generation(
+            bundle.config, model.device.type, model.compute_dtype.itemsize, model.backend_name, method
+        )
         model.keep_decoded(spare_bytes(plan, budget))
     return model
 

@@ -9,6 +9,7 @@ the head, so full logits (0.5 GiB for 16 × 256 tokens and 32k words) never exis
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -20,12 +21,14 @@ from device_client.model.backends.weight import Weight
 from device_client.model.decoding.attention import steps_are_alike
 from device_client.model.decoding.choose import eager_decoding
 from device_client.model.decoding.decoding import Decoding
+from device_client.model.decoding.growing import GrowingDecoding
 from device_client.model.decoding.side_by_side import is_alone, likeliest_answers
 from device_client.model.decoding.static import StaticDecoding, capacity_for
 from device_client.model.linear import LinearRuntime, QuantizedSparseLinear
 from device_client.model.memory_meter import MemoryMeter
 from device_client.model.output_head import OutputHead
 from device_client.model.points import Point
+from device_client.model.prefix import Prefix
 from device_client.model.sampling import choose_token
 from device_client.model.token_batch import TokenBatch
 from shared.architecture import family_of
@@ -51,6 +54,7 @@ class SparseModel:
         decoder: The network without its head.
         head: Hidden states to logits.
         fused_up_to_tokens: Generating uses the backend's fused product for passes of so many tokens or fewer.
+        prefix: Stands in front of every text; None puts nothing there.
     """
 
     def __init__(
@@ -73,6 +77,7 @@ class SparseModel:
         self.memory = MemoryMeter(self.device)
         self.runtime = runtime
         self.fused_up_to_tokens = fused_up_to_tokens
+        self.prefix: Prefix | None = None
         self._initial_values = initial_values
         self._static: StaticDecoding | None = None
         self.decoder: Any = network.get_decoder()  # type: ignore[operator]
@@ -116,6 +121,21 @@ class SparseModel:
         """Return the bundle's own sensitive values, float32 (k,), a fresh copy."""
         return self._initial_values.to(torch.float32, copy=True)
 
+    @contextmanager
+    def as_published(self) -> Iterator[None]:
+        """Compute with the bundle's own values, and without what a method adds, inside the ``with`` block."""
+        prefix, self.prefix = self.prefix, None
+        additions = [(linear, linear.addition) for linear in self._linears()]
+        for linear, _ in additions:
+            linear.addition = None
+        self.write_theta(self.initial_theta())
+        try:
+            yield
+        finally:
+            self.prefix = prefix
+            for linear, addition in additions:
+                linear.addition = addition
+
     def keep_decoded(self, budget_bytes: int) -> None:
         """Keep weights decoded from now on, as many as fit, so that they are not decoded on each pass.
 
@@ -131,7 +151,10 @@ class SparseModel:
         self._static = None
 
     def _weights(self) -> list[Weight]:
-        return [module.packed for module in self.network.modules() if isinstance(module, QuantizedSparseLinear)]
+        return [linear.packed for linear in self._linears()]
+
+    def _linears(self) -> list[QuantizedSparseLinear]:
+        return [module for module in self.network.modules() if isinstance(module, QuantizedSparseLinear)]
 
     def write_theta(self, theta: Tensor) -> None:
         """Make the sensitive weights equal ``theta``, float32 (k,): one point.
@@ -201,11 +224,12 @@ class SparseModel:
         """
         if temperature < 0 or not 0 < top_p <= 1 or (temperature > 0 and generator is None):
             raise ValueError("needed temperature ≥ 0, 0 < top_p ≤ 1, and a generator where temperature > 0")
-        room = self.tokenizer.context_length - len(prompt_ids)
+        context = self.tokenizer.context_length - (self.prefix.length if self.prefix else 0)
+        room = context - len(prompt_ids)
         if not prompt_ids or room < 1:
             raise DataError(
                 f"a prompt of {len(prompt_ids)} tokens",
-                needed=f"1 to {self.tokenizer.context_length - 1} tokens",
+                needed=f"1 to {context - 1} tokens",
                 next_step="shorten the prompt" if prompt_ids else "give a prompt",
             )
         return self._generated(
@@ -250,6 +274,8 @@ class SparseModel:
     def _decoding(self, token_count: int) -> Decoding:
         """Return what decodes a text of so many tokens: buffers that a CUDA graph can be made over, where they help."""
         config = self.network.config
+        if self.prefix is not None:
+            return GrowingDecoding(self.decoder, self.head, config, self.device, self.prefix)
         if self.device.type != "cuda" or not steps_are_alike(config):
             return eager_decoding(self.decoder, self.head, config, self.runtime, self.fused_up_to_tokens)
         if self._static is None or self._static.capacity < token_count:
@@ -261,5 +287,6 @@ class SparseModel:
     def hidden_states(self, input_ids: Tensor) -> Tensor:
         """Return what the decoder makes of right-padded rows, compute dtype (points · rows, columns, hidden)."""
         # No attention mask: rows are right-padded (TokenBatch sees to it), so the causal mask alone hides the padding.
-        hidden: Tensor = self.decoder(input_ids=input_ids, use_cache=False).last_hidden_state
+        in_front = self.prefix.in_front_of(len(input_ids)) if self.prefix else None
+        hidden: Tensor = self.decoder(input_ids=input_ids, past_key_values=in_front, use_cache=False).last_hidden_state
         return hidden

@@ -24,6 +24,7 @@ from device_client.planning.memory_plan import (
     spare_bytes,
     state_bytes,
 )
+from device_client.planning.methods import MethodName
 from device_client.planning.tuned_blocks import ALL_BLOCKS
 from device_client.planning.workload import PAIRED_UP_TO_TOKENS, Workload
 from shared.bundle.config import BundleConfig
@@ -122,6 +123,7 @@ def side_by_side(
     queries: int = 0,
     blocks: str = ALL_BLOCKS,
     answer_tokens: int = 0,
+    method: MethodName = "sparse",
 ) -> Workload:
     """Return the shape of a pass that runs all sequences of ``row_count`` rows at once, each as long as the longest.
 
@@ -131,6 +133,7 @@ def side_by_side(
         queries: Directions of a tuning step; 0 for an evaluation.
         blocks: Which blocks are tuned; where not all are, the hidden states of all examples are worth keeping.
         answer_tokens: Most tokens of answers that the model writes, whose keys and values are held; 0 writes none.
+        method: What is tuned of them.
     """
     sequences = max(1 if example.has_single_token_candidates else len(example.candidates) for example in examples)
     columns = max(max(example.token_count, len(example.prompt) + answer_tokens) for example in examples)
@@ -142,6 +145,7 @@ def side_by_side(
         cached_columns=columns if answer_tokens else 0,
         queries=queries,
         blocks=blocks,
+        method=method,
         entering_tokens=row_count * sequences * columns if is_upper else 0,
         kept_tokens=sum(map(_tokens_of_sequences, examples)) if is_upper else 0,
     )

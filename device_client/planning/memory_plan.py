@@ -6,11 +6,12 @@
     θ vectors = k · 4 · (3 + q + r)          three θ, z of q queries; on a CPU r = q next z, on CUDA r = 1, a θ ± ε·z
 
 Where only upper blocks are tuned, k counts their values, and hidden states that enter them are held and kept; see
-``model.upper_blocks``.
+``model.upper_blocks``. Where something else than sensitive values is tuned, k counts that, each point holds it in the
+compute dtype, and the bundle's own sensitive values stand at every point; see ``methods``.
 Three θ: the run's, the bundle's, kept for the divergence watch, and at the end the best. Loading never needs more: see
 ``loader``.
 ``tests/benchmarks/memory_plan_error.py`` compares with what processes use. Imports neither torch nor transformers.
-Symbols: k tuned sensitive values · q queries. Knows nothing about files.
+Symbols: k tuned values · q queries. Knows nothing about files.
 """
 
 from __future__ import annotations
@@ -27,9 +28,10 @@ from device_client.model.backends.planned_bytes import (
     row_start_bytes,
 )
 from device_client.planning.gradient_memory import THETA_VECTORS, differentiated_moment, kept_inputs_bytes
+from device_client.planning.methods import MethodName, tuned_part
 from device_client.planning.pass_memory import hungriest_moment, key_value_bytes
 from device_client.planning.process_overhead import libraries_bytes, product_bytes, slack_bytes
-from device_client.planning.tuned_blocks import TunedBlocks, tuned_blocks
+from device_client.planning.tuned_blocks import TunedBlocks
 from device_client.planning.workload import Workload
 from shared.bundle.config import BundleConfig
 from shared.byte_sizes import format_bytes, format_enough
@@ -129,12 +131,16 @@ def plan_memory(
     backend = likeliest_backend(backend, device_type)
     shapes = decoded_shapes(config, device_type)
     pieces = _hungriest_moment(config, workload, bytes_each)
-    tuned = tuned_blocks(config, workload.blocks)
+    part = tuned_part(config, workload.method, workload.blocks)
+    tuned = part.blocks
     planned = planned_backend(backend, device_type, bytes_each)
     parts = weight_parts(config, bytes_each, planned, points=workload.points, tuned=tuned)
     parts["workspace"] = planned.workspace_bytes(shapes)
     vectors = "theta and moments" if workload.is_differentiated else "theta and z"
-    parts[vectors] = tuned.value_count * _THETA_BYTES * _theta_vectors(workload, device_type)
+    parts[vectors] = part.value_count * _THETA_BYTES * _theta_vectors(workload, device_type)
+    if part.method.is_beside_weights:
+        parts[vectors] += tuned.value_count * _THETA_BYTES
+        parts["values of the method"] = workload.points * part.value_count * bytes_each
     parts["activations and logits"] = sum(pieces)
     if workload.is_differentiated:
         parts["inputs of blocks"] = kept_inputs_bytes(
@@ -157,11 +163,15 @@ def state_bytes(config: BundleConfig, value_bytes: int) -> int:
 
 
 def plan_generation(
-    config: BundleConfig, device_type: str, value_bytes: int | None = None, backend: str = "auto"
+    config: BundleConfig,
+    device_type: str,
+    value_bytes: int | None = None,
+    backend: str = "auto",
+    method: MethodName = "sparse",
 ) -> MemoryPlan:
     """Return the predicted bytes of a text that fills the context, its keys and values included."""
     context = config.tokenizer.context_length
-    most = Workload(rows=1, columns=context, cached_columns=context, queries=0)
+    most = Workload(rows=1, columns=context, cached_columns=context, queries=0, method=method)
     return plan_memory(config, most, device_type=device_type, value_bytes=value_bytes, backend=backend)
 
 

@@ -8,6 +8,9 @@
     the head     P·T·b·H + P·A·V·4 + A·V·b             hidden states, float32 logits of all points, logits of one
     the scores   P·A·V·4 + max(4 MiB, V·4)             logits and a portion of their log-softmax
 
+    a prefix     P·b · rows · (C + m) · (2K + C)          in the attention: keys and values behind it, and a mask
+    factors      P·T·b·H + T·b·r                          in the MLP: a layer's input lives until they have added to it
+
     keys and values = rows · (cached columns + 64) · b · 2K · (blocks + 1)        one block's are copied as they grow
 
 4H: the embeddings, the block's input, the residual and the normed input are all alive inside a block; some families
@@ -15,7 +18,8 @@ keep more of them, and GPT-2's activation makes 3 F / P. Attention that is no fu
 needs is the hungriest of these moments; the rest of what it makes (rotary tables, indices) is under 3 %.
 
 Symbols: T tokens of one point · C columns · P points · b bytes of a value · H hidden · Q, K width of all queries, of
-all keys · M, F width of a gated, of a plain MLP · A answers of one point · V vocabulary.
+all keys · M, F width of a gated, of a plain MLP · A answers of one point · V vocabulary ·
+m positions of a prefix · r rank of factors.
 ``tests/device_client/planning/test_pass_memory.py`` counts operator by operator.
 Imports neither torch nor transformers.
 """
@@ -24,6 +28,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from device_client.planning.methods import METHODS, LowRankFactors
 from device_client.planning.workload import GROWTH_TOKENS, Workload
 from shared.architecture import family_of
 from shared.model_dimensions import Dimensions, dimensions_of
@@ -74,9 +79,15 @@ def _block_moments(
     all_points = workload.points * of_a_point
     carried = [dimensions.hidden * all_points] * family.carried_hidden_states
     attention = [dimensions.queries * all_points] * 4 + [dimensions.keys * all_points] * 2
+    method = METHODS[workload.method]
+    if method.positions_in_front:
+        behind_prefix = workload.points * workload.rows * (workload.columns + method.positions_in_front) * value_bytes
+        attention += [dimensions.keys * behind_prefix] * 2 + [workload.columns * behind_prefix]
     middle = dimensions.intermediate
     copies = family.activation_copies
     mlp = [middle * all_points] * 3 if family.is_gated else [middle * all_points] + [middle * of_a_point] * copies
+    if isinstance(method, LowRankFactors):
+        mlp += [dimensions.hidden * all_points, method.rank * of_a_point]
     norm = [dimensions.hidden * workload.points * workload.tokens * _FLOAT32] * 3
     if family.attention == "eager":
         probabilities = workload.points * workload.tokens * workload.columns * dimensions.heads

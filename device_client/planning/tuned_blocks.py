@@ -100,6 +100,11 @@ def tuned_blocks(config: BundleConfig, text: str = ALL_BLOCKS) -> TunedBlocks:
     return TunedBlocks(first, count, sum(entry.sensitive_count for entry in below), value_count)
 
 
+def entries_of(config: BundleConfig, blocks: TunedBlocks) -> list[QuantizedEntry]:
+    """Return the linear weights of the tuned blocks, in the order of θ."""
+    return _split(config, blocks.first)[1]
+
+
 def _upper_count(text: str) -> int:
     """Return N of ``upper:N``, or 0 where the text is something else."""
     number = text.removeprefix(_UPPER)

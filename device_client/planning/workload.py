@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from device_client.planning.methods import MethodName
 from device_client.planning.tuned_blocks import ALL_BLOCKS
 
 PAIRED_UP_TO_TOKENS = {"cpu": 1024, "cuda": 4096}
@@ -26,6 +27,7 @@ class Workload:
         points: θ's that go through the network side by side; each runs all rows.
         queries: Directions of a tuning step; 0 where nothing is tuned, or where its gradient is exact.
         blocks: Which decoder blocks are tuned; see ``tuned_blocks``.
+        method: What is tuned of them; see ``methods``.
         entering_tokens: Tokens whose hidden states below the tuned blocks are held for all passes of a step.
         kept_tokens: Tokens whose hidden states below the tuned blocks are kept between steps.
         is_differentiated: Whether the pass has an exact gradient, and the step moments of it.
@@ -38,6 +40,7 @@ class Workload:
     points: int = 1
     queries: int = 1
     blocks: str = ALL_BLOCKS
+    method: MethodName = "sparse"
     entering_tokens: int = 0
     kept_tokens: int = 0
     is_differentiated: bool = False

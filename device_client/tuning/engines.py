@@ -18,8 +18,8 @@ from torch import Tensor
 
 from device_client.model.backends.choose import BackendOptions
 from device_client.model.sparse_model import SparseModel
-from device_client.model.upper_blocks import UpperBlocks
-from device_client.planning.tuned_blocks import TunedBlocks
+from device_client.model.tunable_model import TunableModel
+from device_client.planning.methods import TunedPart
 from device_client.tasks.scoring import Objective
 from device_client.tuning.adam import Adam
 from device_client.tuning.answer_gradient import AnswerGradient
@@ -58,8 +58,8 @@ class ReadyEngine:
 def make_engine(
     settings: TuneSettings,
     model: SparseModel,
-    tuned: SparseModel | UpperBlocks,
-    blocks: TunedBlocks,
+    tuned: TunableModel,
+    part: TunedPart,
     problem: ModelProblem[Any],
     objective: Objective | None,
     backend: BackendOptions,
@@ -70,8 +70,8 @@ def make_engine(
     Args:
         settings: The run's.
         model: At its own values.
-        tuned: The part of it that is tuned.
-        blocks: Which blocks that is.
+        tuned: What is tuned of it.
+        part: What that is.
         problem: Over the same part; its goal has a gradient where one is asked for.
         objective: Which loss; None where rows have no answer.
         backend: What draws perturbations.
@@ -82,11 +82,11 @@ def make_engine(
         ResourceError: A single sequence does not fit the memory.
     """
     if settings.gradient == "first-order" and objective is not None:
-        adam = Adam(tuned.sensitive_count, model.device)
-        gradient = AnswerGradient(model, objective, blocks)
+        adam = Adam(part.value_count, model.device)
+        gradient = AnswerGradient(model, objective, part.blocks)
         return ReadyEngine(FirstOrder(problem, gradient, adam, settings))
     drawing = drawing_of(settings.distribution, backend)
-    draw = PerturbationStream(settings.seed, tuned.sensitive_count, drawing, model.device)
+    draw = PerturbationStream(settings.seed, part.value_count, drawing, model.device)
     theta = tuned.initial_theta()
     value_rms = float(theta.double().square().mean().sqrt())
     if settings.epsilon_share is not None:
@@ -101,12 +101,12 @@ def make_engine(
     return ReadyEngine(ZerothOrder(problem, draw, schedule, settings), findings)
 
 
-def journal_header(settings: TuneSettings, blocks: TunedBlocks, bundle_digest: str, digest: str) -> JournalHeader:
+def journal_header(settings: TuneSettings, part: TunedPart, bundle_digest: str, digest: str) -> JournalHeader:
     """Return what the journal of a run says of itself; first order draws nothing.
 
     Args:
         settings: The run's.
-        blocks: Which blocks are tuned.
+        part: What is tuned.
         bundle_digest: The bundle.
         digest: Of everything that decides the run.
     """
@@ -115,12 +115,12 @@ def journal_header(settings: TuneSettings, blocks: TunedBlocks, bundle_digest: s
         seed=settings.seed,
         stream=STREAM_NAMES[settings.distribution] if draws else "none",
         distribution=settings.distribution if draws else "none",
-        sensitive_count=blocks.value_count,
+        sensitive_count=part.value_count,
         queries=settings.queries if draws else 1,
         epsilon=settings.epsilon if draws and settings.epsilon_share is None else 0.0,
         bundle_digest=bundle_digest,
         settings_digest=digest,
-        blocks=blocks.name,
+        blocks=part.blocks.name,
         is_measured=settings.is_step_measured,
     )
 

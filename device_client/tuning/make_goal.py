@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from device_client.model.sparse_model import SparseModel
+from device_client.model.tunable_model import TunableModel
 from device_client.model.upper_blocks import UpperBlocks
 from device_client.tasks.answer_text import exact_match, f1
 from device_client.tasks.checker import Checker
@@ -16,7 +17,7 @@ from shared.model.tokenizer import BundleTokenizer
 
 
 def make_goal(
-    model: SparseModel | UpperBlocks,
+    model: TunableModel,
     tokenizer: BundleTokenizer,
     objective: Objective | None,
     metric: Metric | None,
@@ -43,8 +44,8 @@ def make_goal(
     }
     if checker is not None:
         grades["checker"] = lambda example, answer: checker(example, tokenizer.decode(example.prompt), answer)
-    if metric is None or metric not in grades:
-        raise ValueError(f"objective {objective}, metric {metric}: nothing says what an answer is worth")
+    if metric is None or metric not in grades or not isinstance(model, SparseModel | UpperBlocks):
+        raise ValueError(f"objective {objective}, metric {metric}: nothing writes answers, or says what they are worth")
     return AnswerGoal(
         model,
         tokenizer.decode,

@@ -51,11 +51,13 @@ class Snapshot:
         theta: float32 (k,).
         steps_done: Steps behind it.
         state: What the engine of the steps keeps beside θ, by name.
+        labels: What the file says of θ.
     """
 
     theta: Tensor
     steps_done: int
     state: Mapping[str, Tensor] = field(default_factory=dict)
+    labels: Mapping[str, str] = field(default_factory=dict)
 
 
 class RunDirectory:
@@ -63,10 +65,11 @@ class RunDirectory:
 
     Args:
         path: The folder; ``create`` makes it, the constructor touches nothing.
+        labels: What its files of θ say of it: the method, and its numbers.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: Path, labels: Mapping[str, str] | None = None) -> None:
+        self.path, self._labels = path, dict(labels or {})
 
     def create(self) -> None:
         """Make the folder where it is missing.
@@ -196,7 +199,8 @@ class RunDirectory:
         """
         tensors = {key: value.cpu() for key, value in (state or {}).items()}
         tensors[_THETA] = theta.detach().to("cpu", torch.float32).contiguous()
-        self.write_bytes(name, save(tensors, metadata={"steps_done": str(steps_done)}))
+        content = save(tensors, metadata=self._labels | {"steps_done": str(steps_done)})
+        self.write_bytes(name, _with_sorted_header(content))
 
     def read_theta(self, name: str) -> Snapshot | None:
         """Return a written θ, or None where there is no such file.
@@ -212,12 +216,20 @@ class RunDirectory:
                 metadata = file.metadata() or {}
                 tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  no mapping
             theta = tensors.pop(_THETA)
-            steps_done = int(metadata["steps_done"])
+            steps_done = int(metadata.pop("steps_done"))
         except (SafetensorError, KeyError, ValueError, OSError) as error:
             raise IntegrityError(f"{path} is damaged", next_step="run the same tune command again") from error
         if theta.dtype != torch.float32 or theta.dim() != 1 or not bool(torch.isfinite(theta).all()):
             raise IntegrityError(f"{path} does not hold finite float32 values", next_step="tune again")
-        return Snapshot(theta, steps_done, tensors)
+        return Snapshot(theta, steps_done, tensors, metadata)
+
+
+def _with_sorted_header(content: bytes) -> bytes:
+    """Return a safetensors file with its header in order: the library writes metadata in any, each time another."""
+    end = 8 + int.from_bytes(content[:8], "little")
+    header = json.dumps(json.loads(content[8:end]), sort_keys=True, separators=(",", ":")).encode()
+    header += b" " * (-len(header) % 8)
+    return len(header).to_bytes(8, "little") + header + content[end:]
 
 
 def _metric(line: bytes, place: str) -> dict[str, Any]:
@@ -258,21 +270,29 @@ def find_run(runs: Path, name: str, bundle: Bundle) -> RunDirectory:
     raise NotFound(f"no run {name!r} in {runs}", needed="a run's name or folder", next_step="zo-device runs")
 
 
-def load_theta(path: Path, *, sensitive_count: int | None = None) -> Tensor:
+def load_theta(path: Path, *, sensitive_count: int | None = None, method: str | None = None) -> Tensor:
     """Return a run's best θ, float32 (k,).
 
     Args:
         path: The run's folder.
-        sensitive_count: k of the bundle it is meant for; None does not compare.
+        sensitive_count: How many it should have; None does not compare.
+        method: What they should mean; None does not compare.
 
     Raises:
         NotFound: It is no run, or has no best values yet.
-        Conflict: It has another number of values.
+        Conflict: It has another number of values, or values of another method.
         IntegrityError: The values are damaged.
     """
     snapshot = RunDirectory(path).read_theta("best.safetensors")
     if snapshot is None:
         raise NotFound(f"no tuned values in {path}", needed="the folder of a tuning run", next_step="zo-device runs")
+    of_method = snapshot.labels.get("method", "sparse")  # files of earlier releases do not name it
+    if method not in (None, of_method):
+        raise Conflict(
+            f"values of method {of_method} in {path}",
+            needed=f"values of method {method}, which the run's configuration names",
+            next_step="restore config.json and best.safetensors of the same run, or tune again",
+        )
     if sensitive_count not in (None, snapshot.theta.numel()):
         raise Conflict(
             f"{snapshot.theta.numel()} tuned values in {path}",

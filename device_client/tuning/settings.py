@@ -11,6 +11,7 @@ import math
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
+from device_client.planning.methods import METHODS, MethodName
 from device_client.planning.tuned_blocks import ALL_BLOCKS
 from shared.errors import InvalidRequest
 from shared.perturbation import Distribution
@@ -39,6 +40,7 @@ class TuneSettings:
     """What decides a run, besides bundle and rows.
 
     Attributes:
+        method: What is tuned; see ``planning.methods``.
         gradient: Where a step's direction comes from: forward passes alone, or a backward pass.
         steps: T, planned; the measured step and the decay are functions of it.
         batch_size: Rows per step.
@@ -63,9 +65,10 @@ class TuneSettings:
 
     Raises:
         InvalidRequest: Both ``lr`` and ``step_length`` are given, one-sided directions have nothing to compare with, or
-            a metric is to have a gradient.
+            a metric or an exact gradient is asked for what has none here.
     """
 
+    method: MethodName = "sparse"
     gradient: Gradient = "zeroth-order"
     steps: int = 400
     batch_size: int = 16
@@ -107,6 +110,20 @@ class TuneSettings:
                 next_step="leave --gradient out: forward passes alone raise such an objective",
                 param="gradient",
             )
+        if self.gradient == "first-order" and not METHODS[self.method].has_exact_gradient:
+            raise InvalidRequest(
+                f"--gradient first-order with --method {self.method}",
+                needed="the sensitive values: the exact gradient is computed for those alone",
+                next_step="--method sparse, or leave --gradient out",
+                param="method",
+            )
+        if self.method != "sparse" and self.metric not in (None, "accuracy"):
+            raise InvalidRequest(
+                f"--method {self.method} with the objective {self.metric}, for which the model writes answers",
+                needed="the sensitive values: answers are written at those alone",
+                next_step="--method sparse, or --objective accuracy or loss",
+                param="method",
+            )
 
     @property
     def is_step_measured(self) -> bool:
@@ -134,7 +151,13 @@ class TuneSettings:
             objective: The loss that was decided on; None where rows have no answer.
         """
         fields = asdict(self) | {"objective": objective, "validate_every": self.validation_interval}
-        later: dict[str, Any] = {"directions": "two-sided", "gradient": "zeroth-order", "blocks": ALL_BLOCKS}
+        fields |= METHODS[self.method].recorded
+        later: dict[str, Any] = {
+            "directions": "two-sided",
+            "gradient": "zeroth-order",
+            "blocks": ALL_BLOCKS,
+            "method": "sparse",
+        }
         later |= dict.fromkeys(("metric", "epsilon_share", "answer_tokens", "checker", "checker_digest"))
         for name in (name for name, default in later.items() if fields[name] == default):
             del fields[name]

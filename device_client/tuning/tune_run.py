@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -21,8 +21,11 @@ from device_client.devices import dtype_name, dtype_named, resolve_device
 from device_client.model.kept_states import KeptStates
 from device_client.model.loader import load_model
 from device_client.model.open import LoadModel, Machine, OpenedModel, fit_workload, open_model
+from device_client.model.sparse_model import SparseModel
+from device_client.model.tunable_model import TunableModel
 from device_client.planning.memory_fit import side_by_side
-from device_client.planning.tuned_blocks import STATES_FILE_BYTES, TunedBlocks, tuned_blocks
+from device_client.planning.methods import TunedPart, tuned_part
+from device_client.planning.tuned_blocks import STATES_FILE_BYTES
 from device_client.planning.workload import Workload
 from device_client.tasks.checker import TIMEOUT_SECONDS, Checker, checker_command
 from device_client.tasks.scoring import Objective, check_metric, check_objective
@@ -40,6 +43,7 @@ from device_client.tuning.model_problem import ModelProblem
 from device_client.tuning.run_directory import CONFIG, RunDirectory
 from device_client.tuning.settings import ANSWER_TOKENS, Gradient, TuneSettings
 from device_client.tuning.smaller_batches import with_smaller_batches
+from device_client.tuning.tuned_values import check_room
 from shared.bundle.digest import digest_of_bytes
 from shared.bundle.read import Bundle
 from shared.byte_sizes import format_bytes
@@ -92,7 +96,7 @@ class PlannedRun:
 
     bundle: Bundle
     settings: TuneSettings
-    blocks: TunedBlocks
+    part: TunedPart
     data: TaskData
     objective: Objective | None
     config: dict[str, Any] = field(repr=False)
@@ -121,14 +125,15 @@ def plan_run(
         InvalidRequest: An option is wrong.
         UnsupportedModel: The bundle, or its blocks that are to be tuned, have no sensitive values.
     """
-    if bundle.config.sensitive_count == 0:
+    part = tuned_part(bundle.config, settings.method, settings.blocks)
+    if part.value_count == 0:
         raise UnsupportedModel(
             f"bundle {bundle.digest} of {bundle.config.source.id} has no sensitive values: there is nothing to tune",
-            needed="a bundle with at least one sensitive value",
-            next_step="prepare the model with a share of sensitive weights, such as --sparsity 0.001, and pull it",
+            needed="a bundle with at least one sensitive value, or another method",
+            next_step="prepare the model with a share of sensitive weights, such as --sparsity 0.001, and pull it, or "
+            "tune with --method lora",
         )
-    blocks = tuned_blocks(bundle.config, settings.blocks)
-    settings = replace(settings, blocks=blocks.name)
+    settings = replace(settings, blocks=part.blocks.name)
     model_type = str(bundle.config.architecture["model_type"])
     if settings.metric == "checker":
         options = replace(options, judged_tokens=settings.answer_tokens or ANSWER_TOKENS)
@@ -137,6 +142,7 @@ def plan_run(
     objective = settings.objective or default_objective(examples)
     check_objective(examples, objective)
     check_metric(examples, settings.metric)
+    check_room(part, examples, bundle.config)
     identity = {
         "bundle_digest": bundle.digest,
         "settings": settings.identity(objective),
@@ -147,8 +153,9 @@ def plan_run(
     source = options.task or (options.data.stem if options.data else "rows")
     name = f"{bundle.config.source.id.rpartition('/')[2]}-{source}-{digest.removeprefix('sha256:')[:8]}"
     counts = {"training": len(data.training), "validation": len(data.validation), "test": len(data.test)}
+    labels = {"method": part.method.name} | {key: str(number) for key, number in part.method.recorded.items()}
     config = identity | {"settings_digest": digest, "source_model": bundle.config.source.id, "row_counts": counts}
-    return PlannedRun(bundle, settings, blocks, data, objective, config, RunDirectory(output or runs / name))
+    return PlannedRun(bundle, settings, part, data, objective, config, RunDirectory(output or runs / name, labels))
 
 
 def default_objective(examples: list[Example]) -> Objective | None:
@@ -184,9 +191,7 @@ def tune(
     finished = begin(planned)
     if finished is not None:
         return finished
-    header = journal_header(
-        planned.settings, planned.blocks, planned.bundle.digest, planned.settings_digest
-    )  # fmt: skip
+    header = journal_header(planned.settings, planned.part, planned.bundle.digest, planned.settings_digest)
     with open_journal(planned.directory.journal, header) as journal:
         begun_on = read_machine(planned.directory)
         if begun_on is not None:
@@ -205,7 +210,8 @@ def tune(
 def _say_where_first_order_fits(planned: PlannedRun, machine: MachineSettings, observer: Observer) -> None:
     budget = machine.memory_budget_bytes
     settings = planned.settings
-    if settings.gradient == "first-order" or settings.metric is not None or budget is None:
+    is_exact = settings.gradient == "first-order"
+    if is_exact or settings.metric is not None or not planned.part.method.has_exact_gradient or budget is None:
         return
     try:
         fit = fit_workload(planned.bundle.config, machine, _workload(planned, "first-order"))
@@ -255,13 +261,9 @@ def _tune_model(
     checker: Checker | None,
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     model, fit = opened.model, opened.fit
-    tuned = opened.tuned_part(planned.blocks, kept)
-    settings, data, run = planned.settings, planned.data, planned.directory
-    indices = BatchIndices(len(data.training), settings.batch_size, settings.seed)
-    goal = make_goal(tuned, model.tokenizer, planned.objective, settings.metric, settings.answer_tokens, checker)
-    problem = ModelProblem(
-        tuned, data.training, data.validation, goal, indices, fit.micro_batch_rows, fit.points_at_once
-    )
+    tuned = opened.tuned_part(planned.part, kept, seed=planned.settings.seed)
+    settings, run = planned.settings, planned.directory
+    problem = _problem(planned, tuned, model.tokenizer, checker, fit.micro_batch_rows, fit.points_at_once)
     theta = tuned.initial_theta()
     on_record = read_machine(run) or MachineRecord(
         model.device.type, dtype_name(model.compute_dtype), fit.micro_batch_rows, fit.micro_batch_rows, model.products
@@ -273,7 +275,7 @@ def _tune_model(
         write_machine(run, replace(on_record, micro_batch_rows=problem.micro_batch_rows))
 
     ready = make_engine(
-        settings, model, tuned, planned.blocks, problem, planned.objective, machine.backend, remember_rows
+        settings, model, tuned, planned.part, problem, planned.objective, machine.backend, remember_rows
     )
     begun_at = clock()
     loop = TuningLoop(
@@ -283,7 +285,7 @@ def _tune_model(
     outcome = loop.run()
     seconds = clock() - begun_at
     account = ready.engine.account(outcome.records)
-    result = account | with_smaller_batches(lambda: _result(planned, problem, theta, outcome, kept), problem)
+    result = account | with_smaller_batches(lambda: _result(planned, model, problem, theta, outcome, kept), problem)
     resources = {
         "device": str(model.device),
         "compute_dtype": dtype_name(model.compute_dtype),
@@ -319,8 +321,11 @@ def begin(planned: PlannedRun) -> TuneReport | None:
         return None
     if found.get("settings_digest") != planned.settings_digest:
         changed = sorted(key for key in planned.config if found.get(key) != planned.config[key])
+        settings = found.get("settings", {}), planned.config["settings"]
+        of_settings = sorted(key for key in settings[0] | settings[1] if settings[0].get(key) != settings[1].get(key))
         raise Conflict(
-            f"{run.path} holds another run: {', '.join(changed)} differ",
+            f"{run.path} holds another run: {', '.join(changed)} differ"
+            + (f" (of the settings: {', '.join(of_settings)})" if of_settings else ""),
             needed="the settings and rows that the run was begun with",
             next_step="choose another folder with --output",
         )
@@ -382,20 +387,28 @@ def _workload(planned: PlannedRun, gradient: Gradient) -> Workload:
         settings.batch_size,
         queries=settings.queries,
         blocks=settings.blocks,
+        method=settings.method,
         answer_tokens=settings.answer_tokens or 0,
     )
     return replace(most, queries=0, is_differentiated=True) if gradient == "first-order" else most
 
 
-Stage = Literal["bundle", "last", "best"]
+Stage = Literal["bundle", "start", "last", "best"]
+"""``start`` is θ before any step, where that is not the bundle itself."""
 
 
 def _result(
-    planned: PlannedRun, problem: ModelProblem[Any], theta: Tensor, outcome: Outcome, kept: KeptStates
+    planned: PlannedRun,
+    model: SparseModel,
+    problem: ModelProblem[Any],
+    theta: Tensor,
+    outcome: Outcome,
+    kept: KeptStates,
 ) -> dict[str, Any]:
-    validations = outcome.validations
+    validations, begins_as_bundle = outcome.validations, planned.part.method.begins_as_bundle
+    first: Stage = "bundle" if begins_as_bundle else "start"
     on_validation: dict[Stage, Evaluation] = {
-        "bundle": validations[0],
+        first: validations[0],
         # A run that its time budget stopped is evaluated for the report alone.
         "last": validations.get(outcome.steps_done) or problem.validate(outcome.last),
         "best": validations[outcome.best_step],
@@ -405,22 +418,48 @@ def _result(
         "best_step": outcome.best_step,
         "stopped_by": outcome.stopped_by,
         "objective": planned.objective,
-        "blocks": planned.blocks.name,
+        "blocks": planned.part.blocks.name,
+        "method": planned.part.method.name,
+        "tuned_values": planned.part.value_count,
+        **planned.part.method.recorded,
         "clipped_steps": sum(StepFlags.CLIPPED in record.flags for record in outcome.records),
         "skipped_steps": sum(StepFlags.SKIPPED in record.flags for record in outcome.records),
         "truncated_rows": sum(example.truncated_tokens > 0 for example in planned.data.training),
         "validation": {stage: found.as_json() for stage, found in on_validation.items()},
     }
     if planned.data.test:
-        values: dict[Stage, Tensor] = {"bundle": theta, "last": outcome.last, "best": outcome.best.to(theta.device)}
+        values: dict[Stage, Tensor] = {first: theta, "last": outcome.last, "best": outcome.best.to(theta.device)}
         result["test"] = {
             stage: problem.evaluate(value, planned.data.test).as_json() for stage, value in values.items()
         }
-    if planned.objective == "candidates" and outcome.stopped_by != "time budget":  # else it is not finished
-        judged = "test" if planned.data.test else "validation"
-        with kept.closed():  # prompts with rows in front of them come once
-            result[judged] |= _baselines(planned, problem, theta, planned.data.test or planned.data.validation)
+    parts = {"validation": planned.data.validation, "test": planned.data.test}
+    bundle, own = problem, theta
+    with ExitStack() as stack:
+        if not begins_as_bundle:
+            stack.enter_context(model.as_published())
+            bundle = _problem(planned, model, model.tokenizer, None, problem.micro_batch_rows)
+            own = model.initial_theta()
+            for part in (name for name, examples in parts.items() if examples):
+                result[part]["bundle"] = bundle.evaluate(own, parts[part]).as_json()
+        if planned.objective == "candidates" and outcome.stopped_by != "time budget":  # else it is not finished
+            judged = "test" if planned.data.test else "validation"
+            stack.enter_context(kept.closed())  # prompts with rows in front of them come once
+            result[judged] |= _baselines(planned, bundle, own, parts[judged])
     return result
+
+
+def _problem(
+    planned: PlannedRun,
+    model: TunableModel,
+    tokenizer: BundleTokenizer,
+    checker: Checker | None,
+    rows: int,
+    points_at_once: int = 1,
+) -> ModelProblem[Any]:
+    data, settings = planned.data, planned.settings
+    indices = BatchIndices(len(data.training), settings.batch_size, settings.seed)
+    goal = make_goal(model, tokenizer, planned.objective, settings.metric, settings.answer_tokens, checker)
+    return ModelProblem(model, data.training, data.validation, goal, indices, rows, points_at_once)
 
 
 def _baselines(planned: PlannedRun, problem: ModelProblem[Any], theta: Tensor, judged: list[Example]) -> dict[str, Any]:

@@ -38,7 +38,8 @@ from device_client.model.backends.choose import BackendOptions  # noqa: E402
 from device_client.model.loader import load_model  # noqa: E402
 from device_client.model.sparse_model import SparseModel  # noqa: E402
 from device_client.planning.memory_plan import plan_memory  # noqa: E402
-from device_client.planning.tuned_blocks import tuned_blocks  # noqa: E402
+from device_client.planning.methods import tuned_part  # noqa: E402
+from device_client.planning.tuned_blocks import ALL_BLOCKS  # noqa: E402
 from device_client.planning.workload import Workload  # noqa: E402
 from device_client.tuning.batches import BatchIndices  # noqa: E402
 from device_client.tuning.engines import make_engine  # noqa: E402
@@ -81,8 +82,8 @@ def steps_of(model: SparseModel, case: Case, kernels: BackendOptions) -> Callabl
         model, examples, examples, LossGoal(model, "candidates"), indices, case.rows, case.workload.points
     )
     settings = TuneSettings(gradient=case.gradient, steps=1000, batch_size=case.rows, lr=1e-6)
-    blocks = tuned_blocks(model.config)
-    engine = make_engine(settings, model, model, blocks, problem, "candidates", kernels, lambda: None).engine
+    part = tuned_part(model.config, "sparse", ALL_BLOCKS)
+    engine = make_engine(settings, model, model, part, problem, "candidates", kernels, lambda: None).engine
     theta, done = model.initial_theta(), 0
 
     def step() -> float:

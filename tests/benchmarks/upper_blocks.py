@@ -40,6 +40,7 @@ from device_client.model.backends.names import BACKEND_NAMES  # noqa: E402
 from device_client.model.kept_states import KeptStates  # noqa: E402
 from device_client.model.open import Machine, open_model  # noqa: E402
 from device_client.planning.memory_fit import side_by_side  # noqa: E402
+from device_client.planning.methods import tuned_part  # noqa: E402
 from device_client.planning.step_cost import step_cost  # noqa: E402
 from device_client.planning.tuned_blocks import ALL_BLOCKS, tuned_blocks  # noqa: E402
 from device_client.settings import Settings  # noqa: E402
@@ -96,7 +97,7 @@ def measure(bundle: Bundle, backend: BackendOptions, blocks: str, batch: Batch, 
     shapes = {name: side_by_side(examples, batch.rows, queries=1, blocks=name) for name in (ALL_BLOCKS, tuned.name)}
     whole, part = (open_model(bundle, machine, shape) for shape in shapes.values())
     kept = KeptStates(part.fit.kept_states_bytes)
-    upper = part.tuned_part(tuned, kept)
+    upper = part.tuned_part(tuned_part(bundle.config, "sparse", blocks), kept)
     device = whole.model.device
     plain = plain_model(bundle.config.architecture, dtype=whole.model.compute_dtype, device="cpu").eval()
     tokens = lay_out(examples[: batch.rows], micro_batch_rows=batch.rows, device=device).buckets[0].tokens

@@ -29,7 +29,7 @@ _GATED_INPUTS = ("gate_proj", "up_proj")
 
 
 def can_be_direct(decoder: Any, config: Any) -> bool:
-    """Return whether a transformers decoder consists of blocks that are known here, all their products packed."""
+    """Return whether a transformers decoder consists of blocks that are known here, all their products packed alone."""
     family = FAMILIES.get(config.model_type)
     is_known = family is not None and family.is_llama_like
     return is_known and steps_are_alike(config) and all(map(_is_packed, decoder.layers))
@@ -37,6 +37,8 @@ def can_be_direct(decoder: Any, config: Any) -> bool:
 
 def _is_packed(layer: Any) -> bool:
     linears = [module for module in layer.modules() if isinstance(module, QuantizedSparseLinear)]
+    if any(linear.addition is not None for linear in linears):
+        return False
     return len(linears) == len(_ATTENTION_INPUTS) + len(_GATED_INPUTS) + 2
 
 

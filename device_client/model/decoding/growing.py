@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from device_client.model.decoding.attention import switch_of
+from device_client.model.prefix import Prefix
 
 
 class GrowingDecoding:
@@ -23,10 +24,14 @@ class GrowingDecoding:
         head: Hidden states to logits.
         config: The decoder's transformers configuration.
         device: Where it computes.
+        prefix: Stands in front of the text; None puts nothing there.
     """
 
-    def __init__(self, decoder: Any, head: Any, config: Any, device: torch.device) -> None:
+    def __init__(
+        self, decoder: Any, head: Any, config: Any, device: torch.device, prefix: Prefix | None = None
+    ) -> None:
         self._decoder, self._head, self._config, self._device = decoder, head, config, device
+        self._prefix, self._in_front = prefix, prefix.length if prefix else 0
         self._switch = switch_of(config)
         self._text: list[int] = []
         self._cache: Any = None
@@ -36,12 +41,14 @@ class GrowingDecoding:
         from transformers import DynamicCache
 
         self._cache = DynamicCache(config=self._config)
+        if self._prefix is not None:
+            self._prefix.begin(self._cache)
         self._text = list(token_ids)
         return self._append(token_ids)
 
     def step(self, token_id: int) -> Tensor:
         """Append a token and return the logits after it, float32 (vocabulary,)."""
-        if len(self._text) == self._switch:
+        if self._in_front + len(self._text) == self._switch:
             return self.prefill([*self._text, token_id])
         self._text.append(token_id)
         return self._append([token_id])

@@ -33,7 +33,7 @@ from device_client.model.linear import QuantizedSparseLinear
 from device_client.model.points import Point
 from device_client.model.sparse_model import SparseModel
 from device_client.model.token_batch import TokenBatch
-from device_client.model.upper_blocks import UpperBlocks
+from device_client.model.tunable_model import TunableModel
 from device_client.planning.workload import PAIRED_UP_TO_TOKENS
 from device_client.tuning.batches import BatchIndices
 from device_client.tuning.goals import LossGoal
@@ -72,7 +72,7 @@ class ZoStep:
         drawing: Drawing,
         update: Callable[..., Tensor] = descend,
         seen: PointsModel | None = None,
-        upper: UpperBlocks | None = None,
+        upper: TunableModel | None = None,
     ) -> None:
         tuned = model if upper is None else upper
         examples = random_examples(batch, int(model.config.architecture["vocab_size"]))
@@ -80,9 +80,9 @@ class ZoStep:
         self._problem = ModelProblem(
             seen or tuned, examples, examples, LossGoal(seen or tuned, "candidates"), indices, batch.rows, points
         )
-        self._draw = PerturbationStream(0, tuned.sensitive_count, drawing, model.device)
         self._update = update
         self._theta = tuned.initial_theta()
+        self._draw = PerturbationStream(0, self._theta.numel(), drawing, model.device)
         self._step = 0
 
     def __call__(self) -> tuple[float, float]:

@@ -9,7 +9,7 @@ from byte_ids import byte_ids
 from tiny_bundle import byte_tokenizer_json
 
 from device_client.tasks.prompts import Prompts
-from shared.bundle.manifest import TokenizerSettings
+from shared.bundle.config import TokenizerSettings
 from shared.errors import DataError
 from shared.model.tokenizer import BundleTokenizer
 from shared.tasks.datasets import Record

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from imported_packages import imported_of
 
+from device_client.planning.methods import MethodName
 from device_client.tuning import settings
 from device_client.tuning.settings import DEFAULTS, TuneSettings, parse_lr, parse_step
 from shared.errors import InvalidRequest
@@ -52,6 +53,14 @@ def test_a_metrics_step_is_not_measured() -> None:
     settings = TuneSettings(metric="accuracy")
     assert settings.is_step_automatic
     assert not settings.is_step_measured
+
+
+@pytest.mark.parametrize(("method", "numbers"), [("lora", {"rank": 8, "alpha": 16}), ("prefix", {"prefix_length": 5})])
+def test_another_method_makes_another_run_that_names_its_numbers(
+    method: MethodName, numbers: dict[str, object]
+) -> None:
+    found = TuneSettings(steps=2000, step_length=0.8, method=method).identity("candidates")
+    assert found == EARLIER | numbers | {"method": method}
 
 
 def test_two_steps_at_once_are_refused() -> None:

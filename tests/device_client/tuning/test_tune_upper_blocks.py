@@ -26,7 +26,7 @@ from device_client.tasks.task_data import DataOptions
 from device_client.tuning.journal import JournalHeader, read_journal
 from device_client.tuning.run_directory import RunDirectory, load_theta
 from device_client.tuning.tune_run import PlannedRun, plan_run
-from device_client.tuning.tuned_values import whole_theta
+from device_client.tuning.tuned_values import answer_as_tuned
 from shared.bundle.read import Bundle
 from shared.errors import Conflict, IntegrityError
 
@@ -63,8 +63,9 @@ def test_the_values_of_a_run_are_put_into_the_bundles_own(
     model = load_model(bundle, device="cpu")
     first = tuned_blocks(bundle.config, "upper:1").first_value
 
-    theta = whole_theta(plan.directory, model)
+    answer_as_tuned(plan.directory, model)
 
+    theta = model.runtime.values.of(slice(None), 0)
     assert torch.equal(theta[:first], model.initial_theta()[:first])
     assert torch.equal(theta[first:], load_theta(report.run))
 
@@ -170,7 +171,7 @@ def test_a_record_that_names_no_blocks_of_the_bundle_is_refused(
     path = plan.directory.path / "config.json"
     path.write_text(path.read_text().replace("upper:1", "upper:9"))
     with pytest.raises(IntegrityError, match="upper:9"):
-        whole_theta(RunDirectory(plan.directory.path), load_model(bundle, device="cpu"))
+        answer_as_tuned(RunDirectory(plan.directory.path), load_model(bundle, device="cpu"))
 
 
 def test_a_journal_from_before_blocks_were_on_record_is_of_all_blocks() -> None:
