@@ -64,8 +64,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--epsilon", type=positive_number,
         help=f"perturbation; --step auto doubles it where rounding hides the curvature (default: {DEFAULTS.epsilon:g}; "
-        f"with --method prefix {METHODS['prefix'].epsilon:g}; with an objective other than the loss {EPSILON_SHARE:g} of "
-        "the values' root mean square)",
+        f"with --method prefix {METHODS['prefix'].epsilon:g}; with an objective other than the loss {EPSILON_SHARE:g} "
+        "of the values' root mean square)",
     )  # fmt: skip
     group.add_argument(
         "--step",
