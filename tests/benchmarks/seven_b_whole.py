@@ -13,9 +13,10 @@
 4. ``tune``: ``zo-device tune``, 2 steps of 16 rows of 32 tokens, on a CPU under a hard limit of 8 GiB.
 5. ``generate``: ``zo-device generate``, 8 tokens, under the same limit.
 
-The hard limit is the address space (RLIMIT_AS) of the process and of each of its children: more than memory counts
-against it. Each stage that ended is remembered in FOLDER/state.json, and a preparation has checkpoints of its own: the
-same command continues. FOLDER is left as it is; delete it yourself. Writes ``results/seven_b_whole.json``, or
+The hard limit is the address space (RLIMIT_AS) of the process and of each of its children, where more than memory
+counts against it; or with ``--limit cgroup`` what is resident of all of them together, as on a machine of that size.
+Each stage that ended is remembered in FOLDER/state.json, and a preparation has checkpoints of its own: the same command
+continues. FOLDER is left as it is; delete it yourself. Writes ``results/seven_b_whole.json``, or
 ``seven_b_<layers or shape>.json``; only the whole run records the headlines ``seven_b.*``.
 """
 
