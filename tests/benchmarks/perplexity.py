@@ -47,7 +47,7 @@ from cloud_service.pipeline.model.block_inputs import capture
 from cloud_service.pipeline.model.load_model import LoadedModel, load_model, read_outline
 from cloud_service.pipeline.model.tokenization import TextEncoder, load_encoder
 from cloud_service.pipeline.quantizers.lut import nearest_codes
-from cloud_service.pipeline.quantizers.quantize import flat_index, importance_of, quantize, quantize_unmasked
+from cloud_service.pipeline.quantizers.quantize import Original, flat_index, importance_of, quantize, quantize_unmasked
 from cloud_service.pipeline.quantizers.rtn import split_into_groups
 from cloud_service.pipeline.report.document import mass_curve
 from cloud_service.pipeline.workspace import Workspace
@@ -178,7 +178,9 @@ def floors() -> dict[str, Contender]:
 
 
 def ours(spec: QuantizerSpec) -> Contender:
-    return Contender(lambda w, f, m, h: quantize_unmasked(w, f, m, spec, h).weight, spec.compensation == "gptq")
+    return Contender(
+        lambda w, f, m, h: quantize_unmasked([Original(w, f, m)], spec, h)[0].weight, spec.compensation == "gptq"
+    )
 
 
 def nf4(weight: Tensor, fisher: Tensor, mask: SensitivityMask, second_moment: Tensor | None) -> QuantizedTensor:

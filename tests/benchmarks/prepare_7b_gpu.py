@@ -49,7 +49,7 @@ from cloud_service.pipeline.planning.model_shape import ModelShape, shape_of_ten
 from cloud_service.pipeline.planning.peak_memory import CONTEXT_BYTES  # noqa: E402
 from cloud_service.pipeline.planning.preparation_plan import PreparationPlan, plan_preparation  # noqa: E402
 from cloud_service.pipeline.planning.workload import Machine, Workload  # noqa: E402
-from cloud_service.pipeline.quantizers.quantize import DensePart, quantize_unmasked  # noqa: E402
+from cloud_service.pipeline.quantizers.quantize import DensePart, Original, quantize_unmasked  # noqa: E402
 from cloud_service.pipeline.quantizers.tensor_blobs import add_block  # noqa: E402
 from shared.api import QuantizerSpec  # noqa: E402
 from shared.bundle.layout import ImageLayout  # noqa: E402
@@ -208,7 +208,7 @@ def quantize_block(weights: dict[str, Tensor], spec: QuantizerSpec = SPEC) -> tu
         fisher = torch.empty_like(weight).normal_(generator=generator).square_().square_()
         masks |= select_largest({name: fisher}, SPARSITY, "per_tensor")
         moment = second_moment(weight, generator) if spec.compensation == "gptq" else None
-        dense[name] = quantize_unmasked(weight, fisher, masks[name], spec, moment)
+        dense[name] = quantize_unmasked([Original(weight, fisher, masks[name])], spec, moment)[0]
     return masks, dense
 
 

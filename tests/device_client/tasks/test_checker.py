@@ -77,7 +77,7 @@ def test_two_lines_for_one_answer_are_an_error(tmp_path: Path) -> None:
 
 def test_a_checker_that_is_silent_for_too_long_is_given_up(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"printed no line within 0\.2 s"):
-        ask(script(tmp_path, READ + "    print(1)\n"), "red", timeout_seconds=0.2)  # never flushed
+        ask(script(tmp_path, READ + "    sys.stdin.read()\n"), "red", timeout_seconds=0.2)
 
 
 def test_it_has_no_network_unless_it_may_have_one(tmp_path: Path) -> None:

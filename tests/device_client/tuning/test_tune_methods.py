@@ -87,9 +87,10 @@ def test_a_prefix_is_measured_against_the_bundle_without_one(
     found = run(planned(bundle, rows, settings_of("prefix")), clock).result
     lora = run(planned(bundle, rows, settings_of("lora")), clock).result
 
+    for figure in ("calibrated_zero_shot", "in_context"):
+        assert found["test"][figure] == lora["test"][figure] == sparse["test"][figure]
     for part in ("validation", "test"):
-        for figure in ("bundle", "calibrated_zero_shot", "in_context"):
-            assert found[part][figure] == lora[part][figure] == sparse[part][figure]
+        assert found[part]["bundle"] == lora[part]["bundle"] == sparse[part]["bundle"]
         assert found[part]["start"]["loss"] != found[part]["bundle"]["loss"]
         assert "start" not in lora[part]
 
