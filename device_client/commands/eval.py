@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +20,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from device_client.model.sparse_model import SparseModel
-    from device_client.tasks.checker import Checker
     from device_client.tasks.prompts import Prompts, Tokenizer
     from device_client.tasks.task_data import DataOptions
     from device_client.tuning.run_directory import RunDirectory
@@ -68,6 +66,7 @@ def run(arguments: argparse.Namespace, console: Console, settings: Settings) -> 
     from device_client.planning.memory_fit import side_by_side
     from device_client.planning.methods import tuned_part
     from device_client.store import resolve_bundle
+    from device_client.tasks.checker import checking
     from device_client.tasks.scoring import check_metric, check_objective
     from device_client.tasks.task_data import cut_warnings, make_examples, row_warnings
     from device_client.tuning.baselines import BUNDLE, described
@@ -106,7 +105,9 @@ def run(arguments: argparse.Namespace, console: Console, settings: Settings) -> 
     passes = 1 + bool(has_choice and (tuned or asked.metric))
     with (
         console.progress("scoring", len(examples) * passes, "rows") as bar,
-        _checking(arguments, asked) as checker,
+        checking(
+            asked.checker, timeout_seconds=arguments.checker_timeout, may_connect=arguments.checker_may_connect
+        ) as checker,
     ):
         stages = _without_tuning(model, examples, tokenizer, micro_batch, arguments.seed, bar) if has_choice else {}
         if stages and tuned is None and asked.metric is None:
@@ -217,11 +218,3 @@ def _objective(arguments: argparse.Namespace, tuned: RunDirectory | None) -> Ask
     if asked.metric != "checker":
         return asked
     return asked._replace(checker=checker_of_run(settings["checker"], settings["checker_digest"], tuned.name))
-
-
-def _checking(arguments: argparse.Namespace, asked: AskedObjective) -> AbstractContextManager[Checker | None]:
-    from device_client.tasks.checker import Checker
-
-    if asked.checker is None:
-        return nullcontext()
-    return Checker(asked.checker, timeout_seconds=arguments.checker_timeout, may_connect=arguments.checker_may_connect)

@@ -26,7 +26,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -101,6 +101,15 @@ def checker_of_run(text: str, digest: str, name: str) -> CheckerCommand:
             next_step="bring them back, or measure without --run and with --checker",
         )
     return command
+
+
+def checking(
+    command: CheckerCommand | None, *, timeout_seconds: float, may_connect: bool
+) -> AbstractContextManager[Checker | None]:
+    """Return the running command, to be entered; where there is none, something that enters as None."""
+    if command is None:
+        return nullcontext()
+    return Checker(command, timeout_seconds=timeout_seconds, may_connect=may_connect)
 
 
 class Checker:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -27,7 +27,7 @@ from device_client.planning.memory_fit import side_by_side
 from device_client.planning.methods import TunedPart, tuned_part
 from device_client.planning.tuned_blocks import STATES_FILE_BYTES
 from device_client.planning.workload import Workload
-from device_client.tasks.checker import TIMEOUT_SECONDS, Checker, checker_command
+from device_client.tasks.checker import TIMEOUT_SECONDS, Checker, checker_command, checking
 from device_client.tasks.scoring import Objective, check_metric, check_objective
 from device_client.tasks.task_data import DataOptions, TaskData, load_task_data
 from device_client.tuning.baselines import Room, baselines
@@ -235,19 +235,13 @@ def _tune(
     states_file = planned.directory.path, machine.states_file_bytes
     with (
         KeptStates(opened.fit.kept_states_bytes, *states_file, observer.note) as kept,
-        _checking(planned.settings, machine) as checker,
+        checking(
+            checker_command(command) if (command := planned.settings.checker) else None,
+            timeout_seconds=machine.checker_timeout_seconds,
+            may_connect=machine.checker_may_connect,
+        ) as checker,
     ):
         return _tune_model(planned, machine, observer, clock, journal, opened, kept, checker)
-
-
-def _checking(settings: TuneSettings, machine: MachineSettings) -> AbstractContextManager[Checker | None]:
-    if settings.checker is None:
-        return nullcontext()
-    return Checker(
-        checker_command(settings.checker),
-        timeout_seconds=machine.checker_timeout_seconds,
-        may_connect=machine.checker_may_connect,
-    )
 
 
 def _tune_model(

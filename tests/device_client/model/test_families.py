@@ -11,10 +11,10 @@ import pytest
 import torch
 from random_bundle import Case, make_case
 from tiny_checkpoint import CONFIGS
+from token_rows import batch_of
 
 from device_client.model.linear import QuantizedSparseLinear
 from device_client.model.loader import load_model
-from device_client.model.token_batch import TokenBatch
 from shared.architecture import FAMILIES
 
 # One float32 forward of two tiny blocks: products are added up in another order than transformers adds them.
@@ -28,15 +28,6 @@ SWITCH = CONFIGS["phi3"]["original_max_position_embeddings"]
 def random_rows(*lengths: int) -> list[list[int]]:
     generator = np.random.default_rng(5)
     return [generator.integers(4, 250, length).tolist() for length in lengths]
-
-
-def batch_of(rows: list[list[int]]) -> TokenBatch:
-    """All positions of all rows are wanted."""
-    columns = max(len(row) for row in rows)
-    ids = torch.tensor([row + [3] * (columns - len(row)) for row in rows])
-    mask = torch.tensor([[1] * len(row) + [0] * (columns - len(row)) for row in rows])
-    wanted = mask.nonzero()
-    return TokenBatch(ids, mask, wanted[:, 0], wanted[:, 1])
 
 
 @pytest.mark.parametrize("model_type", ALL)

@@ -6,10 +6,10 @@ import copy
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from random_bundle import Case
+from token_rows import batch_of_lengths
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
@@ -18,7 +18,6 @@ from device_client.model.kept_states import KeptStates
 from device_client.model.loader import load_model
 from device_client.model.methods import tuned_by
 from device_client.model.sparse_model import SparseModel
-from device_client.model.token_batch import TokenBatch
 from device_client.model.tunable_model import TunableModel
 from device_client.model.upper_blocks import UpperBlocks
 from device_client.planning.methods import tuned_part
@@ -28,16 +27,6 @@ from shared.perturbation import perturbation
 # One float32 forward of two tiny blocks: products are added up in another order than transformers adds them.
 FLOAT32_FORWARD = {"rtol": 1e-5, "atol": 2e-5}
 RANK, SCALE = 8, 2.0  # appendix C.4: r = 8, α = 16
-
-
-def batch_of(*lengths: int) -> TokenBatch:
-    """Random rows; all their positions are wanted."""
-    rows = [np.random.default_rng(length).integers(4, 250, length).tolist() for length in lengths]
-    columns = max(lengths)
-    ids = torch.tensor([row + [3] * (columns - len(row)) for row in rows])
-    mask = torch.tensor([[1] * len(row) + [0] * (columns - len(row)) for row in rows])
-    wanted = mask.nonzero()
-    return TokenBatch(ids, mask, wanted[:, 0], wanted[:, 1])
 
 
 def low_rank(model: SparseModel, blocks: str = "all", base: TunableModel | None = None) -> TunableModel:
@@ -66,7 +55,7 @@ def merged(case: Case, theta: Tensor) -> nn.Module:
 
 @pytest.mark.parametrize("model_type", sorted(FAMILIES))
 def test_logits_equal_those_of_transformers_with_the_factors_in_its_weights(case_of: Callable, model_type: str) -> None:
-    case, batch = case_of(model_type), batch_of(12, 12)
+    case, batch = case_of(model_type), batch_of_lengths(12, 12)
     model = load_model(case.bundle, device="cpu")
     tuned = low_rank(model)
     theta = random_theta(tuned)
@@ -83,7 +72,7 @@ def test_logits_equal_those_of_transformers_with_the_factors_in_its_weights(case
 
 
 def test_a_run_begins_with_the_bundles_own_logits_bit_for_bit(case_of: Callable) -> None:
-    bundle, batch = case_of().bundle, batch_of(12, 7)
+    bundle, batch = case_of().bundle, batch_of_lengths(12, 7)
     own = load_model(bundle, device="cpu").logits(batch)
     tuned = low_rank(load_model(bundle, device="cpu"))
 
@@ -111,7 +100,7 @@ def test_points_side_by_side_give_the_bits_of_each_alone(
     case_of: Callable, kernels: Path, name: str, lengths: tuple[int, ...]
 ) -> None:
     tuned = low_rank(load_model(case_of().bundle, device="cpu", backend=BackendOptions(name, kernels)))
-    batch, thetas = batch_of(*lengths), [random_theta(tuned, seed) for seed in range(3)]
+    batch, thetas = batch_of_lengths(*lengths), [random_theta(tuned, seed) for seed in range(3)]
     tuned.write_points(thetas)
     together = tuned.logits(batch)
 
@@ -123,7 +112,7 @@ def test_points_side_by_side_give_the_bits_of_each_alone(
 
 @pytest.mark.parametrize("model_type", ["llama", "gpt2"])
 def test_factors_of_upper_blocks_leave_those_below_alone(case_of: Callable, model_type: str) -> None:
-    case, batch = case_of(model_type), batch_of(5, 12, 7)
+    case, batch = case_of(model_type), batch_of_lengths(5, 12, 7)
     part = tuned_part(case.bundle.config, "lora", "upper:1")
     models = [load_model(case.bundle, device="cpu") for _ in range(2)]
     upper = UpperBlocks(models[0], part.blocks, KeptStates(1 << 20))

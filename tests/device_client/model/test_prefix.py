@@ -6,10 +6,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from random_bundle import Case, make_case
+from token_rows import batch_of_lengths
 from torch import Tensor
 from transformers import DynamicCache
 
@@ -28,16 +28,6 @@ from shared.perturbation import random_generator
 # One float32 forward of two tiny blocks: products are added up in another order than transformers adds them.
 FLOAT32_FORWARD = {"rtol": 1e-5, "atol": 2e-5}
 LENGTH = 5  # appendix C.4
-
-
-def batch_of(*lengths: int) -> TokenBatch:
-    """Random rows; all their positions are wanted."""
-    rows = [np.random.default_rng(length).integers(4, 250, length).tolist() for length in lengths]
-    columns = max(lengths)
-    ids = torch.tensor([row + [3] * (columns - len(row)) for row in rows])
-    mask = torch.tensor([[1] * len(row) + [0] * (columns - len(row)) for row in rows])
-    wanted = mask.nonzero()
-    return TokenBatch(ids, mask, wanted[:, 0], wanted[:, 1])
 
 
 def prefixed(model: SparseModel) -> TunableModel:
@@ -71,7 +61,7 @@ def expected_logits(case: Case, theta: Tensor, batch: TokenBatch) -> Tensor:
 
 @pytest.mark.parametrize("model_type", sorted(FAMILIES))
 def test_logits_equal_those_of_transformers_behind_a_cache(case_of: Callable, model_type: str) -> None:
-    case, batch = case_of(model_type), batch_of(12, 12)
+    case, batch = case_of(model_type), batch_of_lengths(12, 12)
     tuned = prefixed(load_model(case.bundle, device="cpu"))
     theta = random_theta(tuned)
     tuned.write_points([theta])
@@ -92,7 +82,7 @@ def test_logits_equal_those_of_transformers_behind_a_cache(case_of: Callable, mo
     ids=str,
 )
 def test_a_window_hides_a_prefix_as_it_hides_tokens(tmp_path: Path, model_type: str, changes: dict[str, Any]) -> None:
-    case, batch = make_case(tmp_path, model_type, **changes), batch_of(12, 12)
+    case, batch = make_case(tmp_path, model_type, **changes), batch_of_lengths(12, 12)
     tuned = prefixed(load_model(case.bundle, device="cpu"))
     theta = random_theta(tuned)
 
@@ -103,7 +93,7 @@ def test_a_window_hides_a_prefix_as_it_hides_tokens(tmp_path: Path, model_type: 
 
 @pytest.mark.parametrize("model_type", sorted(FAMILIES))
 def test_a_run_begins_as_if_the_seeds_tokens_stood_in_front(case_of: Callable, model_type: str) -> None:
-    case, batch = case_of(model_type), batch_of(9)
+    case, batch = case_of(model_type), batch_of_lengths(9)
     model = load_model(case.bundle, device="cpu")
     words = random_generator(3, (1 << 64) - 1).bit_generator.random_raw(LENGTH)
     vocabulary = int(case.bundle.config.architecture["vocab_size"])
@@ -123,7 +113,7 @@ def test_points_side_by_side_give_the_bits_of_each_alone(
     case_of: Callable, kernels: Path, name: str, lengths: tuple[int, ...]
 ) -> None:
     tuned = prefixed(load_model(case_of().bundle, device="cpu", backend=BackendOptions(name, kernels)))
-    batch, thetas = batch_of(*lengths), [random_theta(tuned, seed) for seed in range(3)]
+    batch, thetas = batch_of_lengths(*lengths), [random_theta(tuned, seed) for seed in range(3)]
     tuned.write_points(thetas)
     together = tuned.logits(batch)
 
@@ -136,8 +126,8 @@ def test_points_side_by_side_give_the_bits_of_each_alone(
 def test_padding_changes_no_logit(case_of: Callable) -> None:
     tuned = prefixed(load_model(case_of().bundle, device="cpu"))
     tuned.write_points([random_theta(tuned)])
-    together = tuned.logits(batch_of(12, 7))[0]
-    torch.testing.assert_close(together[12:], tuned.logits(batch_of(7))[0], **FLOAT32_FORWARD)
+    together = tuned.logits(batch_of_lengths(12, 7))[0]
+    torch.testing.assert_close(together[12:], tuned.logits(batch_of_lengths(7))[0], **FLOAT32_FORWARD)
 
 
 @pytest.mark.parametrize("model_type", sorted(FAMILIES))
@@ -160,7 +150,7 @@ def test_a_text_is_that_of_transformers_behind_a_cache(case_of: Callable, model_
 
 @pytest.mark.parametrize("method", ["lora", "prefix"])
 def test_the_published_model_answers_without_what_a_method_adds(case_of: Callable, method: MethodName) -> None:
-    batch, own = batch_of(12, 7), load_model(case_of().bundle, device="cpu")
+    batch, own = batch_of_lengths(12, 7), load_model(case_of().bundle, device="cpu")
     model = load_model(case_of().bundle, device="cpu")
     tuned = tuned_by(tuned_part(model.config, method), model, model, seed=3)
     tuned.write_points([random_theta(tuned)])

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import token_rows
 import torch
 from random_bundle import make_case
 from torch import Tensor, nn
@@ -24,13 +26,7 @@ from shared.errors import DataError
 FLOAT32_FORWARD = {"rtol": 1e-5, "atol": 1e-5}
 
 
-def batch_of(rows: list[list[int]], *, padding: int = 258, extra_columns: int = 0) -> TokenBatch:
-    """All positions of all rows are wanted."""
-    columns = max(len(row) for row in rows) + extra_columns
-    ids = torch.tensor([row + [padding] * (columns - len(row)) for row in rows])
-    mask = torch.tensor([[1] * len(row) + [0] * (columns - len(row)) for row in rows])
-    wanted = mask.nonzero()
-    return TokenBatch(ids, mask, wanted[:, 0], wanted[:, 1])
+batch_of = partial(token_rows.batch_of, padding=258)
 
 
 def random_rows(*lengths: int) -> list[list[int]]:

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import token_rows
 import torch
 from torch import Tensor
 
 from device_client.model.backends.choose import BackendOptions
 from device_client.model.kept_states import KeptStates
 from device_client.model.loader import load_model
-from device_client.model.token_batch import TokenBatch
 from device_client.model.upper_blocks import UpperBlocks
 from device_client.planning.tuned_blocks import tuned_blocks
 from shared.architecture import FAMILIES
@@ -26,13 +27,7 @@ ROWS = [np.random.default_rng(length).integers(4, 250, length).tolist() for leng
 PLENTY = 1 << 20
 
 
-def batch_of(rows: list[list[int]]) -> TokenBatch:
-    """All positions of all rows are wanted."""
-    columns = max(map(len, rows))
-    ids = torch.tensor([row + [0] * (columns - len(row)) for row in rows])
-    mask = torch.tensor([[1] * len(row) + [0] * (columns - len(row)) for row in rows])
-    wanted = mask.nonzero()
-    return TokenBatch(ids, mask, wanted[:, 0], wanted[:, 1])
+batch_of = partial(token_rows.batch_of, padding=0)
 
 
 def upper_of(bundle: Bundle, blocks: str, kept: KeptStates | None = None, **options: Any) -> UpperBlocks:
