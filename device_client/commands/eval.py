@@ -72,9 +72,9 @@ def run(arguments: argparse.Namespace, console: Console, settings: Settings) -> 
     from device_client.tuning.baselines import BUNDLE, described
     from device_client.tuning.evaluation import ROWS_AT_ONCE, Evaluation, shown_columns, shown_figures
     from device_client.tuning.make_goal import make_goal
+    from device_client.tuning.planned_run import default_objective
     from device_client.tuning.run_directory import find_run
     from device_client.tuning.smaller_batches import MicroBatch, with_smaller_batches
-    from device_client.tuning.tune_run import default_objective
     from device_client.tuning.tuned_values import answer_as_tuned, check_room, part_of_run
     from shared.model.tokenizer import BundleTokenizer
     from shared.tasks.datasets import draw_rows

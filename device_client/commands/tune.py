@@ -117,7 +117,8 @@ def run(arguments: argparse.Namespace, console: Console, settings: Settings) -> 
         Interrupted: Ctrl-C or SIGTERM; the message holds the command that goes on.
     """
     from device_client.store import resolve_bundle
-    from device_client.tuning.tune_run import plan_run, tune
+    from device_client.tuning.planned_run import plan_run
+    from device_client.tuning.tune_run import tune
 
     wanted = tune_settings(arguments)
     options = data_options(arguments, seed=wanted.seed)

@@ -1,57 +1,32 @@
-"""One fine-tune from a bundle and rows to a finished run folder.
+"""One fine-tune, from what was planned to a finished run folder.
 
-Order: rows · settings and their digest · run folder · model · fidelity of the perturbation · the loop · evaluation of
-the bundle's own, the last and the best values on the same rows · result. Nothing but the run folder is written, and
-no socket is opened.
+Order: run folder · model · fidelity of the perturbation · the loop · evaluation · result. Nothing but the run folder is
+written, and no socket is opened.
 """
 
 from __future__ import annotations
 
-import json
-import math
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
-
-from torch import Tensor
+from typing import Any
 
 from device_client.devices import dtype_name, dtype_named, resolve_device
 from device_client.model.kept_states import KeptStates
 from device_client.model.loader import load_model
 from device_client.model.open import LoadModel, Machine, OpenedModel, fit_workload, open_model
-from device_client.model.sparse_model import SparseModel
-from device_client.model.tunable_model import TunableModel
-from device_client.planning.memory_fit import side_by_side
-from device_client.planning.methods import TunedPart, tuned_part
 from device_client.planning.tuned_blocks import STATES_FILE_BYTES
-from device_client.planning.workload import Workload
 from device_client.tasks.checker import TIMEOUT_SECONDS, Checker, checker_command, checking
-from device_client.tasks.scoring import Objective, check_metric, check_objective
-from device_client.tasks.task_data import DataOptions, TaskData, load_task_data
-from device_client.tuning.baselines import Room, baselines
-from device_client.tuning.batches import BatchIndices
-from device_client.tuning.curve import draw_curve
 from device_client.tuning.engines import journal_header, make_engine
-from device_client.tuning.evaluation import Evaluation
-from device_client.tuning.journal import Journal, StepFlags, open_journal
-from device_client.tuning.loop import Observer, Outcome, TuningLoop
+from device_client.tuning.journal import Journal, open_journal
+from device_client.tuning.loop import Observer, TuningLoop
 from device_client.tuning.machine_record import MachineRecord, read_machine, write_machine
-from device_client.tuning.make_goal import make_goal
-from device_client.tuning.model_problem import ModelProblem
-from device_client.tuning.run_directory import CONFIG, RunDirectory
-from device_client.tuning.settings import ANSWER_TOKENS, Gradient, TuneSettings
+from device_client.tuning.planned_run import PlannedRun
+from device_client.tuning.run_directory import CONFIG
+from device_client.tuning.run_result import RESOURCES, RESULT, run_result, write_outcome
 from device_client.tuning.smaller_batches import with_smaller_batches
-from device_client.tuning.tuned_values import check_room
-from shared.bundle.digest import digest_of_bytes
-from shared.bundle.read import Bundle
 from shared.byte_sizes import format_bytes
-from shared.errors import Conflict, InvalidRequest, ResourceError, UnsupportedModel
-from shared.model.tokenizer import BundleTokenizer
-from shared.tasks.examples import Example
-
-RESULT, RESOURCES, CURVE = "result.json", "resources.json", "loss.svg"
+from shared.errors import Conflict, InvalidRequest, ResourceError
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,81 +65,6 @@ class TuneReport:
     was_finished: bool
 
 
-@dataclass(frozen=True, slots=True)
-class PlannedRun:
-    """A run whose rows are read and whose folder is known; no model is loaded yet."""
-
-    bundle: Bundle
-    settings: TuneSettings
-    part: TunedPart
-    data: TaskData
-    objective: Objective | None
-    config: dict[str, Any] = field(repr=False)
-    directory: RunDirectory
-
-    @property
-    def settings_digest(self) -> str:
-        """Digest of everything that decides the run."""
-        return str(self.config["settings_digest"])
-
-
-def plan_run(
-    bundle: Bundle, settings: TuneSettings, options: DataOptions, *, runs: Path, output: Path | None = None
-) -> PlannedRun:
-    """Read the rows and decide what the run is and where it lies; nothing is written.
-
-    Args:
-        bundle: A validated bundle.
-        settings: What decides the run.
-        options: Which rows.
-        runs: Folder of runs, where the run is named after bundle, rows and settings.
-        output: Its folder, instead.
-
-    Raises:
-        DataError: A row is unusable.
-        InvalidRequest: An option is wrong.
-        UnsupportedModel: The bundle, or its blocks that are to be tuned, have no sensitive values.
-    """
-    part = tuned_part(bundle.config, settings.method, settings.blocks)
-    if part.value_count == 0:
-        raise UnsupportedModel(
-            f"bundle {bundle.digest} of {bundle.config.source.id} has no sensitive values: there is nothing to tune",
-            needed="a bundle with at least one sensitive value, or another method",
-            next_step="prepare the model with a share of sensitive weights, such as --sparsity 0.001, and pull it, or "
-            "tune with --method lora",
-        )
-    settings = replace(settings, blocks=part.blocks.name)
-    model_type = str(bundle.config.architecture["model_type"])
-    if settings.metric == "checker":
-        options = replace(options, judged_tokens=settings.answer_tokens or ANSWER_TOKENS)
-    data = load_task_data(options, BundleTokenizer.from_bundle(bundle), model_type)
-    examples = [*data.training, *data.validation, *data.test]
-    objective = settings.objective or default_objective(examples)
-    check_objective(examples, objective)
-    check_metric(examples, settings.metric)
-    check_room(part, examples, bundle.config)
-    identity = {
-        "bundle_digest": bundle.digest,
-        "settings": settings.identity(objective),
-        "rows": dict(data.digests),
-        **data.prompts.as_config(),
-    }
-    digest = digest_of_bytes(json.dumps(identity, sort_keys=True).encode())
-    source = options.task or (options.data.stem if options.data else "rows")
-    name = f"{bundle.config.source.id.rpartition('/')[2]}-{source}-{digest.removeprefix('sha256:')[:8]}"
-    counts = {"training": len(data.training), "validation": len(data.validation), "test": len(data.test)}
-    labels = {"method": part.method.name} | {key: str(number) for key, number in part.method.recorded.items()}
-    config = identity | {"settings_digest": digest, "source_model": bundle.config.source.id, "row_counts": counts}
-    return PlannedRun(bundle, settings, part, data, objective, config, RunDirectory(output or runs / name, labels))
-
-
-def default_objective(examples: list[Example]) -> Objective | None:
-    """Return ``candidates`` where every row offers a choice, else ``vocabulary``; None where one has no answer."""
-    if not all(example.has_answer for example in examples):
-        return None
-    return "vocabulary" if any(example.is_free for example in examples) else "candidates"
-
-
 def tune(
     planned: PlannedRun,
     machine: MachineSettings,
@@ -186,7 +86,7 @@ def tune(
     """
     if planned.directory.read_json(CONFIG) is None:
         # What does not fit is refused before a folder says that there is a run.
-        fit_workload(planned.bundle.config, machine, _workload(planned, planned.settings.gradient))
+        fit_workload(planned.bundle.config, machine, planned.workload(planned.settings.gradient))
     files_before = planned.directory.files()
     finished = begin(planned)
     if finished is not None:
@@ -214,7 +114,7 @@ def _say_where_first_order_fits(planned: PlannedRun, machine: MachineSettings, o
     if is_exact or settings.metric is not None or not planned.part.method.has_exact_gradient or budget is None:
         return
     try:
-        fit = fit_workload(planned.bundle.config, machine, _workload(planned, "first-order"))
+        fit = fit_workload(planned.bundle.config, machine, planned.workload("first-order"))
     except ResourceError:
         return
     observer.note(
@@ -231,7 +131,7 @@ def _tune(
     load: LoadModel,
     journal: Journal,
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    opened = open_model(planned.bundle, machine, _workload(planned, planned.settings.gradient), load=load)
+    opened = open_model(planned.bundle, machine, planned.workload(planned.settings.gradient), load=load)
     states_file = planned.directory.path, machine.states_file_bytes
     with (
         KeptStates(opened.fit.kept_states_bytes, *states_file, observer.note) as kept,
@@ -257,7 +157,7 @@ def _tune_model(
     model, fit = opened.model, opened.fit
     tuned = opened.tuned_part(planned.part, kept, seed=planned.settings.seed)
     settings, run = planned.settings, planned.directory
-    problem = _problem(planned, tuned, model.tokenizer, checker, fit.micro_batch_rows, fit.points_at_once)
+    problem = planned.problem(tuned, model.tokenizer, checker, fit.micro_batch_rows, fit.points_at_once)
     theta = tuned.initial_theta()
     on_record = read_machine(run) or MachineRecord(
         model.device.type, dtype_name(model.compute_dtype), fit.micro_batch_rows, fit.micro_batch_rows, model.products
@@ -279,7 +179,7 @@ def _tune_model(
     outcome = loop.run()
     seconds = clock() - begun_at
     account = ready.engine.account(outcome.records)
-    result = account | with_smaller_batches(lambda: _result(planned, model, problem, theta, outcome, kept), problem)
+    result = account | with_smaller_batches(lambda: run_result(planned, model, problem, theta, outcome, kept), problem)
     resources = {
         "device": str(model.device),
         "compute_dtype": dtype_name(model.compute_dtype),
@@ -296,7 +196,7 @@ def _tune_model(
         "memory_budget_bytes": machine.memory_budget_bytes,
         **ready.findings,
     }
-    finish(run, outcome, result, resources)
+    write_outcome(run, outcome, result, resources)
     return result, resources
 
 
@@ -329,20 +229,6 @@ def begin(planned: PlannedRun) -> TuneReport | None:
     return TuneReport(run.path, result, run.read_json(RESOURCES) or {}, was_finished=True)
 
 
-def finish(run: RunDirectory, outcome: Outcome, result: dict[str, Any], resources: dict[str, Any]) -> None:
-    """Write what the run came to; result.json last, for it says that the run is finished."""
-    training = [record.clean_loss for record in outcome.records]
-    validation = [(step, found.cost) for step, found in outcome.validations.items() if math.isfinite(found.cost)]
-    metric = result.get("metric")
-    if metric is None:
-        run.write_bytes(CURVE, draw_curve(training, validation))
-    else:
-        scores = [(step, -cost) for step, cost in validation]
-        run.write_bytes(CURVE, draw_curve([-cost for cost in training], scores, metric))
-    run.write_json(RESOURCES, resources)
-    run.write_json(RESULT, result)
-
-
 def _as_begun(planned: PlannedRun, machine: MachineSettings, begun_on: MachineRecord) -> MachineSettings:
     """Return the machine that a run goes on with.
 
@@ -363,7 +249,7 @@ def _as_begun(planned: PlannedRun, machine: MachineSettings, begun_on: MachineRe
     backend = replace(machine.backend, matrix_unit=begun_on.products == "matrix unit")
     as_begun = replace(machine, device=device, compute_dtype=dtype, micro_batch_rows=rows, backend=backend)
     try:
-        fit_workload(planned.bundle.config, as_begun, _workload(planned, planned.settings.gradient))
+        fit_workload(planned.bundle.config, as_begun, planned.workload(planned.settings.gradient))
     except ResourceError as error:
         raise ResourceError(
             f"{error.found}, but the run in {planned.directory.path} goes on with {rows} sequences side by side",
@@ -371,99 +257,3 @@ def _as_begun(planned: PlannedRun, machine: MachineSettings, begun_on: MachineRe
             next_step="raise --memory-budget, or begin another run with --output",
         ) from error
     return as_begun
-
-
-def _workload(planned: PlannedRun, gradient: Gradient) -> Workload:
-    data, settings = planned.data, planned.settings
-    examples = [*data.training, *data.validation, *data.test]
-    most = side_by_side(
-        examples,
-        settings.batch_size,
-        queries=settings.queries,
-        blocks=settings.blocks,
-        method=settings.method,
-        answer_tokens=settings.answer_tokens or 0,
-    )
-    return replace(most, queries=0, is_differentiated=True) if gradient == "first-order" else most
-
-
-Stage = Literal["bundle", "start", "last", "best"]
-"""``start`` is θ before any step, where that is not the bundle itself."""
-
-
-def _result(
-    planned: PlannedRun,
-    model: SparseModel,
-    problem: ModelProblem[Any],
-    theta: Tensor,
-    outcome: Outcome,
-    kept: KeptStates,
-) -> dict[str, Any]:
-    validations, begins_as_bundle = outcome.validations, planned.part.method.begins_as_bundle
-    first: Stage = "bundle" if begins_as_bundle else "start"
-    on_validation: dict[Stage, Evaluation] = {
-        first: validations[0],
-        # A run that its time budget stopped is evaluated for the report alone.
-        "last": validations.get(outcome.steps_done) or problem.validate(outcome.last),
-        "best": validations[outcome.best_step],
-    }
-    result: dict[str, Any] = {
-        "steps_done": outcome.steps_done,
-        "best_step": outcome.best_step,
-        "stopped_by": outcome.stopped_by,
-        "objective": planned.objective,
-        "blocks": planned.part.blocks.name,
-        "method": planned.part.method.name,
-        "tuned_values": planned.part.value_count,
-        **planned.part.method.recorded,
-        "clipped_steps": sum(StepFlags.CLIPPED in record.flags for record in outcome.records),
-        "skipped_steps": sum(StepFlags.SKIPPED in record.flags for record in outcome.records),
-        "truncated_rows": sum(example.truncated_tokens > 0 for example in planned.data.training),
-        "validation": {stage: found.as_json() for stage, found in on_validation.items()},
-    }
-    if planned.data.test:
-        values: dict[Stage, Tensor] = {first: theta, "last": outcome.last, "best": outcome.best.to(theta.device)}
-        result["test"] = {
-            stage: problem.evaluate(value, planned.data.test).as_json() for stage, value in values.items()
-        }
-    parts = {"validation": planned.data.validation, "test": planned.data.test}
-    bundle, own = problem, theta
-    with ExitStack() as stack:
-        if not begins_as_bundle:
-            stack.enter_context(model.as_published())
-            bundle = _problem(planned, model, model.tokenizer, None, problem.micro_batch_rows)
-            own = model.initial_theta()
-            for part in (name for name, examples in parts.items() if examples):
-                result[part]["bundle"] = bundle.evaluate(own, parts[part]).as_json()
-        if planned.objective == "candidates" and outcome.stopped_by != "time budget":  # else it is not finished
-            judged = "test" if planned.data.test else "validation"
-            stack.enter_context(kept.closed())  # prompts with rows in front of them come once
-            result[judged] |= _baselines(planned, bundle, own, parts[judged])
-    return result
-
-
-def _problem(
-    planned: PlannedRun,
-    model: TunableModel,
-    tokenizer: BundleTokenizer,
-    checker: Checker | None,
-    rows: int,
-    points_at_once: int = 1,
-) -> ModelProblem[Any]:
-    data, settings = planned.data, planned.settings
-    indices = BatchIndices(len(data.training), settings.batch_size, settings.seed)
-    goal = make_goal(model, tokenizer, planned.objective, settings.metric, settings.answer_tokens, checker)
-    return ModelProblem(model, data.training, data.validation, goal, indices, rows, points_at_once)
-
-
-def _baselines(planned: PlannedRun, problem: ModelProblem[Any], theta: Tensor, judged: list[Example]) -> dict[str, Any]:
-    data = planned.data
-    every = [*data.training, *data.validation, *data.test]
-    return baselines(
-        lambda examples, micro_batch_rows: problem.choice_scores(theta, examples, micro_batch_rows),
-        data.training,
-        judged,
-        data.prompts.tokenizer,
-        Room(problem.micro_batch_rows, max(example.token_count for example in every)),
-        seed=planned.settings.seed,
-    )

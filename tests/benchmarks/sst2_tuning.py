@@ -46,9 +46,10 @@ from device_client.tasks.task_data import DataOptions  # noqa: E402
 from device_client.tuning.batches import BatchIndices  # noqa: E402
 from device_client.tuning.evaluation import Evaluation, evaluate  # noqa: E402
 from device_client.tuning.journal import StepRecord  # noqa: E402
+from device_client.tuning.planned_run import plan_run  # noqa: E402
 from device_client.tuning.run_directory import RunDirectory, load_theta  # noqa: E402
 from device_client.tuning.settings import TuneSettings  # noqa: E402
-from device_client.tuning.tune_run import MachineSettings, plan_run, tune  # noqa: E402
+from device_client.tuning.tune_run import MachineSettings, tune  # noqa: E402
 from shared.architecture import family_of, safe_config  # noqa: E402
 from shared.bundle.layout import ImageLayout  # noqa: E402
 from shared.bundle.read import Bundle, read_bundle  # noqa: E402

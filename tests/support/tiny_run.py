@@ -9,8 +9,9 @@ from pathlib import Path
 from device_client.tasks.task_data import DataOptions
 from device_client.tuning.evaluation import Evaluation
 from device_client.tuning.journal import StepRecord
+from device_client.tuning.planned_run import PlannedRun, plan_run
 from device_client.tuning.settings import TuneSettings
-from device_client.tuning.tune_run import MachineSettings, PlannedRun, TuneReport, plan_run, tune
+from device_client.tuning.tune_run import MachineSettings, TuneReport, tune
 from shared.bundle.read import Bundle
 
 SETTINGS = TuneSettings(steps=12, batch_size=4, validate_every=4)

@@ -19,7 +19,8 @@ from device_client.model.loader import load_model
 from device_client.model.sparse_model import SparseModel
 from device_client.model.token_batch import TokenBatch
 from device_client.tuning.journal import read_journal
-from device_client.tuning.tune_run import MachineSettings, PlannedRun, TuneReport, tune
+from device_client.tuning.planned_run import PlannedRun
+from device_client.tuning.tune_run import MachineSettings, TuneReport, tune
 from shared.bundle.read import Bundle
 from shared.errors import Conflict, IntegrityError, ResourceError
 

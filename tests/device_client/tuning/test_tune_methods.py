@@ -23,9 +23,9 @@ from device_client.model.loader import load_model
 from device_client.planning.methods import MethodName
 from device_client.tasks.task_data import DataOptions
 from device_client.tuning.journal import read_journal
+from device_client.tuning.planned_run import PlannedRun, plan_run
 from device_client.tuning.run_directory import RunDirectory, load_theta
 from device_client.tuning.settings import TuneSettings
-from device_client.tuning.tune_run import PlannedRun, plan_run
 from device_client.tuning.tuned_values import answer_as_tuned
 from shared.bundle.read import Bundle
 from shared.errors import Conflict, IntegrityError, InvalidRequest

@@ -21,8 +21,8 @@ from device_client.cli import main
 from device_client.tasks.checker import checker_command
 from device_client.tasks.task_data import DataOptions
 from device_client.tuning.journal import read_journal
+from device_client.tuning.planned_run import PlannedRun, plan_run
 from device_client.tuning.settings import Metric, TuneSettings
-from device_client.tuning.tune_run import PlannedRun, plan_run
 from shared.bundle.read import Bundle
 from shared.errors import DataError, InvalidRequest, ResourceError
 

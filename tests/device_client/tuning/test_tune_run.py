@@ -17,8 +17,8 @@ from device_client.tasks.task_data import DataOptions
 from device_client.tuning.goals import LossGoal
 from device_client.tuning.journal import read_journal
 from device_client.tuning.model_problem import ModelProblem
+from device_client.tuning.planned_run import plan_run
 from device_client.tuning.run_directory import load_theta
-from device_client.tuning.tune_run import plan_run
 from shared.bundle.read import Bundle
 from shared.errors import Conflict, InvalidRequest, ResourceError, UnsupportedModel
 

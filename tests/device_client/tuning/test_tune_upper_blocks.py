@@ -24,8 +24,8 @@ from device_client.planning.memory_fit import side_by_side
 from device_client.planning.tuned_blocks import tuned_blocks
 from device_client.tasks.task_data import DataOptions
 from device_client.tuning.journal import JournalHeader, read_journal
+from device_client.tuning.planned_run import PlannedRun, plan_run
 from device_client.tuning.run_directory import RunDirectory, load_theta
-from device_client.tuning.tune_run import PlannedRun, plan_run
 from device_client.tuning.tuned_values import answer_as_tuned
 from shared.bundle.read import Bundle
 from shared.errors import Conflict, IntegrityError
