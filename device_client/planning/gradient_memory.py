@@ -1,7 +1,7 @@
 """What a step along the exact gradient holds, beside what a forward pass does, from shapes alone.
 
     kept         T·b · N·H                            the input of every block that is tuned
-    a block      T·b · ((c + 1)·H + 3Q + 2K + …       what the block keeps for its way back
+    a block      T·b · ((c + 2)·H + 3Q + 2K + …       what the block keeps for its way back
                       max( 6M,                        gated MLP: gate, its activation, up, and their gradients
                            F · (1 + 2a),              plain MLP: its activation makes a copies and their gradients
                            4M + the gathering))       one weight's places, turned tiles and portions of products
@@ -11,8 +11,9 @@
     the head     T·b · 2H + 3 · portion of logits     hidden states with and without the last norm
 
 A step holds the kept inputs and the hungrier of a block and the head. Symbols as in ``pass_memory``; N tuned blocks,
-c hidden states that the family carries. ``tests/device_client/planning/test_gradient_memory.py`` counts operator by
-operator. Imports neither torch nor transformers.
+c hidden states that the family carries; a block's input is there once more than it is kept.
+``tests/device_client/planning/test_gradient_memory.py`` counts operator by operator.
+Imports neither torch nor transformers.
 """
 
 from __future__ import annotations
@@ -57,7 +58,7 @@ def differentiated_moment(
     dimensions, family = dimensions_of(architecture), family_of(architecture, allow_untested=True)
     tokens = workload.tokens * value_bytes
     hidden, middle = dimensions.hidden * tokens, dimensions.intermediate * tokens
-    kept = [hidden] * (family.carried_hidden_states + 1) + [dimensions.queries * tokens] * 3
+    kept = [hidden] * (family.carried_hidden_states + 2) + [dimensions.queries * tokens] * 3
     kept += [dimensions.keys * tokens] * 2
     if value_bytes < _FLOAT32 and family.is_gated:
         kept += [hidden * _FLOAT32 // value_bytes] * 2

@@ -152,7 +152,7 @@ def plan_memory(
     if workload.cached_columns:
         parts["key-value cache"] = key_value_bytes(config.architecture, workload, bytes_each)
     parts["packed operands"] = product_bytes(device_type, max(map(prod, shapes)) * bytes_each)
-    parts["allocator slack"] = slack_bytes(device_type, pieces)
+    parts["allocator slack"] = slack_bytes(device_type, pieces, is_differentiated=workload.is_differentiated)
     parts["libraries"] = libraries_bytes(device_type)
     return MemoryPlan(workload, parts, backend)
 

@@ -5,7 +5,8 @@ Measured, not derived (``tests/benchmarks/memory_plan_error.py``, Linux, glibc, 
     libraries    interpreter, torch, transformers, tokenizers and the code that a first pass touches; torch and
                  transformers also import triton and scipy where they are installed
     products     a matrix product packs its operands: up to 32 MiB, at most the largest weight
-    slack        malloc keeps freed pieces below 32 MiB between living ones: half of what a pass makes of such pieces;
+    slack        malloc keeps freed pieces below 32 MiB between living ones: half of what a pass makes of such pieces,
+                 and as much again as it makes where a way back frees them in another order;
                  and up to 64 MiB at the end of its heap: a third of what a pass makes
 
 Knows nothing about models.
@@ -43,9 +44,10 @@ def product_bytes(device_type: str, largest_weight_bytes: int) -> int:
     return min(_PACKED_OPERANDS_BYTES, largest_weight_bytes) if device_type == "cpu" else 0
 
 
-def slack_bytes(device_type: str, pieces: Sequence[int]) -> int:
+def slack_bytes(device_type: str, pieces: Sequence[int], *, is_differentiated: bool = False) -> int:
     """Return what the allocator keeps beside tensors of these bytes."""
     if device_type == "cuda":
         return 0
-    between = sum(piece for piece in pieces if piece < _MMAP_THRESHOLD_BYTES) // 2
+    small = sum(piece for piece in pieces if piece < _MMAP_THRESHOLD_BYTES)
+    between = small if is_differentiated else small // 2
     return between + min(_HEAP_END_BYTES, sum(pieces) // 3)

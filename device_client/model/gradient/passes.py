@@ -1,6 +1,6 @@
 """A forward pass that a backward pass may follow, over weights that stay packed.
 
-    forward     blocks run without gradients; the input of each is kept                     one (tokens, hidden) a block
+    forward     blocks run without gradients; the input of each is kept, copied to one buffer (blocks, tokens, hidden)
     backward    from the last block to the first: the block runs again, now with gradients; then
 
                     dX = dY · W(θ)                 W decoded into the buffer that all layers share
@@ -40,12 +40,16 @@ def differentiable(network: nn.Module, blocks: Iterable[nn.Module], total: Tenso
         total: float32 (k,), on the network's device; values of other blocks are left as they are.
     """
     anchor = torch.zeros((), device=total.device, requires_grad=True)
+    tuned = list(blocks)
+    inputs = _BlockInputs(len(tuned))
     with ExitStack() as restored:
-        for block in blocks:
+        for number, block in enumerate(tuned):
             for layer in _layers(block):
                 forward = partial(_forward_of_layer, layer.forward, anchor, layer, total)
                 restored.enter_context(_other_forward(layer, forward))
-            restored.enter_context(_other_forward(block, partial(_forward_of_block, block.forward, anchor)))
+            restored.enter_context(
+                _other_forward(block, partial(_forward_of_block, block.forward, anchor, inputs, number))
+            )
         for head in (module for module in network.modules() if isinstance(module, QuantizedHead)):
             restored.enter_context(_other_forward(head, partial(_forward_of_head, head.forward, head)))
         yield
@@ -65,9 +69,16 @@ def _layers(block: nn.Module) -> list[QuantizedSparseLinear]:
 
 
 def _forward_of_block(
-    forward: Callable[..., Any], anchor: Tensor, hidden: Tensor, *others: Any, **named: Any
+    forward: Callable[..., Any],
+    anchor: Tensor,
+    inputs: _BlockInputs,
+    number: int,
+    hidden: Tensor,
+    *others: Any,
+    **named: Any,
 ) -> Tensor:
-    result: Tensor = _Block.apply(anchor, hidden, lambda states: forward(states, *others, **named))  # type: ignore[no-untyped-call]
+    kept = inputs.keep(number, hidden)
+    result: Tensor = _Block.apply(anchor, hidden, kept, lambda states: forward(states, *others, **named))  # type: ignore[no-untyped-call]
     return result
 
 
@@ -87,6 +98,28 @@ def _forward_of_head(product: Product, head: QuantizedHead, hidden: Tensor) -> T
     return result
 
 
+class _BlockInputs:
+    """The inputs of all tuned blocks in one buffer: between the tensors of a pass each would tear malloc's heap.
+
+    Args:
+        count: Of tuned blocks.
+    """
+
+    def __init__(self, count: int) -> None:
+        self._count = count
+        self._buffer: Tensor | None = None
+
+    def keep(self, number: int, hidden: Tensor) -> Tensor:
+        """Return a copy of a block's input, valid until the next pass reaches that block."""
+        shape = (self._count, *hidden.shape)
+        if self._buffer is None or self._buffer.shape != shape:
+            self._buffer = None  # freed before there is another
+            self._buffer = hidden.new_empty(shape)
+        kept = self._buffer[number]
+        kept.copy_(hidden.detach())
+        return kept
+
+
 class _Block(torch.autograd.Function):
     """One decoder block, of which only the input is kept.
 
@@ -94,9 +127,9 @@ class _Block(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(context: Any, _anchor: Tensor, hidden: Tensor, run: Callable[[Tensor], Any]) -> Tensor:
-        context.run = run
-        context.save_for_backward(hidden)
+    def forward(context: Any, _anchor: Tensor, hidden: Tensor, kept: Tensor, run: Callable[[Tensor], Any]) -> Tensor:
+        # Not by save_for_backward: the inputs of the blocks that follow are written to the same buffer.
+        context.run, context.kept = run, kept
         result = run(hidden)
         if not isinstance(result, Tensor):
             raise UnsupportedModel(
@@ -107,13 +140,12 @@ class _Block(torch.autograd.Function):
         return result
 
     @staticmethod
-    def backward(context: Any, *gradients: Tensor) -> tuple[None, Tensor | None, None]:
-        (kept,) = context.saved_tensors
-        hidden = kept.detach().requires_grad_(context.needs_input_grad[1])
+    def backward(context: Any, *gradients: Tensor) -> tuple[None, Tensor | None, None, None]:
+        hidden = context.kept.detach().requires_grad_(context.needs_input_grad[1])
         with torch.enable_grad():
             result = context.run(hidden)
         torch.autograd.backward(result, gradients[0])
-        return None, hidden.grad, None
+        return None, hidden.grad, None, None
 
 
 class _SparseProduct(torch.autograd.Function):

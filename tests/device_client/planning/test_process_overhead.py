@@ -26,3 +26,7 @@ def test_products_pack_at_most_the_largest_weight() -> None:
 def test_slack_is_half_of_the_pieces_that_malloc_does_not_map_and_the_end_of_its_heap() -> None:
     assert slack_bytes("cpu", [10 * MIB, 20 * MIB]) == 15 * MIB + 10 * MIB
     assert slack_bytes("cpu", [10 * MIB, 20 * MIB, 32 * MIB, 90 * MIB, 90 * MIB]) == 15 * MIB + 64 * MIB
+
+
+def test_a_way_back_leaves_gaps_as_large_as_what_it_holds() -> None:
+    assert slack_bytes("cpu", [10 * MIB, 20 * MIB], is_differentiated=True) == 30 * MIB + 10 * MIB
