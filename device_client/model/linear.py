@@ -19,7 +19,6 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from device_client.model.backends.backend import LinearBackend
 from device_client.model.backends.weight import Weight
@@ -169,32 +168,3 @@ class QuantizedSparseLinear(nn.Module):
     def extra_repr(self) -> str:
         """Name shape and number of sensitive values."""
         return f"{self.in_features}, {self.out_features}, k={self.where.stop - self.where.start}"
-
-
-class PointwiseActivation(nn.Module):
-    """An activation function applied in place, point by point.
-
-    An elementwise kernel computes the last elements of a thread's share in another way than the others, with other last
-    bits, and where shares end depends on how many elements there are: so each point goes alone, as it would by itself.
-
-    Args:
-        function: Elementwise.
-        runtime: Shared by all layers of a model.
-    """
-
-    def __init__(self, function: nn.Module, runtime: LinearRuntime) -> None:
-        super().__init__()
-        self.function = function
-        self._runtime = runtime
-        self._is_silu = type(function).__name__ in ("SiLU", "SiLUActivation")
-
-    def forward(self, inputs: Tensor) -> Tensor:
-        """Overwrite ``inputs`` (points · rows, …) with the function of them, and return it."""
-        if inputs.requires_grad:
-            return self.function(inputs)  # type: ignore[no-any-return]
-        for part in inputs.chunk(self._runtime.values.points):
-            if self._is_silu:
-                functional.silu(part, inplace=True)
-            else:
-                part.copy_(self.function(part))
-        return inputs

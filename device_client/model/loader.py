@@ -19,13 +19,9 @@ from device_client.model.backends.choose import REFERENCE, BackendOptions, choos
 from device_client.model.backends.planned_bytes import decoded_shapes
 from device_client.model.cuda import Cuda, TorchCuda, cap_allocations
 from device_client.model.embeddings import QuantizedEmbedding, QuantizedHead
-from device_client.model.linear import (
-    LinearRuntime,
-    PointwiseActivation,
-    QuantizedSparseLinear,
-    SensitiveValues,
-)
+from device_client.model.linear import LinearRuntime, QuantizedSparseLinear, SensitiveValues
 from device_client.model.out_of_memory import refusing_to_load
+from device_client.model.point_by_point import PointwiseActivation
 from device_client.model.sparse_model import SparseModel
 from device_client.model.tensor_reading import drop_cached_pages, read_to
 from device_client.planning.memory_plan import check_budget, plan_memory

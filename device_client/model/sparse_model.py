@@ -27,6 +27,7 @@ from device_client.model.decoding.static import StaticDecoding, capacity_for
 from device_client.model.linear import LinearRuntime, QuantizedSparseLinear
 from device_client.model.memory_meter import MemoryMeter
 from device_client.model.output_head import OutputHead
+from device_client.model.point_by_point import pointwise_attention
 from device_client.model.points import Point
 from device_client.model.prefix import Prefix
 from device_client.model.sampling import choose_token
@@ -288,5 +289,10 @@ class SparseModel:
         """Return what the decoder makes of right-padded rows, compute dtype (points · rows, columns, hidden)."""
         # No attention mask: rows are right-padded (TokenBatch sees to it), so the causal mask alone hides the padding.
         in_front = self.prefix.in_front_of(len(input_ids)) if self.prefix else None
-        hidden: Tensor = self.decoder(input_ids=input_ids, past_key_values=in_front, use_cache=False).last_hidden_state
+        return self.decode(input_ids=input_ids, past_key_values=in_front, use_cache=False)
+
+    def decode(self, **inputs: Any) -> Tensor:
+        """Return what the decoder makes of transformers' ``inputs``, compute dtype (points · rows, columns, hidden)."""
+        with pointwise_attention(self.runtime):
+            hidden: Tensor = self.decoder(**inputs).last_hidden_state
         return hidden

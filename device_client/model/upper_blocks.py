@@ -84,7 +84,7 @@ class UpperBlocks:
         rows, columns, _ = giving.given.shape
         unused = entering.new_zeros(1).expand(rows, columns, self._width)
         with self._model.runtime.evaluating(self._values), _standing_in(self._blocks, below):
-            hidden = self._model.decoder(inputs_embeds=unused, use_cache=False).last_hidden_state
+            hidden = self._model.decode(inputs_embeds=unused, use_cache=False)
             return self._model.wanted_logits(hidden, batch)
 
     @property

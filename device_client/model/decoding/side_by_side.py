@@ -115,14 +115,14 @@ class _Texts:
 
     def _logits(self, input_ids: Tensor, positions: Tensor, wanted: Tensor) -> Tensor:
         device = self._model.device
-        outputs = self._model.decoder(
+        hidden = self._model.decode(
             input_ids=input_ids.to(device),
             attention_mask=self._mask.to(device),
             position_ids=positions.to(device),
             past_key_values=self._cache,
             use_cache=True,
         )
-        states = outputs.last_hidden_state[torch.arange(len(wanted), device=device), wanted.to(device)]
+        states = hidden[torch.arange(len(wanted), device=device), wanted.to(device)]
         stacked = states.view(self._points, -1, states.shape[-1])
         logits = stacked.new_empty(*stacked.shape[:2], self._model.head.vocabulary, dtype=torch.float32)
         return self._model.head.write_logits(stacked, logits).flatten(0, 1).cpu()
