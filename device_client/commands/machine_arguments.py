@@ -31,6 +31,12 @@ def add_machine_arguments(parser: argparse.ArgumentParser | _ArgumentGroup) -> N
         help="what decodes the weights: native (compiled for this CPU once), triton (CUDA) or reference (plain torch); "
         "results depend on it in bfloat16 only (default: the fastest that works here)",
     )  # fmt: skip
+    parser.add_argument(
+        "--products", choices=("library", "bfloat16"),
+        help="on a CPU, how many tokens are multiplied: bfloat16 rounds inputs and weights, but never the sensitive "
+        "values, and takes about two thirds of the time where the CPU has instructions for it, see doctor (default: "
+        "the library in the compute format, or the matrix unit)",
+    )  # fmt: skip
 
 
 def machine(arguments: argparse.Namespace, console: Console, settings: Settings) -> Machine:
@@ -50,5 +56,5 @@ def machine(arguments: argparse.Namespace, console: Console, settings: Settings)
         compute_dtype=dtype_named(arguments.dtype) if arguments.dtype else None,
         memory_budget_bytes=parse_bytes(arguments.memory_budget),
         micro_batch_rows=getattr(arguments, "micro_batch", None),
-        backend=BackendOptions(arguments.backend, settings.backends, announce),
+        backend=BackendOptions(arguments.backend, settings.backends, announce, arguments.products),
     )

@@ -97,7 +97,7 @@ class SparseModel:
     @property
     def products(self) -> Products:
         """What makes the products of many tokens."""
-        return "matrix unit" if any(weight.products == "matrix unit" for weight in self._weights()) else "library"
+        return next((weight.products for weight in self._weights() if weight.products != "library"), "library")
 
     @property
     def decoder_blocks(self) -> nn.ModuleList:
@@ -145,8 +145,8 @@ class SparseModel:
         """
         room_bytes = budget_bytes
         for weight in reversed(self._weights()):
-            decoded_bytes = weight.shape[0] * weight.shape[1] * self.compute_dtype.itemsize
-            if weight.products == "library" and decoded_bytes <= room_bytes:
+            decoded_bytes = weight.decoded_bytes(self.compute_dtype.itemsize)
+            if 0 < decoded_bytes <= room_bytes:
                 weight.keep_decoded()
                 room_bytes -= decoded_bytes
         self._static = None

@@ -1,9 +1,10 @@
 """Which engine makes a run's steps, and what is checked before the first of them.
 
-    zeroth-order    ε must survive rounding; the noise floor of a loss difference is measured, but not of a metric's
+    zeroth-order    ε must survive rounding; the noise floor of a loss difference is measured, but not of a metric's,
+                    and refused where products in bfloat16 leave nothing of it
     first-order     nothing
 
-The one place that knows both. Costs eight forward passes for zeroth order.
+The one place that knows both. Costs eight forward passes for zeroth order, sixteen with products in bfloat16.
 """
 
 from __future__ import annotations
@@ -14,7 +15,6 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from device_client.model.backends.choose import BackendOptions
 from device_client.model.sparse_model import SparseModel
@@ -38,8 +38,11 @@ from device_client.tuning.zeroth_order import ZerothOrder
 from shared.perturbation import STREAM_NAMES
 
 _NOISE_DIRECTIONS = 2
+_CHECKED_DIRECTIONS = 4
+"""Where a run may be refused for its noise: a few differences are small by chance."""
 _SPACINGS_TO_RESOLVE = 10
-"""Of a 16-bit format's relative spacings, as a share of the loss, that a second difference should be clear of."""
+"""Of a 16-bit format's relative spacings, as a share of the loss, that a second difference should be clear of; where
+only products are rounded, one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,11 +96,17 @@ def make_engine(
         settings = replace(settings, epsilon=settings.epsilon_share * value_rms)
     epsilon = settings.epsilon
     lost_share = check_fidelity(theta, draw(0, 0), epsilon, model.compute_dtype)
-    schedule = StepSizeSchedule(settings, _scale(settings, theta.numel(), value_rms, model.compute_dtype))
+    schedule = StepSizeSchedule(settings, _scale(settings, theta.numel(), value_rms, model))
     findings: dict[str, Any] = {"perturbation_lost_share": lost_share, "epsilon": epsilon}
     if settings.metric is None:
-        noise = with_smaller_batches(lambda: _noise_floor(problem, theta, draw, epsilon), problem, shrunk)
-        findings["noise_floor"] = noise if math.isfinite(noise) else None
+        is_rounded = model.products == "bfloat16"
+        directions = [draw(step, 0) for step in range(_CHECKED_DIRECTIONS if is_rounded else _NOISE_DIRECTIONS)]
+        floor = with_smaller_batches(
+            lambda: noise_floor(problem.losses, theta, directions, epsilon, problem.batch(0)), problem, shrunk
+        )
+        if is_rounded:
+            floor.check(epsilon)
+        findings["noise_floor"] = floor.noise if math.isfinite(floor.noise) else None
     return ReadyEngine(ZerothOrder(problem, draw, schedule, settings), findings)
 
 
@@ -125,16 +134,12 @@ def journal_header(settings: TuneSettings, part: TunedPart, bundle_digest: str, 
     )
 
 
-def _scale(settings: TuneSettings, count: int, value_rms: float, compute_dtype: torch.dtype) -> Scale:
+def _scale(settings: TuneSettings, count: int, value_rms: float, model: SparseModel) -> Scale:
     if not settings.is_step_automatic:
         return ChosenScale(settings, count)
     if settings.metric is not None:
         return MetricStep(settings, value_rms)
-    resolved = max(RESOLVED, _SPACINGS_TO_RESOLVE * torch.finfo(compute_dtype).eps)
+    resolved = max(RESOLVED, _SPACINGS_TO_RESOLVE * torch.finfo(model.compute_dtype).eps)
+    if model.products == "bfloat16":
+        resolved = torch.finfo(torch.bfloat16).eps
     return MeasuredStep(settings, value_rms, resolved)
-
-
-def _noise_floor(problem: ModelProblem[Any], theta: Tensor, draw: PerturbationStream, epsilon: float) -> float:
-    """Measure it with the first batch, along the first steps' directions."""
-    directions = [draw(step, 0) for step in range(_NOISE_DIRECTIONS)]
-    return noise_floor(problem.losses, theta, directions, epsilon, problem.batch(0))

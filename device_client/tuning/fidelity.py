@@ -16,6 +16,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TypeVar
 
 import torch
@@ -28,6 +29,9 @@ from shared.errors import InvalidRequest
 BatchT = TypeVar("BatchT")
 
 MAX_LOST_SHARE = 0.05
+MAX_NOISE_SHARE = 0.7
+"""Of the differences that it is part of: √½ is where noise and what the perturbation makes are equal."""
+
 NOISE_SCALE = 16
 """s: small enough that ε/s still changes float16 weights of size 0.1 by about a unit of their last place."""
 
@@ -59,10 +63,38 @@ def check_fidelity(theta: Tensor, z: Tensor, epsilon: float, compute_dtype: torc
     )
 
 
+@dataclass(frozen=True, slots=True)
+class NoiseFloor:
+    """How much of a ΔL is rounding.
+
+    Attributes:
+        noise: rms over the directions, nats; NaN where a loss is not finite.
+        difference: rms of ΔL itself, nats; likewise.
+    """
+
+    noise: float
+    difference: float
+
+    def check(self, epsilon: float) -> None:
+        """Refuse an ε whose differences do not survive.
+
+        Raises:
+            InvalidRequest: They are noise for the most part.
+        """
+        if self.noise >= MAX_NOISE_SHARE * self.difference:  # both are 0 where all of it is rounded away
+            raise InvalidRequest(
+                f"rounding changes the difference of two losses by {self.noise:.1g} nats, and with a perturbation of "
+                f"ε = {epsilon:g} they differ by {self.difference:.1g}",
+                needed=f"at most {MAX_NOISE_SHARE} of a difference by rounding",
+                next_step=f"--epsilon {4 * epsilon:g}, or leave --products out",
+                param="epsilon",
+            )
+
+
 def noise_floor(
     losses: Losses[BatchT], theta: Tensor, directions: Sequence[Tensor], epsilon: float, batch: BatchT
-) -> float:
-    """Return how much of a ΔL of this batch is rounding, nats; NaN where a loss is not finite.
+) -> NoiseFloor:
+    """Return how much of a ΔL of this batch is rounding.
 
     Args:
         losses: The losses of a batch.
@@ -76,4 +108,8 @@ def noise_floor(
     beyond = [
         part.loss_difference - full.loss_difference / NOISE_SCALE for part, full in zip(small, whole, strict=True)
     ]
-    return math.sqrt(statistics.fmean(difference**2 for difference in beyond))
+    return NoiseFloor(_rms(beyond), _rms([full.loss_difference for full in whole]))
+
+
+def _rms(numbers: Sequence[float]) -> float:
+    return math.sqrt(statistics.fmean(number**2 for number in numbers))

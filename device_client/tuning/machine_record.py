@@ -5,7 +5,8 @@
 
 Another micro-batch pads and sums in another shape, and another format or device rounds otherwise: each gives losses
 with other last bits. So a run goes on with the machine it was begun with, and with the micro-batch it had come to. So
-does what multiplies in bfloat16: the library, or the CPU's matrix unit. The backend is free, for all decode alike.
+does what multiplies: the library, the CPU's matrix unit, or the library in bfloat16. The backend is free elsewhere, for
+all decode alike.
 """
 
 from __future__ import annotations
@@ -46,11 +47,12 @@ class MachineRecord:
         device_type: str | None,
         compute_dtype: str | None,
         micro_batch_rows: int | None,
+        products: Products | None = None,
     ) -> None:
         """Refuse to go on with what is asked for where the run was begun otherwise; None asks for nothing.
 
         Raises:
-            Conflict: Another device, format or micro-batch is asked for.
+            Conflict: Another device, format, micro-batch or way to multiply is asked for.
         """
         again = f"--device {self.device_type} --dtype {self.compute_dtype}"
         if device_type not in (None, self.device_type):
@@ -60,6 +62,9 @@ class MachineRecord:
         if micro_batch_rows not in (None, self.begun_with_rows, self.micro_batch_rows):
             again = f"--micro-batch {self.begun_with_rows}"
             raise _other_machine(run, f"--micro-batch {micro_batch_rows}", again)
+        if products not in (None, self.products):
+            again = "--products bfloat16" if self.products == "bfloat16" else "no --products"
+            raise _other_machine(run, f"--products {products}", again)
 
     def check_products(self, run: RunDirectory, products: Products) -> None:
         """Refuse to go on where something else multiplies than when the run was begun.

@@ -243,10 +243,11 @@ def _as_begun(planned: PlannedRun, machine: MachineSettings, begun_on: MachineRe
         device_type=resolve_device(device).type,
         compute_dtype=dtype_name(machine.compute_dtype) if machine.compute_dtype else None,
         micro_batch_rows=machine.micro_batch_rows,
+        products=machine.backend.products,
     )
     dtype = dtype_named(begun_on.compute_dtype)
     rows = begun_on.micro_batch_rows
-    backend = replace(machine.backend, matrix_unit=begun_on.products == "matrix unit")
+    backend = replace(machine.backend, products=begun_on.products)
     as_begun = replace(machine, device=device, compute_dtype=dtype, micro_batch_rows=rows, backend=backend)
     try:
         fit_workload(planned.bundle.config, as_begun, planned.workload(planned.settings.gradient))

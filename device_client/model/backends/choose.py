@@ -5,8 +5,8 @@
 
 Every candidate is measured once (``calibrate``) and the outcome is kept in a file, so that the next load measures
 nothing. In bfloat16 on a CPU with a matrix unit native is taken whatever was measured: it decodes within its products,
-and a run that began so must not depend on a measurement. Else what is tuned does not depend on the choice: all backends
-decode to the same bits.
+and a run that began so must not depend on a measurement. It is taken, too, where products in bfloat16 are asked for.
+Else what is tuned does not depend on the choice: all backends decode to the same bits.
 """
 
 from __future__ import annotations
@@ -14,15 +14,16 @@ from __future__ import annotations
 import json
 import subprocess
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from device_client.devices import dtype_name
 from device_client.model.backends.backend import LinearBackend
 from device_client.model.backends.calibrate import METHOD, Calibration, calibrate
-from device_client.model.backends.names import CANDIDATES, BackendName
+from device_client.model.backends.names import CANDIDATES, BackendName, Products
 from device_client.model.backends.native.amx import has_matrix_unit
 from device_client.model.backends.native.build import BuildFailed
 from device_client.model.backends.native.cpu import cpu_description
@@ -43,13 +44,13 @@ class BackendOptions:
         name: ``auto`` takes the fastest; another name takes that one or fails.
         folder: Compiled kernels and calibrations; needed by ``auto`` and ``native``.
         announce: Is told of a compilation, and why a backend cannot be used.
-        matrix_unit: Whether a CPU's matrix unit may multiply in bfloat16; it sums in another order than the library.
+        products: What makes the products of many tokens; None takes a CPU's matrix unit in bfloat16, else the library.
     """
 
     name: BackendName = "reference"
     folder: Path | None = None
     announce: Callable[[str], None] = lambda _: None
-    matrix_unit: bool = True
+    products: Products | None = None
 
 
 REFERENCE = BackendOptions()
@@ -91,8 +92,10 @@ def choose_backend(
         shapes: (out_features, in_features) of all that it will decode at once; None takes those of the entries.
 
     Raises:
-        ResourceError: The backend that was named does not work here.
+        ResourceError: The backend that was named does not work here, or not with the products that were.
     """
+    if options.products == "bfloat16":
+        options = _for_bfloat16_products(options, dtype, device)
     making = _Making(options, entries, dtype, device, shapes or [entry.shape for entry in entries])
     if options.name == "reference":
         return ChosenBackend(making.make("reference"), 0)
@@ -106,6 +109,22 @@ def choose_backend(
     if device.type == "cuda":
         torch.cuda.empty_cache()  # the buffers of those that were not chosen must not stay
     return ChosenBackend(backend, calibration.fused_up_to_tokens)
+
+
+def _for_bfloat16_products(options: BackendOptions, dtype: torch.dtype, device: torch.device) -> BackendOptions:
+    """Return the options with the one backend that makes them.
+
+    Raises:
+        ResourceError: It was another one that was named, or another format or device.
+    """
+    if device.type != "cpu" or dtype != torch.float32 or options.name not in ("auto", "native"):
+        found = f"on {device.type}, in {dtype_name(dtype)}, with backend {options.name!r}"
+        raise ResourceError(
+            f"products in bfloat16 {found}",
+            needed="a CPU, --dtype float32 and --backend native",
+            next_step="--backend native and no --dtype, or leave --products out",
+        )
+    return replace(options, name="native")
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,6 +207,7 @@ def _native(
 ) -> LinearBackend:
     from device_client.model.backends.native.amx.backend import AmxBackend, may_use_matrix_unit
     from device_client.model.backends.native.backend import NativeBackend
+    from device_client.model.backends.native.bfloat16 import Bfloat16Backend
     from device_client.model.backends.native.library import load_kernels
 
     if device.type != "cpu":
@@ -198,12 +218,15 @@ def _native(
         raise BackendUnavailable(str(error)) from error
     if _wants_matrix_unit(options, dtype, device) and may_use_matrix_unit(library):
         return AmxBackend(library, shapes)
+    if options.products == "bfloat16":
+        return Bfloat16Backend(library, shapes)
     return NativeBackend(library, shapes, dtype)
 
 
 def _wants_matrix_unit(options: BackendOptions, dtype: torch.dtype, device: torch.device) -> bool:
     """Return whether the native backend is taken for its products on a matrix unit."""
-    return options.matrix_unit and dtype == torch.bfloat16 and device.type == "cpu" and has_matrix_unit()
+    may_be = options.products in (None, "matrix unit") and dtype == torch.bfloat16 and device.type == "cpu"
+    return may_be and has_matrix_unit()
 
 
 def _triton(shapes: Sequence[tuple[int, int]], dtype: torch.dtype, device: torch.device) -> LinearBackend:

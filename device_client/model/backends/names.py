@@ -9,6 +9,9 @@ BACKEND_NAMES: tuple[BackendName, ...] = ("auto", "reference", "native", "triton
 CANDIDATES: dict[str, tuple[BackendName, ...]] = {"cpu": ("native", "reference"), "cuda": ("triton", "reference")}
 """Device type → backends, the likeliest fastest first."""
 
-Products = Literal["library", "matrix unit"]
-"""What makes the products of many tokens: each sums in another order."""
-PRODUCTS: tuple[Products, ...] = ("library", "matrix unit")
+Products = Literal["library", "matrix unit", "bfloat16"]
+"""What makes the products of many tokens; each sums in another order or rounds otherwise:
+
+library: of decoded weights · matrix unit: decodes within · bfloat16: the library, with the sensitive values beside it.
+"""
+PRODUCTS: tuple[Products, ...] = ("library", "matrix unit", "bfloat16")

@@ -65,6 +65,10 @@ class PackedWeight(ABC):
         self.overwrite(dense, values, rows)
         return dense
 
+    def decoded_bytes(self, value_bytes: int) -> int:
+        """Return the bytes of all its values."""
+        return self.shape[0] * self.shape[1] * value_bytes
+
     def keep_decoded(self) -> None:
         """Keep W from the next time that it is decoded with values."""
         self._is_kept = True

@@ -35,7 +35,7 @@ class Weight(Protocol):
 
     @property
     def products(self) -> Products:
-        """What ``multiply`` computes with; the library multiplies by a decoded weight, a matrix unit decodes none."""
+        """What ``multiply`` computes with; see ``names.PRODUCTS``."""
 
     @property
     def kept_bytes(self) -> int:
@@ -81,6 +81,13 @@ class Weight(Protocol):
 
         Raises:
             TypeError: The weight is not multiplied in the dtype of the inputs.
+        """
+
+    def decoded_bytes(self, value_bytes: int) -> int:
+        """Return what keeping it decoded takes, 0 where ``multiply`` decodes nothing.
+
+        Args:
+            value_bytes: Bytes of one value in the compute dtype.
         """
 
     def keep_decoded(self) -> None:

@@ -46,6 +46,18 @@ def test_a_matrix_unit_is_named(
     assert ("--dtype bfloat16" in outcome.told) is has_unit
 
 
+@pytest.mark.parametrize(("flags", "has_them"), [("fpu avx512_bf16", True), ("asimd bf16", True), ("fpu avx2", False)])
+def test_instructions_for_bfloat16_are_named(
+    command, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, flags: str, has_them: bool
+) -> None:
+    home.mkdir(mode=0o700)
+    (tmp_path / "cpuinfo").write_text(f"processor\t: 0\nflags\t\t: {flags}\n")
+    monkeypatch.setattr("device_client.model.backends.native.cpu.CPUINFO", tmp_path / "cpuinfo")
+    outcome = command("doctor")
+    assert outcome.result["has_bfloat16"] is has_them
+    assert ("--products bfloat16" in outcome.told) is has_them
+
+
 def test_a_missing_compiler_is_named_with_what_it_costs(
     command, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -98,7 +98,7 @@ def test_a_matrix_unit_decides_in_bfloat16_whatever_was_measured(
     expected: str,
 ) -> None:
     monkeypatch.setattr("device_client.model.backends.choose.has_matrix_unit", lambda: has_unit)
-    options = BackendOptions("auto", folder, matrix_unit=may_use_it)
+    options = BackendOptions("auto", folder, products=None if may_use_it else "library")
     choose_backend(options, entries, torch.bfloat16, CPU)
     slow_native = {
         key: fields | {"dequantize_seconds": 9.0 if key.startswith("native") else 1.0}

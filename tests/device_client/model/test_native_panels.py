@@ -419,7 +419,7 @@ def test_the_matrix_unit_is_chosen_in_bfloat16_and_can_be_left_alone(
     kernels: Path, library: KernelLibrary, dtype: torch.dtype, may_use_it: bool, products: str
 ) -> None:
     tensor = random_tensor(2, 2, "per_row", seed=0)
-    options = BackendOptions("native", kernels, matrix_unit=may_use_it)
+    options = BackendOptions("native", kernels, products=None if may_use_it else "library")
 
     backend = choose_backend(options, [entry_of(tensor.shape)], dtype, torch.device("cpu")).backend
 

@@ -95,11 +95,13 @@ def test_the_noise_floor_is_what_a_small_perturbation_changes_beyond_its_share()
     losses = noisy_line(3.0, [0, 0, 0, 0, 0.003, 0, 0, 0.004])
     directions = [torch.ones(1), torch.ones(1)]
 
-    found = noise_floor(losses, torch.zeros(1), directions, 0.125, None)
+    found = noise_floor(losses, torch.zeros(1), directions, 0.125, None).noise
 
     assert found == pytest.approx(math.sqrt((0.003**2 + 0.004**2) / 2), abs=1e-9)
 
 
 def test_exact_losses_have_no_noise_floor_and_infinite_ones_no_number() -> None:
-    assert noise_floor(noisy_line(3.0, [0] * 4), torch.zeros(1), [torch.ones(1)], 0.125, None) == 0
-    assert math.isnan(noise_floor(noisy_line(3.0, [0, math.inf, 0, 0]), torch.zeros(1), [torch.ones(1)], 0.125, None))
+    assert noise_floor(noisy_line(3.0, [0] * 4), torch.zeros(1), [torch.ones(1)], 0.125, None).noise == 0
+    assert math.isnan(
+        noise_floor(noisy_line(3.0, [0, math.inf, 0, 0]), torch.zeros(1), [torch.ones(1)], 0.125, None).noise
+    )

@@ -22,7 +22,7 @@ from device_client.tuning.journal import read_journal
 from device_client.tuning.planned_run import PlannedRun
 from device_client.tuning.tune_run import MachineSettings, TuneReport, tune
 from shared.bundle.read import Bundle
-from shared.errors import Conflict, IntegrityError, ResourceError
+from shared.errors import Conflict, IntegrityError, InvalidRequest, ResourceError
 
 
 def test_a_budget_that_is_too_small_is_refused_before_loading(bundle: Bundle, rows: Path, clock: object) -> None:
@@ -203,6 +203,35 @@ def test_a_run_begun_on_the_matrix_unit_goes_on_there_only(
 
     assert "go on with --backend native" in caught.value.next_step
     assert run(plan, clock, backend=native).result["steps_done"] == 12
+
+
+def test_a_run_begun_with_products_in_bfloat16_continues_with_them_to_the_same_bits(
+    bundle: Bundle, rows: Path, clock: Callable[[], float], kernels: Path
+) -> None:
+    plan = planned(bundle, rows, dataclasses.replace(SETTINGS, epsilon=0.1))
+    native, rounded = BackendOptions("native", kernels), BackendOptions("auto", kernels, products="bfloat16")
+    whole = run(plan, clock, backend=rounded)
+    shutil.move(whole.run, whole.run.with_name("whole"))
+    stopped = run(plan, clock, time_budget_seconds=6.0, backend=rounded)
+    assert json.loads((stopped.run / "machine.json").read_text())["products"] == "bfloat16"
+
+    with pytest.raises(Conflict, match="begun with --products bfloat16; with --products library"):
+        run(plan, clock, backend=dataclasses.replace(native, products="library"))
+    again = run(plan, clock, backend=native)
+
+    assert again.result["steps_done"] == 12
+    for name in ("journal.bin", "last.safetensors"):
+        assert (again.run / name).read_bytes() == (whole.run.with_name("whole") / name).read_bytes()
+
+
+def test_products_in_bfloat16_are_refused_to_a_perturbation_that_their_rounding_hides(
+    bundle: Bundle, rows: Path, clock: Callable[[], float], kernels: Path
+) -> None:
+    plan = planned(bundle, rows, dataclasses.replace(SETTINGS, epsilon=1e-3))
+    with pytest.raises(InvalidRequest, match="rounding changes the difference of two losses") as caught:
+        run(plan, clock, backend=BackendOptions("auto", kernels, products="bfloat16"))
+    assert caught.value.next_step == "--epsilon 0.004, or leave --products out"
+    assert not plan.directory.path.exists()
 
 
 def test_a_float32_run_goes_on_with_any_backend(

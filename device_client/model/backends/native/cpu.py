@@ -7,12 +7,19 @@ import platform
 from pathlib import Path
 
 CPUINFO = Path("/proc/cpuinfo")
+_BFLOAT16_FLAGS = frozenset({"avx512_bf16", "amx_bf16", "bf16"})
+"""As Linux names them on x86-64 and on aarch64."""
 
 
 def cpu_description(*fields: str) -> str:
     """Return the first line of /proc/cpuinfo that begins with one of ``fields``, or what Python knows of the CPU."""
     named = (line.partition(":")[2].strip() for line in _lines(CPUINFO) if line.lower().startswith(fields))
     return next(named, platform.processor() or platform.machine())
+
+
+def has_bfloat16() -> bool:
+    """Return whether the system names instructions for products in bfloat16, of vectors or of matrices."""
+    return not _BFLOAT16_FLAGS.isdisjoint(cpu_description("flags", "features").split())
 
 
 @functools.cache

@@ -132,6 +132,7 @@ class KernelLibrary:
         self._dequantize = self._function("zo_dequantize", pointer, pointer, pointer, number, number)
         self._write_sparse = self._function("zo_write_sparse", pointer, pointer, pointer, number, number)
         self._linear_small = self._function("zo_linear_small", *[pointer] * 5, long, number, number)
+        self._add_sparse_products = self._function("zo_add_sparse_products", *[pointer] * 4, long, number)
         self._linear_side_by_side = self._function("zo_linear_side_by_side", pointer, long, pointer, number, number)
         self._norm = self._function("zo_norm", pointer, pointer, pointer, long, long, ctypes.c_float, number)
         self._attend = self._function("zo_attend", pointer, number, number)
@@ -180,6 +181,13 @@ class KernelLibrary:
         self._linear_small(
             weight.weight, weight.sparse(values), inputs.data_ptr(), address_of(bias), out.data_ptr(),
             out.numel() // weight.rows, FORMATS[inputs.dtype], torch.get_num_threads(),
+        )  # fmt: skip
+
+    def add_sparse_products(self, weight: WeightStruct, values: Tensor, inputs: Tensor, out: Tensor) -> None:
+        """Add the sensitive values' share of x Wᵀ to out (tokens, out_features); all contiguous and in float32."""
+        self._add_sparse_products(
+            weight.weight, weight.sparse(values), inputs.data_ptr(), out.data_ptr(), len(inputs),
+            torch.get_num_threads(),
         )  # fmt: skip
 
     def linear_side_by_side(self, products: ProductList, inputs: Tensor) -> None:

@@ -87,6 +87,10 @@ class AmxWeight(NativeWeight):
         self.library.sort_values(struct.weight, struct.sparse(self.positions), *addresses)
         self._places = _Placement(*addresses)
 
+    def decoded_bytes(self, value_bytes: int) -> int:  # noqa: ARG002
+        """Return 0."""
+        return 0
+
     def decode(self, values: Tensor | None = None, rows: slice = EVERY_ROW) -> Tensor:
         """Return W, or whole panels of it.
 

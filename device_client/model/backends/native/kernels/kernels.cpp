@@ -10,6 +10,7 @@
 #include "norm.h"
 #include "normal.h"
 #include "points.h"
+#include "sparse_products.h"
 
 extern "C" {
 
@@ -46,6 +47,12 @@ void zo_write_sparse(const Weight* weight, const Sparse* sparse, void* out, int3
 void zo_linear_small(const Weight* weight, const Sparse* sparse, const void* inputs, const void* bias, void* out,
                      int64_t tokens, int32_t format, int32_t threads) {
     linear_small(*weight, *sparse, inputs, bias, out, tokens, format, threads);
+}
+
+// Adds the sensitive values' share to products: inputs (tokens, columns) and out (tokens, rows), in float32.
+void zo_add_sparse_products(const Weight* weight, const Sparse* sparse, const float* inputs, float* out, int64_t tokens,
+                            int32_t threads) {
+    add_sparse_products(*weight, *sparse, inputs, out, tokens, threads);
 }
 
 // The products of one token with several weights of as many columns, all in `format`.
