@@ -67,12 +67,11 @@ def run(arguments: argparse.Namespace, console: Console, settings: Settings) -> 
     from device_client.planning.methods import tuned_part
     from device_client.store import resolve_bundle
     from device_client.tasks.checker import checking
-    from device_client.tasks.scoring import check_metric, check_objective
+    from device_client.tasks.scoring import settled_objective
     from device_client.tasks.task_data import cut_warnings, make_examples, row_warnings
     from device_client.tuning.baselines import BUNDLE, described
     from device_client.tuning.evaluation import ROWS_AT_ONCE, Evaluation, shown_columns, shown_figures
     from device_client.tuning.make_goal import make_goal
-    from device_client.tuning.planned_run import default_objective
     from device_client.tuning.run_directory import find_run
     from device_client.tuning.smaller_batches import MicroBatch, with_smaller_batches
     from device_client.tuning.tuned_values import answer_as_tuned, check_room, part_of_run
@@ -81,16 +80,13 @@ def run(arguments: argparse.Namespace, console: Console, settings: Settings) -> 
 
     bundle = resolve_bundle(settings, arguments.reference)
     tuned = find_run(settings.runs, arguments.run, bundle) if arguments.run else None
-    options = data_options(arguments, seed=arguments.seed)
+    asked = _objective(arguments, tuned)
+    options = replace(data_options(arguments, seed=arguments.seed), judged_tokens=asked.judged_tokens)
     tokenizer = BundleTokenizer.from_bundle(bundle)
     records = draw_rows(rows_to_score(options), arguments.rows, arguments.seed)
     prompts = _prompts(arguments, options, records, tokenizer, bundle, tuned)
-    asked = _objective(arguments, tuned)
-    options = replace(options, judged_tokens=asked.answer_tokens if asked.checker else None)
     examples = make_examples(options, prompts, records)
-    objective = asked.loss or default_objective(examples)
-    check_objective(examples, objective)
-    check_metric(examples, asked.metric)
+    objective = settled_objective(examples, asked.loss, asked.metric)
     for warning in [*row_warnings(records, prompts), *cut_warnings(examples)]:
         console.warn(warning)
     allowed = machine(arguments, console, settings)

@@ -29,6 +29,11 @@ class AskedObjective(NamedTuple):
     answer_tokens: int | None
     checker: CheckerCommand | None = None
 
+    @property
+    def judged_tokens(self) -> int | None:
+        """Most tokens of an answer where the checker alone judges it: rows may then lack theirs."""
+        return None if self.checker is None else self.answer_tokens
+
 
 def add_objective_arguments(parser: argparse._ActionsContainer) -> None:
     """Declare which objective."""

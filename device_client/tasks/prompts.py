@@ -20,7 +20,7 @@ from shared.tasks.conversations import ChatRenderer
 from shared.tasks.datasets import Record
 from shared.tasks.examples import Example, TextEncoder, after_bos, encode_rows
 from shared.tasks.rendering import RowRenderer, renderer_from_json
-from shared.tasks.templates import has_answer, row_kind
+from shared.tasks.templates import row_kind
 
 ControlTokens = Literal["text", "tokens"]
 """What a control token is that a row spells: its letters, or the token."""
@@ -88,12 +88,12 @@ class Prompts:
         """
         examples: list[Example] = []
         for record in records:
-            if self.renderer.kind not in ("task", row_kind(record)):
+            if self.renderer.kind != "task" and row_kind(record) != self.renderer.kind:
                 raise DataError(
                     f"{record.place}: a {row_kind(record)} row among {self.renderer.kind} rows",
                     needed="rows of one kind",
                 )
-            if self.renderer.kind == "task" or has_answer(record):
+            if self.renderer.has_answer(record):
                 found = self.examples([record])
             else:
                 asked = self._asked(record, answer_tokens)

@@ -135,6 +135,30 @@ def scores_by_example(scores: Tensor, batch: AnswerBatch) -> Tensor:
     return torch.where(candidates >= 0, scores[:, candidates.clamp(min=0)], -torch.inf)
 
 
+def settled_objective(examples: Sequence[Example], asked: Objective | None, metric: str | None) -> Objective | None:
+    """Return the loss that is lowered on the rows, or reported beside a metric; None where a row has no answer.
+
+    Args:
+        examples: The rows.
+        asked: Which loss; None takes ``candidates`` where every row offers a choice, else ``vocabulary``.
+        metric: What is raised instead.
+
+    Raises:
+        DataError: The rows do not have what was asked for.
+    """
+    objective = default_objective(examples) if asked is None else asked
+    check_objective(examples, objective)
+    check_metric(examples, metric)
+    return objective
+
+
+def default_objective(examples: Sequence[Example]) -> Objective | None:
+    """Return ``candidates`` where every row offers a choice, else ``vocabulary``; None where one has no answer."""
+    if not all(example.has_answer for example in examples):
+        return None
+    return "vocabulary" if any(example.is_free for example in examples) else "candidates"
+
+
 def check_objective(examples: Sequence[Example], objective: Objective | None) -> None:
     """Refuse a loss that the rows do not have.
 

@@ -21,7 +21,7 @@ from shared.tasks.datasets import Record, digest_of_rows, draw_rows, hold_out, r
 from shared.tasks.examples import Example
 from shared.tasks.named_tasks import PromptStyle, named_task, prompt_style
 from shared.tasks.rendering import NamedTaskRenderer, RowRenderer, UserRowRenderer
-from shared.tasks.templates import DEFAULT_TEMPLATE, label_of, label_template, row_kind
+from shared.tasks.templates import DEFAULT_TEMPLATE, LabelTemplate, has_answer, label_of, label_template, row_kind
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,7 +155,7 @@ def read_task_records(options: DataOptions) -> Records:
         is_labelled = options.task is None and row_kind(everything[0]) == "labelled"
         training, validation = hold_out(
             everything, _held_out_share(options, len(everything)), options.seed,
-            strata=[label_of(record) for record in everything] if is_labelled else None,
+            strata=[_stratum(options, record) for record in everything] if is_labelled else None,
         )  # fmt: skip
     has_test = options.test is not None or options.task is not None
     test = read_part(options, "test") if has_test else []
@@ -165,6 +165,11 @@ def read_task_records(options: DataOptions) -> Records:
         draw_rows(test, options.test_rows, options.seed),
         everything,
     )
+
+
+def _stratum(options: DataOptions, record: Record) -> str:
+    """Return the label that a row is held out by; rows that may lack theirs are one class of their own."""
+    return "" if options.judged_tokens is not None and not has_answer(record) else label_of(record)
 
 
 def _held_out_share(options: DataOptions, row_count: int) -> float:
@@ -226,7 +231,12 @@ def _make_renderer(options: DataOptions, records: Sequence[Record], chat: ChatRe
     kind = row_kind(records[0])
     if kind != "labelled":
         return UserRowRenderer(chat, None, kind)
-    return UserRowRenderer(chat, label_template(records, options.template, options.label_words))
+    if options.judged_tokens is None:
+        return UserRowRenderer(chat, label_template(records, options.template, options.label_words))
+    answered = [record for record in records if has_answer(record)]
+    if options.label_words is None and len(set(map(label_of, answered))) < 2:
+        return UserRowRenderer(chat, LabelTemplate(options.template, {}))
+    return UserRowRenderer(chat, label_template(answered, options.template, options.label_words))
 
 
 def row_warnings(records: Sequence[Record], prompts: Prompts) -> list[str]:
@@ -234,13 +244,18 @@ def row_warnings(records: Sequence[Record], prompts: Prompts) -> list[str]:
     warnings = []
     if isinstance(prompts.renderer, UserRowRenderer) and prompts.renderer.labels is not None:
         spellings: dict[str, set[str]] = defaultdict(set)
-        for label in map(label_of, records):
+        for label in map(label_of, filter(has_answer, records)):
             spellings[" ".join(label.casefold().split())].add(label)
         alike = [" = ".join(map(repr, sorted(labels))) for labels in spellings.values() if len(labels) > 1]
         if alike:
             warnings.append(
                 f"Labels that differ by case or blanks alone are different answers: {'; '.join(sorted(alike))}. "
                 "Next: write them alike if they mean the same"
+            )
+        if not spellings and prompts.renderer.labels.template == DEFAULT_TEMPLATE:
+            warnings.append(
+                "No row has a label, and each text is asked for one: by the default template. Next: --template in your "
+                "own words; or rename the field text to prompt, which is asked as it stands"
             )
     spelling = count_spelling_rows(records, prompts.tokenizer) if prompts.control_tokens == "text" else 0
     if spelling:

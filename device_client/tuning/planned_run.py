@@ -17,7 +17,7 @@ from device_client.planning.memory_fit import side_by_side
 from device_client.planning.methods import TunedPart, tuned_part
 from device_client.planning.workload import Workload
 from device_client.tasks.checker import Checker
-from device_client.tasks.scoring import Objective, check_metric, check_objective
+from device_client.tasks.scoring import Objective, settled_objective
 from device_client.tasks.task_data import DataOptions, TaskData, load_task_data
 from device_client.tuning.batches import BatchIndices
 from device_client.tuning.make_goal import make_goal
@@ -29,7 +29,6 @@ from shared.bundle.digest import digest_of_bytes
 from shared.bundle.read import Bundle
 from shared.errors import UnsupportedModel
 from shared.model.tokenizer import BundleTokenizer
-from shared.tasks.examples import Example
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,9 +116,7 @@ def plan_run(
         options = replace(options, judged_tokens=settings.answer_tokens or ANSWER_TOKENS)
     data = load_task_data(options, BundleTokenizer.from_bundle(bundle), model_type)
     examples = [*data.training, *data.validation, *data.test]
-    objective = settings.objective or default_objective(examples)
-    check_objective(examples, objective)
-    check_metric(examples, settings.metric)
+    objective = settled_objective(examples, settings.objective, settings.metric)
     check_room(part, examples, bundle.config)
     identity = {
         "bundle_digest": bundle.digest,
@@ -134,10 +131,3 @@ def plan_run(
     labels = {"method": part.method.name} | {key: str(number) for key, number in part.method.recorded.items()}
     config = identity | {"settings_digest": digest, "source_model": bundle.config.source.id, "row_counts": counts}
     return PlannedRun(bundle, settings, part, data, objective, config, RunDirectory(output or runs / name, labels))
-
-
-def default_objective(examples: list[Example]) -> Objective | None:
-    """Return ``candidates`` where every row offers a choice, else ``vocabulary``; None where one has no answer."""
-    if not all(example.has_answer for example in examples):
-        return None
-    return "vocabulary" if any(example.is_free for example in examples) else "candidates"

@@ -96,7 +96,11 @@ def render_conversation(record: Record, chat: ChatRenderer) -> list[PromptedRow]
     if not rows:
         has_answer = any(message["role"] == "assistant" for message in messages)
         fault = "every answer is marked as not to be learnt" if has_answer else "no message of the role 'assistant'"
-        raise DataError(f"{record.place}: {fault}", needed="an answer to learn")
+        raise DataError(
+            f"{record.place}: {fault}",
+            needed="an answer to learn",
+            next_step="end the conversation with the assistant's answer, or remove that line",
+        )
     return rows
 
 
@@ -107,7 +111,7 @@ def conversation_prompt(record: Record, chat: ChatRenderer) -> str:
         DataError: The messages are malformed, the last is the assistant's, or the model's template does not render
             them.
     """
-    turns, tools = _turns(record), _tools(record)
+    turns, tools = _turns(record, is_question=True), _tools(record)
     messages = [turn.message for turn in turns]
     if not messages or messages[-1]["role"] == "assistant":
         raise DataError(
@@ -173,7 +177,7 @@ def _unwritten(found: str) -> DataError:
     )
 
 
-def _turns(record: Record) -> list[_Turn]:
+def _turns(record: Record, *, is_question: bool = False) -> list[_Turn]:
     for key in _UNKNOWN_BESIDE_MESSAGES:
         if record.fields.get(key) not in _EMPTY:
             raise DataError(
@@ -184,7 +188,7 @@ def _turns(record: Record) -> list[_Turn]:
     if "messages" in record.fields:
         return _turns_of(record, "messages", record.place)
     before = [replace(turn, is_learnt=False) for turn in _turns_of(record, "prompt", f"{record.place}, prompt")]
-    return before + _turns_of(record, "completion", f"{record.place}, completion")
+    return before if is_question else before + _turns_of(record, "completion", f"{record.place}, completion")
 
 
 def _turns_of(record: Record, name: str, place: str) -> list[_Turn]:

@@ -58,15 +58,19 @@ class Record:
         Raises:
             DataError: The field is missing, empty or blank.
         """
-        value = self.fields.get(name)
-        if value is None or (isinstance(value, str) and not value.strip()):
+        if not self.holds(name):
             fault = "is empty" if name in self.fields else "is missing"
             raise DataError(
                 f"{self.place}: {name!r} {fault}",
                 needed=f"a row with {name!r}; rows are {ROW_FORMATS}",
                 next_step="correct or remove that line",
             )
-        return value
+        return self.fields[name]
+
+    def holds(self, name: str) -> bool:
+        """Return whether the field is there and neither null, empty nor blank."""
+        value = self.fields.get(name)
+        return value is not None and not (isinstance(value, str) and not value.strip())
 
 
 def read_records(path: Path, *, glue: bool = False) -> list[Record]:

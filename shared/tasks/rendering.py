@@ -21,7 +21,7 @@ from shared.tasks.conversations import ChatRenderer, conversation_prompt
 from shared.tasks.datasets import Record
 from shared.tasks.named_tasks import PromptStyle, named_task
 from shared.tasks.prompted_row import PromptedRow
-from shared.tasks.templates import LabelTemplate, RowKind, completion_prompt, render_rows
+from shared.tasks.templates import LabelTemplate, RowKind, completion_prompt, has_answer, render_rows
 
 
 class RowRenderer(Protocol):
@@ -36,6 +36,9 @@ class RowRenderer(Protocol):
 
     def question(self, record: Record) -> str:
         """Return the prompt of a row without an answer."""
+
+    def has_answer(self, record: Record) -> bool:
+        """Return whether ``render`` finds the row's answer; ``question`` serves the others."""
 
     def render(self, records: Sequence[Record]) -> list[PromptedRow]:
         """Return the prompts of the rows, in order."""
@@ -83,6 +86,10 @@ class NamedTaskRenderer:
         task = named_task(self.task)
         return task.render(Record({**record.fields, "label": task.some_label}, record.place), self.style).prompt
 
+    def has_answer(self, record: Record) -> bool:
+        """Return whether the row has its label."""
+        return record.holds("label")
+
     def render(self, records: Sequence[Record]) -> list[PromptedRow]:
         """Return the prompts of the rows, in order."""
         task = named_task(self.task)
@@ -121,6 +128,14 @@ class UserRowRenderer:
         if self.labels is not None:
             return self.labels.question(record)
         return completion_prompt(record)[0] if self.kind == "completion" else conversation_prompt(record, self.chat)
+
+    def has_answer(self, record: Record) -> bool:
+        """Return whether the row has its answer, and for a label also others to choose from.
+
+        Raises:
+            DataError: The row has the fields of no known kind.
+        """
+        return has_answer(record) and (self.labels is None or bool(self.labels.words))
 
     def render(self, records: Sequence[Record]) -> list[PromptedRow]:
         """Return the prompts of the rows, in order."""

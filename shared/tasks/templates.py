@@ -30,7 +30,7 @@ class LabelTemplate:
 
     Attributes:
         template: Text with ``{text}`` and then ``{label}``, each once.
-        words: Label → word, in the order of the candidates.
+        words: Label → word, in the order of the candidates; none where every text is a question without an answer.
     """
 
     template: str
@@ -154,13 +154,17 @@ def row_kind(record: Record) -> RowKind:
 
 
 def has_answer(record: Record) -> bool:
-    """Return whether a row holds the answer to what it asks, or is another row than a question."""
+    """Return whether a row holds the answer to what it asks: a label, a completion, or a last turn of the assistant.
+
+    Raises:
+        DataError: It has the fields of no known kind.
+    """
     kind = row_kind(record)
-    if kind == "messages":
-        messages = record.fields.get("messages", record.fields.get("prompt"))
-        last = messages[-1] if isinstance(messages, list) and messages else None
-        return "completion" in record.fields or (isinstance(last, dict) and last.get("role") == "assistant")
-    return kind == "labelled" or record.fields.get("completion") is not None
+    if kind != "messages":
+        return record.holds("label" if kind == "labelled" else "completion")
+    messages = record.fields.get("messages")
+    last = messages[-1] if isinstance(messages, list) and messages else None
+    return bool(record.fields.get("completion")) or (isinstance(last, dict) and last.get("role") == "assistant")
 
 
 def render_rows(

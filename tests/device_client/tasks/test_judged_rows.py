@@ -8,12 +8,13 @@ import pytest
 from byte_ids import byte_ids
 from tiny_bundle import byte_tokenizer_json
 
-from device_client.tasks.prompts import Prompts
+from device_client.tasks.prompts import Prompts, prompts_of_run
 from shared.bundle.config import TokenizerSettings
 from shared.errors import DataError
 from shared.model.tokenizer import BundleTokenizer
 from shared.tasks.datasets import Record
-from shared.tasks.rendering import UserRowRenderer
+from shared.tasks.rendering import NamedTaskRenderer, UserRowRenderer
+from shared.tasks.templates import LabelTemplate, row_kind
 
 BOS, EOS = 256, 257
 CHAT = "{% for m in messages %}[{{ m.role }}]{{ m.content }}{{ eos_token }}{% endfor %}" \
@@ -67,3 +68,62 @@ def test_rows_of_two_kinds_are_refused(tokenizer: BundleTokenizer) -> None:
     prompts = Prompts(tokenizer, UserRowRenderer(tokenizer, None))
     with pytest.raises(DataError, match="line 3: a messages row among completion rows"):
         prompts.judged([record(messages=[USER])], 8)
+
+
+def test_a_text_without_a_label_is_asked_as_a_labelled_text_is(tokenizer: BundleTokenizer) -> None:
+    labels = LabelTemplate("{text} It was {label}", {"no": "bad", "yes": "good"})
+    prompts = Prompts(tokenizer, UserRowRenderer(tokenizer, labels))
+    rows = [record(text="Soup"), record(text="Soup", label=None), record(text="Soup", label=" "),
+            record(text="Soup", label="yes", cook="Ann")]  # fmt: skip
+    *asked, labelled = prompts.judged(rows, 8)
+    assert {example.prompt for example in asked} == {(BOS, *byte_ids("Soup It was"))} == {labelled.prompt}
+    assert [example.candidates for example in asked] == [(), (), ()]
+    assert (len(labelled.candidates), labelled.right, labelled.row["cook"]) == (2, 1, "Ann")
+
+
+def test_where_no_label_is_known_every_text_is_a_question(tokenizer: BundleTokenizer) -> None:
+    prompts = Prompts(tokenizer, UserRowRenderer(tokenizer, LabelTemplate("{text} It was {label}", {})))
+    again = prompts_of_run(prompts.as_config(), tokenizer)
+    (example,) = again.judged([record(text="Soup", label="yes")], 8)
+    assert (tokenizer.decode(example.prompt), example.candidates) == ("Soup It was", ())
+    assert example.row == {"text": "Soup", "label": "yes"}
+
+
+@pytest.mark.parametrize(
+    "fields", [{"prompt": [USER]}, {"prompt": [USER], "completion": None}, {"prompt": [USER], "completion": []}]
+)
+def test_a_conversation_as_a_prompt_needs_no_completion(tokenizer: BundleTokenizer, fields: dict[str, Any]) -> None:
+    prompts = Prompts(tokenizer, UserRowRenderer(tokenizer, None, "messages"))
+    (example,) = prompts.judged([record(**fields)], 8)
+    assert (tokenizer.decode(example.prompt), example.candidates) == ("[user]Hi[assistant]", ())
+
+
+def test_an_empty_completion_is_none(tokenizer: BundleTokenizer) -> None:
+    """A column that is empty in some lines of a table."""
+    prompts = Prompts(tokenizer, UserRowRenderer(tokenizer, None))
+    examples = prompts.judged([record(prompt="Once", completion=""), record(prompt="Once", completion="upon")], 8)
+    assert [example.has_answer for example in examples] == [False, True]
+
+
+def test_a_named_tasks_row_needs_no_label(tokenizer: BundleTokenizer) -> None:
+    prompts = Prompts(tokenizer, NamedTaskRenderer("SST-2", "opt"))
+    examples = prompts.judged([record(sentence="good"), record(sentence="good", label="1")], 8)
+    assert [len(example.candidates) for example in examples] == [0, 2]
+    assert examples[0].prompt == examples[1].prompt
+
+
+@pytest.mark.parametrize(
+    ("fields", "told"),
+    [
+        ({"label": "yes"}, "'text' is missing"),
+        ({"completion": "yes"}, "'prompt' is missing"),
+        ({"prompt": "  "}, "'prompt' is empty"),
+        ({"messages": []}, "there are none"),
+    ],
+)
+def test_a_row_without_a_prompt_is_refused(tokenizer: BundleTokenizer, fields: dict[str, Any], told: str) -> None:
+    kind = row_kind(record(**fields))
+    labels = LabelTemplate("{text} {label}", {}) if kind == "labelled" else None
+    prompts = Prompts(tokenizer, UserRowRenderer(tokenizer, labels, "messages" if kind == "messages" else "completion"))
+    with pytest.raises(DataError, match=f"line 3: {told}"):
+        prompts.judged([record(**fields)], 8)
