@@ -1,4 +1,4 @@
-"""The options that ``tune`` and ``eval`` share: what is lowered or raised, and measured."""
+"""The options that ``tune``, ``eval``, ``data check`` and ``plan`` share: what is lowered or raised, and measured."""
 
 from __future__ import annotations
 

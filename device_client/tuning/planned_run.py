@@ -17,6 +17,7 @@ from device_client.planning.memory_fit import side_by_side
 from device_client.planning.methods import TunedPart, tuned_part
 from device_client.planning.workload import Workload
 from device_client.tasks.checker import Checker
+from device_client.tasks.gradable import goal_warnings
 from device_client.tasks.scoring import Objective, settled_objective
 from device_client.tasks.task_data import DataOptions, TaskData, load_task_data
 from device_client.tuning.batches import BatchIndices
@@ -114,10 +115,13 @@ def plan_run(
     model_type = str(bundle.config.architecture["model_type"])
     if settings.metric == "checker":
         options = replace(options, judged_tokens=settings.answer_tokens or ANSWER_TOKENS)
-    data = load_task_data(options, BundleTokenizer.from_bundle(bundle), model_type)
+    tokenizer = BundleTokenizer.from_bundle(bundle)
+    data = load_task_data(options, tokenizer, model_type)
     examples = [*data.training, *data.validation, *data.test]
     objective = settled_objective(examples, settings.objective, settings.metric)
     check_room(part, examples, bundle.config)
+    about_goal = goal_warnings(examples, settings.metric, settings.answer_tokens or ANSWER_TOKENS, tokenizer)
+    data = replace(data, warnings=(*data.warnings, *about_goal))
     identity = {
         "bundle_digest": bundle.digest,
         "settings": settings.identity(objective),

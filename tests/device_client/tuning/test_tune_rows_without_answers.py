@@ -52,6 +52,8 @@ JSONL = {
     "text, all with the same label": [LABELLED[0], {"text": "fine", "label": "yes"}, {"text": "bad"}, {"text": "mid"}],
     "prompt": [{"prompt": word} for word in "abcd"],
     "prompt, some with their completion": [ANSWERED, {"prompt": "one"}, {"prompt": "six"}, {"prompt": "ten"}],
+    "messages": [{"messages": [{"role": "user", "content": word}]} for word in "abcd"],
+    "messages as prompts": [{"prompt": [{"role": "user", "content": word}]} for word in "abcd"],
 }
 
 
@@ -65,7 +67,7 @@ def test_tune_and_eval_take_rows_without_answers_and_the_checker_receives_their_
     home: Path, checker: str, capsys: pytest.CaptureFixture[str], kind: str
 ) -> None:
     rows = write(home / "rows.jsonl", JSONL[kind])
-    asked = ("--data", str(rows), "--checker", checker, "--answer-tokens", "2")
+    asked = ("--data", str(rows), "--checker", checker, "--answer-tokens", "1")
 
     code, tuned, spoken = call(capsys, "tune", *asked, "--validation", str(rows), "--steps", "2", "--batch", "2")
     assert code == 0, spoken
@@ -90,7 +92,7 @@ def test_texts_are_held_out_where_some_have_a_label(
 
 def test_a_table_of_texts_alone_is_taken(home: Path, checker: str, capsys: pytest.CaptureFixture[str]) -> None:
     (home / "rows.csv").write_text("text,worth\nthe soup was cold,3\nit was warm,5\n")
-    words = ("--data", str(home / "rows.csv"), "--checker", checker, "--answer-tokens", "2")
+    words = ("--data", str(home / "rows.csv"), "--checker", checker, "--answer-tokens", "1")
     code, scored, spoken = call(capsys, "eval", *words)
     assert code == 0, spoken
     assert scored["score"] == 4
