@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from device_client.commands.machine_arguments import add_machine_arguments, machine
+from device_client.commands.objective_arguments import add_objective_arguments, asked_objective
 from device_client.console import Console
 from device_client.model.backends.planned_bytes import planned_backend
 from device_client.planning.methods import METHODS, tuned_part
@@ -15,12 +16,14 @@ from device_client.planning.tuned_blocks import ALL_BLOCKS
 from device_client.planning.workload import PAIRED_UP_TO_TOKENS, Workload
 from device_client.settings import Settings
 from device_client.store import resolve_bundle
+from device_client.tuning.settings import TuneSettings
 from shared.byte_sizes import format_bytes, parse_bytes
 from shared.errors import InvalidRequest, ResourceError
 
 if TYPE_CHECKING:
     from device_client.model.open import Machine
     from device_client.planning.memory_fit import MemoryFit
+    from device_client.tuning.settings import Metric
     from shared.bundle.config import BundleConfig
 
 SEQUENCES = 1500
@@ -33,7 +36,11 @@ HELP = "predict the memory that tuning needs, before loading anything"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of ``plan``."""
     parser.add_argument("ref", nargs="?", metavar="REF", help="the bundle; may be left out where there is only one")
-    parser.add_argument("--length", type=int, metavar="L", help="tokens of the longest row (the bundle's context)")
+    parser.add_argument(
+        "--length", type=int, metavar="L",
+        help="tokens of the longest row, or of the longest prompt where the model writes the answers (as many as the "
+        "bundle's context holds)",
+    )  # fmt: skip
     parser.add_argument("--rows", type=int, default=16, metavar="B", help="sequences of a batch (16)")
     parser.add_argument("--answers", type=int, default=1, metavar="A", help="scored tokens of each sequence (1)")
     parser.add_argument(
@@ -49,6 +56,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="with --blocks upper:N: sequences of all rows, each kept as it enters the tuned blocks (%(default)s)",
     )  # fmt: skip
     parser.add_argument("--queries", type=int, default=1, metavar="Q", help="directions of a step; 0 to evaluate (1)")
+    add_objective_arguments(parser.add_argument_group("objective"))
     add_machine_arguments(parser)
 
 
@@ -56,47 +64,61 @@ def run(arguments: argparse.Namespace, console: Console, settings: Settings) -> 
     """Print the predicted bytes by part and return them.
 
     Raises:
-        InvalidRequest: A number is out of range.
+        InvalidRequest: A number is out of range, or the method does not serve the objective.
         ResourceError: Not even one sequence fits the budget, or there is no such device or backend.
     """
     budget = parse_bytes(arguments.memory_budget)
     most = _workload(arguments)
+    asked = asked_objective(arguments)
+    TuneSettings(method=arguments.method, metric=asked.metric)  # refuses what tune refuses
     bundle = resolve_bundle(settings, arguments.ref)
 
     from device_client.devices import resolve_device
     from device_client.model.open import fit_workload
 
-    length = most.columns if arguments.length is not None else bundle.config.tokenizer.context_length
+    context, written = bundle.config.tokenizer.context_length, asked.answer_tokens or 0
+    length = most.columns if arguments.length is not None else max(1, context - written)
+    columns = min(length + written, max(length, context))
     part = tuned_part(bundle.config, arguments.method, arguments.blocks)
     tuned = part.blocks
-    most = replace(most, columns=length, blocks=tuned.name, method=part.method.name)
+    most = replace(
+        most, columns=columns, cached_columns=columns if written else 0, blocks=tuned.name, method=part.method.name
+    )
     if tuned.first:
         most = replace(most, entering_tokens=most.tokens, kept_tokens=arguments.sequences * length)
     cost = step_cost(bundle.config, most)
     device_type = resolve_device(arguments.device).type
     usable = machine(arguments, console, settings)
     fit = fit_workload(bundle.config, usable, most)
-    first_order = _first_order(bundle.config, usable, most)
+    first_order = None if asked.metric else _first_order(bundle.config, usable, most)
     backend = planned_backend(fit.plan.backend, device_type, 2 if arguments.dtype == "bfloat16" else 4)
     is_any_kept = any(backend.is_decoded(entry) for entry in bundle.config.block_tensors)
-    _show(console, fit, first_order, most, device_type, budget)
+    _show(console, fit, first_order, most, device_type, budget, asked.metric)
+    if written:
+        console.say(f"Objective {asked.metric}: the model writes up to {written} tokens behind {length} of a prompt.")
     if part.method.is_beside_weights:
         console.say(f"Tuned: {part.value_count:,} values of method {part.method.name}.")
     if tuned.first:
         console.say(
-            f"Tuned: the last {tuned.count - tuned.first} of {tuned.count} blocks, {part.value_count:,} values. A "
-            f"step costs {cost.kept:.0%} of one over all blocks, {cost.new:.0%} where its rows are new or not "
-            f"kept; what enters the tuned blocks takes {format_bytes(fit.kept_states_bytes)} of memory for "
+            f"Tuned: the last {tuned.count - tuned.first} of {tuned.count} blocks, {part.value_count:,} values. "
+            + (
+                "A step costs what it costs over all blocks: each token that the model writes goes through all of them"
+                if written
+                else f"A step costs {cost.kept:.0%} of one over all blocks, {cost.new:.0%} where its rows are new or "
+                "not kept"
+            )
+            + f"; what enters the tuned blocks takes {format_bytes(fit.kept_states_bytes)} of memory for "
             f"{fit.plan.workload.kept_tokens // length:,} of {arguments.sequences:,} sequences."
         )
     if is_any_kept:
         console.say(f"Left for decoded weights: {format_bytes(fit.decoded_cache_bytes)}.")
     return {
+        **({"metric": asked.metric, "answer_tokens": asked.answer_tokens} if asked.metric else {}),
         "bundle": bundle.digest,
         "device": device_type,
         "backend": fit.plan.backend,
         "rows": most.rows,
-        "columns": length,
+        "columns": columns,
         "answers_per_row": most.answers_per_row,
         "queries": most.queries,
         "blocks": tuned.name,
@@ -134,7 +156,13 @@ def _first_order(config: BundleConfig, usable: Machine, most: Workload) -> Memor
 
 
 def _show(
-    console: Console, fit: MemoryFit, first_order: MemoryFit | None, most: Workload, device_type: str, budget: int
+    console: Console,
+    fit: MemoryFit,
+    first_order: MemoryFit | None,
+    most: Workload,
+    device_type: str,
+    budget: int,
+    metric: Metric | None,
 ) -> None:
     plans = [fit.plan] + ([first_order.plan] if first_order else [])
     columns = [column for name in ("zeroth order", "first order")[: len(plans)] for column in (name, "bytes")]
@@ -151,6 +179,8 @@ def _show(
     )
     if first_order:
         console.say(f"First order: {first_order.micro_batch_rows} of {most.rows} sequences at a time, one point.")
+    elif metric:
+        console.say(f"First order: the objective {metric} has no gradient.")
     elif most.queries and METHODS[most.method].has_exact_gradient:
         console.say(f"First order does not fit {format_bytes(budget)}, not even with one sequence at a time.")
 

@@ -3,6 +3,7 @@
     all blocks     2q · (L·B·T + A·H·V)                     multiplications of a step
     N blocks       2q · (N·B·T + A·H·V)                     where what lies below was kept
     a new row      (L − N)·B·T more, once                   for both signs and all directions together
+    written        as over all blocks                       each token of an answer goes through all of them
 
 Attention's own products, norms and decoding go with the blocks too, so they change the share little. Counts
 multiplications, not seconds: memory traffic and idle threads are not in it. Imports no torch.
@@ -46,7 +47,7 @@ def step_cost(config: BundleConfig, workload: Workload) -> StepCost:
     dimensions = dimensions_of(config.architecture)
     tuned = tuned_blocks(config, workload.blocks)
     all_blocks = workload.tokens * sum(entry.element_count for entry in config.block_tensors)
-    below = all_blocks * tuned.first / tuned.count
+    below = 0.0 if workload.cached_columns else all_blocks * tuned.first / tuned.count
     head = workload.answers * dimensions.hidden * dimensions.vocabulary
     passes = max(1, 2 * workload.queries)
     whole = passes * (all_blocks + head)

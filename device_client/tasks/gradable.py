@@ -72,7 +72,7 @@ def goal_warnings(
         )
     if found.longer_answers:
         warnings.append(
-            f"{found.longer_answers} of {count} answers have more tokens than the model writes ({answer_tokens}), so it "
-            f"never writes them whole. Next: --answer-tokens {found.longest_answer}, or shorter answers"
+            f"{found.longer_answers} of {count} answers have more tokens than the model writes ({answer_tokens}), so "
+            f"it never writes them whole. Next: --answer-tokens {found.longest_answer}, or shorter answers"
         )
     return warnings
