@@ -4,22 +4,32 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import shutil
+import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from tiny_bundle import TinyBundle
 from tiny_run import SETTINGS, Silent, planned, run
 
 from device_client.commands.runs import describe
+from device_client.model.loader import load_model
+from device_client.planning.tuned_blocks import tuned_blocks
 from device_client.tuning.journal import read_journal
 from device_client.tuning.run_directory import RunDirectory, load_theta
 from device_client.tuning.tune_run import MachineSettings, tune
+from device_client.tuning.tuned_values import answer_as_tuned
 from shared.bundle.read import Bundle
 from shared.errors import Conflict, ResourceError
 
 FIRST_ORDER = dataclasses.replace(SETTINGS, gradient="first-order", lr=0.02)
+UPPER = dataclasses.replace(FIRST_ORDER, blocks="upper:1")
+SAME_BYTES = ("journal.bin", "metrics.jsonl", "machine.json", "last.safetensors", "best.safetensors", "result.json")
 
 
 class Listener(Silent):
@@ -108,3 +118,61 @@ def test_sixteen_bit_runs_too(bundle: Bundle, rows: Path, clock: Callable[[], fl
     report = run(planned(bundle, rows, FIRST_ORDER), clock, compute_dtype=torch.bfloat16)
     assert report.result["validation"]["best"]["loss"] < report.result["validation"]["bundle"]["loss"]
     assert json.loads((report.run / "machine.json").read_text())["compute_dtype"] == "bfloat16"
+
+
+def test_of_upper_blocks_it_lowers_the_loss_and_leaves_the_values_of_lower_blocks(
+    bundle: Bundle, rows: Path, clock: Callable[[], float]
+) -> None:
+    plan = planned(bundle, rows, UPPER)
+    upper = tuned_blocks(bundle.config, "upper:1")
+    report = run(plan, clock)
+
+    validation = report.result["validation"]
+    assert validation["best"]["loss"] < validation["bundle"]["loss"]
+    assert (report.result["blocks"], report.result["tuned_values"]) == ("upper:1", upper.value_count)
+    assert read_journal(report.run / "journal.bin")[0].blocks == "upper:1"
+    assert load_theta(report.run).shape == (upper.value_count,)
+
+    model = load_model(bundle, device="cpu")
+    answer_as_tuned(plan.directory, model)
+    theta, first = model.runtime.values.of(slice(None), 0), upper.first_value
+    assert first == bundle.config.sensitive_count - upper.value_count > 0
+    assert torch.equal(theta[:first], model.initial_theta()[:first])
+    assert not torch.equal(theta[first:], model.initial_theta()[first:])
+
+
+KILLED_AT_STEP_FIVE = """
+import os, signal, sys
+from pathlib import Path
+import tiny_run, test_first_order_run as case
+from device_client.tuning.tune_run import MachineSettings, tune
+from shared.bundle.layout import ImageLayout
+from shared.bundle.read import read_bundle
+
+class Killing(tiny_run.Silent):
+    def stepped(self, record):
+        if record.step == 5:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+root, digest, rows = sys.argv[1:]
+plan = tiny_run.planned(read_bundle(ImageLayout(Path(root)), digest), Path(rows), case.UPPER)
+tune(plan, MachineSettings(device="cpu"), Killing(), iter(range(10_000)).__next__)
+"""
+
+
+def test_of_upper_blocks_a_killed_run_goes_on_to_the_same_bytes(
+    bundle: Bundle, tiny_bundle: TinyBundle, rows: Path, clock: Callable[[], float]
+) -> None:
+    plan = planned(bundle, rows, UPPER)
+    whole = Path(shutil.move(run(plan, clock).run, rows.parent / "whole"))
+    here = Path(__file__).parent
+    words = [sys.executable, "-c", KILLED_AT_STEP_FIVE, str(tiny_bundle.layout.root), bundle.digest, str(rows)]
+    paths = os.pathsep.join([str(here), str(here.parents[1] / "support"), str(here.parents[2])])
+
+    killed = subprocess.run(words, env=os.environ | {"PYTHONPATH": paths}, check=False)
+
+    assert killed.returncode == -signal.SIGKILL
+    assert 0 < len(read_journal(plan.directory.journal)[1]) < 12
+    resumed = run(plan, clock).run
+    for name in SAME_BYTES:
+        assert (resumed / name).read_bytes() == (whole / name).read_bytes(), name

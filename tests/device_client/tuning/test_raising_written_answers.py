@@ -1,9 +1,11 @@
 """Exact match and F1 rise through ``tune``, by forward passes alone, further than steps without a signal take them.
 
-The tiny bundle is a random network of bytes: about half of its first letters are not even text. So what it is asked to
-write is what a network of the same shape writes: the same one at values far from its own, where it gives each prompt
-another letter. Of such letters those are kept that are letters or digits. For F1 each row wants two words of one letter:
-a network that writes one of them scores 2 · 1 / (1 + 2).
+The tiny bundle is a random network of bytes: about half of its first letters are not even text. So for exact match it
+is asked for what a network of its shape does write: the same one at values far from its own, where that is a letter or
+a digit. For F1 each row wants two words of one letter: a network that writes one of them scores 2 · 1 / (1 + 2).
+
+What noise does: 20 random walks of the same 100 step lengths from the same values end at 0.07 … 0.36 in exact match
+(0.32 before) and at 0.01 … 0.14 in F1 (0.05 before). No walk rises by 0.1.
 """
 
 from __future__ import annotations
@@ -26,9 +28,7 @@ from shared.bundle.read import Bundle
 
 PROMPTS = [f"{letter}{more}" for letter in ascii_lowercase for more in ("", f" {letter}")]
 SEEDS = (0, 1, 2)
-SETTINGS = TuneSettings(
-    steps=100, batch_size=28, validate_every=20, epsilon=0.3, step_length=0.5, answer_tokens=1, decay="linear"
-)
+SETTINGS = TuneSettings(steps=100, batch_size=28, validate_every=20, epsilon=0.3, step_length=0.5, answer_tokens=1)
 
 
 def letters_far_away(bundle: Bundle) -> list[str]:
@@ -54,7 +54,7 @@ def scores(
 
 
 @pytest.mark.parametrize("seed", SEEDS)
-@pytest.mark.parametrize(("metric", "least_rise", "no_higher_than"), [("exact-match", 0.2, 0.45), ("f1", 0.2, 0.15)])
+@pytest.mark.parametrize(("metric", "least_rise", "no_higher_than"), [("exact-match", 0.2, 0.35), ("f1", 0.3, 0.1)])
 def test_what_is_written_comes_closer_to_what_is_wanted(
     bundle: Bundle,
     tmp_path: Path,
