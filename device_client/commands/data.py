@@ -32,7 +32,7 @@ rows of a .jsonl file, one per line and all of one kind:
 rows of a .csv or .tsv file come after a line of names:
   text,label
   the soup was cold,negative
-With --checker COMMAND the label, the completion or the assistant's last turn may be missing.
+With --checker COMMAND rows may lack their label or completion or the assistant's last turn.
 """
 SHOWN_ROWS = 3
 SHOWN_PROMPT = 1000
