@@ -36,7 +36,7 @@ GPU_KEYS = {
     f"gpu.cpu.{name}.{batch}"
     for name in ("step_over_two_forwards", "step_speedup_over_mezo")
     for batch in ("16x32", "16x512")
-} | {"gpu.cpu.decode_speedup", "gpu.cpu.pairing_gain.16x32"}
+} | {"gpu.cpu.decode_speedup"}
 
 
 @pytest.fixture(scope="module")

@@ -66,7 +66,7 @@ def _batch_figures(
     is_same = len({step() for step in own.values()}) == 1
     actions: dict[str, Action] = {**own, "two_forwards": lambda: two_bare_forwards(plain, tokens), **others}
     timings = alternate(actions, packed.device, batch.effort)
-    chosen = timings["paired" if batch.points == 2 else "single"]
+    chosen = timings["paired" if batch.points == 2 and "paired" in own else "single"]
     least = _least_seconds(packed, batch, limits)
     figures = {
         "rows": batch.rows,

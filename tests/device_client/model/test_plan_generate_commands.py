@@ -143,8 +143,8 @@ def test_plan_shows_every_part_to_people(capsys: pytest.CaptureFixture[str]) -> 
         "allocator slack",
         "libraries",
         "in all",
-        "2 × 8 × 128 tokens on cpu, native backend",
-        "Micro-batch: 16 of 16 sequences at a time within 8.0 GiB; 2 of 2 points side by side in passes of up to 1,024 "
+        "1 × 16 × 128 tokens on cpu, native backend",
+        "Micro-batch: 16 of 16 sequences at a time within 8.0 GiB; 2 of 2 points side by side in passes of up to 256 "
         "tokens.",
         "Left for decoded weights: 7.",
     ):

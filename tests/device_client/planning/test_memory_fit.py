@@ -20,11 +20,11 @@ def config(tiny_bundle: TinyBundle) -> BundleConfig:
 
 
 def planned(config: BundleConfig, rows: int, points: int, queries: int = 3) -> MemoryPlan:
-    return plan_memory(config, Workload(rows, 64, points=points, queries=queries), device_type="cpu")
+    return plan_memory(config, Workload(rows, 16, points=points, queries=queries), device_type="cpu")
 
 
 def fitted(config: BundleConfig, budget: int | None, **options: int) -> MemoryFit:
-    return fit_to_memory(config, Workload(16, 64, queries=3), budget_bytes=budget, device_type="cpu", **options)
+    return fit_to_memory(config, Workload(16, 16, queries=3), budget_bytes=budget, device_type="cpu", **options)
 
 
 def test_a_roomy_budget_runs_both_signs_of_all_queries_and_keeps_decoded_weights(config: BundleConfig) -> None:
@@ -48,7 +48,7 @@ def test_points_shrink_before_rows_do(config: BundleConfig, points: int, fewer: 
 def test_rows_do_not_depend_on_points(config: BundleConfig, queries: int) -> None:
     budget = planned(config, 5, 1, queries).total_bytes
 
-    fit = fit_to_memory(config, Workload(16, 64, points=4, queries=queries), budget_bytes=budget, device_type="cpu")
+    fit = fit_to_memory(config, Workload(16, 16, points=4, queries=queries), budget_bytes=budget, device_type="cpu")
 
     assert (fit.micro_batch_rows, fit.points_at_once) == (5, 1)
 
@@ -58,7 +58,7 @@ def test_the_rows_that_were_asked_for_stay_and_points_fit_beside_them(config: Bu
 
     assert fitted(config, budget, micro_batch_rows=3).points_at_once == 6
     assert fitted(config, budget, micro_batch_rows=9).points_at_once == 2
-    with pytest.raises(ResourceError, match="for 64 × 64 tokens"):
+    with pytest.raises(ResourceError, match="for 64 × 16 tokens"):
         fitted(config, budget, micro_batch_rows=64)
 
 
@@ -97,10 +97,10 @@ def test_all_sequences_of_a_batch_are_as_long_as_the_longest() -> None:
 
 
 def test_passes_too_long_to_pair_take_the_memory_of_one_point(config: BundleConfig) -> None:
-    """16 × 128 tokens run one point after the other; shorter ones, up to 1,024 tokens a point, side by side."""
+    """16 × 128 tokens run one point after the other; shorter ones, up to 256 tokens a point, side by side."""
     long = Workload(16, 128, queries=1)
     alone = plan_memory(config, long, device_type="cpu")
-    paired = plan_memory(config, Workload(8, 128, points=2, queries=1), device_type="cpu")
+    paired = plan_memory(config, Workload(2, 128, points=2, queries=1), device_type="cpu")
 
     fit = fit_to_memory(config, long, budget_bytes=8 << 30, device_type="cpu")
 
@@ -109,6 +109,6 @@ def test_passes_too_long_to_pair_take_the_memory_of_one_point(config: BundleConf
 
 
 def test_one_row_too_long_to_pair_runs_one_point_at_a_time(config: BundleConfig) -> None:
-    fit = fit_to_memory(config, Workload(4, 1025, queries=1), budget_bytes=8 << 30, device_type="cpu")
+    fit = fit_to_memory(config, Workload(4, 257, queries=1), budget_bytes=8 << 30, device_type="cpu")
 
     assert fit.points_at_once == 1
