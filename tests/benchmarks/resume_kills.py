@@ -1,13 +1,13 @@
-"""Kills a real ``zo-device tune`` at random steps and compares what the resumed run ends with, bit for bit.
+"""Kills real runs of ``zo-device tune`` at random steps and compares what each resumed run ends with, bit for bit.
 
-One uninterrupted run; three runs killed once by SIGKILL at a step drawn by seed and started again; one run killed at
-all three steps; one run stopped again and again by ``--time-budget``. Identical means: journal, both values files and
-result.json have the same bytes.
+For each way to tune: one uninterrupted run; two runs killed once by SIGKILL at a step drawn by seed and started again;
+one run killed five times; one run stopped again and again by ``--time-budget``. Identical means: journal, both values
+files and result.json have the same bytes.
 
-    python tests/benchmarks/resume_kills.py [--bundle DIR] [--steps 160] [--gradient first-order] [--blocks upper:N]
+    python tests/benchmarks/resume_kills.py [--bundle DIR] [--steps 120] [--way NAME …]
 
-Without ``--bundle`` a tiny random bundle and generated rows are used. Writes results/resume_kills.json and the
-headline ``resume.tune_kills_identical``; other methods put ``_first_order`` and ``_upper`` behind both names.
+Without ``--bundle`` a tiny random bundle and generated rows are used. Writes results/resume_kills.json and, where all
+ways were tried, the headlines ``tune.kills_identical`` and ``tune.kills``. A quarter of an hour of one core.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE), str(HERE.parent / "support")]
@@ -33,30 +34,46 @@ from device_client.tuning.journal import read_journal  # noqa: E402
 from shared.errors import IntegrityError  # noqa: E402
 from shared.perturbation import random_generator  # noqa: E402
 
+WAYS: dict[str, tuple[str, ...]] = {
+    "sparse": (),
+    "upper blocks": ("--blocks", "upper:1"),
+    "one-sided": ("--directions", "one-sided", "--queries", "3"),
+    "first order": ("--gradient", "first-order"),
+    "first order of upper blocks": ("--gradient", "first-order", "--blocks", "upper:1"),
+    "lora": ("--method", "lora"),
+    "prefix": ("--method", "prefix"),
+    "accuracy": ("--objective", "accuracy"),
+}
+SINGLE_KILLS, REPEATED_KILLS = 2, 5
 COMPARED = ("journal.bin", "last.safetensors", "best.safetensors", "result.json")
 PAUSE = "0.4s"
 ZO_DEVICE = Path(sys.executable).with_name("zo-device")
 
 
 def main() -> int:
+    """Try every way, and record."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--bundle", type=Path, help="image layout with one bundle")
-    parser.add_argument("--steps", type=int, default=160)
+    parser.add_argument("--steps", type=int, default=120)
     parser.add_argument("--seed", type=int, default=20260)
-    parser.add_argument("--gradient", choices=("zeroth-order", "first-order"), default="zeroth-order")
-    parser.add_argument("--blocks", default="all", help="all, upper:N or auto")
-    arguments = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
-        options = ("--gradient", arguments.gradient, "--blocks", arguments.blocks)
-        result = measure(Path(folder), arguments.bundle, arguments.steps, arguments.seed, options)
-    behind = "_first_order" * (arguments.gradient == "first-order") + "_upper" * (arguments.blocks != "all")
-    path = write_result(f"resume_kills{behind}", result)
-    record_headlines(path, {f"resume.tune_kills_identical{behind}": (result["is_identical"], "bool")})
-    print(json.dumps(result, indent=1))
-    return 0 if result["is_identical"] else 1
+    parser.add_argument("--way", nargs="+", choices=WAYS, default=list(WAYS))
+    given = parser.parse_args()
+    ways = {}
+    for number, way in enumerate(given.way):
+        with tempfile.TemporaryDirectory() as folder:
+            ways[way] = measure(Path(folder), given.bundle, given.steps, given.seed + number, WAYS[way])
+        print(way, json.dumps(ways[way]), file=sys.stderr, flush=True)
+    is_identical = all(found["is_identical"] for found in ways.values())
+    kills = sum(len(run["killed_after_steps"]) for found in ways.values() for run in found["runs"])
+    bundle = "tiny random" if given.bundle is None else given.bundle.name
+    if ways.keys() == WAYS.keys():
+        path = write_result("resume_kills", {"steps": given.steps, "bundle": bundle, "ways": ways})
+        record_headlines(path, {"tune.kills_identical": (is_identical, "bool"), "tune.kills": (kills, "SIGKILLs")})
+    return 0 if is_identical else 1
 
 
-def measure(home: Path, bundle: Path | None, steps: int, seed: int, options: Sequence[str] = ()) -> dict[str, object]:
+def measure(home: Path, bundle: Path | None, steps: int, seed: int, options: Sequence[str]) -> dict[str, Any]:
+    """Return where the runs of one way were killed, and whether they ended alike."""
     if bundle is None:
         make_tiny_bundle(home / "bundles")
     else:
@@ -69,8 +86,9 @@ def measure(home: Path, bundle: Path | None, steps: int, seed: int, options: Seq
     ]  # fmt: skip
     environment = os.environ | {"ZO_DEVICE_HOME": str(home)}
     # Not in the first or last steps, where there would be little to lose or nothing left to do.
-    kill_steps = sorted(int(step) for step in random_generator(seed).choice(range(5, steps - 10), 3, replace=False))
-    plans = [[step] for step in kill_steps] + [kill_steps]
+    draw = random_generator(seed)
+    plans = [[int(step)] for step in draw.choice(range(5, steps - 10), SINGLE_KILLS, replace=False)]
+    plans.append(sorted(int(step) for step in draw.choice(range(5, steps - 10), REPEATED_KILLS, replace=False)))
     whole = home / "uninterrupted"
     subprocess.run([*command, str(whole)], env=environment, check=True)
     expected = digests(whole)
@@ -80,10 +98,8 @@ def measure(home: Path, bundle: Path | None, steps: int, seed: int, options: Seq
     ]
     paused = run_with_pauses([*command, str(home / "paused")], environment, home / "paused", expected)
     return {
-        "steps": steps,
         "seed": seed,
         "options": list(options),
-        "bundle": "tiny random" if bundle is None else bundle.name,
         "uninterrupted": expected,
         "runs": runs,
         "paused": paused,
@@ -100,7 +116,7 @@ def generated_rows() -> list[str]:
 
 def run_with_kills(
     command: list[str], environment: dict[str, str], folder: Path, kill_steps: list[int], expected: dict[str, str]
-) -> dict[str, object]:
+) -> dict[str, Any]:
     killed_after = [kill_at(command, environment, folder, step) for step in kill_steps]
     subprocess.run(command, env=environment, check=True)
     return {"killed_after_steps": killed_after} | compare(folder, expected)
@@ -108,7 +124,7 @@ def run_with_kills(
 
 def run_with_pauses(
     command: list[str], environment: dict[str, str], folder: Path, expected: dict[str, str]
-) -> dict[str, object]:
+) -> dict[str, Any]:
     """Repeat the command with a short time budget until the run is finished."""
     paused_after: list[int] = []
     while True:
