@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import signal
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,25 +20,24 @@ from device_client.commands.task_arguments import (
     positive_number,
     seconds,
 )
+from device_client.commands.tune_report import show_report
 from device_client.console import Console, ProgressBar
 from device_client.planning.methods import METHODS
 from device_client.planning.tuned_blocks import check_blocks
 from device_client.settings import Settings
 from device_client.tuning.metric_step import EPSILON_SHARE, WALK_SHARE
 from device_client.tuning.settings import DEFAULTS, TuneSettings, parse_lr, parse_step
-from shared.byte_sizes import format_bytes, parse_bytes
+from shared.byte_sizes import parse_bytes
 from shared.errors import Interrupted, InvalidRequest
 
 if TYPE_CHECKING:
     from device_client.model.open import Machine
     from device_client.tuning.evaluation import Evaluation
     from device_client.tuning.journal import StepRecord
-    from device_client.tuning.tune_run import MachineSettings, TuneReport
+    from device_client.tuning.tune_run import MachineSettings
 
 NAME = "tune"
 HELP = "fine-tune a bundle on your own rows; run again to resume"
-LEAST_SIGNAL = 2
-"""A median |ΔL| under so many noise floors is worth a warning."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -99,7 +98,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--validate-every", type=positive, metavar="N", help="steps (default: a twentieth)")
     group.add_argument("--patience", type=positive, metavar="N", help="stop after N validations without a new best")
     group = parser.add_argument_group("machine")
-    group.add_argument("--time-budget", type=seconds, metavar="10m", help="stop after so long; run again to go on")
+    group.add_argument("--time-budget", type=seconds, metavar="10m", help="stop after so long; run again to continue")
     group.add_argument(
         "--states-file", default="4GiB", metavar="SIZE",
         help="with --blocks upper:N: what a file in the run's folder may take while it is tuned, for what lies below "
@@ -111,10 +110,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace, console: Console, settings: Settings) -> dict[str, Any]:
-    """Tune, or go on, or say that it is finished.
+    """Tune, or continue, or say that it is finished.
 
     Raises:
-        Interrupted: Ctrl-C or SIGTERM; the message holds the command that goes on.
+        Interrupted: Ctrl-C or SIGTERM; the message holds the command that continues.
     """
     from device_client.store import resolve_bundle
     from device_client.tuning.planned_run import plan_run
@@ -141,7 +140,7 @@ def run(arguments: argparse.Namespace, console: Console, settings: Settings) -> 
             f"interrupted; everything done is in {planned.directory.path}",
             next_step=arguments.typed,
         ) from error
-    show(report, console)
+    show_report(report, console)
     return {
         "run": str(report.run),
         "was_finished": report.was_finished,
@@ -226,114 +225,6 @@ class _Narrator:
 
     def note(self, text: str) -> None:
         self._console.say(text[:1].upper() + text[1:])
-
-
-def show(report: TuneReport, console: Console) -> None:
-    """Show what a run came to."""
-    from device_client.tuning.curve import sparkline
-    from device_client.tuning.evaluation import shown_columns
-    from device_client.tuning.run_directory import RunDirectory
-
-    result, resources = report.result, report.resources
-    if report.was_finished:
-        console.say("This run is finished; nothing was done.")
-    metric = result.get("metric")
-    parts = [part for part in ("validation", "test") if part in result]
-    rows = [row for part in parts for row in _table_rows(part, result[part], metric)]
-    console.table(f"Run {report.run.name}", ("rows", *shown_columns(metric)), rows)
-    _warn_of_prior(result, console)
-    _warn_of_start(result, console)
-    metrics = RunDirectory(report.run).metrics()
-    chosen_by = "loss" if metric is None else "score"
-    found = [line[chosen_by] for line in metrics if line["kind"] == "validation" and line[chosen_by] is not None]
-    console.say(f"Validation {metric or 'loss'} {sparkline(found)}")
-    pace = resources.get("seconds_per_step")
-    difference, noise = result.get("median_loss_difference"), resources.get("noise_floor")
-    if "measured" in result:
-        console.say(measured_line(result["measured"], pace))
-    budget, peak = resources.get("memory_budget_bytes"), resources.get("peak_memory_bytes")
-    console.say(
-        f"{result['steps_done']} steps ({result['forward_passes']} forward passes), stopped by {result['stopped_by']}, "
-        f"best at step {result['best_step']}; {result['clipped_steps']} steps clipped, "
-        f"{result['skipped_steps']} skipped"
-        + (f", {result['still_steps']} found no difference and left the values alone" if metric else "")
-        + (f"; median |ΔL| {difference:.2g} nats" if difference is not None and not metric else "")
-        + (f" over a noise floor of {noise:.1g}" if noise is not None else "")
-        + (f"; {pace:.3g} s per step" if pace else "")
-        + (f"; peak memory {format_bytes(peak)}" if peak else "")
-        + (f" of {format_bytes(budget)}" if peak and budget else "")
-    )
-    if noise is not None and difference is not None and difference < LEAST_SIGNAL * noise:
-        console.warn(
-            f"Half of the loss differences are below {LEAST_SIGNAL} times what rounding does to them: the direction of "
-            "such a step is little better than drawn by lot. Next: --epsilon or --batch larger, or --dtype float32"
-        )
-    if metric and 2 * result["still_steps"] > result["steps_done"]:
-        console.warn(
-            f"{result['still_steps']} of {result['steps_done']} steps found no row whose answer changed between both "
-            "sides: their forward passes bought nothing. Next: a larger --epsilon or --batch, or an objective that "
-            "some answers meet already"
-        )
-    console.say(f"Curve: {report.run / 'loss.svg'}")
-    if result["stopped_by"] == "time budget":
-        console.say("The time budget is spent and the run is not finished: run the same command again to go on.")
-
-
-def _warn_of_prior(result: Mapping[str, Any], console: Console) -> None:
-    """Say so where the gain is no more than the labels' words explain."""
-    from device_client.tuning.baselines import CALIBRATED
-
-    part = "test" if "test" in result else "validation"
-    best, prior = result[part]["best"], result[part].get(CALIBRATED)
-    if prior is not None and None not in (best["loss"], prior["loss"]) and best["loss"] >= prior["loss"]:
-        console.warn(
-            f"the {part} loss of the best values is not below {prior['loss']:.4f}, which the bundle reaches without a "
-            "step once its preference for some of the labels' words is taken away (calibrated zero-shot): this gain "
-            "says nothing about the rows yet. Next: more --steps, or more rows"
-        )
-
-
-def _warn_of_start(result: Mapping[str, Any], console: Console) -> None:
-    """Say so where a method that begins elsewhere has not come back to what the bundle answers by itself."""
-    found = result["validation"]
-    own, best = found["bundle"]["loss"], found["best"]["loss"]
-    if "start" in found and None not in (own, best) and best >= own:
-        console.warn(
-            f"the validation loss of the best values, {best:.4f}, is not below the bundle's own, {own:.4f}: the "
-            f"{result['method']} began at {found['start']['loss']:.4f}. Next: more --steps, or another --method"
-        )
-
-
-def measured_line(measured: Mapping[str, float | None], seconds_per_step: float | None) -> str:
-    """Return what the run measured, in words.
-
-    Args:
-        measured: Of result.json.
-        seconds_per_step: None where no step was made in this process.
-    """
-    share, trace, batch, fall = (
-        measured[name] for name in ("signal_share", "curvature", "useful_batch", "expected_fall_per_step")
-    )
-    parts = [
-        f"signal share {share:.0%}" if share else "no signal that the rows of a batch agree on",
-        "curvature not measured" if trace is None else f"curvature {trace:.3g}",
-    ]
-    if batch is not None:
-        parts.append(f"more than {max(1, round(batch))} rows per step buy little")
-    if fall is not None and seconds_per_step:
-        parts.append(f"expected fall of the loss {60 * fall / seconds_per_step:.2g} nats per minute")
-    return f"Measured: {'; '.join(parts)}."
-
-
-def _table_rows(part: str, stages: Mapping[str, Mapping[str, Any]], metric: str | None) -> Iterator[tuple[str, ...]]:
-    from device_client.tuning.baselines import BUNDLE, CALIBRATED, IN_CONTEXT, described
-    from device_client.tuning.evaluation import shown_figures
-
-    for stage in (BUNDLE, CALIBRATED, IN_CONTEXT, "start", "last", "best"):
-        if stage not in stages:
-            continue
-        found = stages[stage]
-        yield f"{part} ({found['rows']})", *shown_figures(described(stage, found), found, metric)
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from tiny_bundle import TinyBundle
 from tiny_run import planned
 
 from device_client.cli import main
-from device_client.commands.tune import measured_line
+from device_client.commands.tune_report import measured_line
 from device_client.planning.memory_plan import plan_memory
 from device_client.planning.workload import Workload
 from device_client.tuning.run_directory import load_theta
@@ -109,7 +109,7 @@ def test_a_spent_time_budget_says_how_to_go_on(home: Path, rows: Path, capsys: p
     code, tuned, spoken = call(capsys, *words, "--time-budget", "0.1")
     assert code == 0
     assert tuned["result"]["stopped_by"] == "time budget"  # type: ignore[index]
-    assert "run the same command again to go on" in spoken
+    assert "run the same command again to continue" in spoken
     _, _, spoken = call(capsys, *words, "--time-budget", "0.1")
     assert "Going on after step" in spoken
 
