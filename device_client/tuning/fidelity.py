@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from device_client.devices import dtype_name
+from device_client.tuning.settings import DEFAULTS
 from device_client.tuning.spsa import Losses, estimate, perturbed
 from shared.errors import InvalidRequest
 
@@ -86,7 +87,7 @@ class NoiseFloor:
                 f"rounding changes the difference of two losses by {self.noise:.1g} nats, and with a perturbation of "
                 f"ε = {epsilon:g} they differ by {self.difference:.1g}",
                 needed=f"at most {MAX_NOISE_SHARE} of a difference by rounding",
-                next_step=f"--epsilon {4 * epsilon:g}, or leave --products out",
+                next_step=f"--epsilon {max(4 * epsilon, DEFAULTS.epsilon):g}, or leave --products out",
                 param="epsilon",
             )
 
