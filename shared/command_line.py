@@ -42,6 +42,13 @@ EXIT_CODES = (
 class CommandParser(argparse.ArgumentParser):
     """Raises usage errors instead of printing them, so that they can be JSON too."""
 
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> tuple[Any, list[str]]:
+        """Refuse what this parser does not know, in its own name: a command's parser knows its help."""
+        found, unknown = super().parse_known_args(args, namespace)
+        if unknown:
+            self.error(f"unrecognized arguments: {' '.join(unknown)}")
+        return found, unknown
+
     def error(self, message: str) -> NoReturn:
         """Raise InvalidRequest."""
         raise InvalidRequest(

@@ -6,11 +6,13 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 import cloud_service.cli
+import device_client.cli
 from shared.command_line import dropping_unread_output
 
 CLOUD, DEVICE = "cloud_service.cli", "device_client.cli"
@@ -109,3 +111,17 @@ def test_a_path_that_is_no_folder_names_itself_and_what_to_do(place: Path, capsy
     told = capsys.readouterr().err
     assert str(place / "file") in told
     assert "\nNext: " in told
+
+
+@pytest.mark.parametrize(
+    ("main", "words", "help_command"),
+    [
+        (device_client.cli.main, ["generate", "some", "--lenght", "3"], "zo-device generate --help"),
+        (cloud_service.cli.main, ["plan", "some", "--lenght", "3"], "zo-cloud plan --help"),
+    ],
+)
+def test_an_option_that_a_command_does_not_know_leads_to_that_commands_help(
+    main: Callable[[list[str]], int], words: list[str], help_command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(words) == 2
+    assert f"Next: {help_command}" in capsys.readouterr().err
