@@ -135,6 +135,7 @@ def run(arguments: argparse.Namespace, console: Console, settings: Settings) -> 
         "truncated_rows": sum(example.truncated_tokens > 0 for example in examples),
         "cut_answers": sum(example.lost_answer_tokens > 0 for example in examples),
         "backend": model.backend_name,
+        "products": model.products,
         "compute_dtype": dtype_name(model.compute_dtype),
         "micro_batch_rows": micro_batch.rows,
         "peak_memory_bytes": model.memory.peak_bytes,

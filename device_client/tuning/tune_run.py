@@ -184,6 +184,7 @@ def _tune_model(
         "device": str(model.device),
         "compute_dtype": dtype_name(model.compute_dtype),
         "backend": model.backend_name,
+        "products": model.products,
         "micro_batch_rows": problem.micro_batch_rows,
         "points_at_once": problem.points_at_once,
         "kept_states_bytes": kept.memory_bytes,
