@@ -72,8 +72,8 @@ class _PointwiseAttention(TorchFunctionMode):
         self, query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, **settings: Any
     ) -> Tensor:
         parts = [tensor.chunk(self._points) for tensor in (query, key, value)]
-        # A mask that has one row is the same for all rows.
-        is_shared = attn_mask is None or attn_mask.shape[0] == 1
-        masks = [attn_mask] * self._points if is_shared or attn_mask is None else attn_mask.chunk(self._points)
+        masks: Sequence[Tensor | None] = [attn_mask] * self._points  # none, or one row for all rows
+        if attn_mask is not None and attn_mask.shape[0] > 1:
+            masks = attn_mask.chunk(self._points)
         attend = functional.scaled_dot_product_attention
         return torch.cat([attend(*of_point, **settings) for of_point in zip(*parts, masks, strict=True)])
