@@ -1,7 +1,7 @@
 """The ways to tune SmolLM2's bundle beside each other, after the same numbers of forward passes.
 
     python tests/benchmarks/tuning_methods.py --home DIR --bundle REF [--task SST-2] [--passes 400 1600 6400]
-                                              [--seeds 3] [--method zo zo_upper first_order]
+                                              [--seeds 3] [--method zo zo_upper first_order] [--finished]
 
     zo            all sensitive values, two forward passes a step and now and then a third
     zo_upper      those of the last third of the blocks
@@ -12,7 +12,8 @@ train on, 100 to choose the best values by, 300 to judge by. Seeds are paired. F
 the mark for zeroth order: how many passes its longest runs need until their validation loss is as low.
 
 Every run is kept in DIR, and a run that was interrupted continues: call again after any interruption, with more seeds
-or passes. Writes ``results/tuning_methods.json`` and the headlines ``tune.<task>.…`` of what was run, and draws
+or passes. ``--finished`` makes no run and records those of the asked ones that are finished. Writes
+``results/tuning_methods.json`` and the headlines ``tune.<task>.…`` of what was run, and draws
 ``results/tuning_<task>.svg``: validation loss against forward passes and against seconds.
 """
 
@@ -23,6 +24,7 @@ import json
 import statistics
 import sys
 from collections.abc import Iterator
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -48,15 +50,20 @@ def main() -> int:
     parser.add_argument("--passes", type=int, nargs="+", default=[400, 1600, 6400])
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--method", nargs="+", choices=METHODS, default=list(METHODS))
+    parser.add_argument("--finished", action="store_true", help="record what is finished, and make no run")
     given = parser.parse_args()
     bench = Workbench(given.home, given.bundle)
-    runs = [
-        measured(bench, method, given.task, passes, seed)
-        for passes in sorted(given.passes)
-        for seed in range(given.seeds)
-        for method in given.method
-    ]
-    marks = [measured(bench, "first_order", given.task, MARK_PASSES, seed) for seed in range(given.seeds)]
+    asked = product(sorted(given.passes), range(given.seeds), given.method)
+    wanted = [(method, passes, seed) for passes, seed, method in asked]
+    marking = [("first_order", MARK_PASSES, seed) for seed in range(given.seeds)]
+    runs, marks = (
+        [
+            measured(bench, method, given.task, passes, seed)
+            for method, passes, seed in names
+            if not given.finished or bench.is_finished(name_of(given.task, method, passes, seed))
+        ]
+        for names in (wanted, marking)
+    )
     short = given.task.lower().replace("-", "")
     found = {"task": given.task, "seeds": given.seeds, "dtype": "float32", "runs": [*runs, *marks]}
     path = add_part(RESULTS, "tuning_methods", short, found)
@@ -66,11 +73,16 @@ def main() -> int:
     return 0
 
 
+def name_of(task: str, method: str, passes: int, seed: int) -> str:
+    """Return the name of a run's folder."""
+    return f"{task}-{method}-{passes}-{seed}"
+
+
 def measured(bench: Workbench, method: str, task: str, passes: int, seed: int) -> dict[str, Any]:
     """Return one run's figures, and its validation losses against passes and seconds."""
     is_first_order = method == "first_order"
     steps = passes // FIRST_ORDER_PASSES if is_first_order else measured_steps(passes)
-    name = f"{task}-{method}-{passes}-{seed}"
+    name = name_of(task, method, passes, seed)
     run = bench.run(name, task, steps, seed, METHODS[method])
     if run is None:
         return {"method": method, "passes": passes, "seed": seed, "diverged": True}

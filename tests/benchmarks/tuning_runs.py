@@ -78,6 +78,10 @@ class Workbench:
         """Return the folder of a run."""
         return self.home / "compared-runs" / name
 
+    def is_finished(self, name: str) -> bool:
+        """Return whether a run has come to its end."""
+        return (self.folder(name) / "result.json").exists()
+
     def validations(self, name: str) -> list[dict[str, Any]]:
         """Return a run's validations, in order: steps done, loss, accuracy."""
         lines = (self.folder(name) / "metrics.jsonl").read_text().splitlines()
