@@ -154,7 +154,9 @@ class TuningLoop:
                     self._theta = self._engine.move(self._theta, record)
                 self._steps_done += 1
                 watch.feed(record)
-                if self._is_snapshot_due():
+                if (
+                    step >= replay_from and self._is_snapshot_due()
+                ):  # while replaying, θ is already that of the snapshot
                     self._write_snapshot()
                 if self._is_validation_due(self._steps_done):
                     watch.check_distance(self._theta, self._steps_done)

@@ -20,7 +20,7 @@ from tiny_run import SETTINGS, Silent, planned, run
 from device_client.commands.runs import describe
 from device_client.model.loader import load_model
 from device_client.planning.tuned_blocks import tuned_blocks
-from device_client.tuning.journal import read_journal
+from device_client.tuning.journal import StepRecord, read_journal
 from device_client.tuning.run_directory import RunDirectory, load_theta
 from device_client.tuning.tune_run import MachineSettings, tune
 from device_client.tuning.tuned_values import answer_as_tuned
@@ -77,6 +77,34 @@ def test_a_run_stopped_again_and_again_ends_as_one_that_was_not(
         again = run(plan, clock, micro_batch_rows=3, time_budget_seconds=4.0)
     assert again.result["stopped_by"] == "steps"
     for name in ("journal.bin", "machine.json", "last.safetensors", "best.safetensors", "result.json"):
+        assert (again.run / name).read_bytes() == (whole.run.with_name("whole") / name).read_bytes()
+
+
+class Interrupting(Silent):
+    """Ends the process's part of a run as a kill would, once a step is on record: no snapshot is written then."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def stepped(self, record: StepRecord) -> None:
+        if record.step == self.step:
+            raise KeyboardInterrupt
+
+
+def test_a_run_killed_twice_between_snapshots_ends_as_one_that_was_not(
+    bundle: Bundle, rows: Path, clock: Callable[[], float]
+) -> None:
+    """Snapshots at 10 and, with the validation, at 20: the second start must not write those before it again."""
+    plan = planned(bundle, rows, dataclasses.replace(FIRST_ORDER, steps=28, validate_every=20))
+    whole = run(plan, clock)
+    shutil.move(whole.run, whole.run.with_name("whole"))
+    for step in (23, 24):
+        with pytest.raises(KeyboardInterrupt):
+            tune(plan, MachineSettings(device="cpu"), Interrupting(step), clock)
+
+    again = run(plan, clock)
+
+    for name in ("journal.bin", "last.safetensors", "best.safetensors", "result.json"):
         assert (again.run / name).read_bytes() == (whole.run.with_name("whole") / name).read_bytes()
 
 
