@@ -5,7 +5,11 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import pytest
+
+from device_client.cli import main
 from device_client.tasks.task_data import DataOptions
 from device_client.tuning.evaluation import Evaluation
 from device_client.tuning.journal import StepRecord
@@ -43,3 +47,10 @@ def planned(bundle: Bundle, rows: Path, settings: TuneSettings = SETTINGS) -> Pl
 
 def run(plan: PlannedRun, clock: Callable[[], float], **machine: object) -> TuneReport:
     return tune(plan, MachineSettings(device="cpu", **machine), Silent(), clock)  # type: ignore[arg-type]
+
+
+def call(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, dict[str, Any], str]:
+    """Run a command in plain torch on the CPU; return its exit code, its JSON and what it said."""
+    code = main([*words, "--device", "cpu", "--backend", "reference", "--json"])
+    streams = capsys.readouterr()
+    return code, json.loads(streams.out), streams.err

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -27,6 +28,18 @@ def test_the_cpu_kernels_are_ready_where_there_is_a_compiler(command, home: Path
     assert command("doctor").result["backends"]["native"] is None
 
 
+@pytest.fixture
+def machine_with(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """Makes the system say these flags of its CPU."""
+
+    def make(flags: str) -> None:
+        home.mkdir(mode=0o700)
+        (tmp_path / "cpuinfo").write_text(f"processor\t: 0\nflags\t\t: {flags}\nprocessor\t: 1\n")
+        monkeypatch.setattr("device_client.model.backends.native.cpu.CPUINFO", tmp_path / "cpuinfo")
+
+    return make
+
+
 @pytest.mark.parametrize(
     ("flags", "has_unit"),
     [
@@ -35,12 +48,8 @@ def test_the_cpu_kernels_are_ready_where_there_is_a_compiler(command, home: Path
         ("fpu avx512_bf16 avx512vbmi", False),
     ],
 )
-def test_a_matrix_unit_is_named(
-    command, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, flags: str, has_unit: bool
-) -> None:
-    home.mkdir(mode=0o700)
-    (tmp_path / "cpuinfo").write_text(f"processor\t: 0\nflags\t\t: {flags}\nprocessor\t: 1\n")
-    monkeypatch.setattr("device_client.model.backends.native.cpu.CPUINFO", tmp_path / "cpuinfo")
+def test_a_matrix_unit_is_named(command, machine_with: Callable[[str], None], flags: str, has_unit: bool) -> None:
+    machine_with(flags)
     outcome = command("doctor")
     assert outcome.result["has_matrix_unit"] is has_unit
     assert ("--dtype bfloat16" in outcome.told) is has_unit
@@ -48,11 +57,9 @@ def test_a_matrix_unit_is_named(
 
 @pytest.mark.parametrize(("flags", "has_them"), [("fpu avx512_bf16", True), ("asimd bf16", True), ("fpu avx2", False)])
 def test_instructions_for_bfloat16_are_named(
-    command, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, flags: str, has_them: bool
+    command, machine_with: Callable[[str], None], flags: str, has_them: bool
 ) -> None:
-    home.mkdir(mode=0o700)
-    (tmp_path / "cpuinfo").write_text(f"processor\t: 0\nflags\t\t: {flags}\n")
-    monkeypatch.setattr("device_client.model.backends.native.cpu.CPUINFO", tmp_path / "cpuinfo")
+    machine_with(flags)
     outcome = command("doctor")
     assert outcome.result["has_bfloat16"] is has_them
     assert ("--products bfloat16" in outcome.told) is has_them

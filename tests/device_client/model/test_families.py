@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from points_alone import assert_points_keep_their_bits, offset_points
 from random_bundle import Case, make_case
 from tiny_checkpoint import CONFIGS
 from token_rows import batch_of
@@ -62,13 +63,8 @@ def test_points_side_by_side_give_the_bits_of_each_alone(
 ) -> None:
     model = load_model(case_of(model_type).bundle, device="cpu")
     batch = batch_of(random_rows(*lengths))
-    thetas = [model.initial_theta() + offset for offset in (0.5, -0.5, 0.0)]
-    model.write_points(thetas)
-    together = model.logits(batch)
 
-    for theta, at_point in zip(thetas, together, strict=True):
-        model.write_theta(theta)
-        assert torch.equal(model.logits(batch)[0], at_point)
+    assert_points_keep_their_bits(model, batch, offset_points(model.initial_theta()))
 
 
 @pytest.mark.parametrize("model_type", ALL)

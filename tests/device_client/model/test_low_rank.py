@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from points_alone import assert_points_keep_their_bits
 from random_bundle import Case
 from token_rows import batch_of_lengths
 from torch import Tensor, nn
@@ -101,13 +102,8 @@ def test_points_side_by_side_give_the_bits_of_each_alone(
 ) -> None:
     tuned = low_rank(load_model(case_of().bundle, device="cpu", backend=BackendOptions(name, kernels)))
     batch, thetas = batch_of_lengths(*lengths), [random_theta(tuned, seed) for seed in range(3)]
-    tuned.write_points(thetas)
-    together = tuned.logits(batch)
 
-    for theta, at_point in zip(thetas, together, strict=True):
-        tuned.write_points([theta])
-        assert torch.equal(tuned.logits(batch)[0], at_point)
-    assert not torch.equal(together[0], together[1])
+    assert_points_keep_their_bits(tuned, batch, thetas)
 
 
 @pytest.mark.parametrize("model_type", ["llama", "gpt2"])

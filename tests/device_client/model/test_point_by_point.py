@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 import torch
+from points_alone import assert_points_keep_their_bits, offset_points
 from token_rows import batch_of
 
 from device_client.model.loader import load_model
@@ -27,10 +28,5 @@ def test_points_side_by_side_on_two_threads_give_the_bits_of_each_alone(
 ) -> None:
     model = load_model(case_of(model_type).bundle, device="cpu")
     batch = batch_of([list(range(4, 4 + length)) for length in lengths])
-    thetas = [model.initial_theta() + offset for offset in (0.5, -0.5, 0.0)]
-    model.write_points(thetas)
-    together = model.logits(batch)
 
-    for theta, at_point in zip(thetas, together, strict=True):
-        model.write_theta(theta)
-        assert torch.equal(model.logits(batch)[0], at_point)
+    assert_points_keep_their_bits(model, batch, offset_points(model.initial_theta()))

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import token_rows
 import torch
+from points_alone import assert_points_keep_their_bits, offset_points
 from random_bundle import make_case
 from torch import Tensor, nn
 
@@ -40,18 +41,6 @@ def quantised_layers(model: SparseModel) -> dict[str, QuantizedSparseLinear]:
 
 def effective_weights(model: SparseModel) -> dict[str, Tensor]:
     return {f"{name}.weight": layer.effective_weight().clone() for name, layer in quantised_layers(model).items()}
-
-
-def assert_points_keep_their_bits(model: SparseModel, batch: TokenBatch) -> None:
-    thetas = [model.initial_theta() + offset for offset in (0.5, -0.5, 0.0)]
-
-    model.write_points(thetas)
-    together = model.logits(batch)
-
-    for theta, at_point in zip(thetas, together, strict=True):
-        model.write_theta(theta)
-        assert torch.equal(model.logits(batch)[0], at_point)
-    assert not torch.equal(together[0], together[1])
 
 
 @pytest.fixture
@@ -177,7 +166,7 @@ def test_points_side_by_side_give_the_bits_of_each_alone(
     model = load_model(case_of(model_type).bundle, device="cpu")
     batch = batch_of(random_rows(*lengths))
 
-    assert_points_keep_their_bits(model, batch)
+    assert_points_keep_their_bits(model, batch, offset_points(model.initial_theta()))
 
 
 @pytest.mark.gpu
@@ -191,7 +180,7 @@ def test_on_a_gpu_points_side_by_side_give_the_bits_of_each_alone(case_of: Calla
         cpu_batch.logit_columns.cuda(),
     )  # fmt: skip
 
-    assert_points_keep_their_bits(model, batch)
+    assert_points_keep_their_bits(model, batch, offset_points(model.initial_theta()))
 
 
 def test_points_decode_each_weight_once(case_of: Callable) -> None:

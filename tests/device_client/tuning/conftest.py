@@ -26,3 +26,11 @@ def rows(tmp_path: Path) -> Path:
 def clock() -> Callable[[], float]:
     ticks = iter(range(10_000))
     return lambda: float(next(ticks))
+
+
+@pytest.fixture
+def home(tmp_path: Path, tiny_bundle: TinyBundle, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder of zo-device for commands, with the tiny bundle in it."""
+    monkeypatch.setenv("ZO_DEVICE_HOME", str(tmp_path))
+    (tmp_path / "bundles").symlink_to(tiny_bundle.layout.root)
+    return tmp_path

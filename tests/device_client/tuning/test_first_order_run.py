@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import shutil
-import signal
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from killed_run import kill_at_step
 from tiny_bundle import TinyBundle
 from tiny_run import SETTINGS, Silent, planned, run
 
@@ -21,6 +18,7 @@ from device_client.commands.runs import describe
 from device_client.model.loader import load_model
 from device_client.planning.tuned_blocks import tuned_blocks
 from device_client.tuning.journal import StepRecord, read_journal
+from device_client.tuning.planned_run import PlannedRun
 from device_client.tuning.run_directory import RunDirectory, load_theta
 from device_client.tuning.tune_run import MachineSettings, tune
 from device_client.tuning.tuned_values import answer_as_tuned
@@ -169,23 +167,8 @@ def test_of_upper_blocks_it_lowers_the_loss_and_leaves_the_values_of_lower_block
     assert not torch.equal(theta[first:], model.initial_theta()[first:])
 
 
-KILLED_AT_STEP_FIVE = """
-import os, signal, sys
-from pathlib import Path
-import tiny_run, test_first_order_run as case
-from device_client.tuning.tune_run import MachineSettings, tune
-from shared.bundle.layout import ImageLayout
-from shared.bundle.read import read_bundle
-
-class Killing(tiny_run.Silent):
-    def stepped(self, record):
-        if record.step == 5:
-            os.kill(os.getpid(), signal.SIGKILL)
-
-root, digest, rows = sys.argv[1:]
-plan = tiny_run.planned(read_bundle(ImageLayout(Path(root)), digest), Path(rows), case.UPPER)
-tune(plan, MachineSettings(device="cpu"), Killing(), iter(range(10_000)).__next__)
-"""
+def plan_to_kill(bundle: Bundle, rows: Path) -> PlannedRun:
+    return planned(bundle, rows, UPPER)
 
 
 def test_of_upper_blocks_a_killed_run_goes_on_to_the_same_bytes(
@@ -193,14 +176,9 @@ def test_of_upper_blocks_a_killed_run_goes_on_to_the_same_bytes(
 ) -> None:
     plan = planned(bundle, rows, UPPER)
     whole = Path(shutil.move(run(plan, clock).run, rows.parent / "whole"))
-    here = Path(__file__).parent
-    words = [sys.executable, "-c", KILLED_AT_STEP_FIVE, str(tiny_bundle.layout.root), bundle.digest, str(rows)]
-    paths = os.pathsep.join([str(here), str(here.parents[1] / "support"), str(here.parents[2])])
 
-    killed = subprocess.run(words, env=os.environ | {"PYTHONPATH": paths}, check=False)
+    kill_at_step(5, plan, __file__, tiny_bundle, rows)
 
-    assert killed.returncode == -signal.SIGKILL
-    assert 0 < len(read_journal(plan.directory.journal)[1]) < 12
     resumed = run(plan, clock).run
     for name in SAME_BYTES:
         assert (resumed / name).read_bytes() == (whole / name).read_bytes(), name

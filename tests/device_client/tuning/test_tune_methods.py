@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import shutil
-import signal
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from killed_run import kill_at_step
 from safetensors import safe_open
 from tiny_bundle import TinyBundle
 from tiny_run import SETTINGS, run
@@ -95,23 +92,8 @@ def test_a_prefix_is_measured_against_the_bundle_without_one(
         assert "start" not in lora[part]
 
 
-KILLED_AT_STEP_SIX = """
-import os, signal, sys
-from pathlib import Path
-import tiny_run, test_tune_methods as case
-from device_client.tuning.tune_run import MachineSettings, tune
-from shared.bundle.layout import ImageLayout
-from shared.bundle.read import read_bundle
-
-class Killing(tiny_run.Silent):
-    def stepped(self, record):
-        if record.step == 6:
-            os.kill(os.getpid(), signal.SIGKILL)
-
-root, digest, rows, method = sys.argv[1:]
-plan = case.planned(read_bundle(ImageLayout(Path(root)), digest), Path(rows), case.settings_of(method))
-tune(plan, MachineSettings(device="cpu"), Killing(), iter(range(10_000)).__next__)
-"""
+def plan_to_kill(bundle: Bundle, rows: Path, method: MethodName) -> PlannedRun:
+    return planned(bundle, rows, settings_of(method))
 
 
 @BOTH
@@ -120,14 +102,9 @@ def test_a_killed_run_continues_to_the_same_bytes(
 ) -> None:
     plan = planned(bundle, rows, settings_of(method))
     whole = shutil.move(run(plan, clock).run, rows.parent / "whole")
-    here = Path(__file__).parent
-    words = [sys.executable, "-c", KILLED_AT_STEP_SIX, str(tiny_bundle.layout.root), bundle.digest, str(rows), method]
-    paths = os.pathsep.join([str(here), str(here.parents[1] / "support"), str(here.parents[2])])
 
-    killed = subprocess.run(words, env=os.environ | {"PYTHONPATH": paths}, check=False)
+    kill_at_step(6, plan, __file__, tiny_bundle, rows, method)
 
-    assert killed.returncode == -signal.SIGKILL
-    assert 0 < len(read_journal(plan.directory.journal)[1]) < 12
     assert content_of(run(plan, clock).run) == content_of(Path(whole))
 
 

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import json
-import os
 import shlex
 import shutil
-import signal
-import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from killed_run import kill_at_step
 from tiny_bundle import TinyBundle
-from tiny_run import run
+from tiny_run import call, run
 
 from device_client.cli import main
 from device_client.tasks.checker import checker_command
@@ -96,23 +94,10 @@ def test_free_answers_are_compared_with_what_the_model_writes(
     assert result["validation"]["bundle"]["loss"] > 0
 
 
-KILLED_AT_STEP_FIVE = """
-import os, signal, sys
-from pathlib import Path
-import tiny_run, test_tune_metrics as case
-from device_client.tuning.tune_run import MachineSettings, tune
-from shared.bundle.layout import ImageLayout
-from shared.bundle.read import read_bundle
+def plan_to_kill(bundle: Bundle, prompts: Path, checker: str) -> PlannedRun:
+    return judged(bundle, prompts, checker, SHORT)
 
-class Killing(tiny_run.Silent):
-    def stepped(self, record):
-        if record.step == 5:
-            os.kill(os.getpid(), signal.SIGKILL)
 
-root, digest, rows, checker = sys.argv[1:]
-plan = case.judged(read_bundle(ImageLayout(Path(root)), digest), Path(rows), checker, case.SHORT)
-tune(plan, MachineSettings(device="cpu"), Killing(), iter(range(10_000)).__next__)
-"""
 SHORT = replace(SETTINGS, steps=8, validate_every=4)
 
 
@@ -121,16 +106,9 @@ def test_a_killed_run_goes_on_to_the_same_bytes(
 ) -> None:
     plan = judged(bundle, prompts, checker, SHORT)
     whole = Path(shutil.move(run(plan, clock).run, prompts.parent / "whole"))
-    here = Path(__file__).parent
-    arguments = [str(tiny_bundle.layout.root), bundle.digest, str(prompts), checker]
-    paths = os.pathsep.join([str(here), str(here.parents[1] / "support"), str(here.parents[2])])
 
-    killed = subprocess.run(
-        [sys.executable, "-c", KILLED_AT_STEP_FIVE, *arguments], env=os.environ | {"PYTHONPATH": paths}, check=False
-    )
+    kill_at_step(5, plan, __file__, tiny_bundle, prompts, checker)
 
-    assert killed.returncode == -signal.SIGKILL
-    assert 0 < len(read_journal(plan.directory.journal)[1]) < 8
     resumed = run(plan, clock).run
     for name in ("journal.bin", "metrics.jsonl", "last.safetensors", "best.safetensors", "result.json"):
         assert (resumed / name).read_bytes() == (whole / name).read_bytes()
@@ -190,19 +168,6 @@ def test_answers_count_in_the_memory_plan(
 def test_first_order_is_refused_by_the_objectives_name() -> None:
     with pytest.raises(InvalidRequest, match="first-order with the objective f1, which has no gradient"):
         replace(SETTINGS, metric="f1", gradient="first-order")
-
-
-@pytest.fixture
-def home(tmp_path: Path, tiny_bundle: TinyBundle, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("ZO_DEVICE_HOME", str(tmp_path))
-    (tmp_path / "bundles").symlink_to(tiny_bundle.layout.root)
-    return tmp_path
-
-
-def call(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, dict[str, object], str]:
-    code = main([*words, "--device", "cpu", "--backend", "reference", "--json"])
-    streams = capsys.readouterr()
-    return code, json.loads(streams.out), streams.err
 
 
 def test_tune_and_eval_by_command_speak_of_the_checker(

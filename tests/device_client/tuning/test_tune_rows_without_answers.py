@@ -12,9 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny_bundle import TinyBundle
-
-from device_client.cli import main
+from tiny_run import call
 
 WORTH = """
 import json, sys
@@ -29,19 +27,6 @@ def checker(tmp_path: Path) -> str:
     path = tmp_path / "worth.py"
     path.write_text(WORTH)
     return shlex.join([sys.executable, str(path)])
-
-
-@pytest.fixture
-def home(tmp_path: Path, tiny_bundle: TinyBundle, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("ZO_DEVICE_HOME", str(tmp_path))
-    (tmp_path / "bundles").symlink_to(tiny_bundle.layout.root)
-    return tmp_path
-
-
-def call(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, dict[str, Any], str]:
-    code = main([*words, "--device", "cpu", "--backend", "reference", "--json"])
-    streams = capsys.readouterr()
-    return code, json.loads(streams.out), streams.err
 
 
 LABELLED = [{"text": "good", "label": "yes"}, {"text": "poor", "label": "no"}]

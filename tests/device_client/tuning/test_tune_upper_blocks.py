@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import shutil
-import signal
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from killed_run import kill_at_step
 from tiny_bundle import TinyBundle
 from tiny_run import SETTINGS, run
 
@@ -117,23 +114,8 @@ def test_a_budget_that_holds_some_rows_keeps_those(bundle: Bundle, rows: Path) -
     assert fit.decoded_cache_bytes < 32 * 4
 
 
-KILLED_AT_STEP_FIVE = """
-import os, signal, sys
-from pathlib import Path
-import tiny_run, test_tune_upper_blocks as case
-from device_client.tuning.tune_run import MachineSettings, tune
-from shared.bundle.layout import ImageLayout
-from shared.bundle.read import read_bundle
-
-class Killing(tiny_run.Silent):
-    def stepped(self, record):
-        if record.step == 5:
-            os.kill(os.getpid(), signal.SIGKILL)
-
-root, digest, rows = sys.argv[1:]
-plan = case.planned_upper(read_bundle(ImageLayout(Path(root)), digest), Path(rows))
-tune(plan, MachineSettings(device="cpu"), Killing(), iter(range(10_000)).__next__)
-"""
+def plan_to_kill(bundle: Bundle, rows: Path) -> PlannedRun:
+    return planned_upper(bundle, rows)
 
 
 def test_a_killed_run_goes_on_to_the_same_bytes_and_leaves_no_states_behind(
@@ -141,14 +123,9 @@ def test_a_killed_run_goes_on_to_the_same_bytes_and_leaves_no_states_behind(
 ) -> None:
     plan = planned_upper(bundle, rows)
     whole = shutil.move(run(plan, clock).run, rows.parent / "whole")
-    here = Path(__file__).parent
-    words = [sys.executable, "-c", KILLED_AT_STEP_FIVE, str(tiny_bundle.layout.root), bundle.digest, str(rows)]
-    paths = os.pathsep.join([str(here), str(here.parents[1] / "support"), str(here.parents[2])])
 
-    killed = subprocess.run(words, env=os.environ | {"PYTHONPATH": paths}, check=False)
+    kill_at_step(5, plan, __file__, tiny_bundle, rows)
 
-    assert killed.returncode == -signal.SIGKILL
-    assert 0 < len(read_journal(plan.directory.journal)[1]) < 12
     assert "states.bin" not in {path.name for path in plan.directory.path.iterdir()}
     assert content_of(run(plan, clock).run) == content_of(Path(whole))
 
