@@ -1,6 +1,7 @@
 """``zo-device``: finds the subcommand, runs it, and turns its outcome into one JSON object and an exit code.
 
-Importing all command modules costs a fraction of a second: none of them imports torch before it runs.
+Only the module of the command that is called is imported, and all of them for the help: none imports torch before it
+runs.
 """
 
 from __future__ import annotations
@@ -19,23 +20,24 @@ from device_client.settings import Settings
 from device_client.store import refusals
 from shared.command_line import CommandParser, print_json, program_parser, run_program
 
-COMMAND_MODULES = (
-    "doctor",
-    "pull",
-    "list_bundles",
-    "inspect",
-    "verify",
-    "plan",
-    "data",
-    "tune",
-    "eval",
-    "generate",
-    "runs",
-    "export",
-    "import_bundle",
-    "rm",
-    "prune",
-)
+COMMAND_MODULES = {
+    "doctor": "doctor",
+    "pull": "pull",
+    "list": "list_bundles",
+    "inspect": "inspect",
+    "verify": "verify",
+    "plan": "plan",
+    "data": "data",
+    "tune": "tune",
+    "eval": "eval",
+    "generate": "generate",
+    "runs": "runs",
+    "export": "export",
+    "import": "import_bundle",
+    "rm": "rm",
+    "prune": "prune",
+}
+"""Command → its module in ``device_client.commands``, in the order that the help lists them."""
 
 
 class Command(Protocol):
@@ -58,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     console = Console(is_quiet="--quiet" in words, has_color=settings.has_color)
 
     def run(words: Sequence[str]) -> int:
-        arguments = build_parser().parse_args(words, argparse.Namespace(typed=shlex.join(["zo-device", *words])))
+        arguments = build_parser(words).parse_args(words, argparse.Namespace(typed=shlex.join(["zo-device", *words])))
         effective = dataclasses.replace(settings, is_offline=arguments.offline)
         with refusals(effective):
             result = arguments.command.run(arguments, console, effective)
@@ -75,8 +77,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """Return the parser of ``zo-device`` with all its subcommands."""
+def build_parser(words: Sequence[str] = ()) -> argparse.ArgumentParser:
+    """Return the parser of ``zo-device``.
+
+    Args:
+        words: A command line; where it names a command, the parser knows that one alone.
+    """
     parser = program_parser(
         "zo-device",
         "Fetch a prepared language model and personalise it on this machine, with forward passes only.",
@@ -84,7 +90,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.set_defaults(json=False, quiet=False, offline=False)
     subparsers = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for command in load_commands():
+    for command in load_commands(words):
         subparser = subparsers.add_parser(
             command.NAME, help=command.HELP, description=command.HELP, parents=[_common_options()]
         )
@@ -93,9 +99,11 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def load_commands() -> list[Command]:
-    """Return the command modules in the order they are listed."""
-    return [importlib.import_module(f"device_client.commands.{name}") for name in COMMAND_MODULES]
+def load_commands(words: Sequence[str] = ()) -> list[Command]:
+    """Return the modules of the commands that a command line may mean, in the order they are listed."""
+    named = next((word for word in words if not word.startswith("-")), None)  # no common option has a value
+    modules = [COMMAND_MODULES[named]] if named in COMMAND_MODULES else COMMAND_MODULES.values()
+    return [importlib.import_module(f"device_client.commands.{name}") for name in modules]
 
 
 def _common_options() -> CommandParser:

@@ -42,12 +42,30 @@ EXIT_CODES = (
 class CommandParser(argparse.ArgumentParser):
     """Raises usage errors instead of printing them, so that they can be JSON too."""
 
+    _is_mixing = False
+
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> tuple[Any, list[str]]:
-        """Refuse what this parser does not know, in its own name: a command's parser knows its help."""
-        found, unknown = super().parse_known_args(args, namespace)
+        """Refuse what this parser does not know, in its own name: a command's parser knows its help.
+
+        Options may stand between a command's words, also before one that may be left out.
+        """
+        if self._is_mixing:  # argparse calls back, for options and words apart
+            return super().parse_known_args(args, namespace)
+        self._is_mixing = self._can_mix()
+        try:
+            parse = self.parse_known_intermixed_args if self._is_mixing else super().parse_known_args
+            found, unknown = parse(args, namespace)
+        finally:
+            self._is_mixing = False
         if unknown:
             self.error(f"unrecognized arguments: {' '.join(unknown)}")
         return found, unknown
+
+    def _can_mix(self) -> bool:
+        """Return whether argparse can: it has no way for subcommands, or for words that exclude options."""
+        words = [action for action in self._actions if not action.option_strings]
+        excluding = [action for group in self._mutually_exclusive_groups for action in group._group_actions]
+        return self._subparsers is None and not any(word in excluding for word in words)
 
     def error(self, message: str) -> NoReturn:
         """Raise InvalidRequest."""

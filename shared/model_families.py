@@ -97,6 +97,9 @@ class ModelFamily:
         renamed: Stored names of parameters, where transformers' names differ.
         computed_weights: Endings of stored names that hold no parameter: masks that a network computes.
         is_llama_like: Whether a block is RMS norm, q, k, v, attention, o, RMS norm, gate, up, down, and nothing else.
+        biases: Of a Llama-like family: projection → the configuration key that gives it a bias; empty always does.
+        has_head_norms: Of a Llama-like family: whether queries and keys are normed, head by head.
+        has_window: Of a Llama-like family: whether ``sliding_window`` alone says what all layers attend to.
         carried_hidden_states: Hidden states that are alive inside a block at once, without gradients.
         activation_copies: Matrices of the MLP's width that its activation makes, where the MLP is not gated.
         is_tested: Whether the family is in the table of this module.
@@ -119,18 +122,28 @@ class ModelFamily:
     renamed: Mapping[str, str] = field(default_factory=dict)
     computed_weights: tuple[str, ...] = ()
     is_llama_like: bool = False
+    biases: Mapping[str, str] = field(default_factory=dict)
+    has_head_norms: bool = False
+    has_window: bool = False
     carried_hidden_states: int = 4
     activation_copies: int = 1
     is_tested: bool = True
 
 
+_ATTENTION_PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj")
+_MLP_PROJECTIONS = ("gate_proj", "up_proj", "down_proj")
+_STATED_ATTENTION_BIASES = dict.fromkeys(_ATTENTION_PROJECTIONS, "attention_bias")
 _GEMMA_DEFAULTS = {"head_dim": 256, "num_key_value_heads": 4, "tie_word_embeddings": True}
 
 FAMILIES: dict[str, ModelFamily] = {
     family.model_type: family
     for family in (
         ModelFamily(
-            model_type="llama", architecture="LlamaForCausalLM", config_keys=_LLAMA_KEYS, is_llama_like=True
+            model_type="llama",
+            architecture="LlamaForCausalLM",
+            config_keys=_LLAMA_KEYS,
+            is_llama_like=True,
+            biases=_STATED_ATTENTION_BIASES | dict.fromkeys(_MLP_PROJECTIONS, "mlp_bias"),
         ),
         ModelFamily(
             model_type="mistral",
@@ -138,6 +151,7 @@ FAMILIES: dict[str, ModelFamily] = {
             config_keys=_LLAMA_KEYS | _WINDOW_KEYS,
             defaults={"num_key_value_heads": 8},
             is_llama_like=True,
+            has_window=True,
         ),
         ModelFamily(
             model_type="qwen2",
@@ -145,6 +159,7 @@ FAMILIES: dict[str, ModelFamily] = {
             config_keys=_LLAMA_KEYS | _WINDOW_KEYS,
             defaults={"num_key_value_heads": 32, "use_sliding_window": False},
             is_llama_like=True,
+            biases=dict.fromkeys(("q_proj", "k_proj", "v_proj"), ""),
         ),
         ModelFamily(
             model_type="qwen3",
@@ -152,6 +167,8 @@ FAMILIES: dict[str, ModelFamily] = {
             config_keys=_LLAMA_KEYS | _WINDOW_KEYS,
             defaults={"num_key_value_heads": 32, "head_dim": 128, "use_sliding_window": False},
             is_llama_like=True,
+            biases=_STATED_ATTENTION_BIASES,
+            has_head_norms=True,
         ),
         ModelFamily(
             model_type="opt",

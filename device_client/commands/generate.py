@@ -62,20 +62,24 @@ def run(arguments: argparse.Namespace, console: Console, settings: Settings) -> 
         InvalidRequest: An option is out of range, or contradicts another one or the run.
         DataError: The conversation is malformed, or the model's template does not render it.
     """
-    from device_client.devices import dtype_name
-    from device_client.tuning.run_directory import find_run
     from shared.model.tokenizer import BundleTokenizer
 
     _check_options(arguments)
     seed = secrets.randbits(32) if arguments.seed is None else arguments.seed
     conversation = _read_messages(arguments.messages) if arguments.messages else None
     bundle = resolve_bundle(settings, arguments.ref)
+    tokenizer = BundleTokenizer.from_bundle(bundle)
+    if not arguments.raw and (arguments.run or arguments.messages or arguments.system):
+        tokenizer.expect_conversation()
+    from device_client.devices import dtype_name  # torch comes with it: a second, while the template's process starts
+    from device_client.tuning.run_directory import find_run
+
     tuned = None if arguments.run is None else find_run(settings.runs, arguments.run, bundle)
-    question = _question(arguments, BundleTokenizer.from_bundle(bundle), tuned, conversation)
+    question = _question(arguments, tokenizer, tuned, conversation)
     if question.lost_tokens:
         console.warn(f"the prompt is too long: its first {question.lost_tokens} tokens are left out")
     prompt_ids = question.ids
-    model = _load(arguments, console, settings, bundle, tuned)
+    model = _load(arguments, console, settings, bundle, tokenizer, tuned)
     ids: list[int] = []
     begin = time.monotonic()
     for piece in model.tokenizer.decode_stream(_remember(ids, _tokens(model, prompt_ids, arguments, seed))):
@@ -170,14 +174,19 @@ def _check_prompt(arguments: argparse.Namespace) -> None:
 
 
 def _load(
-    arguments: argparse.Namespace, console: Console, settings: Settings, bundle: Bundle, tuned: RunDirectory | None
+    arguments: argparse.Namespace,
+    console: Console,
+    settings: Settings,
+    bundle: Bundle,
+    tokenizer: BundleTokenizer,
+    tuned: RunDirectory | None,
 ) -> SparseModel:
     from device_client.model.open import open_for_text
     from device_client.tuning.tuned_values import answer_as_tuned, part_of_run
 
     console.say(f"Loading {arguments.ref} …")
     method = "sparse" if tuned is None else part_of_run(tuned, bundle.config).method.name
-    model = open_for_text(bundle, machine(arguments, console, settings), method)
+    model = open_for_text(bundle, machine(arguments, console, settings), method, tokenizer=tokenizer)
     if tuned is not None:
         answer_as_tuned(tuned, model)
     return model

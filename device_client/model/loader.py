@@ -30,8 +30,9 @@ from shared.bundle.config import BundleConfig
 from shared.bundle.read import Bundle, SensitiveTensors
 from shared.bundle.tensor_header import TensorSlot, read_header
 from shared.errors import TensorMismatch, UnsupportedModel
+from shared.model.network import network_without_weights
 from shared.model.opening import check_vocabulary
-from shared.model.skeleton import build_skeleton
+from shared.model.skeleton import MakeNetwork, build_skeleton
 from shared.model.tokenizer import BundleTokenizer
 from shared.quantization.codec import QuantizedTensor
 
@@ -47,6 +48,8 @@ def load_model(
     memory_budget_bytes: int | None = None,
     backend: BackendOptions = REFERENCE,
     cuda: Cuda | None = None,
+    make_network: MakeNetwork = network_without_weights,
+    tokenizer: BundleTokenizer | None = None,
 ) -> SparseModel:
     """Return the bundle's model, ready to compute.
 
@@ -60,6 +63,8 @@ def load_model(
         memory_budget_bytes: Refuse before loading where the weights alone need more; on CUDA also a cap of the process.
         backend: What decodes and multiplies; the reference where nothing is said.
         cuda: CUDA; None takes torch's.
+        make_network: Makes the network that the weights are put into.
+        tokenizer: The bundle's, where the caller has read it already.
 
     Raises:
         ResourceError: No such device or backend, or the budget is too small.
@@ -73,15 +78,17 @@ def load_model(
         _respect_budget(bundle.config, memory_budget_bytes, target, dtype, backend.name, cuda)
     if target.type == "cuda":
         cuda.accumulate_in_float32()
-    network = build_skeleton(bundle.config)
-    tokenizer = BundleTokenizer.from_bundle(bundle)
+    network = build_skeleton(bundle.config, make_network)
+    tokenizer = tokenizer or BundleTokenizer.from_bundle(bundle)
     check_vocabulary(tokenizer, network)
     with refusing_to_load("close other programs, or choose a smaller bundle; see: zo-device plan"):
         shapes = decoded_shapes(bundle.config, target.type)
         chosen = choose_backend(backend, bundle.config.block_tensors, dtype, target, shapes=shapes)
         values = SensitiveValues(torch.empty(bundle.config.sensitive_count, dtype=dtype, device=target))
         is_memory_shared = target.type == "cuda" and cuda.shares_main_memory(target)
-        loading = _Loading.begin(bundle, LinearRuntime(chosen.backend, values), is_memory_shared=is_memory_shared)
+        loading = _Loading.begin(
+            bundle, network, LinearRuntime(chosen.backend, values), is_memory_shared=is_memory_shared
+        )
         for title in _titles(bundle.config):
             loading.load_file(network, title)
         loading.finish()
@@ -144,16 +151,17 @@ class _Loading:
     runtime: LinearRuntime
     initial_values: Tensor
     slices: dict[str, slice]
+    aliases: dict[str, list[str]]
     is_memory_shared: bool
 
     @classmethod
-    def begin(cls, bundle: Bundle, runtime: LinearRuntime, *, is_memory_shared: bool) -> _Loading:
+    def begin(cls, bundle: Bundle, network: nn.Module, runtime: LinearRuntime, *, is_memory_shared: bool) -> _Loading:
         values = runtime.values
         initial_values = torch.empty(values.count, dtype=torch.float16, device=values.device)
         slices = theta_slices(bundle.config)
         return cls(
             bundle, bundle.open_sensitive(), values.device, values.dtype, runtime, initial_values, slices,
-            is_memory_shared,
+            aliases_of(network), is_memory_shared,
         )  # fmt: skip
 
     def load_file(self, network: nn.Module, title: str) -> None:
@@ -165,7 +173,7 @@ class _Loading:
 
         for dense in self.bundle.config.dense_parameters:
             if dense.blob == title:
-                _place_parameter(network, dense.name, read(dense.name, self.dtype))
+                self._place_parameter(network, dense.name, read(dense.name, self.dtype))
         for entry in self.bundle.config.tensors:
             if entry.blob == title:
                 parts = {part: read(f"{entry.name}.{part}") for part in entry.part_shapes}
@@ -192,8 +200,14 @@ class _Loading:
         weight = self.runtime.backend.pack(quantized, torch.from_numpy(mask.indices.astype(np.int64)).to(self.device))
         _replace(network, path, QuantizedSparseLinear(weight, where, old.bias, self.runtime))  # type: ignore[arg-type]
 
+    def _place_parameter(self, network: nn.Module, name: str, tensor: Tensor) -> None:
+        new = nn.Parameter(tensor, requires_grad=False)
+        for alias in self.aliases[name]:
+            owner, _, attribute = alias.rpartition(".")
+            setattr(network.get_submodule(owner), attribute, new)
+
     def _place_embedding(self, network: nn.Module, name: str, quantized: QuantizedTensor) -> None:
-        for alias in _aliases(network, name):  # a tied weight is that of the embedding and of the head
+        for alias in self.aliases[name]:  # a tied weight is that of the embedding and of the head
             path = alias.rpartition(".")[0]
             old: Any = network.get_submodule(path)
             if isinstance(old, nn.Embedding):
@@ -219,17 +233,12 @@ def _slot(slots: dict[str, TensorSlot], name: str) -> TensorSlot:
     return slots[name]
 
 
-def _place_parameter(network: nn.Module, name: str, tensor: Tensor) -> None:
-    new = nn.Parameter(tensor, requires_grad=False)
-    for alias in _aliases(network, name):
-        owner, _, attribute = alias.rpartition(".")
-        setattr(network.get_submodule(owner), attribute, new)
-
-
-def _aliases(network: nn.Module, name: str) -> list[str]:
-    """Return all names of a parameter: tied weights have several."""
-    parameter = network.get_parameter(name)
-    return [alias for alias, other in network.named_parameters(remove_duplicate=False) if other is parameter]
+def aliases_of(network: nn.Module) -> dict[str, list[str]]:
+    """Return all names of each parameter, by each of its names: tied weights have several."""
+    names: dict[int, list[str]] = {}
+    for name, parameter in network.named_parameters(remove_duplicate=False):
+        names.setdefault(id(parameter), []).append(name)
+    return {name: aliases for aliases in names.values() for name in aliases}
 
 
 def _replace(network: nn.Module, path: str, module: nn.Module) -> None:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 
@@ -22,6 +23,7 @@ from device_client.model.kept_states import KeptStates
 from device_client.model.loader import load_model
 from device_client.model.methods import tuned_by
 from device_client.model.sparse_model import SparseModel
+from device_client.model.text_network.network import network_for_text
 from device_client.model.tunable_model import TunableModel
 from device_client.model.upper_blocks import UpperBlocks
 from device_client.planning.memory_fit import MemoryFit, fit_to_memory
@@ -30,6 +32,8 @@ from device_client.planning.methods import MethodName, TunedPart
 from device_client.planning.workload import Workload
 from shared.bundle.config import BundleConfig
 from shared.bundle.read import Bundle
+from shared.model.network import network_without_weights
+from shared.model.tokenizer import BundleTokenizer
 
 LoadModel = Callable[..., SparseModel]
 """``loader.load_model``, or what stands for it."""
@@ -127,20 +131,26 @@ def open_model(bundle: Bundle, machine: Machine, most: Workload, *, load: LoadMo
     return OpenedModel(model, fit)
 
 
-def open_for_text(bundle: Bundle, machine: Machine, method: MethodName = "sparse") -> SparseModel:
+def open_for_text(
+    bundle: Bundle, machine: Machine, method: MethodName = "sparse", *, tokenizer: BundleTokenizer | None = None
+) -> SparseModel:
     """Return the bundle's model, ready to continue texts up to its context length.
 
     Args:
         bundle: A validated bundle.
         machine: What may be used.
         method: Of the run whose values it will have.
+        tokenizer: The bundle's, where the caller has read it already.
 
     Raises:
         ResourceError: The weights do not fit the budget, or there is no such device or backend.
         UnsupportedModel: The architecture is not served.
         TensorMismatch: The bundle's tensors are not those of the architecture.
     """
-    model = _loaded(bundle, machine, load_model)
+    # A prefix, and what CUDA captures in a graph, are made of transformers' keys and values.
+    is_plain = method != "prefix" and resolve_device(machine.device).type == "cpu"
+    make_network = network_for_text if is_plain else network_without_weights
+    model = _loaded(bundle, machine, partial(load_model, make_network=make_network, tokenizer=tokenizer))
     budget = machine.memory_budget_bytes
     if model.fused_up_to_tokens == 0 and budget is not None:  # each token would decode every weight again
         plan = plan_generation(

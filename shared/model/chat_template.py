@@ -60,6 +60,12 @@ class ChatTemplate:
         self._process: subprocess.Popen[bytes] | None = None
         self._lock = threading.Lock()
 
+    def start(self) -> None:
+        """Start the process, so that it imports what it needs while the caller does something else."""
+        with self._lock:
+            if self._process is None:
+                self._start()
+
     def render(self, variables: Mapping[str, Any]) -> str:
         """Return the text of one conversation.
 

@@ -37,13 +37,18 @@ def network_without_weights(family: ModelFamily, fields: Mapping[str, Any]) -> n
         fields: Reduced by ``safe_config``.
 
     Raises:
-        Exception: Whatever transformers raises where it makes no network of the configuration.
+        ValueError: A value is not of the type that transformers' configuration has.
+        Exception: Whatever else transformers raises where it makes no network of the configuration.
     """
     import transformers
+    from huggingface_hub.errors import StrictDataclassError
 
     settings = {name: value for name, value in fields.items() if name not in ("model_type", "architectures")}
     chosen = {} if family.attention is None else {"attn_implementation": family.attention}
-    config = transformers.AutoConfig.for_model(family.model_type, **settings, **chosen)
+    try:
+        config = transformers.AutoConfig.for_model(family.model_type, **settings, **chosen)
+    except StrictDataclassError as error:
+        raise ValueError(str(error)) from error
     with _EmptyOnMeta():
         network: nn.Module = causal_class(family, config)(config)
     for path, parameter in list(network.named_parameters(remove_duplicate=False)):
@@ -71,9 +76,11 @@ def causal_class(family: ModelFamily, config: Any) -> Any:
 
 def is_linear(layer: nn.Module) -> bool:
     """Return whether a layer is y = x W + b, whichever way round it keeps W."""
+    if isinstance(layer, nn.Linear):
+        return True
     from transformers.pytorch_utils import Conv1D
 
-    return isinstance(layer, nn.Linear | Conv1D)
+    return isinstance(layer, Conv1D)
 
 
 def shape_of_linear(layer: nn.Module) -> tuple[int, ...]:

@@ -5,7 +5,9 @@ Costs no memory: every parameter is on the meta device. Knows nothing about file
 
 from __future__ import annotations
 
-from huggingface_hub.errors import StrictDataclassError
+from collections.abc import Callable, Mapping
+from typing import Any
+
 from torch import nn
 
 from shared.architecture import family_of, safe_config
@@ -13,15 +15,22 @@ from shared.bundle.config import BundleConfig
 from shared.errors import TensorMismatch, UnsupportedModel
 from shared.model.network import is_linear, network_without_weights, shape_of_linear
 from shared.model_dimensions import dimensions_of
+from shared.model_families import ModelFamily
+
+MakeNetwork = Callable[[ModelFamily, Mapping[str, Any]], nn.Module]
+"""Makes the network of a family's configuration, its weights on the meta device."""
 
 _FOREIGN_CONFIG_ERRORS = (
-    ArithmeticError, AttributeError, ImportError, LookupError, NotImplementedError, RuntimeError, StrictDataclassError,
-    TypeError, ValueError,
+    ArithmeticError, AttributeError, ImportError, LookupError, NotImplementedError, RuntimeError, TypeError, ValueError,
 )  # fmt: skip
 
 
-def build_skeleton(config: BundleConfig) -> nn.Module:
-    """Return the transformers model of the bundle's architecture on the meta device: shapes without memory.
+def build_skeleton(config: BundleConfig, make_network: MakeNetwork = network_without_weights) -> nn.Module:
+    """Return the network of the bundle's architecture on the meta device: shapes without memory.
+
+    Args:
+        config: The bundle's.
+        make_network: Makes transformers' network, or one whose parameters have the same names.
 
     Raises:
         UnsupportedModel: The architecture is not served or makes no model.
@@ -36,7 +45,7 @@ def build_skeleton(config: BundleConfig) -> nn.Module:
             needed=f"1 to {most}, the quantised weights of the bundle's blocks",
         )
     try:
-        skeleton = network_without_weights(family, fields)
+        skeleton = make_network(family, fields)
     except _FOREIGN_CONFIG_ERRORS as error:
         raise UnsupportedModel(
             f"the bundle's architecture makes no {family.architecture or family.model_type}: {error}",

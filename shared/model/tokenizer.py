@@ -56,6 +56,11 @@ class BundleTokenizer:
         """Return the tokenizer of a validated bundle."""
         return cls(bundle.path(TOKENIZER_TITLE).read_text(encoding="utf-8"), bundle.config.tokenizer)
 
+    def expect_conversation(self) -> None:
+        """Start what renders conversations, which takes half a second, while the caller does something else."""
+        if self._chat_template is not None:
+            self._chat_template.start()
+
     @property
     def bos_ids(self) -> list[int]:
         """What every text starts with: the beginning-of-text token, or nothing."""

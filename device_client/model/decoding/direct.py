@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from device_client.model.backends.token_kernels import Factor, KeptHeads, SideBySide, TokenHeads, TokenKernels
 from device_client.model.decoding.attention import steps_are_alike, window_of
+from device_client.model.decoding.cache import empty_cache, forget
 from device_client.model.linear import LinearRuntime, QuantizedSparseLinear
 from device_client.planning.workload import GROWTH_TOKENS
 from shared.model_families import FAMILIES
@@ -70,14 +71,12 @@ class DirectDecoding:
     @torch.no_grad()
     def prefill(self, token_ids: Sequence[int]) -> Tensor:
         """Begin a text and return the logits after its last token, float32 (vocabulary,)."""
-        from transformers import DynamicCache
-
         self._length = 0  # an interrupted prompt leaves no text
-        cache: Any = DynamicCache()  # keeps all tokens, also where a window hides some
+        cache = empty_cache(self._decoder)  # keeps all tokens, also where a window hides some
         outputs = self._decoder(input_ids=torch.tensor([list(token_ids)]), past_key_values=cache, use_cache=True)
         for block, layer in zip(self._blocks, cache.layers, strict=True):
             block.keep(layer.keys[0], layer.values[0])
-            layer.keys = layer.values = None
+            forget(layer)
         self._length = len(token_ids)
         return self._logits(outputs.last_hidden_state[:, -1])
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from device_client.model.decoding.attention import switch_of
+from device_client.model.decoding.cache import empty_cache
 from device_client.model.prefix import Prefix
 
 
@@ -38,9 +39,7 @@ class GrowingDecoding:
 
     def prefill(self, token_ids: Sequence[int]) -> Tensor:
         """Begin a text and return the logits after its last token, float32 (vocabulary,)."""
-        from transformers import DynamicCache
-
-        self._cache = DynamicCache(config=self._config)
+        self._cache = empty_cache(self._decoder, self._config)
         if self._prefix is not None:
             self._prefix.begin(self._cache)
         self._text = list(token_ids)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from device_client.cli import build_parser, load_commands, main
+from device_client.cli import COMMAND_MODULES, build_parser, load_commands, main
 from device_client.settings import Settings
 from shared import errors
 from shared.command_line import EXIT_CODES
@@ -127,3 +127,16 @@ def test_arguments_of_commands_show_in_their_help() -> None:
     shown = action.choices["pull"].format_help()
     for option in ("REF", "--trusted-key", "--allow-unsigned", "--connections", "--max-rate", "--offline"):
         assert option in shown
+
+
+def test_options_may_stand_between_a_commands_words() -> None:
+    words = ["generate", "smollm2", "--system", "Be brief.", "Who are you?", "--max-new-tokens", "5"]
+
+    arguments = build_parser(words).parse_args(words)
+
+    assert (arguments.ref, arguments.prompt, arguments.max_new_tokens) == ("smollm2", "Who are you?", 5)
+
+
+def test_commands_are_listed_by_the_names_that_they_have() -> None:
+    assert [command.NAME for command in load_commands()] == list(COMMAND_MODULES)
+    assert [command.NAME for command in load_commands(["--json", "list", "pull"])] == ["list"]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -319,3 +321,17 @@ def test_generate_refuses_options_out_of_range(capsys: pytest.CaptureFixture[str
 )
 def test_a_wrong_call_ends_with_its_code(capsys: pytest.CaptureFixture[str], words: tuple[str, ...], code: int) -> None:
     assert json_of(capsys, *words)[0] == code
+
+
+def test_generating_imports_no_library_that_takes_seconds() -> None:
+    """transformers alone takes longer to import than everything else until the first token."""
+    slow = {"transformers", "matplotlib", "scipy", "triton", "sympy", "torch._dynamo", "pandas", "sklearn"}
+    program = (
+        "import sys; from device_client.cli import main; "
+        "code = main(['generate', 'tiny', 'Hello', '--max-new-tokens', '2', '--quiet']); "
+        f"print(code, sorted({slow!r} & set(sys.modules)), file=sys.stderr)"
+    )
+
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+
+    assert done.stderr.splitlines()[-1] == "0 []"
