@@ -31,6 +31,8 @@ COMMAND_MODULES = {
     "tune": "tune",
     "eval": "eval",
     "generate": "generate",
+    "chat": "chat",
+    "serve": "serve",
     "runs": "runs",
     "export": "export",
     "import": "import_bundle",

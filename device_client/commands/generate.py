@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from device_client.commands.machine_arguments import add_machine_arguments, machine
+from device_client.commands.sampling_arguments import add_sampling_arguments, check_sampling
 from device_client.console import Console
 from device_client.settings import Settings
 from device_client.store import resolve_bundle
@@ -48,10 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--messages", type=Path, metavar="FILE", help='a conversation as JSON: [{"role", "content"}, …] or {"messages"}'
     )
-    parser.add_argument("--max-new-tokens", type=int, default=128, metavar="N", help="at most so many tokens (128)")
-    parser.add_argument("--temperature", type=float, default=0.0, metavar="T", help="0 takes the likeliest token (0)")
-    parser.add_argument("--top-p", type=float, default=1.0, metavar="P", help="sample from the likeliest P (1)")
-    parser.add_argument("--seed", type=int, metavar="S", help="repeat a sample (drawn anew and printed)")
+    add_sampling_arguments(parser, most_tokens=128)
     add_machine_arguments(parser)
 
 
@@ -138,20 +136,7 @@ def _read_messages(path: Path) -> dict[str, Any]:
 
 def _check_options(arguments: argparse.Namespace) -> None:
     _check_prompt(arguments)
-    wrong = [
-        fault
-        for fault, is_wrong in (
-            (f"--max-new-tokens {arguments.max_new_tokens}", arguments.max_new_tokens < 1),
-            (f"--temperature {arguments.temperature}", not 0 <= arguments.temperature < float("inf")),
-            (f"--top-p {arguments.top_p}", not 0 < arguments.top_p <= 1),
-            (f"--seed {arguments.seed}", arguments.seed is not None and not 0 <= arguments.seed < 1 << 64),
-        )
-        if is_wrong
-    ]
-    if wrong:
-        raise InvalidRequest(
-            wrong[0], needed="N ≥ 1, T ≥ 0, 0 < P ≤ 1, 0 ≤ S < 2^64", next_step="zo-device generate -h"
-        )
+    check_sampling(arguments, "zo-device generate -h")
 
 
 def _check_prompt(arguments: argparse.Namespace) -> None:

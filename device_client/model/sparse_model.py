@@ -125,10 +125,8 @@ class SparseModel:
     @contextmanager
     def as_published(self) -> Iterator[None]:
         """Compute with the bundle's own values, and without what a method adds, inside the ``with`` block."""
-        prefix, self.prefix = self.prefix, None
-        additions = [(linear, linear.addition) for linear in self._linears()]
-        for linear, _ in additions:
-            linear.addition = None
+        prefix, additions = self.prefix, [(linear, linear.addition) for linear in self._linears()]
+        self.forget_method()
         self.write_theta(self.initial_theta())
         try:
             yield
@@ -136,6 +134,12 @@ class SparseModel:
             self.prefix = prefix
             for linear, addition in additions:
                 linear.addition = addition
+
+    def forget_method(self) -> None:
+        """Take away what a method adds to the network; sensitive values stay as they are."""
+        self.prefix = None
+        for linear in self._linears():
+            linear.addition = None
 
     def keep_decoded(self, budget_bytes: int) -> None:
         """Keep weights decoded from now on, as many as fit, so that they are not decoded on each pass.

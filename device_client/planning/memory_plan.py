@@ -175,6 +175,25 @@ def plan_generation(
     return plan_memory(config, most, device_type=device_type, value_bytes=value_bytes, backend=backend)
 
 
+def text_memory(
+    config: BundleConfig, budget_bytes: int, device_type: str, value_bytes: int, backend: str, part_tokens: int
+) -> tuple[int, int]:
+    """Return what the keys and values of texts may take, and those of one token, in bytes.
+
+    Args:
+        config: The bundle's.
+        budget_bytes: What the process may use.
+        device_type: Where it computes.
+        value_bytes: Of one number in the compute format.
+        backend: What decodes the weights.
+        part_tokens: New tokens of all texts in one pass, at most.
+    """
+    most = Workload(rows=1, columns=part_tokens, queries=0)
+    plan = plan_memory(config, most, device_type=device_type, value_bytes=value_bytes, backend=backend)
+    dimensions = dimensions_of(config.architecture)
+    return max(0, budget_bytes - plan.total_bytes), 2 * dimensions.keys * dimensions.blocks * value_bytes
+
+
 def choose_micro_batch(
     config: BundleConfig,
     most: Workload,

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+from torch import Tensor
 
 from device_client.model.methods import tuned_by
 from device_client.model.sparse_model import SparseModel
@@ -35,10 +36,21 @@ def answer_as_tuned(run: RunDirectory, model: SparseModel) -> None:
         IntegrityError: The values or config.json are damaged.
     """
     part = part_of_run(run, model.config)
+    tuned_by(part, model, model).write_points([values_of_run(run, part, model)])
+
+
+def values_of_run(run: RunDirectory, part: TunedPart, model: SparseModel) -> Tensor:
+    """Return what ``tuned_by(part, model, model)`` takes for a run's best values, float32 on the host.
+
+    Raises:
+        NotFound: The run has no best values yet.
+        Conflict: They are of another number or method than the run's configuration says.
+        IntegrityError: They are damaged.
+    """
     theta = load_theta(run.path, sensitive_count=part.value_count, method=part.method.name)
-    if not part.method.is_beside_weights:
-        theta = torch.cat([model.initial_theta()[: part.blocks.first_value].cpu(), theta])
-    tuned_by(part, model, model).write_points([theta])
+    if part.method.is_beside_weights:
+        return theta
+    return torch.cat([model.initial_theta()[: part.blocks.first_value].cpu(), theta])
 
 
 def check_room(part: TunedPart, examples: Sequence[Example], config: BundleConfig) -> None:

@@ -118,11 +118,14 @@ class BundleTokenizer:
 
     def decode_stream(self, ids: Iterable[int]) -> Iterable[str]:
         """Yield the text of ``ids`` piece by piece, each as soon as its characters are complete."""
-        stream = DecodeStream(skip_special_tokens=True)
+        stream = self.text_stream()
         for token in ids:
-            piece = stream.step(self._tokenizer, token)
-            if piece:
+            if piece := stream.push(token):
                 yield piece
+
+    def text_stream(self) -> TextStream:
+        """Return what makes text of tokens that come one by one."""
+        return TextStream(self._tokenizer)
 
     def encode_prompt(self, text: str) -> list[int]:
         """Return the ids of a text to continue; the beginning-of-text token comes once, whoever wrote it."""
@@ -173,3 +176,29 @@ class BundleTokenizer:
         }
         texts = {name: self._tokenizer.id_to_token(token) for name, token in ids.items() if token is not None}
         return {name: text for name, text in texts.items() if text is not None}
+
+
+class TextStream:
+    """Text of tokens that come one by one; special tokens are left out.
+
+    Args:
+        tokenizer: Decodes.
+    """
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        self._stream = DecodeStream(skip_special_tokens=True)
+        self._ids: list[int] = []
+        self._length = 0
+
+    def push(self, token: int) -> str:
+        """Return the characters that are complete with this token, possibly none."""
+        self._ids.append(token)
+        piece = self._stream.step(self._tokenizer, token) or ""
+        self._length += len(piece)
+        return piece
+
+    def finish(self) -> str:
+        """Return what the tokens hold beyond the complete characters: the text has ended."""
+        whole: str = self._tokenizer.decode(self._ids, skip_special_tokens=True)
+        return whole[self._length :]
