@@ -7,7 +7,7 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
@@ -22,11 +22,17 @@ class Server(NamedTuple):
 
 
 @contextmanager
-def serving(home: Path, *options: str) -> Iterator[Server]:
-    """Run ``zo-device serve`` inside the ``with`` block."""
+def serving(home: Path, *options: str, under: Sequence[str] = ()) -> Iterator[Server]:
+    """Run ``zo-device serve`` inside the ``with`` block, by another program where one is given."""
     words = ["serve", "tiny", "--port", "0", "--device", "cpu", "--backend", "reference", *options]
     process = subprocess.Popen(
-        [sys.executable, "-c", "import sys; from device_client.cli import main; sys.exit(main(sys.argv[1:]))", *words],
+        [
+            *under,
+            sys.executable,
+            "-c",
+            "import sys; from device_client.cli import main; sys.exit(main(sys.argv[1:]))",
+            *words,
+        ],
         env={**os.environ, "ZO_DEVICE_HOME": str(home), "NO_COLOR": "1"},
         stderr=subprocess.PIPE,
         stdout=subprocess.PIPE,

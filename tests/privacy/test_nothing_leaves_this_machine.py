@@ -1,0 +1,99 @@
+"""Every command but ``pull`` works without a network and asks for none; a person's rows stay in the person's files.
+
+The rows hold a canary: a word that occurs nowhere else. Afterwards it is looked for in every file that the commands
+made anywhere, and in everything they printed.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from simulated_server import sign_reference
+from tiny_bundle import TinyBundle
+from traced_commands import CANARY, Traced, files_with, trace
+
+from device_client.cli import COMMAND_MODULES
+from shared.bundle.layout import ImageLayout
+
+QUICK = ("--device", "cpu", "--backend", "reference")
+SHOWN_TO_PEOPLE = {"data"}
+"""Commands whose purpose is to show rows to who typed them."""
+
+TRACED_ELSEWHERE = {"serve"}
+"""``serve`` listens on a loopback address: see ``test_serving_stays_on_this_machine.py``."""
+
+CANARY_ROWS = [
+    {"messages": [{"role": "user", "content": f"Say {CANARY} {i}"}, {"role": "assistant", "content": f"{CANARY}."}]}
+    for i in range(8)
+]
+
+
+def commands(folder: Path) -> dict[str, list[str]]:
+    """Every command once, on the rows with the canary; the order is that of a person's day."""
+    rows, run = str(folder / "rows.jsonl"), str(folder / "run")
+    stick, copy = str(folder / "stick"), str(folder / "copy")
+    (folder / "question.json").write_text(json.dumps({"messages": CANARY_ROWS[0]["messages"][:1]}))
+    steps = ("--steps", "3", "--batch", "2", "--validate-every", "1")
+    return {
+        "import": ["import", stick],
+        "doctor": ["doctor"],
+        "list": ["list"],
+        "inspect": ["inspect", "tiny"],
+        "verify": ["verify", "tiny"],
+        "plan": ["plan", "tiny", "--device", "cpu"],
+        "data": ["data", "check", "tiny", "--data", rows],
+        "tune": ["tune", "tiny", "--data", rows, *steps, "--output", run, *QUICK],
+        "eval": ["eval", "tiny", "--data", rows, "--run", run, *QUICK],
+        "generate": ["generate", "tiny", "--messages", str(folder / "question.json"), "--run", run,
+                     "--max-new-tokens", "3", *QUICK],
+        "chat": ["chat", "tiny", "--run", run, "--max-new-tokens", "3", *QUICK],
+        "runs": ["runs", run],
+        "export": ["export", "tiny", copy],
+        "rm": ["rm", "tiny"],
+        "prune": ["prune"],
+        "pull": ["pull", "http://127.0.0.1:9/tiny", "--quiet"],
+    }  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory, tiny_bundle: TinyBundle) -> Path:
+    folder = tmp_path_factory.mktemp("person")
+    shutil.copytree(tiny_bundle.layout.root, folder / "stick")
+    sign_reference(ImageLayout(folder / "stick"), "tiny:latest")
+    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in CANARY_ROWS))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def traced(folder: Path) -> dict[str, Traced]:
+    return trace(commands(folder), folder, typed=f"Hi {CANARY}\n")
+
+
+def test_every_command_is_traced_here_or_elsewhere(folder: Path) -> None:
+    assert set(commands(folder)) | TRACED_ELSEWHERE == set(COMMAND_MODULES)
+
+
+def test_the_trace_finds_what_it_looks_for(traced: dict[str, Traced]) -> None:
+    """The one command that may use a network fails without one, and its attempt is in the trace."""
+    assert traced["pull"].exit_code == 6
+    assert any("connect(" in call for call in traced["pull"].network_calls)
+
+
+def test_no_command_needs_a_network_or_asks_for_one(traced: dict[str, Traced]) -> None:
+    others = {name: outcome for name, outcome in traced.items() if name != "pull"}
+    assert {name: outcome.said for name, outcome in others.items() if outcome.exit_code != 0} == {}
+    assert {name: outcome.network_calls for name, outcome in others.items() if outcome.network_calls} == {}
+
+
+def test_the_canary_is_in_the_persons_own_files_alone(traced: dict[str, Traced], folder: Path) -> None:
+    assert traced
+    assert files_with(CANARY, folder) == [Path("question.json"), Path("rows.jsonl")]
+
+
+def test_no_command_prints_what_it_read_but_the_one_that_shows_rows(traced: dict[str, Traced]) -> None:
+    printing = {name for name, outcome in traced.items() if CANARY in outcome.said}
+    assert printing <= SHOWN_TO_PEOPLE
+    assert "data" in printing  # else the canary would not be looked for where it can be
