@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from device_client.model.backends.library_product import aligned
 from device_client.model.backends.planned_bytes import HEAD_TILE_ROWS
+from device_client.model.backends.token_kernels import Factor
 from device_client.model.backends.weight import Weight
 from device_client.model.linear import LinearRuntime
 from shared.quantization.codec import QuantizedTensor, dequantize
@@ -71,11 +72,14 @@ class QuantizedHead(nn.Module):
         """Return logits (…, vocabulary), for one point's hidden states (…, in_features), in their dtype."""
         tokens = hidden.reshape(-1, self.in_features)
         if len(tokens) <= self._runtime.fused_up_to_tokens:
-            none = self._runtime.values.of(slice(0), 0)
-            logits = self.packed.multiply_few(tokens, none, self.bias)
+            logits = self.packed.multiply_few(tokens, self.factor().values, self.bias)
         else:
             logits = self.write_logits(tokens[None], tokens.new_empty(1, len(tokens), self.out_features))[0]
         return logits.view(*hidden.shape[:-1], self.out_features)
+
+    def factor(self) -> Factor:
+        """Return the weight for kernels of single tokens."""
+        return Factor(self.packed, self._runtime.values.of(slice(0), 0), self.bias)
 
     def write_logits(self, stacked: Tensor, logits: Tensor) -> Tensor:
         """Write the logits of every point to ``logits`` (points, tokens, vocabulary), of any dtype, and return it.

@@ -13,6 +13,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from device_client.model.backends.library_product import aligned
+from device_client.model.backends.token_kernels import Factor
 from device_client.model.embeddings import QuantizedHead
 from shared.model_families import ModelFamily
 
@@ -45,7 +46,11 @@ class OutputHead(nn.Module):
 
     def forward(self, hidden: Tensor) -> Tensor:
         """Return the logits (…, vocabulary) of hidden states (…, hidden)."""
-        return self._finished(self._matrix(hidden))
+        return self.finished(self._matrix(hidden))
+
+    def factor(self) -> Factor | None:
+        """Return the output matrix for kernels, whose products are then ``finished``; None where it is not packed."""
+        return self._matrix.factor() if isinstance(self._matrix, QuantizedHead) else None
 
     def write_logits(self, stacked: Tensor, logits: Tensor) -> Tensor:
         """Write the logits of every point to ``logits`` (points, tokens, vocabulary), of any dtype, and return it.
@@ -55,12 +60,13 @@ class OutputHead(nn.Module):
             logits: Where they go.
         """
         if isinstance(self._matrix, QuantizedHead):
-            return logits.copy_(self._finished(self._matrix.write_logits(stacked, logits)))
+            return logits.copy_(self.finished(self._matrix.write_logits(stacked, logits)))
         for at_point, states in zip(logits, stacked, strict=True):  # the head, too, sees the shapes of a point alone
             at_point.copy_(self(aligned(states)))
         return logits
 
-    def _finished(self, logits: Tensor) -> Tensor:
+    def finished(self, logits: Tensor) -> Tensor:
+        """Return the logits of a product with the output matrix: divided and capped."""
         if self._divisor is not None:
             logits = logits / self._divisor
         if self._cap is not None:

@@ -34,14 +34,14 @@ class PointwiseActivation(nn.Module):
         super().__init__()
         self.function = function
         self._runtime = runtime
-        self._is_silu = type(function).__name__ in ("SiLU", "SiLUActivation")
+        self.is_silu = type(function).__name__ in ("SiLU", "SiLUActivation")
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Overwrite ``inputs`` (points · rows, …) with the function of them, and return it."""
         if inputs.requires_grad:
             return self.function(inputs)  # type: ignore[no-any-return]
         for part in inputs.chunk(self._runtime.values.points):
-            if self._is_silu:
+            if self.is_silu:
                 functional.silu(part, inplace=True)
             else:
                 part.copy_(self.function(part))

@@ -80,6 +80,7 @@ class SparseModel:
         self.fused_up_to_tokens = fused_up_to_tokens
         self.prefix: Prefix | None = None
         self._initial_values = initial_values
+        self._linears = [each for each in network.modules() if isinstance(each, QuantizedSparseLinear)]
         self._static: StaticDecoding | None = None
         self.decoder: Any = network.get_decoder()  # type: ignore[operator]
         self.head = OutputHead.of(network, family_of(config.architecture, allow_untested=True))
@@ -125,7 +126,7 @@ class SparseModel:
     @contextmanager
     def as_published(self) -> Iterator[None]:
         """Compute with the bundle's own values, and without what a method adds, inside the ``with`` block."""
-        prefix, additions = self.prefix, [(linear, linear.addition) for linear in self._linears()]
+        prefix, additions = self.prefix, [(linear, linear.addition) for linear in self._linears]
         self.forget_method()
         self.write_theta(self.initial_theta())
         try:
@@ -135,10 +136,15 @@ class SparseModel:
             for linear, addition in additions:
                 linear.addition = addition
 
+    @property
+    def has_additions(self) -> bool:
+        """Whether a method adds to the products of a layer."""
+        return any(linear.addition is not None for linear in self._linears)
+
     def forget_method(self) -> None:
         """Take away what a method adds to the network; sensitive values stay as they are."""
         self.prefix = None
-        for linear in self._linears():
+        for linear in self._linears:
             linear.addition = None
 
     def keep_decoded(self, budget_bytes: int) -> None:
@@ -156,10 +162,7 @@ class SparseModel:
         self._static = None
 
     def _weights(self) -> list[Weight]:
-        return [linear.packed for linear in self._linears()]
-
-    def _linears(self) -> list[QuantizedSparseLinear]:
-        return [module for module in self.network.modules() if isinstance(module, QuantizedSparseLinear)]
+        return [linear.packed for linear in self._linears]
 
     def write_theta(self, theta: Tensor) -> None:
         """Make the sensitive weights equal ``theta``, float32 (k,): one point.

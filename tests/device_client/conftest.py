@@ -13,8 +13,8 @@ from random_bundle import Case, make_case
 from device_client.model.backends.native.build import built_library
 from device_client.model.backends.native.library import KernelLibrary
 
-TUNINGS = [None, "-mno-avx512f"] if platform.machine() == "x86_64" else [None]
-"""This machine's own, and what a CPU without AVX-512 would compile."""
+TUNINGS = [None, "-march=x86-64-v3", "-march=x86-64"] if platform.machine() == "x86_64" else [None]
+"""This machine's own, what a CPU with AVX2 but without AVX-512 would compile, and one without either."""
 
 
 @pytest.fixture(scope="session", params=TUNINGS, ids=lambda tuning: tuning or "native")

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
 from device_client.model.backends.weight import Weight
@@ -73,6 +74,77 @@ class KeptHeads:
     position: int
 
 
+@dataclass(frozen=True, slots=True)
+class NormPart:
+    """w · x / √(mean(x²) + ε).
+
+    Attributes:
+        weight: w, compute dtype (columns,); None is no norm at all.
+        epsilon: ε.
+    """
+
+    weight: Tensor | None
+    epsilon: float
+
+
+@dataclass(frozen=True, slots=True)
+class BlockParts:
+    """A block of llama's kind: h += o(attend(q, k, v of norm(h))); h += down(act(gate) · up of norm(h))."""
+
+    attention_norm: NormPart
+    query_norm: NormPart
+    key_norm: NormPart
+    mlp_norm: NormPart
+    query: Factor
+    key: Factor
+    value: Factor
+    output: Factor
+    gate: Factor
+    up: Factor
+    down: Factor
+
+    @property
+    def factors(self) -> tuple[Factor, ...]:
+        """All weights, in the order in which a token meets them."""
+        return (self.query, self.key, self.value, self.output, self.gate, self.up, self.down)
+
+
+@dataclass(frozen=True, slots=True)
+class DecoderParts:
+    """Blocks that are alike, with x · sigmoid(x) between gate and up, and what stands behind the last one.
+
+    Attributes:
+        blocks: From the first one on.
+        norm: Behind the last block.
+        head: Hidden states to logits, or None.
+        head_size: Columns of a head of attention.
+        scale: Of the products of queries and keys.
+    """
+
+    blocks: Sequence[BlockParts]
+    norm: NormPart
+    head: Factor | None
+    head_size: int
+    scale: float
+
+
+class WholeStep(Protocol):
+    """Computes one token; reads sensitive values where they lay when it was made."""
+
+    def keep(self, kept: Sequence[KeptHeads]) -> None:
+        """Attend to these keys and values of each block from now on; their buffers are alike."""
+
+    def __call__(self, hidden: Tensor, place: KeptHeads, cosines: Tensor, sines: Tensor) -> Tensor | None:
+        """Return the head's products, (vocabulary,), valid until the next call; None without a packed head.
+
+        Args:
+            hidden: The token's embedding (hidden,); overwritten by the normed state behind the last block.
+            place: Of the token in the first block's buffers, as in all others'.
+            cosines: (size,), of the token's position.
+            sines: (size,).
+        """
+
+
 class TokenKernels(Protocol):
     """What one token's way through a block consists of; tensors are contiguous, in the compute dtype.
 
@@ -98,3 +170,9 @@ class TokenKernels(Protocol):
         Σ_j softmax_j(scale · q · k_j) v_j over tokens j, in float32, rounded once. Heads of queries that share one of
         keys lie side by side. Valid until the token's heads are written again.
         """
+
+    def takes_whole_steps(self, blocks: Sequence[BlockParts], dtype: torch.dtype) -> bool:
+        """Return whether ``whole_step`` serves such blocks in that compute dtype."""
+
+    def whole_step(self, parts: DecoderParts) -> WholeStep:
+        """Return what computes a token in one call."""

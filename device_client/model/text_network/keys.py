@@ -11,17 +11,23 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from device_client.model.backends.token_kernels import KeptHeads
+
 _LEAST_ROOM_TOKENS = 32
 
 
 class LayerKeys:
-    """Keys and values of one layer."""
+    """Keys and values of one layer.
 
-    __slots__ = ("_buffers", "_tokens")
+    Args:
+        window: How many tokens, itself included, a token attends to; None is all before it.
+    """
 
-    def __init__(self) -> None:
+    __slots__ = ("_buffers", "_tokens", "_window")
+
+    def __init__(self, window: int | None = None) -> None:
         self._buffers: tuple[Tensor, Tensor] | None = None
-        self._tokens = 0
+        self._tokens, self._window = 0, window
 
     @property
     def tokens(self) -> int:
@@ -41,13 +47,23 @@ class LayerKeys:
     def extend(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """Append keys and values of new tokens (1, key heads, new, width), and return those of all."""
         end = self._tokens + keys.shape[2]
-        if self._buffers is None or end > self._buffers[0].shape[2]:
-            room = max(_LEAST_ROOM_TOKENS, end // 2)
-            self._buffers = self._with_room(keys, end + room), self._with_room(values, end + room, of=1)
-        for buffer, new in zip(self._buffers, (keys, values), strict=True):
-            buffer[:, :, self._tokens : end] = new
+        for buffer, new in zip(self._with_room_up_to(end, keys), (keys, values), strict=True):
+            buffer[:, self._tokens : end] = new[0]
         self._tokens = end
         return self._both()
+
+    def make_room_for(self, position: int) -> None:
+        """Make room for the token at a position of the text, which comes next: a kernel writes it there."""
+        self._with_room_up_to(position + 1, self._both()[0])
+        self._tokens = position + 1
+
+    def heads(self, position: int) -> KeptHeads:
+        """Return the buffers (key heads, capacity, width) as the token at that position of the text sees them."""
+        if self._buffers is None:
+            raise ValueError("no token yet")
+        keys, values = self._buffers
+        unseen = 0 if self._window is None else max(0, position + 1 - self._window)
+        return KeptHeads(keys, values, unseen, position)
 
     def cut(self, tokens: int) -> None:
         """Forget what follows so many tokens."""
@@ -59,7 +75,7 @@ class LayerKeys:
 
     def copy(self) -> LayerKeys:
         """Return the same keys and values in buffers of their own."""
-        other = LayerKeys()
+        other = LayerKeys(self._window)
         if self._tokens:
             other.extend(*self._both())
         return other
@@ -68,13 +84,18 @@ class LayerKeys:
         if self._buffers is None:
             raise ValueError("no token yet")
         keys, values = self._buffers
-        return keys[:, :, : self._tokens], values[:, :, : self._tokens]
+        return keys[None, :, : self._tokens], values[None, :, : self._tokens]
 
-    def _with_room(self, like: Tensor, capacity: int, of: int = 0) -> Tensor:
-        buffer = torch.empty(1, like.shape[1], capacity, like.shape[3], dtype=like.dtype)
-        if self._buffers is not None:
-            buffer[:, :, : self._tokens] = self._buffers[of][:, :, : self._tokens]
-        return buffer
+    def _with_room_up_to(self, end: int, like: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the buffers once they have room for so many tokens."""
+        if self._buffers is None or end > self._buffers[0].shape[1]:
+            capacity = end + max(_LEAST_ROOM_TOKENS, end // 2)
+            keys, values = (torch.empty(like.shape[1], capacity, like.shape[3], dtype=like.dtype) for _ in range(2))
+            if self._buffers is not None:
+                for new, old in zip((keys, values), self._both(), strict=True):
+                    new[:, : self._tokens] = old[0]
+            self._buffers = keys, values
+        return self._buffers
 
 
 class TextKeys:

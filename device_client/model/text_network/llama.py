@@ -64,7 +64,11 @@ class _Piece:
 
 
 class LlamaDecoder(nn.Module):
-    """Tokens to hidden states."""
+    """Tokens to hidden states.
+
+    Attributes:
+        shape: What it computes.
+    """
 
     def __init__(self, shape: LlamaShape) -> None:
         super().__init__()
@@ -73,11 +77,12 @@ class LlamaDecoder(nn.Module):
         self.layers = nn.ModuleList(_Block(shape) for _ in range(dimensions.blocks))
         self.norm = RMSNorm(dimensions.hidden, shape.norm_epsilon)
         self.rotary_emb = Rotation(rotary_frequencies(shape.rope_parameters, dimensions.head_width))
+        self.shape = shape
         self._window = shape.sliding_window
 
     def empty_cache(self) -> TextKeys:
         """Return keys and values of no token."""
-        return TextKeys([LayerKeys() for _ in self.layers])
+        return TextKeys([LayerKeys(self._window) for _ in self.layers])
 
     def forward(
         self,

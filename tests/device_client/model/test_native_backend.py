@@ -14,9 +14,10 @@ from torch import Tensor
 from torch_threads import torch_threads
 
 from device_client.model.backends.choose import BackendOptions
-from device_client.model.backends.native.backend import NativeBackend, NativeWeight
+from device_client.model.backends.native.backend import NativeBackend
 from device_client.model.backends.native.build import BuildFailed, built_library
 from device_client.model.backends.native.library import KernelLibrary
+from device_client.model.backends.native.weight import NativeWeight
 from device_client.model.backends.reference.backend import ReferenceBackend
 from device_client.model.loader import load_model
 from device_client.model.points import write_points

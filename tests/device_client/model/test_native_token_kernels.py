@@ -9,8 +9,9 @@ from torch.nn import functional
 from torch_threads import torch_threads
 from transformers.models.llama.modeling_llama import LlamaRMSNorm, apply_rotary_pos_emb
 
-from device_client.model.backends.native.backend import NativeBackend, NativeTokenKernels
+from device_client.model.backends.native.backend import NativeBackend
 from device_client.model.backends.native.library import KernelLibrary
+from device_client.model.backends.native.token_kernels import NativeTokenKernels
 from device_client.model.backends.token_kernels import Factor, KeptHeads, TokenHeads
 from shared.quantization.codec import QuantizedTensor
 from shared.quantization.packing import pack_codes

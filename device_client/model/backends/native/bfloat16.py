@@ -18,8 +18,9 @@ import torch
 from torch import Tensor
 
 from device_client.model.backends.names import Products
-from device_client.model.backends.native.backend import NativeBackend, NativeWeight
+from device_client.model.backends.native.backend import NativeBackend
 from device_client.model.backends.native.library import KernelLibrary
+from device_client.model.backends.native.weight import NativeWeight
 from shared.quantization.codec import QuantizedTensor
 
 _VALUE_BYTES = 2

@@ -39,7 +39,9 @@ class _Sparse(ctypes.Structure):
     )
 
 
-class _Product(ctypes.Structure):
+class Product(ctypes.Structure):
+    """A weight that is multiplied, as the kernels see it; see ``product_of``."""
+
     _fields_ = (
         ("weight", ctypes.POINTER(_Weight)), ("sparse", ctypes.POINTER(_Sparse)),
         ("bias", ctypes.c_void_p), ("out", ctypes.c_void_p),
@@ -96,6 +98,19 @@ class WeightStruct:
         return self._sparse
 
 
+def product_of(struct: WeightStruct, values: Tensor, bias: Tensor | None, out: Tensor | None) -> Product:
+    """Return a product for many calls; the caller keeps it and the tensors, of which it holds addresses.
+
+    Args:
+        struct: The weight.
+        values: Its sensitive values (k,), read where they lie now.
+        bias: (rows,), or None.
+        out: Where the product goes (rows,); None where the kernel knows.
+    """
+    sparse = _Sparse.from_buffer_copy(struct.sparse(values).contents)
+    return Product(struct.weight, ctypes.pointer(sparse), address_of(bias), address_of(out))
+
+
 class ProductList:
     """Products of one token with several weights, for many calls.
 
@@ -104,12 +119,9 @@ class ProductList:
     """
 
     def __init__(self, factors: Sequence[tuple[WeightStruct, Tensor, Tensor | None, Tensor]]) -> None:
-        products = []
-        for struct, values, bias, out in factors:
-            sparse = _Sparse.from_buffer_copy(struct.sparse(values).contents)
-            products.append(_Product(struct.weight, ctypes.pointer(sparse), address_of(bias), out.data_ptr()))
+        products = [product_of(*factor) for factor in factors]
         self._kept = (factors, products)  # what the addresses in the array are of
-        self.array = (_Product * len(products))(*products)
+        self.array = (Product * len(products))(*products)
 
 
 class KernelLibrary:
@@ -136,6 +148,7 @@ class KernelLibrary:
         self._linear_side_by_side = self._function("zo_linear_side_by_side", pointer, long, pointer, number, number)
         self._norm = self._function("zo_norm", pointer, pointer, pointer, long, long, ctypes.c_float, number)
         self._attend = self._function("zo_attend", pointer, number, number)
+        self._step = self._function("zo_step", pointer, number)
         self._draw_normal = self._function("zo_draw_normal", *[ctypes.c_uint64] * 3, pointer, pointer, long)
         self._write_points = self._function("zo_write_points", pointer, long, long, number, number)
 
@@ -213,6 +226,10 @@ class KernelLibrary:
             heads, key_heads, size, capacity, kept.first, kept.position, scale,
         )  # fmt: skip
         self._attend(ctypes.byref(attention), FORMATS[token.query.dtype], torch.get_num_threads())
+
+    def step(self, address: int) -> None:
+        """Take the step of a token that is described there; see ``native.step``."""
+        self._step(address, torch.get_num_threads())
 
 
 def address_of(tensor: Tensor | None) -> int | None:

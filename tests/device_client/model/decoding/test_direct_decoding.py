@@ -39,9 +39,7 @@ def loaded(
 
 def direct(model: SparseModel) -> DirectDecoding:
     network: Any = model.network
-    decoding = eager_decoding(
-        network.get_decoder(), network.get_output_embeddings(), network.config, model.runtime, fused_up_to_tokens=1
-    )
+    decoding = eager_decoding(network.get_decoder(), model.head, network.config, model.runtime, fused_up_to_tokens=1)
     assert isinstance(decoding, DirectDecoding)
     return decoding
 

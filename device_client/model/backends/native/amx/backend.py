@@ -22,8 +22,9 @@ from device_client.model.backends.native.amx import (
     fits_panels,
     placement_lists,
 )
-from device_client.model.backends.native.backend import NativeBackend, NativeWeight
+from device_client.model.backends.native.backend import NativeBackend
 from device_client.model.backends.native.library import KernelLibrary, address_of
+from device_client.model.backends.native.weight import NativeWeight
 from device_client.model.backends.weight import EVERY_ROW
 from device_client.model.backends.workspace import reusable_buffer
 from shared.quantization.codec import QuantizedTensor

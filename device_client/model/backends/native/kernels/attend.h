@@ -9,8 +9,10 @@
 #include <algorithm>
 #include <cmath>
 
+#include "exponential.h"
 #include "formats.h"
 #include "kept_array.h"
+#include "lanes.h"
 
 extern "C" {
 
@@ -40,14 +42,41 @@ template <typename Numbers> class Attending {
     explicit Attending(const Attention& attention) : attention(attention) {}
 
     void run(int threads) const {
-        const int64_t sharing = attention.heads / attention.key_heads;
 #pragma omp parallel num_threads(threads)
         {
 #pragma omp for schedule(static)
             for (int64_t head = 0; head < attention.key_heads; ++head) append(head);
 #pragma omp for schedule(static)
-            for (int64_t head = 0; head < attention.heads; ++head) attend(head / sharing, head);
+            for (int64_t head = 0; head < attention.heads; ++head) attend(head);
         }
+    }
+
+    // Rotates one head's key and keeps key and value.
+    void append(int64_t head) const {
+        Value* key = static_cast<Value*>(attention.key) + head * attention.size;
+        const Value* value = static_cast<const Value*>(attention.value) + head * attention.size;
+        rotate(key);
+        std::copy(key, key + attention.size, kept(attention.keys, head, attention.position));
+        std::copy(value, value + attention.size, kept(attention.values, head, attention.position));
+    }
+
+    // Overwrites one head's query with its result, when all keys are kept.
+    void attend(int64_t head) const {
+        static thread_local KeptArray<float> scratch;
+        const int64_t key_head = head / (attention.heads / attention.key_heads);
+        const int64_t count = attention.position + 1 - attention.first, whole = (count + LANES - 1) / LANES * LANES;
+        float* query = scratch.of(attention.size + LANES + whole);
+        float* weights = query + (attention.size + LANES - 1) / LANES * LANES;
+        Value* given = static_cast<Value*>(attention.queries) + head * attention.size;
+        rotate(given);
+        std::transform(given, given + attention.size, query, Numbers::read);
+        score(query, kept(attention.keys, key_head, attention.first), count, weights);
+        std::fill(weights + count, weights + whole, -INFINITY);
+        const float largest = *std::max_element(weights, weights + count);
+        for (int64_t j = 0; j < whole; ++j) weights[j] = j < count ? exponential(weights[j] - largest) : 0.0f;
+        Lanes total = Lanes::of(0);
+        for (int64_t j = 0; j < whole; j += LANES) total = total + Lanes::load(weights + j);
+        mix(weights, kept(attention.values, key_head, attention.first), count, sum_lanes(total), given);
     }
 
   private:
@@ -68,46 +97,76 @@ template <typename Numbers> class Attending {
         return static_cast<Value*>(all) + (head * attention.capacity + token) * attention.size;
     }
 
+    // Up to 16 values of a key or value.
+    static Lanes read(const Value* values, int64_t count) {
+        if constexpr (Numbers::NUMBER == FLOAT32) {
+            return count >= LANES ? Lanes::load(values) : Lanes::load(values, count);
+        } else {
+            float read[LANES] = {};
+            if (count >= LANES) {
+                for (int i = 0; i < LANES; ++i) read[i] = Numbers::read(values[i]);
+            } else {
+                for (int64_t i = 0; i < count; ++i) read[i] = Numbers::read(values[i]);
+            }
+            return Lanes::load(read);
+        }
+    }
+
     // Fetches a token's key or value of one head.
     void fetch(const Value* begin) const {
         const Value* end = begin + attention.size;
         for (const Value* line = begin; line < end; line += 64 / sizeof(Value)) __builtin_prefetch(line);
     }
 
-    void append(int64_t head) const {
-        Value* key = static_cast<Value*>(attention.key) + head * attention.size;
-        const Value* value = static_cast<const Value*>(attention.value) + head * attention.size;
-        rotate(key);
-        std::copy(key, key + attention.size, kept(attention.keys, head, attention.position));
-        std::copy(value, value + attention.size, kept(attention.values, head, attention.position));
+    // weights[j] = scale * query . keys[j], four keys at a time.
+    void score(const float* query, const Value* keys, int64_t count, float* weights) const {
+        int64_t j = 0;
+        for (; j + 4 <= count; j += 4) score_some<4>(query, keys + j * attention.size, weights + j);
+        for (; j < count; ++j) score_some<1>(query, keys + j * attention.size, weights + j);
     }
 
-    void attend(int64_t key_head, int64_t head) const {
-        static thread_local KeptArray<float> scratch;
-        const int64_t count = attention.position + 1 - attention.first;
-        float* query = scratch.of(2 * attention.size + count);
-        float *sums = query + attention.size, *weights = sums + attention.size;
-        Value* given = static_cast<Value*>(attention.queries) + head * attention.size;
-        rotate(given);
-        std::transform(given, given + attention.size, query, Numbers::read);
-        const Value* key = kept(attention.keys, key_head, attention.first);
-        const Value* value = kept(attention.values, key_head, attention.first);
-        for (int64_t j = 0; j < count; ++j, key += attention.size) {
-            fetch(key + AHEAD_TOKENS * attention.size);
-            fetch(value + j * attention.size);
-            const auto x = [&](int64_t i) { return query[i]; };
-            const auto y = [&](int64_t i) { return Numbers::read(key[i]); };
-            weights[j] = dot_of(attention.size, x, y) * attention.scale;
+    template <int COUNT> void score_some(const float* query, const Value* keys, float* weights) const {
+        const int64_t size = attention.size;
+        Lanes sums[COUNT];
+        std::fill(sums, sums + COUNT, Lanes::of(0));
+        for (int k = 0; k < COUNT; ++k) fetch(keys + (k + AHEAD_TOKENS) * size);
+        for (int64_t i = 0; i < size; i += LANES) {
+            const Lanes asked = size - i >= LANES ? Lanes::load(query + i) : Lanes::load(query + i, size - i);
+            for (int k = 0; k < COUNT; ++k) sums[k] = sums[k].add_product(asked, read(keys + k * size + i, size - i));
         }
-        const float largest = *std::max_element(weights, weights + count);
-        float total = 0;
-        std::fill(sums, sums + attention.size, 0.0f);
-        for (int64_t j = 0; j < count; ++j, value += attention.size) {
-            const float weight = std::exp(weights[j] - largest);
-            total += weight;
-            for (int64_t i = 0; i < attention.size; ++i) sums[i] += weight * Numbers::read(value[i]);
+        sum_all_lanes<COUNT>(sums, weights);
+        for (int k = 0; k < COUNT; ++k) weights[k] *= attention.scale;
+    }
+
+    // out = sum_j weights[j] * values[j] / total, 64 columns at a time.
+    void mix(const float* weights, const Value* values, int64_t count, float total, Value* out) const {
+        constexpr int64_t AT_ONCE = 4 * LANES;
+        for (int64_t begin = 0; begin < attention.size; begin += AT_ONCE) {
+            const int64_t left = attention.size - begin, parts = std::min<int64_t>((left + LANES - 1) / LANES, 4);
+            float sums[AT_ONCE];
+            if (left >= AT_ONCE) {
+                mix_some<4>(weights, values + begin, count, AT_ONCE, sums);
+            } else {
+                for (int64_t i = 0; i < parts; ++i) {
+                    mix_some<1>(weights, values + begin + i * LANES, count, left - i * LANES, sums + i * LANES);
+                }
+            }
+            const int64_t held = std::min(left, AT_ONCE);
+            for (int64_t i = 0; i < held; ++i) out[begin + i] = Numbers::round(sums[i] / total);
         }
-        for (int64_t i = 0; i < attention.size; ++i) given[i] = Numbers::round(sums[i] / total);
+    }
+
+    template <int PARTS>
+    void mix_some(const float* weights, const Value* values, int64_t count, int64_t columns, float* out) const {
+        Lanes sums[PARTS];
+        std::fill(sums, sums + PARTS, Lanes::of(0));
+        for (int64_t j = 0; j < count; ++j, values += attention.size) {
+            const Lanes weight = Lanes::of(weights[j]);
+            for (int i = 0; i < PARTS; ++i) {
+                sums[i] = sums[i].add_product(weight, read(values + i * LANES, columns - i * LANES));
+            }
+        }
+        for (int i = 0; i < PARTS; ++i) sums[i].store(out + i * LANES);
     }
 };
 

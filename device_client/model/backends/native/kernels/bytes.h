@@ -4,14 +4,18 @@
 //     sum_c x[c] * w[r, c] = sum over groups of  scale * sum_c x[c] * (code - 128) + (bias + 128 * scale) * sum_c x[c]
 //
 // Around 128 the codes' sum is as small as the product: nothing is lost where a large offset cancels. There is no table
-// to look up: loops over a row's bytes become vector instructions on any CPU that has them.
+// to look up.
 #pragma once
 
-#include <vector>
+#include <algorithm>
 
+#include "kept_array.h"
+#include "lanes.h"
 #include "weight.h"
 
 namespace {
+
+constexpr int64_t FETCHED_AHEAD = 8192;  // bytes of codes: what memory brings while those before are multiplied
 
 bool is_uniform_bytes(const Weight& weight) { return weight.bits == 8 && !weight.lut && weight.groups; }
 
@@ -65,18 +69,28 @@ template <typename T> void decode_byte_row(const Weight& weight, int64_t row, in
 
 // Inputs as float32, and the sum of each group's.
 struct PlainInputs {
-    int64_t columns, groups;
-    std::vector<float> values;  // (tokens, columns)
-    std::vector<float> sums;    // (tokens, groups)
+    int64_t columns, groups, group_size;
+    float* values;  // (tokens, columns)
+    float* sums;    // (tokens, groups)
 
-    PlainInputs(const void* inputs, int32_t format, int64_t tokens, const Weight& weight)
-        : columns(weight.columns),
-          groups(weight.groups),
-          values(size_t(tokens * columns)),
-          sums(size_t(tokens * groups)) {
-        for (int64_t i = 0; i < tokens * columns; ++i) values[size_t(i)] = load(inputs, format, i);
-        for (int64_t i = 0; i < tokens * columns; ++i) {
-            sums[size_t(i / columns * groups + i % columns / weight.group_size)] += values[size_t(i)];
+    PlainInputs() = default;
+    PlainInputs(KeptArray<float>& room, const Weight& weight, int64_t tokens)
+        : columns(weight.columns), groups(weight.groups), group_size(weight.group_size) {
+        values = room.of(tokens * (columns + groups));
+        sums = values + tokens * columns;
+    }
+
+    // Lays one token's inputs; `read` gives that of a column.
+    template <typename Read> void lay(int64_t token, int64_t, Read read) {
+        float* to = values + token * columns;
+        for (int64_t column = 0; column < columns; ++column) to[column] = read(column);
+        for (int64_t group = 0, first = 0; group < groups; ++group, first += group_size) {
+            Lanes sum = Lanes::of(0);
+            const int64_t end = first + group_size < columns ? first + group_size : columns;
+            for (int64_t at = first; at < end; at += LANES) {
+                sum = sum + (end - at >= LANES ? Lanes::load(to + at) : Lanes::load(to + at, end - at));
+            }
+            sums[token * groups + group] = sum_lanes(sum);
         }
     }
 };
@@ -84,96 +98,60 @@ struct PlainInputs {
 // The dot products of some rows with TOKENS inputs each.
 struct ByteDot {
     using Inputs = PlainInputs;
-    static constexpr bool USES_TABLES = false;
-    static constexpr int WIDTH = 16;
 
     template <int TOKENS>
-    void rows(const Weight& weight, int64_t row, int64_t count, const float (*)[256], const PlainInputs& x,
-              int64_t first, float (*sums)[TOKENS]) const {
-        int64_t r = 0;
-        for (; r + 4 <= count; r += 4) some<TOKENS, 4>(weight, row + r, x, first, sums + r);
-        for (; r < count; ++r) some<TOKENS, 1>(weight, row + r, x, first, sums + r);
+    void rows(const Weight& weight, int64_t row, int64_t count, const PlainInputs& x, int64_t first,
+              float (*sums)[TOKENS]) const {
+        for (int64_t r = 0; r < count; ++r) one<TOKENS>(weight, row + r, x, first, sums[r]);
     }
 
   private:
-    template <int TOKENS, int COUNT>
-    void some(const Weight& weight, int64_t row, const PlainInputs& x, int64_t first, float (*sums)[TOKENS]) const {
-        for (int r = 0; r < COUNT; ++r) {
-            for (int token = 0; token < TOKENS; ++token) sums[r][token] = 0;
-        }
+    static constexpr int CHAINS = 4;  // sums that do not wait for each other: of every fourth 16 columns
+
+    template <int TOKENS>
+    static void one(const Weight& weight, int64_t row, const PlainInputs& x, int64_t first, float (&sums)[TOKENS]) {
+        std::fill(sums, sums + TOKENS, 0.0f);
         for (int64_t g = 0; g < weight.groups; ++g) {
-            float parts[COUNT][TOKENS];
-            const ByteGroup columns(weight, row, g);
-            add_up<TOKENS, COUNT>(weight, row, columns, x.values.data() + first * x.columns, parts);
-            for (int r = 0; r < COUNT; ++r) {
-                const ByteGroup group(weight, row + r, g);
-                const float centre = group.bias + 128 * group.scale;
-                for (int token = 0; token < TOKENS; ++token) {
-                    const float sum = x.sums[size_t((first + token) * x.groups + g)];
-                    sums[r][token] += parts[r][token] * group.scale + sum * centre;
-                }
+            float parts[TOKENS];
+            const ByteGroup group(weight, row, g);
+            add_up<TOKENS>(weight, row, group, x.values + first * x.columns, parts);
+            const float centre = group.bias + 128 * group.scale;
+            for (int token = 0; token < TOKENS; ++token) {
+                sums[token] += parts[token] * group.scale + x.sums[(first + token) * x.groups + g] * centre;
             }
         }
     }
 
-#ifdef HAS_AVX512
-    static __m512 centred(const uint8_t* codes, __mmask16 mask) {
-        const __m128i bytes = _mm_xor_si128(_mm_maskz_loadu_epi8(mask, codes), _mm_set1_epi8(char(0x80)));
-        return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(bytes));
-    }
-
-    template <int TOKENS, int COUNT>
+    template <int TOKENS>
     static void add_up(const Weight& weight, int64_t row, const ByteGroup& group, const float* inputs,
-                       float (*parts)[TOKENS]) {
-        __m512 total[COUNT][TOKENS] = {};
+                       float (&parts)[TOKENS]) {
+        Lanes total[CHAINS][TOKENS];
+        for (auto& chain : total) std::fill(chain, chain + TOKENS, Lanes::of(0));
         const uint8_t* codes = weight.codes + row * weight.row_bytes;
-        for (int64_t column = group.begin; column < group.end; column += WIDTH) {
-            const int64_t left = group.end - column;
-            const __mmask16 mask = left >= WIDTH ? __mmask16(0xffff) : __mmask16((1u << left) - 1);
-            __m512 input[TOKENS];
-            for (int token = 0; token < TOKENS; ++token) {
-                input[token] = _mm512_maskz_loadu_ps(mask, inputs + token * weight.columns + column);
-            }
-            for (int r = 0; r < COUNT; ++r) {
-                const uint8_t* own = codes + r * weight.row_bytes + column;
-                _mm_prefetch(reinterpret_cast<const char*>(own + COUNT * weight.row_bytes), _MM_HINT_T0);
-                const __m512 code = centred(own, mask);
+        int64_t column = group.begin;
+        for (; column + CHAINS * LANES <= group.end; column += CHAINS * LANES) {
+            __builtin_prefetch(codes + column + FETCHED_AHEAD);
+            for (int chain = 0; chain < CHAINS; ++chain) {
+                const Lanes code = Lanes::centred(codes + column + chain * LANES);
                 for (int token = 0; token < TOKENS; ++token) {
-                    total[r][token] = _mm512_fmadd_ps(code, input[token], total[r][token]);
+                    const Lanes input = Lanes::load(inputs + token * weight.columns + column + chain * LANES);
+                    total[chain][token] = total[chain][token].add_product(code, input);
                 }
             }
         }
-        for (int r = 0; r < COUNT; ++r) {
-            for (int token = 0; token < TOKENS; ++token) parts[r][token] = _mm512_reduce_add_ps(total[r][token]);
-        }
-    }
-#else
-    template <int TOKENS, int COUNT>
-    static void add_up(const Weight& weight, int64_t row, const ByteGroup& group, const float* inputs,
-                       float (*parts)[TOKENS]) {
-        for (int r = 0; r < COUNT; ++r) {
-            const uint8_t* codes = weight.codes + (row + r) * weight.row_bytes;
+        for (int chain = 0; column < group.end; ++chain, column += LANES) {
+            const int64_t held = group.end - column < LANES ? group.end - column : LANES;
+            uint8_t last[LANES] = {};
+            std::memcpy(last, codes + column, size_t(held));
             for (int token = 0; token < TOKENS; ++token) {
-                parts[r][token] = sum_of(codes, inputs + token * weight.columns, group);
+                const Lanes input = Lanes::load(inputs + token * weight.columns + column, held);
+                total[chain][token] = total[chain][token].add_product(Lanes::centred(last), input);
             }
         }
-    }
-
-    static float sum_of(const uint8_t* codes, const float* inputs, const ByteGroup& group) {
-        float lanes[WIDTH] = {}, sum = 0;
-        int64_t column = group.begin;
-        for (; column + WIDTH <= group.end; column += WIDTH) {
-            for (int lane = 0; lane < WIDTH; ++lane) {
-                lanes[lane] += float(int32_t(codes[column + lane]) - 128) * inputs[column + lane];
-            }
+        for (int token = 0; token < TOKENS; ++token) {
+            parts[token] = sum_lanes((total[0][token] + total[1][token]) + (total[2][token] + total[3][token]));
         }
-        for (int lane = 0; column < group.end; ++column, ++lane) {
-            lanes[lane] += float(int32_t(codes[column]) - 128) * inputs[column];
-        }
-        for (float lane : lanes) sum += lane;
-        return sum;
     }
-#endif
 };
 
 }  // namespace

@@ -11,6 +11,7 @@
 #include "normal.h"
 #include "points.h"
 #include "sparse_products.h"
+#include "step.h"
 
 extern "C" {
 
@@ -46,7 +47,7 @@ void zo_write_sparse(const Weight* weight, const Sparse* sparse, void* out, int3
 // inputs (tokens, columns), bias (rows) or null, out (tokens, rows), all in `format`.
 void zo_linear_small(const Weight* weight, const Sparse* sparse, const void* inputs, const void* bias, void* out,
                      int64_t tokens, int32_t format, int32_t threads) {
-    linear_small(*weight, *sparse, inputs, bias, out, tokens, format, threads);
+    linear_small({weight, sparse, bias, out}, inputs, tokens, format, threads);
 }
 
 // Adds the sensitive values' share to products: inputs (tokens, columns) and out (tokens, rows), in float32.
@@ -59,7 +60,7 @@ void zo_add_sparse_products(const Weight* weight, const Sparse* sparse, const fl
 void zo_linear_side_by_side(const Product* products, int64_t count, const void* inputs, int32_t format,
                             int32_t threads) {
     for (const Product* it = products; it < products + count; ++it) {
-        linear_small(*it->weight, *it->sparse, inputs, it->bias, it->out, 1, format, threads);
+        linear_small(*it, inputs, 1, format, threads);
     }
 }
 
@@ -73,6 +74,9 @@ void zo_norm(const void* inputs, const void* weight, void* out, int64_t rows, in
 void zo_attend(const Attention* attention, int32_t format, int32_t threads) {
     with_format(format, [&](auto as) { Attending<decltype(as)>(*attention).run(threads); });
 }
+
+// A token's whole way through a decoder, in float32.
+void zo_step(const Step* step, int32_t threads) { take_step(*step, threads); }
 
 // Whether products can be made on the CPU's matrix unit, by the kernels below: the system may refuse it to a process.
 int32_t zo_may_use_tiles() {

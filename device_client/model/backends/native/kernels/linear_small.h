@@ -5,17 +5,17 @@
 // Accumulates in float32. Every row is the work of one thread, so results do not depend on the number of threads.
 #pragma once
 
-#include <vector>
+#include <algorithm>
 
 #include "bytes.h"
+#include "code_products.h"
 #include "dequantize.h"
 #include "shuffled.h"
 
 namespace {
 
-constexpr int ROWS = 4;  // that share one loading of the inputs
+constexpr int64_t SOME_ROWS = 32;  // that a thread takes at a time
 
-#ifdef HAS_AVX512
 // Whether a lane of 8 columns never crosses a group's border, and a block of 128 holds whole groups or lies in one.
 bool has_wide_dot(const Weight& weight) {
     if (weight.bits != 4) return false;
@@ -24,121 +24,100 @@ bool has_wide_dot(const Weight& weight) {
 }
 
 // One scale or bias per lane of a block, `fallback` where there is none.
-__m512 lanes_of(const uint16_t* grouped, const Weight& weight, int64_t row, int64_t block, float fallback) {
-    if (!grouped) return _mm512_set1_ps(fallback);
-    const uint16_t* first = grouped + row * weight.groups + block * BLOCK / weight.group_size;
-    if (weight.group_size >= BLOCK) return _mm512_set1_ps(half_to_float(*first));
-    const int64_t left = weight.groups - block * BLOCK / weight.group_size;
-    const int64_t held = BLOCK / weight.group_size < left ? BLOCK / weight.group_size : left;
-    const __m512 values = _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(__mmask16((1u << held) - 1), first));
-    const __m512i lane = first_16();
-    const unsigned shift = unsigned(__builtin_ctzll(uint64_t(weight.group_size)) - 3);
-    return _mm512_permutexvar_ps(_mm512_srl_epi32(lane, _mm_cvtsi32_si128(int(shift))), values);
+inline Lanes lanes_of(const uint16_t* grouped, const Weight& weight, int64_t row, int64_t block, float fallback) {
+    if (!grouped) return Lanes::of(fallback);
+    const int64_t group = block * BLOCK / weight.group_size, left = weight.groups - group;
+    const uint16_t* first = grouped + row * weight.groups + group;
+    if (weight.group_size >= BLOCK) return Lanes::of(half_to_float(*first));
+    float values[LANES] = {};
+    const int64_t lanes = weight.group_size / 8, held = BLOCK / weight.group_size < left ? BLOCK / weight.group_size : left;
+    for (int64_t i = 0; i < held; ++i) {
+        const float value = half_to_float(first[i]);
+        for (int64_t lane = i * lanes; lane < (i + 1) * lanes; ++lane) values[lane] = value;
+    }
+    return Lanes::load(values);
 }
 
-// COUNT dot products with TOKENS inputs each. With groups: sum over groups of scale·Σ table[code]·x + bias·Σ x.
-template <int TOKENS, int COUNT, bool GROUPED>
-void dot_wide(const Weight& weight, int64_t row, const float (*tables)[256], const Shuffled& x, int64_t first,
-              float (*sums)[TOKENS]) {
-    __m512 table[COUNT], total[COUNT][TOKENS] = {};
-    for (int r = 0; r < COUNT; ++r) table[r] = _mm512_loadu_ps(tables[r]);
-    const uint8_t* codes = weight.codes + row * weight.row_bytes;
-    const float* inputs = x.values.data() + first * x.blocks * BLOCK;
-    for (int64_t block = 0; block < x.blocks; ++block) {
-        const int64_t left = weight.row_bytes - block * 64;
-        const __mmask64 mask = left >= 64 ? ~__mmask64(0) : (__mmask64(1) << left) - 1;
-        __m512i words[COUNT];
-        __m512 part[COUNT][TOKENS];
-        for (int r = 0; r < COUNT; ++r) {
-            const uint8_t* own = codes + r * weight.row_bytes + block * 64;
-            _mm_prefetch(reinterpret_cast<const char*>(own + COUNT * weight.row_bytes), _MM_HINT_T0);
-            words[r] = _mm512_maskz_loadu_epi8(mask, own);
-            for (int token = 0; token < TOKENS; ++token) {
-                part[r][token] = GROUPED ? _mm512_setzero_ps() : total[r][token];
-            }
-        }
-        for (int j = 0; j < 8; ++j) {
-            __m512 input[TOKENS];
-            for (int token = 0; token < TOKENS; ++token) {
-                input[token] = _mm512_loadu_ps(inputs + (token * x.blocks + block) * BLOCK + j * LANES);
-            }
-            for (int r = 0; r < COUNT; ++r) {  // a word's index is its low 4 bits
-                const __m512 value = _mm512_permutexvar_ps(words[r], table[r]);
-                words[r] = _mm512_srli_epi32(words[r], 4);
-                for (int token = 0; token < TOKENS; ++token) {
-                    part[r][token] = _mm512_fmadd_ps(value, input[token], part[r][token]);
-                }
-            }
-        }
-        for (int r = 0; r < COUNT; ++r) {
-            if (!GROUPED) {
-                for (int token = 0; token < TOKENS; ++token) total[r][token] = part[r][token];
-                continue;
-            }
-            const __m512 scale = lanes_of(weight.scale, weight, row + r, block, 1.0f);
-            const __m512 bias = lanes_of(weight.bias, weight, row + r, block, 0.0f);
-            for (int token = 0; token < TOKENS; ++token) {
-                const float* input_sums = x.sums.data() + ((first + token) * x.blocks + block) * LANES;
-                total[r][token] = _mm512_fmadd_ps(part[r][token], scale, total[r][token]);
-                total[r][token] = _mm512_fmadd_ps(_mm512_loadu_ps(input_sums), bias, total[r][token]);
-            }
-        }
-    }
-    for (int r = 0; r < COUNT; ++r) {
-        for (int token = 0; token < TOKENS; ++token) sums[r][token] = _mm512_reduce_add_ps(total[r][token]);
-    }
-}
-
-// The dot products of `count` rows.
+// Dot products of rows of 4-bit codes. With groups: sum over groups of scale·Σ table[code]·x + bias·Σ x.
 struct WideDot {
     using Inputs = Shuffled;
-    static constexpr bool USES_TABLES = true;
 
     template <int TOKENS>
-    void rows(const Weight& weight, int64_t row, int64_t count, const float (*tables)[256], const Shuffled& x,
-              int64_t first, float (*sums)[TOKENS]) {
-        if (count == ROWS) return some<TOKENS, ROWS>(weight, row, tables, x, first, sums);
-        for (int64_t r = 0; r < count; ++r) some<TOKENS, 1>(weight, row + r, tables + r, x, first, sums + r);
+    void rows(const Weight& weight, int64_t row, int64_t count, const Shuffled& x, int64_t first,
+              float (*sums)[TOKENS]) {
+        constexpr int AT_ONCE = rows_at_once<TOKENS>();
+        int64_t r = 0;
+        for (; r + AT_ONCE <= count; r += AT_ONCE) some<TOKENS, AT_ONCE>(weight, row + r, x, first, sums + r);
+        for (; r < count; ++r) some<TOKENS, 1>(weight, row + r, x, first, sums + r);
     }
 
   private:
     template <int TOKENS, int COUNT>
-    void some(const Weight& weight, int64_t row, const float (*tables)[256], const Shuffled& x, int64_t first,
-              float (*sums)[TOKENS]) {
+    static void some(const Weight& weight, int64_t row, const Shuffled& x, int64_t first, float (*sums)[TOKENS]) {
         if (weight.groups) {
-            dot_wide<TOKENS, COUNT, true>(weight, row, tables, x, first, sums);
+            add_up<TOKENS, COUNT, true>(weight, row, x, first, sums);
         } else {
-            dot_wide<TOKENS, COUNT, false>(weight, row, tables, x, first, sums);
+            add_up<TOKENS, COUNT, false>(weight, row, x, first, sums);
         }
     }
+
+    template <int TOKENS, int COUNT, bool GROUPED>
+    static void add_up(const Weight& weight, int64_t row, const Shuffled& x, int64_t first, float (*sums)[TOKENS]) {
+        alignas(64) char room[COUNT * sizeof(Table)];
+        Table* tables = reinterpret_cast<Table*>(room);
+        for (int r = 0; r < COUNT; ++r) new (tables + r) Table(table_of_halves(weight, row + r));
+        Lanes total[COUNT][TOKENS];
+        for (auto& of_row : total) std::fill(of_row, of_row + TOKENS, Lanes::of(0));
+        const uint8_t* codes = weight.codes + row * weight.row_bytes;
+        const float* inputs = x.values + first * x.blocks * BLOCK;
+        for (int64_t block = 0; block < x.blocks; ++block) {
+            const CodeBlock<COUNT> some_codes(codes, weight.row_bytes, block * CODE_BYTES);
+            for (int r = 0; r < COUNT; ++r) __builtin_prefetch(some_codes.rows[r] + FETCHED_AHEAD);
+            if (!GROUPED) {
+                add_products<COUNT, TOKENS>(some_codes, tables, inputs + block * BLOCK, x.blocks * BLOCK, total);
+                continue;
+            }
+            Lanes part[COUNT][TOKENS];
+            for (auto& of_row : part) std::fill(of_row, of_row + TOKENS, Lanes::of(0));
+            add_products<COUNT, TOKENS>(some_codes, tables, inputs + block * BLOCK, x.blocks * BLOCK, part);
+            for (int r = 0; r < COUNT; ++r) {
+                const Lanes scale = lanes_of(weight.scale, weight, row + r, block, 1.0f);
+                const Lanes bias = lanes_of(weight.bias, weight, row + r, block, 0.0f);
+                for (int token = 0; token < TOKENS; ++token) {
+                    const Lanes inputs_added = Lanes::load(x.sums + ((first + token) * x.blocks + block) * LANES);
+                    total[r][token] = total[r][token].add_product(part[r][token], scale).add_product(inputs_added, bias);
+                }
+            }
+        }
+        sum_all_lanes<COUNT * TOKENS>(total[0], sums[0]);
+    }
 };
-#endif
 
 // The same for any bits and any groups: each row is decoded to float32.
-struct PortableDot {
+struct DecodedDot {
     using Inputs = Shuffled;
-    static constexpr bool USES_TABLES = false;
-
-    std::vector<float> decoded;
 
     template <int TOKENS>
-    void rows(const Weight& weight, int64_t row, int64_t count, const float (*)[256], const Shuffled& x,
-              int64_t first, float (*sums)[TOKENS]) {
-        decoded.resize(size_t(x.blocks * BLOCK));  // zeros behind the last column
+    void rows(const Weight& weight, int64_t row, int64_t count, const Shuffled& x, int64_t first,
+              float (*sums)[TOKENS]) const {
+        static thread_local KeptArray<float> room;
+        float* decoded = room.of(x.blocks * BLOCK);
+        std::fill(decoded, decoded + x.blocks * BLOCK, 0.0f);  // behind the last column, too
         for (int64_t r = 0; r < count; ++r) {
-            decode_row(weight, row + r, FLOAT32, decoded.data());
+            decode_row(weight, row + r, FLOAT32, decoded);
             for (int token = 0; token < TOKENS; ++token) {
-                sums[r][token] = dot(x.values.data() + (first + token) * x.blocks * BLOCK, x.blocks);
+                sums[r][token] = dot(decoded, x.values + (first + token) * x.blocks * BLOCK, x.blocks);
             }
         }
     }
 
-    float dot(const float* inputs, int64_t blocks) const {
+  private:
+    static float dot(const float* decoded, const float* inputs, int64_t blocks) {
         float lanes[LANES] = {}, sum = 0;
         for (int64_t block = 0; block < blocks; ++block) {
             for (int code = 0; code < 8; ++code) {
                 for (int lane = 0; lane < LANES; ++lane) {
-                    lanes[lane] += decoded[size_t(block * BLOCK + lane * 8 + code)] *
+                    lanes[lane] += decoded[block * BLOCK + lane * 8 + code] *
                                    inputs[block * BLOCK + code * LANES + lane];
                 }
             }
@@ -148,35 +127,56 @@ struct PortableDot {
     }
 };
 
-// What the sensitive values of one row change in the product with one token; what they replace is rounded to `format`.
-float correction(const Weight& weight, const Sparse& sparse, int32_t format, int64_t row, const void* inputs,
-                 int64_t token) {
-    float sum = 0;
-    for (int32_t j = sparse.row_starts[row]; j < sparse.row_starts[row + 1]; ++j) {
-        const int64_t column = sparse.indices[j] - (sparse.first_row + row) * weight.columns;
+// Adds what the sensitive values of some rows change in their products with TOKENS tokens, from token `first` on. A
+// position's row is found by a product in double precision: half a column added, it lies far from a whole number.
+template <int TOKENS>
+void add_changes(const Weight& weight, const Sparse& sparse, int32_t format, int64_t begin, int64_t count,
+                 const void* inputs, int64_t first, float (*sums)[TOKENS]) {
+    const int32_t next = sparse.row_starts[begin], stop = sparse.row_starts[begin + count];
+    if (next == stop) return;
+    float changes[SOME_ROWS][TOKENS] = {};
+    const int64_t origin = (sparse.first_row + begin) * weight.columns;
+    const double rows_per_column = 1.0 / double(weight.columns);
+    for (int32_t j = next; j < stop; ++j) {
+        const int64_t at = sparse.indices[j] - origin, row = int64_t((double(at) + 0.5) * rows_per_column);
+        const int64_t column = at - row * weight.columns;
         const float change = load(sparse.values, format, j) - load(sparse.replaced, format, j);
-        sum += load(inputs, format, token * weight.columns + column) * change;
+        for (int token = 0; token < TOKENS; ++token) {
+            changes[row][token] += load(inputs, format, (first + token) * weight.columns + column) * change;
+        }
     }
-    return sum;
+    for (int64_t r = 0; r < count; ++r) {
+        for (int token = 0; token < TOKENS; ++token) sums[r][token] += changes[r][token];
+    }
+}
+
+// The products of up to SOME_ROWS rows with TOKENS tokens, from token `first` on.
+template <int TOKENS, typename Dot>
+void multiply_rows(Dot& dot, const Product& product, const typename Dot::Inputs& x, const void* inputs, int32_t format,
+                   int64_t begin, int64_t count, int64_t first, float (*sums)[TOKENS]) {
+    dot.template rows<TOKENS>(*product.weight, begin, count, x, first, sums);
+    add_changes<TOKENS>(*product.weight, *product.sparse, format, begin, count, inputs, first, sums);
+    if (!product.bias) return;
+    for (int64_t r = 0; r < count; ++r) {
+        for (int token = 0; token < TOKENS; ++token) sums[r][token] += load(product.bias, format, begin + r);
+    }
 }
 
 template <typename Dot, int TOKENS>
-void multiply(const Weight& weight, const Sparse& sparse, const typename Dot::Inputs& x, const void* inputs,
-              const void* bias, void* out, int32_t format, int64_t first, int threads) {
+void multiply(const Product& product, const typename Dot::Inputs& x, const void* inputs, int32_t format, int64_t first,
+              int threads) {
+    const int64_t rows = product.weight->rows;
 #pragma omp parallel num_threads(threads)
     {
         Dot dot;
-        float tables[ROWS][256], sums[ROWS][TOKENS];
+        float sums[SOME_ROWS][TOKENS];
 #pragma omp for schedule(static)
-        for (int64_t row = 0; row < weight.rows; row += ROWS) {
-            const int64_t count = weight.rows - row < ROWS ? weight.rows - row : ROWS;
-            for (int64_t r = 0; Dot::USES_TABLES && r < count; ++r) read_table(weight, row + r, tables[r]);
-            dot.template rows<TOKENS>(weight, row, count, tables, x, first, sums);
+        for (int64_t row = 0; row < rows; row += SOME_ROWS) {
+            const int64_t count = rows - row < SOME_ROWS ? rows - row : SOME_ROWS;
+            multiply_rows<TOKENS>(dot, product, x, inputs, format, row, count, first, sums);
             for (int64_t r = 0; r < count; ++r) {
                 for (int token = 0; token < TOKENS; ++token) {
-                    float sum = sums[r][token] + correction(weight, sparse, format, row + r, inputs, first + token);
-                    if (bias) sum += load(bias, format, row + r);
-                    store(out, format, (first + token) * weight.rows + row + r, sum);
+                    store(product.out, format, (first + token) * rows + row + r, sums[r][token]);
                 }
             }
         }
@@ -184,32 +184,33 @@ void multiply(const Weight& weight, const Sparse& sparse, const typename Dot::In
 }
 
 template <typename Dot>
-void multiply_all(const Weight& weight, const Sparse& sparse, const void* inputs, const void* bias, void* out,
-                  int64_t tokens, int32_t format, int threads) {
-    const typename Dot::Inputs x(inputs, format, tokens, weight);
+void multiply_all(const Product& product, const void* inputs, int64_t tokens, int32_t format, int threads) {
+    static thread_local KeptArray<float> room;
+    typename Dot::Inputs x(room, *product.weight, tokens);
+    const int64_t columns = product.weight->columns;
+    for (int64_t token = 0; token < tokens; ++token) {
+        x.lay(token, columns, [&](int64_t column) { return load(inputs, format, token * columns + column); });
+    }
     int64_t first = 0;
-    for (; first + 4 <= tokens; first += 4) {
-        multiply<Dot, 4>(weight, sparse, x, inputs, bias, out, format, first, threads);
-    }
-    for (; first + 2 <= tokens; first += 2) {
-        multiply<Dot, 2>(weight, sparse, x, inputs, bias, out, format, first, threads);
-    }
-    for (; first < tokens; ++first) multiply<Dot, 1>(weight, sparse, x, inputs, bias, out, format, first, threads);
+    for (; first + 4 <= tokens; first += 4) multiply<Dot, 4>(product, x, inputs, format, first, threads);
+    for (; first + 2 <= tokens; first += 2) multiply<Dot, 2>(product, x, inputs, format, first, threads);
+    for (; first < tokens; ++first) multiply<Dot, 1>(product, x, inputs, format, first, threads);
 }
 
-void linear_small(const Weight& weight, const Sparse& sparse, const void* inputs, const void* bias, void* out,
-                  int64_t tokens, int32_t format, int threads) {
-    if (is_uniform_bytes(weight)) {
-        multiply_all<ByteDot>(weight, sparse, inputs, bias, out, tokens, format, threads);
-        return;
-    }
-#ifdef HAS_AVX512
-    if (has_wide_dot(weight)) {
-        multiply_all<WideDot>(weight, sparse, inputs, bias, out, tokens, format, threads);
-        return;
-    }
-#endif
-    multiply_all<PortableDot>(weight, sparse, inputs, bias, out, tokens, format, threads);
+// Does work(Dot()) with what multiplies a weight by shuffled inputs.
+template <typename Work> void with_shuffled_dot(const Weight& weight, Work work) {
+    if (has_wide_dot(weight)) return work(WideDot());
+    work(DecodedDot());
+}
+
+// Does work(Dot()) with what multiplies a weight.
+template <typename Work> void with_dot(const Weight& weight, Work work) {
+    if (is_uniform_bytes(weight)) return work(ByteDot());
+    with_shuffled_dot(weight, work);
+}
+
+void linear_small(const Product& product, const void* inputs, int64_t tokens, int32_t format, int threads) {
+    with_dot(*product.weight, [&](auto dot) { multiply_all<decltype(dot)>(product, inputs, tokens, format, threads); });
 }
 
 }  // namespace

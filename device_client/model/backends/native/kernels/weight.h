@@ -53,6 +53,14 @@ inline __m512 table_of(const Weight& weight, int64_t row) {
 }
 #endif
 
+// The values of one row's 4-bit codes, before group scales, in float16.
+inline const uint16_t* table_of_halves(const Weight& weight, int64_t row) {
+    static const uint16_t WHOLE_NUMBERS[16] = {0x0000, 0x3c00, 0x4000, 0x4200, 0x4400, 0x4500, 0x4600, 0x4700,
+                                               0x4800, 0x4880, 0x4900, 0x4980, 0x4a00, 0x4a80, 0x4b00, 0x4b80};
+    if (!weight.lut) return WHOLE_NUMBERS;
+    return weight.lut + (weight.lut_rows == 1 ? 0 : row) * 16;
+}
+
 // The values of one row's codes, before group scales: 2^bits float32.
 void read_table(const Weight& weight, int64_t row, float* table) {
 #ifdef HAS_AVX512
