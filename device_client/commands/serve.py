@@ -35,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="serve this run beside the bundle; may be given several times (default: every run of the bundle)",
     )  # fmt: skip
     parser.add_argument("--host", default="127.0.0.1", metavar="ADDRESS", help="a loopback address (127.0.0.1)")
-    parser.add_argument("--port", type=int, default=8080, metavar="N", help="0 takes a free one (8080)")
+    parser.add_argument("--port", type=int, default=8081, metavar="N", help="0 takes a free one (8081)")
     parser.add_argument(
         "--api-key-file", type=Path, metavar="FILE",
         help="callers must send the key in this file as Authorization: Bearer KEY (default: every program of this "
