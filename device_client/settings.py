@@ -8,6 +8,9 @@ The variables, what they say, and what holds without them:
                             ZO_DEVICE_SERVER: to this machine only)    none
     ZO_DEVICE_TRUSTED_KEY   ed25519:… that bundles must be signed by   the key pinned at first contact
     ZO_DEVICE_DEBUG         1 prints tracebacks of unexpected errors   off
+    HTTP_PROXY, HTTPS_PROXY, ALL_PROXY, NO_PROXY
+                            what to pull through                       no proxy
+    SSL_CERT_FILE           certificates that servers are trusted by   the system's
     NO_COLOR                anything turns colours off                 colours on a terminal
 
 An empty variable counts as unset.
@@ -19,6 +22,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from device_client.download.proxies import ProxySettings
 from shared.bundle.layout import ImageLayout
 
 
@@ -34,6 +38,8 @@ class Settings:
         is_offline: Whether opening a socket is forbidden.
         is_debugging: Whether unexpected errors show their traceback.
         has_color: Whether colours may be used.
+        proxies: What to pull through.
+        ca_file: The certificates that servers are trusted by, or None for the system's.
     """
 
     home: Path
@@ -43,6 +49,8 @@ class Settings:
     is_offline: bool = False
     is_debugging: bool = False
     has_color: bool = True
+    proxies: ProxySettings = field(default_factory=ProxySettings)
+    ca_file: Path | None = None
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str]) -> Settings:
@@ -55,6 +63,8 @@ class Settings:
             trusted_key=environment.get("ZO_DEVICE_TRUSTED_KEY") or None,
             is_debugging=environment.get("ZO_DEVICE_DEBUG", "") not in ("", "0"),
             has_color=not environment.get("NO_COLOR"),
+            proxies=ProxySettings.from_environment(environment),
+            ca_file=Path(environment["SSL_CERT_FILE"]) if environment.get("SSL_CERT_FILE") else None,
         )
 
     @property

@@ -14,6 +14,7 @@ from device_client.console import Console
 from device_client.download.reference import normalized_server, origin_of
 from device_client.download.registry import Registry
 from device_client.download.retry import RetryPolicy, interruptible_sleep
+from device_client.download.transport import HttpTransport
 from device_client.settings import Settings
 from shared.errors import InvalidRequest
 
@@ -33,7 +34,6 @@ def connect(
     settings: Settings,
     *,
     stop: threading.Event,
-    connections: int = 1,
 ) -> Iterator[Registry]:
     """Open no connection yet, but everything that one needs; close what was opened at the end.
 
@@ -43,19 +43,16 @@ def connect(
         console: Told why something is tried again.
         settings: The key of its server, where no file is given.
         stop: Ends waiting when set.
-        connections: Connections at once.
 
     Raises:
         InvalidRequest: An option or the key is unusable.
     """
-    from device_client.download.transport import HttpxTransport  # httpx takes as long to import as all the rest
-
     if arguments.retries < 0:
         raise InvalidRequest(f"--retries {arguments.retries}", needed="0 or more", param="retries")
     api_key = read_api_key(arguments.api_key_file, server, settings)
     if api_key and urlsplit(server).scheme == "http" and not _is_loopback(server):
         console.warn(f"the API key goes to {urlsplit(server).hostname} unencrypted; use https")
-    transport = HttpxTransport(connections=connections)
+    transport = HttpTransport(proxies=settings.proxies, ca_file=settings.ca_file)
     try:
         yield Registry(
             transport,

@@ -23,7 +23,16 @@ from device_client.download.retry import Attempts, RetryPolicy, TransientError, 
 from shared.api import BundleList, BundleSummary
 from shared.bundle.digest import digest_of_bytes
 from shared.bundle.manifest import MANIFEST_MEDIA_TYPE, Descriptor
-from shared.errors import BlobTruncated, DigestMismatch, Forbidden, LimitExceeded, NetworkError, NotFound, Unauthorized
+from shared.errors import (
+    BlobMissing,
+    BlobTruncated,
+    DigestMismatch,
+    Forbidden,
+    LimitExceeded,
+    NetworkError,
+    NotFound,
+    Unauthorized,
+)
 
 if TYPE_CHECKING:
     from device_client.download.transport import Response, Transport
@@ -90,12 +99,16 @@ class Registry:
         """Return the bytes of a small blob, which have its length and digest.
 
         Raises:
+            BlobMissing: The server does not have it.
             BlobTruncated: The server's blob has another length.
             DigestMismatch: It came with another digest, several times.
         """
         url = self.blob_url(name, blob.digest)
         for _ in range(MAX_DAMAGED):
-            data = self._again(lambda: self._read(url, {}, blob.size))
+            try:
+                data = self._again(lambda: self._read(url, {}, blob.size))
+            except NotFound as error:
+                raise missing(blob) from error
             if len(data) != blob.size:
                 raise BlobTruncated(f"blob {blob.digest} of {len(data)} bytes", needed=f"{blob.size} bytes")
             if digest_of_bytes(data) == blob.digest:
@@ -234,6 +247,16 @@ def _problem_detail(answer: Response) -> str:
     found = _NEEDED_OR_NEXT.split(text, maxsplit=1)[0]
     shown = "".join(letter if letter.isprintable() else " " for letter in found)
     return f": {shown[:500]}" if shown else ""
+
+
+def missing(blob: Descriptor) -> BlobMissing:
+    """Return the error for a blob that the manifest names and the server does not have."""
+    return BlobMissing(
+        f"the server has no {blob.title or 'blob'} ({blob.digest})",
+        needed="every blob that the manifest names",
+        next_step="run the same command again: what the tag names may have changed meanwhile; if it stays so, tell the "
+        "server's operator",
+    )
 
 
 class _OciError(BaseModel):

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 import pytest
 
 from device_client.download.retry import TransientError
-from device_client.download.transport import HttpxTransport
+from device_client.download.transport import HttpTransport
 from shared.errors import NetworkError
 
 
@@ -39,25 +39,25 @@ def saying(words: bytes, *, hangs_up: bool = True) -> Iterator[str]:
 
 
 @pytest.fixture
-def transport() -> Iterator[HttpxTransport]:
-    transport = HttpxTransport(stall_seconds=0.3)
+def transport() -> Iterator[HttpTransport]:
+    transport = HttpTransport(stall_seconds=0.3)
     yield transport
     transport.close()
 
 
-def body_of(transport: HttpxTransport, url: str) -> bytes:
+def body_of(transport: HttpTransport, url: str) -> bytes:
     with transport.get(url, {}) as answer:
         return b"".join(answer.body)
 
 
-def test_the_body_comes_as_it_was_sent(transport: HttpxTransport) -> None:
+def test_the_body_comes_as_it_was_sent(transport: HttpTransport) -> None:
     packed = gzip.compress(b"weights" * 100)
     head = f"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nContent-Length: {len(packed)}\r\n\r\n".encode()
     with saying(head + packed) as url:
         assert body_of(transport, url) == packed
 
 
-def test_statuses_are_passed_on_and_redirects_not_followed(transport: HttpxTransport) -> None:
+def test_statuses_are_passed_on_and_redirects_not_followed(transport: HttpTransport) -> None:
     words = b"HTTP/1.1 302 Found\r\nLocation: http://elsewhere.test/\r\nContent-Length: 0\r\n\r\n"
     with saying(words) as url, transport.get(url, {}) as answer:
         assert (answer.status, answer.headers["location"]) == (302, "http://elsewhere.test/")
@@ -68,31 +68,31 @@ def test_statuses_are_passed_on_and_redirects_not_followed(transport: HttpxTrans
     [b"", b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nonly this", b"no HTTP at all\r\n\r\n"],
     ids=["nothing", "half a body", "nonsense"],
 )
-def test_a_broken_answer_is_transient(transport: HttpxTransport, words: bytes) -> None:
+def test_a_broken_answer_is_transient(transport: HttpTransport, words: bytes) -> None:
     with saying(words) as url, pytest.raises(TransientError):
         body_of(transport, url)
 
 
 @pytest.mark.parametrize("words", [b"", b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nonly this"])
-def test_a_stalled_answer_is_transient(transport: HttpxTransport, words: bytes) -> None:
+def test_a_stalled_answer_is_transient(transport: HttpTransport, words: bytes) -> None:
     with saying(words, hangs_up=False) as url, pytest.raises(TransientError, match="in time"):
         body_of(transport, url)
 
 
-def test_a_refused_connection_is_transient(transport: HttpxTransport) -> None:
+def test_a_refused_connection_is_transient(transport: HttpTransport) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         url = f"http://127.0.0.1:{listener.getsockname()[1]}/"
     with pytest.raises(TransientError, match="refused"):
         body_of(transport, url)
 
 
-def test_messages_do_not_repeat_a_query_that_may_hold_a_token(transport: HttpxTransport) -> None:
+def test_messages_do_not_repeat_a_query_that_may_hold_a_token(transport: HttpTransport) -> None:
     with saying(b"") as url, pytest.raises(TransientError) as caught:
         body_of(transport, url + "x?token=secret")
     assert "secret" not in str(caught.value)
 
 
-def test_an_unusable_address_is_no_transient_error(transport: HttpxTransport) -> None:
+def test_an_unusable_address_is_no_transient_error(transport: HttpTransport) -> None:
     with pytest.raises(NetworkError) as caught:
         body_of(transport, "http://exa mple.test:port/")
     assert not isinstance(caught.value, TransientError)
