@@ -2,7 +2,7 @@
 
 It fetches every answer whole from the server behind it and then lets a fault decide what the client receives of it.
 A fault strikes the requests that it was armed for, as often as it was armed for; all others are passed on unchanged.
-Every request is kept with the bytes of the body that were sent.
+Every request is kept.
 """
 
 from __future__ import annotations
@@ -30,7 +30,6 @@ class Line:
 
     def __init__(self, handler: BaseHTTPRequestHandler, closing: threading.Event) -> None:
         self._handler, self._closing = handler, closing
-        self.sent_bytes = 0
 
     def send(self, answer: Answer) -> None:
         """Send status, fields and body."""
@@ -48,7 +47,6 @@ class Line:
         """Send bytes of the body; nothing happens where the client has left."""
         try:
             self._handler.wfile.write(data)
-            self.sent_bytes += len(data)
         except (BrokenPipeError, ConnectionResetError):
             self.leave()
 
@@ -90,15 +88,6 @@ class _Armed:
     times: int
 
 
-@dataclass(frozen=True)
-class Seen:
-    """One request and how it was answered."""
-
-    request: Request
-    status: int
-    sent_bytes: int
-
-
 @dataclass
 class FaultProxy:
     """``url`` is its base URL; ``before_answer`` runs before each answer, with the request."""
@@ -106,7 +95,7 @@ class FaultProxy:
     upstream: str
     url: str = ""
     before_answer: Callable[[Request], None] = lambda _: None
-    seen: list[Seen] = field(default_factory=list)
+    requests: list[Request] = field(default_factory=list)
     _armed: list[_Armed] = field(default_factory=list)
     _lock: threading.Lock = field(default_factory=threading.Lock)
     closing: threading.Event = field(default_factory=threading.Event)
@@ -121,6 +110,7 @@ class FaultProxy:
 
     def answer(self, request: Request, line: Line) -> None:
         """Fetch the true answer and send what becomes of it."""
+        self.requests.append(request)
         self.before_answer(request)
         answer = _fetch(self.upstream, request)
         with self._lock:
@@ -128,11 +118,7 @@ class FaultProxy:
             if armed is not None:
                 armed.times -= 1
         fault = armed.fault if armed else _pass_on
-        try:
-            fault(request, answer, line)
-        finally:
-            with self._lock:
-                self.seen.append(Seen(request, answer.status, line.sent_bytes))
+        fault(request, answer, line)
 
 
 @contextlib.contextmanager

@@ -175,7 +175,7 @@ class FaultTable:
         if not verified <= kept and code != OK:
             complaints.append("verified pieces were lost")
         if code != OK:
-            begin = len(self._proxy.seen)
+            begin = len(self._proxy.requests)
             if (again := self._pull(device)) != OK:
                 complaints.append(f"an honest pull afterwards ended with {again}")
             complaints += self._check(device, is_visible=True)
@@ -206,9 +206,9 @@ class FaultTable:
             read_bundle(device.layout, found.digest)
 
     def _refetched(self, begin: int, kept: set[int]) -> Iterator[str]:
-        for seen in self._proxy.seen[begin:]:
-            span = seen.request.span
-            if seen.request.path.endswith(self._trunk.digest) and (span is None or span[0] in kept):
+        for request in self._proxy.requests[begin:]:
+            span = request.span
+            if request.path.endswith(self._trunk.digest) and (span is None or span[0] in kept):
                 yield f"bytes {span} were fetched again"
 
 

@@ -245,6 +245,7 @@ def serving(server: SimulatedServer) -> Iterator[str]:
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
+        disable_nagle_algorithm = True
 
         def do_GET(self) -> None:
             origin = "" if self.path.startswith("http://") else f"http://{self.headers['Host']}"
