@@ -126,9 +126,14 @@ def _with_listing(reference: BundleReference, registry: Registry) -> NotFound:
     found = f"no bundle {reference}"
     try:
         listing = _listing(registry.bundles(at_most=_SHOWN_BUNDLES))
+        return NotFound(found, needed=f"one of: {listing}", next_step="zo-device list --remote")
     except ZoError:
-        return NotFound(found, next_step="check the name and the tag")
-    return NotFound(found, needed=f"one of: {listing}", next_step="zo-device list --remote")
+        pass
+    try:
+        tags = ", ".join(f"{reference.name}:{tag}" for tag in registry.tags(reference.name)[:_SHOWN_BUNDLES])
+    except ZoError:
+        tags = ""
+    return NotFound(found, needed=f"one of: {tags}" if tags else "", next_step="check the name and the tag")
 
 
 def _listing(offered: BundleList) -> str:

@@ -11,6 +11,8 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from device_client.console import Console
+from device_client.download.authentication import Access
+from device_client.download.docker_login import Login, read_docker_login
 from device_client.download.reference import normalized_server, origin_of
 from device_client.download.registry import Registry
 from device_client.download.retry import RetryPolicy, interruptible_sleep
@@ -23,6 +25,11 @@ def add_server_options(parser: argparse.ArgumentParser) -> None:
     """Declare which server, with which key, and how patiently."""
     parser.add_argument("--server", metavar="URL", help="server for names (default: ZO_DEVICE_SERVER)")
     parser.add_argument("--api-key-file", type=Path, metavar="FILE", help="file with the key (or ZO_DEVICE_API_KEY)")
+    parser.add_argument(
+        "--username",
+        metavar="NAME",
+        help="user of a registry; the key is the password then (or ZO_DEVICE_USERNAME; without a key: docker's logins)",
+    )
     parser.add_argument("--retries", type=int, default=5, metavar="N", help="attempts in vain (default: 5)")
 
 
@@ -52,12 +59,32 @@ def connect(
     api_key = read_api_key(arguments.api_key_file, server, settings)
     if api_key and urlsplit(server).scheme == "http" and not _is_loopback(server):
         console.warn(f"the API key goes to {urlsplit(server).hostname} unencrypted; use https")
+    username = arguments.username or settings.username
+    if username and not api_key:
+        raise InvalidRequest(
+            f"the user name {username!r} without a password",
+            needed="the password",
+            next_step="give --api-key-file FILE with it, or set ZO_DEVICE_API_KEY",
+            param="username",
+        )
+
+    def find_login() -> Login | None:
+        if username and api_key:
+            return Login(username, api_key, "--username" if arguments.username else "ZO_DEVICE_USERNAME")
+        login = read_docker_login(settings.login_file, server) if settings.login_file else None
+        if login and urlsplit(server).scheme == "http" and not _is_loopback(server):
+            console.warn(
+                f"the login in {login.source} is not sent to {urlsplit(server).hostname} unencrypted; use https"
+            )
+            return None
+        return login
+
     transport = HttpTransport(proxies=settings.proxies, ca_file=settings.ca_file)
     try:
         yield Registry(
             transport,
             server,
-            api_key=api_key,
+            access=Access(transport, server, api_key=None if username else api_key, find_login=find_login),
             policy=RetryPolicy(retries=arguments.retries),
             sleep=interruptible_sleep(stop),
             notify=console.warn,

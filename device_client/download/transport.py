@@ -46,7 +46,7 @@ class Response:
 
     Attributes:
         status: HTTP status.
-        headers: Header fields, names in lower case.
+        headers: Header fields, names in lower case; values of a repeated one are joined by commas.
         body: The body's bytes as they arrive; raises ``TransientError`` when the connection breaks or stalls.
         via: The proxy that it came through, in words; empty where there was none.
     """
@@ -120,7 +120,10 @@ class HttpTransport:
         connection, answer = self._send(route, head)
         body = _Body(connection, answer, route)
         try:
-            fields = {name.lower(): value for name, value in answer.getheaders()}
+            fields: dict[str, str] = {}
+            for name, value in answer.getheaders():
+                key = name.lower()
+                fields[key] = f"{fields[key]}, {value}" if key in fields else value
             yield Response(answer.status, fields, body, f" through {route.proxy}" if route.proxy else "")
         finally:
             if body.is_whole and not answer.will_close:

@@ -8,6 +8,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from device_client.console import Console
+from device_client.download.authentication import Access
+from device_client.download.docker_login import Login
 from device_client.download.pull import Pulled, PullOptions, pull
 from device_client.download.reference import parse_reference
 from device_client.download.registry import Registry
@@ -40,17 +42,29 @@ class Device:
         rules: Callable[[AcceptanceRules], AcceptanceRules] = lambda rules: rules,
         options: PullOptions | None = None,
         api_key: str | None = None,
+        login: Login | None = None,
+        published_as: str | None = None,
         retries: int = 3,
     ) -> Pulled:
         reference = parse_reference(text, SERVER)
+        signed = parse_reference(published_as, None) if published_as else reference
         registry = Registry(
-            self.transport, reference.server, api_key=api_key, policy=RetryPolicy(retries=retries),
-            sleep=self.waits.append, notify=self.console.warn, wall_clock=lambda: 0.0,
-        )  # fmt: skip
+            self.transport,
+            reference.server,
+            access=Access(self.transport, reference.server, api_key=api_key, find_login=lambda: login),
+            policy=RetryPolicy(retries=retries),
+            sleep=self.waits.append,
+            notify=self.console.warn,
+            wall_clock=lambda: 0.0,
+        )
         known = AcceptanceRules(
-            reference.source, reference.name, reference.tag, self.now, self.keys.pinned(reference.source),
+            reference.source,
+            signed.name,
+            signed.tag,
+            self.now,
+            self.keys.pinned(reference.source),
             digest=reference.digest,
-        )  # fmt: skip
+        )
         return pull(
             reference,
             rules(known),
