@@ -7,6 +7,7 @@ that tests can count bytes and look at headers.
 from __future__ import annotations
 
 import re
+import ssl
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -240,7 +241,7 @@ def _body(answer: Answer) -> Iterator[bytes]:
 
 
 @contextmanager
-def serving(server: SimulatedServer) -> Iterator[str]:
+def serving(server: SimulatedServer, *, tls: ssl.SSLContext | None = None) -> Iterator[str]:
     """Speak real HTTP on 127.0.0.1, also as a proxy for any host, and give the base URL."""
 
     class Handler(BaseHTTPRequestHandler):
@@ -266,10 +267,12 @@ def serving(server: SimulatedServer) -> Iterator[str]:
 
     listener = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     listener.daemon_threads = True
+    if tls is not None:
+        listener.socket = tls.wrap_socket(listener.socket, server_side=True)
     thread = threading.Thread(target=listener.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
     thread.start()
     try:
-        yield f"http://127.0.0.1:{listener.server_address[1]}"
+        yield f"{'https' if tls else 'http'}://127.0.0.1:{listener.server_address[1]}"
     finally:
         listener.shutdown()
         listener.server_close()
