@@ -167,6 +167,7 @@ class Fetch:
 
     def _fetch_whole(self, partial: PartialBlob) -> None:
         """Take all missing pieces from one body; the first connection does it, the others wait for it."""
+        partial.distrust_memory()
         with partial.whole_lock:
             attempts = self._registry.attempts()
             while wanted := partial.missing:
@@ -225,7 +226,7 @@ class Fetch:
         """Record a piece that arrived whole, or begin it again where it arrived damaged."""
         piece, title = arriving.piece, partial.blob.title
         if arriving.is_intact:
-            if partial.complete(piece):
+            if partial.complete(piece, arriving.hasher):
                 partial.finish(self._layout)
             return
         arriving.restart()

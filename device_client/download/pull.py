@@ -41,6 +41,7 @@ from shared.bundle.read import read_bundle
 from shared.bundle.signature import signature_tag
 from shared.bundle.signature_artifact import SignatureDocuments
 from shared.bundle.statement import ReleaseStatement
+from shared.durable_files import sync_directory
 from shared.errors import Conflict
 from shared.file_lock import exclusive
 
@@ -301,6 +302,7 @@ def _fetch(
         for partial in partials:
             opened.callback(partial.close)
             partial.open(options.disk)
+        sync_directory(partial_folder(layout))
         bar.update(total - sum(piece.size for partial in partials for piece in partial.missing))
         fetch = Fetch(
             registry,
@@ -311,7 +313,12 @@ def _fetch(
             notify=console.warn,
             stop=options.stop,
         )
-        fetch.all(partials, connections=options.connections)
+        try:
+            fetch.all(partials, connections=options.connections)
+        finally:
+            sync_directory(layout.blobs)
+            for partial in partials:
+                partial.settle()
     return fetch.received_bytes
 
 
