@@ -56,10 +56,10 @@ def connect(
     """
     if arguments.retries < 0:
         raise InvalidRequest(f"--retries {arguments.retries}", needed="0 or more", param="retries")
-    api_key = read_api_key(arguments.api_key_file, server, settings)
+    username = arguments.username or settings.username
+    api_key = read_api_key(arguments.api_key_file, server, settings, username=username)
     if api_key and urlsplit(server).scheme == "http" and not _is_loopback(server):
         console.warn(f"the API key goes to {urlsplit(server).hostname} unencrypted; use https")
-    username = arguments.username or settings.username
     if username and not api_key:
         raise InvalidRequest(
             f"the user name {username!r} without a password",
@@ -93,8 +93,8 @@ def connect(
         transport.close()
 
 
-def read_api_key(file: Path | None, server: str, settings: Settings) -> str | None:
-    """Return the key from a file, else from the environment, else None.
+def read_api_key(file: Path | None, server: str, settings: Settings, *, username: str | None = None) -> str | None:
+    """Return the key, or the password of ``username``, from a file, else from the environment, else None.
 
     A file is named for this one command. The environment's key belongs to the environment's server: a reference that
     somebody passed on must not decide who gets to see it.
@@ -110,7 +110,7 @@ def read_api_key(file: Path | None, server: str, settings: Settings) -> str | No
             key = file.read_text(encoding="utf-8").strip()
         except (OSError, UnicodeError) as error:
             raise InvalidRequest(f"--api-key-file {file}: {error}", param="api-key-file") from error
-    if key is not None and not (key and key.isascii() and key.isprintable() and " " not in key):
+    if key is not None and username is None and not (key and key.isascii() and key.isprintable() and " " not in key):
         raise InvalidRequest("the API key is empty or holds characters that no key has", needed="a key such as zo_…")
     return key
 

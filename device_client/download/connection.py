@@ -166,6 +166,11 @@ def wants_authentication(proxy: Proxy) -> Unauthorized:
     )
 
 
+def reason_of(error: Exception) -> str:
+    """Return what went wrong, without the tail of numbers that the system adds."""
+    return getattr(error, "strerror", None) or str(error) or type(error).__name__
+
+
 def proxy_failed(proxy: Proxy, what: str) -> TransientError:
     """Return the error for a proxy that cannot be used now."""
     return TransientError(
@@ -179,7 +184,7 @@ def _dial(host: str, port: int, proxy: Proxy | None, seconds: float) -> socket.s
     try:
         return socket.create_connection((proxy.host, proxy.port) if proxy else (host, port), timeout=seconds)
     except (OSError, UnicodeError) as error:
-        reason = "no answer in time" if isinstance(error, TimeoutError) else str(error)
+        reason = "no answer in time" if isinstance(error, TimeoutError) else reason_of(error)
         if proxy is not None:
             raise proxy_failed(proxy, f"cannot be reached: {reason}") from error
         raise TransientError(f"{host}:{port}: {reason}") from error
@@ -196,7 +201,7 @@ def _ask_http(sock: socket.socket, proxy: Proxy, host: str, port: int, stall_sec
     except TimeoutError as error:
         raise proxy_failed(proxy, "did not answer in time") from error
     except (OSError, http.client.HTTPException) as error:
-        raise proxy_failed(proxy, f"broke the connection: {error or type(error).__name__}") from error
+        raise proxy_failed(proxy, f"broke the connection: {reason_of(error)}") from error
     if answer.status == http.client.PROXY_AUTHENTICATION_REQUIRED:
         raise wants_authentication(proxy)
     if answer.status >= http.client.INTERNAL_SERVER_ERROR:
@@ -222,7 +227,7 @@ def _ask_socks(sock: socket.socket, proxy: Proxy, host: str, port: int) -> None:
         _exactly(sock, {1: 4, 4: 16}.get(kind) or _exactly(sock, 1)[0])
         _exactly(sock, 2)
     except OSError as error:
-        raise proxy_failed(proxy, f"broke the connection: {error}") from error
+        raise proxy_failed(proxy, f"broke the connection: {reason_of(error)}") from error
     if code == 2:
         raise _refused(proxy, f"{host}:{port}", "does not allow it")
     if code != 0:
@@ -269,4 +274,4 @@ def _encrypted(sock: socket.socket, tls: ssl.SSLContext, host: str) -> ssl.SSLSo
             "somebody may be in between: do not use this network",
         ) from error
     except OSError as error:
-        raise TransientError(f"{host}: {error}") from error
+        raise TransientError(f"{host}: {reason_of(error)}") from error

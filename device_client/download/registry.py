@@ -48,6 +48,7 @@ MAX_REFERRERS_BYTES = 1024 * 1024
 INDEX_MEDIA_TYPE = "application/vnd.oci.image.index.v1+json"
 
 _PAGE_BUNDLES = 200
+_DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 _TEMPORARY_REFUSALS = frozenset({408, 425, 429})
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _KEY_HINT = (
@@ -92,34 +93,47 @@ class Registry:
         return Attempts(self._policy, self._sleep, self._notify)
 
     def manifest(self, name: str, reference: str, *, max_bytes: int) -> bytes:
-        """Return the bytes of a manifest, which are not checked.
+        """Return the bytes of a manifest as the server has it; whether it is the right one is not checked.
+
+        The server says which digest the manifest of a tag has: where that differs, the line has damaged the bytes.
 
         Raises:
             NotFound: The server has no such manifest.
             LimitExceeded: It is longer than ``max_bytes``.
+            DigestMismatch: It came with other bytes than the server names, several times.
         """
         url, headers = self._url(name, "manifests", reference), {"Accept": MANIFEST_MEDIA_TYPE}
-        return self._again(lambda: self._read(url, headers, max_bytes))
+        for _ in range(MAX_DAMAGED):
+            data, fields = self._again(lambda: self._read(url, headers, max_bytes))
+            named = reference if _DIGEST.fullmatch(reference) else fields.get("docker-content-digest", "")
+            if digest_of_bytes(data) == named or not _DIGEST.fullmatch(named):
+                return data
+            self._notify(f"the manifest {reference} arrived damaged; fetching it again")
+        raise DigestMismatch(
+            f"{url} answers with the manifest {digest_of_bytes(data)}, {MAX_DAMAGED} times",
+            needed=named,
+            next_step="run the same command again; if it stays so, do not use this server: ask its operator",
+        )
 
     def small_blob(self, name: str, blob: Descriptor) -> bytes:
         """Return the bytes of a small blob, which have its length and digest.
 
         Raises:
             BlobMissing: The server does not have it.
-            BlobTruncated: The server's blob has another length.
+            BlobTruncated: It came with another length, several times.
             DigestMismatch: It came with another digest, several times.
         """
         url = self.blob_url(name, blob.digest)
         for _ in range(MAX_DAMAGED):
             try:
-                data = self._again(lambda: self._read(url, {}, blob.size))
+                data = self._again(lambda: self._read(url, {}, blob.size)[0])
             except NotFound as error:
                 raise missing(blob) from error
-            if len(data) != blob.size:
-                raise BlobTruncated(f"blob {blob.digest} of {len(data)} bytes", needed=f"{blob.size} bytes")
             if digest_of_bytes(data) == blob.digest:
                 return data
             self._notify(f"blob {blob.digest} arrived damaged; fetching it again")
+        if len(data) != blob.size:
+            raise BlobTruncated(f"blob {blob.digest} of {len(data)} bytes", needed=f"{blob.size} bytes")
         raise DigestMismatch(f"blob {blob.digest} came with other bytes {MAX_DAMAGED} times", needed=blob.digest)
 
     def referrers(self, name: str, digest: str, artifact_types: Collection[str]) -> list[str]:
@@ -139,7 +153,7 @@ class Registry:
         urls = [self._url(name, "referrers", digest), self._url(name, "manifests", digest.replace(":", "-"))]
         for url in urls:
             try:
-                data = self._again(lambda url=url: self._read(url, headers, MAX_REFERRERS_BYTES))  # type: ignore[misc]
+                data = self._again(lambda url=url: self._read(url, headers, MAX_REFERRERS_BYTES)[0])  # type: ignore[misc]
             except NotFound:
                 continue
             listed = parse_answer(ImageIndex, data, url).manifests
@@ -155,7 +169,7 @@ class Registry:
             NetworkError: The answer is not a list of tags.
         """
         url = f"{self.server}/v2/{name}/tags/list?n={_PAGE_BUNDLES}"
-        listed = parse_answer(TagList, self._again(lambda: self._read(url, {}, MAX_BUNDLE_LIST_BYTES)), url).tags
+        listed = parse_answer(TagList, self._again(lambda: self._read(url, {}, MAX_BUNDLE_LIST_BYTES)[0]), url).tags
         return [tag for tag in listed if re.fullmatch(TAG_PATTERN, tag) and not tag.startswith("sha256-")]
 
     def bundles(self, *, at_most: int = MAX_LISTED_BUNDLES) -> BundleList:
@@ -181,7 +195,7 @@ class Registry:
     def _bundle_page(self, after: str | None) -> BundleList:
         query = urlencode({"limit": _PAGE_BUNDLES} | ({} if after is None else {"after": after}))
         try:
-            data = self._again(lambda: self._read(f"{self.server}/v1/bundles?{query}", {}, MAX_BUNDLE_LIST_BYTES))
+            data = self._again(lambda: self._read(f"{self.server}/v1/bundles?{query}", {}, MAX_BUNDLE_LIST_BYTES)[0])
         except NotFound as error:
             raise NotFound(
                 f"{self.server} has no list of bundles",
@@ -243,7 +257,8 @@ class Registry:
             raise NotFound(found, needed="something that the server has", next_step="zo-device list --remote")
         raise NetworkError(found, needed="status 200 or 206", next_step="check the address of the server")
 
-    def _read(self, url: str, headers: Mapping[str, str], max_bytes: int) -> bytes:
+    def _read(self, url: str, headers: Mapping[str, str], max_bytes: int) -> tuple[bytes, Mapping[str, str]]:
+        """Return a whole body and the fields of the answer."""
         with self.open(url, headers) as answer:
             if answer.status != 200:
                 raise TransientError(f"{url} answers {answer.status} to a request for the whole")
@@ -252,7 +267,7 @@ class Registry:
                 data += piece
                 if len(data) > max_bytes:
                     raise LimitExceeded(f"{url} sends more than {max_bytes} bytes", needed=f"at most {max_bytes} bytes")
-        return bytes(data)
+        return bytes(data), answer.headers
 
     def _again(self, request: Callable[[], Outcome]) -> Outcome:
         attempts = self.attempts()

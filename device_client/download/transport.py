@@ -24,6 +24,7 @@ from device_client.download.connection import (
     connect,
     proxy_authorization,
     proxy_failed,
+    reason_of,
     wants_authentication,
 )
 from device_client.download.proxies import Proxy, ProxySettings
@@ -166,8 +167,8 @@ class HttpTransport:
                 if was_used and isinstance(error, ConnectionError):
                     continue  # the server closed it while it was idle; a new one is tried once
                 if route.proxy is not None:
-                    raise proxy_failed(route.proxy, f"broke the connection: {_reason(error)}") from error
-                raise TransientError(f"{route}: {_reason(error)}") from error
+                    raise proxy_failed(route.proxy, f"broke the connection: {reason_of(error)}") from error
+                raise TransientError(f"{route}: {reason_of(error)}") from error
             if answer.status == http.client.PROXY_AUTHENTICATION_REQUIRED and route.proxy is not None:
                 connection.close()
                 raise wants_authentication(route.proxy)
@@ -216,7 +217,7 @@ class _Body(Iterator[bytes]):
         except TimeoutError as error:
             raise TransientError(f"{self._route} did not answer in time: it stalled", is_stall=True) from error
         except (OSError, http.client.HTTPException) as error:
-            raise TransientError(f"{self._route}: {_reason(error)}") from error
+            raise TransientError(f"{self._route}: {reason_of(error)}") from error
         if not data and self._left:
             raise TransientError(f"{self._route}: the connection ended {self._left} bytes too early")
         self.is_whole = self._left == 0 or not data
@@ -230,7 +231,7 @@ def _trusted_certificates(file: Path | None) -> ssl.SSLContext:
         context = ssl.create_default_context(cafile=file)
     except OSError as error:  # ssl.SSLError is one
         raise NetworkError(
-            f"SSL_CERT_FILE names {file}, which cannot be used: {_reason(error)}",
+            f"SSL_CERT_FILE names {file}, which cannot be used: {reason_of(error)}",
             needed="a PEM file with the certificates of trusted authorities",
             next_step="set SSL_CERT_FILE to such a file, or unset it",
         ) from error
@@ -240,8 +241,3 @@ def _trusted_certificates(file: Path | None) -> ssl.SSLContext:
 
             context.load_verify_locations(certifi.where())
     return context
-
-
-def _reason(error: Exception) -> str:
-    """Return what went wrong, without the tail of numbers that the system adds."""
-    return getattr(error, "strerror", None) or str(error) or type(error).__name__

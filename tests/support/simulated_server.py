@@ -160,7 +160,9 @@ class SimulatedServer:
             data = self.layout.blob_path(digest).read_bytes()
         except (NotFound, InvalidDigest, FileNotFoundError):
             return Answer(404)
-        if request.span is None or self.ignores_range or kind == "manifests":
+        if kind == "manifests":
+            return replace(self._whole(data), headers={"Docker-Content-Digest": digest})
+        if request.span is None or self.ignores_range:
             return self._whole(data)
         begin, last = request.span
         if begin >= len(data):
