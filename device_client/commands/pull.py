@@ -48,7 +48,7 @@ def run(arguments: argparse.Namespace, console: Console, settings: Settings) -> 
     make_home(settings)
     stop = threading.Event()
     server = _server(arguments.reference, arguments.server or settings.server)
-    with connect(arguments, server, console, settings, stop=stop) as registry:
+    with connect(arguments, server, console, settings, stop=stop, max_bytes_per_second=rate) as registry:
         reference = _reference(arguments.reference, registry)
         keys = TrustedKeys(settings.trusted_keys)
         rules = acceptance_rules(

@@ -15,8 +15,8 @@ from device_client.download.authentication import Access
 from device_client.download.docker_login import Login, read_docker_login
 from device_client.download.reference import normalized_server, origin_of
 from device_client.download.registry import Registry
-from device_client.download.retry import RetryPolicy, interruptible_sleep
-from device_client.download.transport import HttpTransport
+from device_client.download.retry import LEAST_BYTES, RetryPolicy, interruptible_sleep
+from device_client.download.transport import BLOCK_BYTES, HttpTransport
 from device_client.settings import Settings
 from shared.errors import InvalidRequest
 
@@ -41,6 +41,7 @@ def connect(
     settings: Settings,
     *,
     stop: threading.Event,
+    max_bytes_per_second: int | None = None,
 ) -> Iterator[Registry]:
     """Open no connection yet, but everything that one needs; close what was opened at the end.
 
@@ -50,6 +51,8 @@ def connect(
         console: Told why something is tried again.
         settings: The key of its server, where no file is given.
         stop: Ends waiting when set.
+        max_bytes_per_second: The pace that will be kept; a slow one is kept in small steps, so that the server sees
+            that its bytes are taken.
 
     Raises:
         InvalidRequest: An option or the key is unusable.
@@ -79,7 +82,9 @@ def connect(
             return None
         return login
 
-    transport = HttpTransport(proxies=settings.proxies, ca_file=settings.ca_file)
+    pace = max_bytes_per_second or 4 * BLOCK_BYTES
+    block_bytes = min(BLOCK_BYTES, max(LEAST_BYTES, pace // 4))
+    transport = HttpTransport(proxies=settings.proxies, ca_file=settings.ca_file, block_bytes=block_bytes)
     try:
         yield Registry(
             transport,

@@ -31,6 +31,9 @@ if TYPE_CHECKING:
 
 CONNECT_SECONDS = 15.0
 _READ_BYTES = 64 * 1024
+_MOST_INTERIM_ANSWERS = 8
+_NO_TLS = frozenset({"WRONG_VERSION_NUMBER", "HTTP_REQUEST", "RECORD_LAYER_FAILURE"})
+"""What OpenSSL calls an answer that is not TLS."""
 
 
 class Stalled(TimeoutError):
@@ -58,11 +61,14 @@ class Connection:
             http.client.HTTPException: What came is not HTTP.
         """
         self._sock.sendall(head)
-        # HTTPResponse asks its socket for a file to read from, and for nothing else.
-        response = http.client.HTTPResponse(cast("socket.socket", self), method=method)
-        response.begin()
-        self.is_used = True
-        return response
+        for _ in range(_MOST_INTERIM_ANSWERS):
+            # HTTPResponse asks its socket for a file to read from, and for nothing else.
+            response = http.client.HTTPResponse(cast("socket.socket", self), method=method)
+            response.begin()
+            if response.status >= http.client.OK:
+                self.is_used = True
+                return response
+        raise http.client.HTTPException("it answers with interim answers alone")
 
     def makefile(self, _: str) -> io.BufferedReader:
         """Return what answers are read from; closing it leaves the connection open."""
@@ -272,6 +278,14 @@ def _encrypted(sock: socket.socket, tls: ssl.SSLContext, host: str) -> ssl.SSLSo
             needed="a certificate by an authority that this machine trusts",
             next_step="where an own authority signs it, set SSL_CERT_FILE to the file with its certificate; else "
             "somebody may be in between: do not use this network",
+        ) from error
+    except ssl.SSLError as error:
+        if error.reason not in _NO_TLS:
+            raise TransientError(f"{host}: {reason_of(error)}") from error
+        raise NetworkError(
+            f"{host} does not speak TLS at this port",
+            needed="a server that speaks https",
+            next_step="check the port; if the server is meant to speak http, write http://",
         ) from error
     except OSError as error:
         raise TransientError(f"{host}: {reason_of(error)}") from error

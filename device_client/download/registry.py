@@ -239,10 +239,16 @@ class Registry:
         raise NetworkError(f"{url} redirects more than {MAX_REDIRECTS} times", next_step="ask the server's operator")
 
     def _judge(self, answer: Response, target: str, *, is_elsewhere: bool) -> None:
-        if answer.status in (200, 206, 416):
+        where, status = target.partition("?")[0] + answer.via, answer.status
+        if status in (200, 206) and answer.headers.get("content-type", "").startswith("text/html"):
+            raise NetworkError(
+                f"{where} answers with a web page",
+                needed="an answer of the OCI distribution API",
+                next_step="open any page in a browser: this network may want you to log in first; else check the "
+                "address of the server",
+            )
+        if status in (200, 206, 416):
             return
-        where, status = target.partition("?")[0], answer.status
-        where += answer.via
         if status in _TEMPORARY_REFUSALS or status >= 500:
             asked = parse_retry_after(answer.headers.get("retry-after"), self._wall_clock())
             raise TransientError(f"{where} answers {status}", retry_after_seconds=asked)

@@ -92,6 +92,7 @@ class HttpTransport:
         proxies: Which proxies to use.
         ca_file: File with the certificates that are trusted; None trusts those of the system and of certifi.
         stall_seconds: How long a connection may stay silent, or bring less than 1 KiB.
+        block_bytes: The most that is read at once.
     """
 
     def __init__(
@@ -100,8 +101,10 @@ class HttpTransport:
         proxies: ProxySettings | None = None,
         ca_file: Path | None = None,
         stall_seconds: float = STALL_SECONDS,
+        block_bytes: int = BLOCK_BYTES,
     ) -> None:
         self._proxies, self._ca_file, self._stall_seconds = proxies or ProxySettings(), ca_file, stall_seconds
+        self._block_bytes = block_bytes
         self._idle: dict[_Route, list[Connection]] = {}
         self._lock = threading.Lock()
         self._tls_context: ssl.SSLContext | None = None
@@ -119,7 +122,7 @@ class HttpTransport:
         """Send one request; see ``Transport.get``."""
         route, head = self._prepare(url, headers)
         connection, answer = self._send(route, head)
-        body = _Body(connection, answer, route)
+        body = _Body(connection, answer, route, self._block_bytes)
         try:
             fields: dict[str, str] = {}
             for name, value in answer.getheaders():
@@ -200,8 +203,10 @@ class _Body(Iterator[bytes]):
         is_whole: Whether all of them were read, so that the connection can carry another request.
     """
 
-    def __init__(self, connection: Connection, answer: http.client.HTTPResponse, route: _Route) -> None:
-        self._connection, self._answer, self._route = connection, answer, route
+    def __init__(
+        self, connection: Connection, answer: http.client.HTTPResponse, route: _Route, block_bytes: int
+    ) -> None:
+        self._connection, self._answer, self._route, self._block_bytes = connection, answer, route, block_bytes
         self._left = None if answer.chunked else answer.length
         self.is_whole = self._left == 0
 
@@ -210,9 +215,9 @@ class _Body(Iterator[bytes]):
             raise StopIteration
         try:
             if self._left is None:
-                data = self._answer.read1(BLOCK_BYTES)
+                data = self._answer.read1(self._block_bytes)
             else:
-                data = self._connection.read1(min(BLOCK_BYTES, self._left))
+                data = self._connection.read1(min(self._block_bytes, self._left))
                 self._left -= len(data)
         except TimeoutError as error:
             raise TransientError(f"{self._route} did not answer in time: it stalled", is_stall=True) from error

@@ -249,6 +249,11 @@ def status(code: int, headers: Mapping[str, str] | None = None) -> Fault:
     return lambda _, __, line: line.send(Answer(code, headers or {}))
 
 
+def web_page(_: Request, __: Answer, line: Line) -> None:
+    """Answer 200 with a page, as networks do that want people to log in."""
+    line.send(Answer(200, {"Content-Type": "text/html; charset=utf-8"}, b"<html><title>Welcome</title></html>"))
+
+
 def whole_for_range(proxy: FaultProxy) -> Fault:
     """Answer a request for a range with 200 and all bytes."""
 

@@ -36,6 +36,7 @@ from fault_proxy import (
     silent,
     stall_after,
     status,
+    web_page,
     whole_for_range,
 )
 from pulling_device import Device
@@ -110,6 +111,7 @@ ROWS = (
     _always("206 without Content-Range, each time", lambda _: other_content_range(""), _NO, _NO, _NO, 6, 6),
     _row("Content-Range of another length", lambda _: other_content_range("bytes 0-9/77"), _NO, _NO, _NO, 5, 5),
     _always("404", lambda _: status(404), 4, 5, 5, 5, 5),
+    _always("a web page that wants a login", lambda _: web_page, 6, 6, 6, 6, 6),
 )  # fmt: skip
 
 CELLS = [(row, place, code) for row in ROWS for place, code in zip(PLACES, row.codes, strict=True) if code is not None]
