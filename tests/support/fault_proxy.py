@@ -90,9 +90,9 @@ class _Armed:
 
 @dataclass
 class FaultProxy:
-    """``url`` is its base URL; ``before_answer`` runs before each answer, with the request."""
+    """``url`` is its base URL; ``fetch`` gets a true answer; ``before_answer`` runs before each one is sent."""
 
-    upstream: str
+    fetch: Callable[[Request], Answer]
     url: str = ""
     before_answer: Callable[[Request], None] = lambda _: None
     requests: list[Request] = field(default_factory=list)
@@ -112,7 +112,7 @@ class FaultProxy:
         """Fetch the true answer and send what becomes of it."""
         self.requests.append(request)
         self.before_answer(request)
-        answer = _fetch(self.upstream, request)
+        answer = self.fetch(request)
         with self._lock:
             armed = next((one for one in self._armed if one.times > 0 and one.strikes(request)), None)
             if armed is not None:
@@ -122,9 +122,9 @@ class FaultProxy:
 
 
 @contextlib.contextmanager
-def fault_proxy(upstream: str) -> Iterator[FaultProxy]:
-    """Run a proxy in front of the server at a base URL."""
-    proxy = FaultProxy(upstream)
+def fault_proxy(fetch: Callable[[Request], Answer]) -> Iterator[FaultProxy]:
+    """Run a proxy in front of a server: of ``fetched_from(url)``, or of a simulated server's ``answer``."""
+    proxy = FaultProxy(fetch)
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
@@ -157,14 +157,19 @@ def fault_proxy(upstream: str) -> Iterator[FaultProxy]:
         thread.join()
 
 
-def _fetch(upstream: str, request: Request) -> Answer:
-    connection = http.client.HTTPConnection(urlsplit(upstream).netloc, timeout=10)
-    fields = {name: value for name, value in request.headers.items() if name.lower() in _PASSED_ON}
-    with contextlib.closing(connection):
-        connection.request("GET", request.path, headers=fields)
-        response = connection.getresponse()
-        kept = {name: value for name, value in response.getheaders() if name.lower() in _PASSED_BACK}
-        return Answer(response.status, kept, response.read())
+def fetched_from(upstream: str) -> Callable[[Request], Answer]:
+    """Return what gets the answers of the server at a base URL."""
+
+    def fetch(request: Request) -> Answer:
+        connection = http.client.HTTPConnection(urlsplit(upstream).netloc, timeout=10)
+        fields = {name: value for name, value in request.headers.items() if name.lower() in _PASSED_ON}
+        with contextlib.closing(connection):
+            connection.request("GET", request.path, headers=fields)
+            response = connection.getresponse()
+            kept = {name: value for name, value in response.getheaders() if name.lower() in _PASSED_BACK}
+            return Answer(response.status, kept, response.read())
+
+    return fetch
 
 
 def _pass_on(_: Request, answer: Answer, line: Line) -> None:
@@ -259,7 +264,7 @@ def whole_for_range(proxy: FaultProxy) -> Fault:
 
     def fault(request: Request, _: Answer, line: Line) -> None:
         fields = {name: value for name, value in request.headers.items() if name.lower() != "range"}
-        line.send(_fetch(proxy.upstream, Request(request.url, fields)))
+        line.send(proxy.fetch(Request(request.url, fields)))
 
     return fault
 

@@ -40,7 +40,7 @@ from fault_proxy import (
     whole_for_range,
 )
 from pulling_device import Device
-from simulated_server import Request, SimulatedServer, is_blob, serving
+from simulated_server import Request, SimulatedServer, is_blob
 
 from device_client.download.pull import PullOptions
 from device_client.download.transport import HttpTransport
@@ -225,5 +225,5 @@ def _verified(device: Device, blob: Descriptor) -> set[int]:
 @contextmanager
 def fault_table(published: ImageLayout) -> Iterator[FaultTable]:
     """Serve a layout and run a proxy in front of it."""
-    with serving(SimulatedServer(published)) as upstream, fault_proxy(upstream) as proxy:
+    with fault_proxy(SimulatedServer(published).answer) as proxy:
         yield FaultTable(proxy, published)

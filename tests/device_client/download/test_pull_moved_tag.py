@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from fault_proxy import FaultProxy, Line, fault_proxy
+from fault_proxy import FaultProxy, Line, fault_proxy, fetched_from
 from pulling_device import Device
 from simulated_server import Answer, Request, SimulatedServer, serving, sign_reference
 from tiny_bundle import make_tiny_bundle
@@ -21,7 +21,7 @@ from shared.errors import BlobMissing
 def proxy(published: ImageLayout) -> Iterator[FaultProxy]:
     """The tag names another bundle as soon as its manifest was read."""
     make_tiny_bundle(published.root, reference="tiny:next", seed=1)
-    with serving(SimulatedServer(published)) as upstream, fault_proxy(upstream) as proxy:
+    with serving(SimulatedServer(published)) as upstream, fault_proxy(fetched_from(upstream)) as proxy:
 
         def moves(_: Request, answer: Answer, line: Line) -> None:
             published.tag("tiny:latest", published.resolve("tiny:next"))
