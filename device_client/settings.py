@@ -98,7 +98,10 @@ class Settings:
         return self.home / "trusted_keys.json"
 
 
-def _login_file(environment: Mapping[str, str]) -> Path:
+def _login_file(environment: Mapping[str, str]) -> Path | None:
     if named := environment.get("REGISTRY_AUTH_FILE"):
         return Path(named)
-    return Path(environment.get("DOCKER_CONFIG") or "~/.docker").expanduser() / "config.json"
+    try:
+        return Path(environment.get("DOCKER_CONFIG") or "~/.docker").expanduser() / "config.json"
+    except RuntimeError:  # this user has no home folder
+        return None

@@ -16,7 +16,6 @@ from device_client.download.docker_login import Login, read_docker_login
 from device_client.download.reference import normalized_server, origin_of
 from device_client.download.registry import Registry
 from device_client.download.retry import LEAST_BYTES, RetryPolicy, interruptible_sleep
-from device_client.download.transport import BLOCK_BYTES, HttpTransport
 from device_client.settings import Settings
 from shared.errors import InvalidRequest
 
@@ -57,6 +56,11 @@ def connect(
     Raises:
         InvalidRequest: An option or the key is unusable.
     """
+    from device_client.download.transport import (
+        BLOCK_BYTES,
+        HttpTransport,
+    )  # HTTP and TLS, which most commands never use
+
     if arguments.retries < 0:
         raise InvalidRequest(f"--retries {arguments.retries}", needed="0 or more", param="retries")
     username = arguments.username or settings.username

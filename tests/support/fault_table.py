@@ -170,7 +170,9 @@ class FaultTable:
         self._proxy.before_answer = nothing_is_visible
         self._proxy.arm(self._strikes(place), row.make(self._proxy), times=row.times)
         device.waits.clear()
+        begin = len(self._proxy.requests)
         code, waits = self._pull(device), tuple(device.waits)
+        complaints += self._refetched(begin, verified, allows_whole="200 for Range" in row.name or "416" in row.name)
         complaints += self._check(device, is_visible=code == OK)
         self._proxy.disarm()
         kept = _verified(device, self._trunk)
@@ -207,10 +209,11 @@ class FaultTable:
         if found is not None:
             read_bundle(device.layout, found.digest)
 
-    def _refetched(self, begin: int, kept: set[int]) -> Iterator[str]:
+    def _refetched(self, begin: int, kept: set[int], *, allows_whole: bool = False) -> Iterator[str]:
         for request in self._proxy.requests[begin:]:
             span = request.span
-            if request.path.endswith(self._trunk.digest) and (span is None or span[0] in kept):
+            is_again = not allows_whole if span is None else any(start <= span[0] < start + CHUNK for start in kept)
+            if kept and is_again and request.path.endswith(self._trunk.digest):
                 yield f"bytes {span} were fetched again"
 
 
