@@ -1,14 +1,17 @@
 """How fast ``pull`` brings a bundle, with all its verification, beside curl that only writes the same files.
 
 Publishes a signed bundle of random codes in the shape of a model of 0.8 billion weights (18 decoder blocks of 22 MiB,
-400 MiB in all) behind nginx, and fetches it in turn with ``pull`` and with one curl process, from one server, to one
+400 MiB in all) behind nginx, and fetches it in turn with one curl process and with ``pull``, from one server, to one
 disk. Each side starts from nothing in every round; the page cache is warm. Three figures for ours: the pull itself
-(from the first request until the bundle is visible, durable on the disk and verified), the same with one connection,
-and the whole command with the start of Python. Beside them what bounds every verifying client: SHA-256 alone, and curl
-followed by ``sha256sum``.
+(from the first request until the bundle is visible, verified, and flushed to the disk, which curl does not do), the
+same with one connection, and the whole command with the start of Python. Beside them what bounds every client that
+verifies: SHA-256 alone, and curl followed by ``sha256sum``.
 
-Writes ``results/pull_over_curl.json`` and ``pull.over_curl``: the median over the rounds of the pull's bytes per
-second over curl's in the same round. Takes about two minutes; needs nginx, curl and 1.3 GiB of disk.
+A pair of runs counts where other processes took less than 0.3 of a core meanwhile, for a pull needs both cores; it is
+waited for that, and where it never comes, all pairs count and the result says so.
+
+Writes ``results/pull_over_curl.json`` and ``pull.over_curl``: the median over the pairs of the pull's bytes per second
+over curl's. Takes about two minutes on a quiet machine; needs nginx, curl and 1.3 GiB of disk.
 """
 
 from __future__ import annotations
@@ -27,6 +30,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from recording import record_headlines, write_result
@@ -47,7 +51,8 @@ from shared.bundle.signature import signature_tag
 from shared.bundle.signature_artifact import MAX_SIGNATURE_MANIFEST_BYTES
 from shared.bundle.write import add_manifest, add_tensors
 
-ROUNDS = 7
+PAIRS = 7
+QUIET_CORES = 0.3
 BLOCKS, HIDDEN, MIDDLE, KEYS, VOCABULARY = 18, 2048, 5632, 256, 4000
 CONNECTIONS = 4
 CHUNK_BYTES = 16 * 1024 * 1024
@@ -68,35 +73,70 @@ http {{
 """
 
 
+class Pair(NamedTuple):
+    """Seconds of curl and of another way right after it, and the cores that other processes took meanwhile."""
+
+    curl: float
+    other: float
+    foreign_cores: float
+
+
 def main() -> None:
     """Measure in turn and record the ratios."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--folder", type=Path, help="where to work (default: the system's temporary folder)")
-    parser.add_argument("--rounds", type=int, default=ROUNDS)
+    parser.add_argument("--patience-seconds", type=float, default=300, help="for quiet pairs of each way")
     parser.add_argument("--dry-run", action="store_true", help="print the figures, record nothing")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="zo-curl-", dir=arguments.folder) as name:
         folder = Path(name)
         layout, manifest = publish_large_bundle(folder / "store")
-        with serving_by_nginx(layout, folder) as url:
-            ways = {
-                "curl": lambda: curl(url, manifest, folder / "curl"),
-                "pull": lambda: pull(url, folder / "home", CONNECTIONS),
-                "pull_one_connection": lambda: pull(url, folder / "home", 1),
-                "command": lambda: command(url, folder / "home"),
-                "curl_and_sha256sum": lambda: curl(url, manifest, folder / "curl", verifies=True),
+        home, copy = folder / "home", folder / "curl"
+        with serving_by_nginx(layout, folder) as (url, nginx):
+            ways: dict[str, Callable[[], None]] = {
+                "pull": lambda: pull(url, home, CONNECTIONS),
+                "pull_one_connection": lambda: pull(url, home, 1),
+                "command": lambda: command(url, home),
+                "curl_and_sha256sum": lambda: curl(url, manifest, copy, verifies=True),
             }
-            rounds = measure(ways, arguments.rounds, [folder / "home", folder / "curl"])
-    ratios = {
-        way: round(statistics.median(ours["curl"] / ours[way] for ours in rounds), 3) for way in ways if way != "curl"
-    }
-    rates = {way: [round(manifest.size_bytes / seconds[way] / 1e9, 3) for seconds in rounds] for way in ways}
+            meter = CpuMeter(nginx)
+
+            def pair(way: str) -> Pair:
+                clear(home, copy)
+                begin, before = time.perf_counter(), meter.foreign_seconds()
+                curl(url, manifest, copy)
+                middle = time.perf_counter()
+                clear(home, copy)
+                resumed = time.perf_counter()
+                ways[way]()
+                end = time.perf_counter()
+                foreign = meter.foreign_seconds() - before
+                return Pair(middle - begin, end - resumed, round(foreign / (end - begin), 3))
+
+            for way in ways:
+                pair(way)  # warms the page cache
+            pairs = {
+                way: quiet_pairs(lambda way=way: pair(way), PAIRS if way == "pull" else 3, arguments.patience_seconds)  # type: ignore[misc]
+                for way in ways
+            }
+    ratios = {way: round(statistics.median(two.curl / two.other for two in pairs[way]), 3) for way in ways}
     result = {
         "bundle_bytes": manifest.size_bytes,
         "blobs": len(manifest.blobs),
         "connections": CONNECTIONS,
         "over_curl": ratios,
-        "gigabytes_per_second": rates,
+        "pairs": {
+            way: [
+                {
+                    "curl_gigabytes_per_second": round(manifest.size_bytes / two.curl / 1e9, 3),
+                    "gigabytes_per_second": round(manifest.size_bytes / two.other / 1e9, 3),
+                    "foreign_cores": two.foreign_cores,
+                }
+                for two in found
+            ]
+            for way, found in pairs.items()
+        },
+        "is_quiet": all(two.foreign_cores < QUIET_CORES for found in pairs.values() for two in found),
         "sha256_gigabytes_per_second": round(sha256_rate(), 3),
     }
     if arguments.dry_run:
@@ -107,21 +147,55 @@ def main() -> None:
     print(path.read_text())
 
 
-def measure(ways: dict[str, Callable[[], None]], rounds: int, folders: list[Path]) -> list[dict[str, float]]:
-    """Return the seconds of each way in each round; one more round before them warms the cache."""
-    measured = []
-    for number in range(rounds + 1):
-        seconds = {}
-        names = list(ways)
-        for way in names[number % len(names) :] + names[: number % len(names)]:
-            for folder in folders:
-                shutil.rmtree(folder, ignore_errors=True)
-            os.sync()  # nobody pays for what another one has left to be written
-            begin = time.perf_counter()
-            ways[way]()
-            seconds[way] = time.perf_counter() - begin
-        measured.append(seconds)
-    return measured[1:]
+def quiet_pairs(pair: Callable[[], Pair], count: int, patience_seconds: float) -> list[Pair]:
+    """Return as many pairs from a quiet machine; where those do not come in time, all that were measured."""
+    found: list[Pair] = []
+    end = time.monotonic() + patience_seconds
+    while len(quiet := [two for two in found if two.foreign_cores < QUIET_CORES]) < count:
+        if time.monotonic() > end and len(found) >= count:
+            return found
+        while busy_cores() > QUIET_CORES and time.monotonic() < end:
+            time.sleep(0.2)
+        found.append(pair())
+    return quiet
+
+
+def busy_cores() -> float:
+    """Return how many cores are busy, over a short while."""
+    before, begin = busy_seconds(), time.perf_counter()
+    time.sleep(0.3)
+    return (busy_seconds() - before) / (time.perf_counter() - begin)
+
+
+def busy_seconds() -> float:
+    """Return the seconds that all cores have spent on processes since the machine started."""
+    user, nice, system = (int(word) for word in Path("/proc/stat").read_text().split()[1:4])
+    return (user + nice + system) / os.sysconf("SC_CLK_TCK")
+
+
+class CpuMeter:
+    """Tells apart who keeps the cores busy: this process, its children and nginx, or anybody else."""
+
+    def __init__(self, nginx: int) -> None:
+        workers = Path(f"/proc/{nginx}/task/{nginx}/children").read_text().split()
+        self._stats = [Path(f"/proc/{pid}/stat") for pid in (str(nginx), *workers)]
+
+    def foreign_seconds(self) -> float:
+        """Return the seconds that others have taken, since a moment that stays the same."""
+        ticks = 0
+        for stat in self._stats:
+            fields = stat.read_text().rpartition(")")[2].split()
+            ticks += int(fields[11]) + int(fields[12])
+        own = os.times()
+        ours = own.user + own.system + own.children_user + own.children_system
+        return busy_seconds() - ours - ticks / os.sysconf("SC_CLK_TCK")
+
+
+def clear(*folders: Path) -> None:
+    """Remove what was fetched; nobody pays for what another one has left to be written."""
+    for folder in folders:
+        shutil.rmtree(folder, ignore_errors=True)
+    os.sync()
 
 
 def pull(url: str, home: Path, connections: int) -> None:
@@ -212,8 +286,8 @@ def publish_large_bundle(root: Path) -> tuple[ImageLayout, Manifest]:
 
 
 @contextlib.contextmanager
-def serving_by_nginx(layout: ImageLayout, folder: Path) -> Iterator[str]:
-    """Run nginx over a layout and give its base URL."""
+def serving_by_nginx(layout: ImageLayout, folder: Path) -> Iterator[tuple[str, int]]:
+    """Run nginx over a layout and give its base URL and its process id."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     digest = layout.resolve(f"{NAME}:latest").digest
@@ -233,7 +307,7 @@ def serving_by_nginx(layout: ImageLayout, folder: Path) -> Iterator[str]:
                 if time.monotonic() > end:
                     raise SystemExit("nginx does not answer")
                 time.sleep(0.05)
-            yield f"http://127.0.0.1:{port}"
+            yield f"http://127.0.0.1:{port}", process.pid
         finally:
             process.terminate()
 
