@@ -232,6 +232,8 @@ def _ask_socks(sock: socket.socket, proxy: Proxy, host: str, port: int) -> None:
         _, code, _, kind = _exactly(sock, 4)
         _exactly(sock, {1: 4, 4: 16}.get(kind) or _exactly(sock, 1)[0])
         _exactly(sock, 2)
+    except ValueError as error:  # the name of the server has a form that no name has
+        raise NetworkError("the server sent to an unusable address") from error
     except OSError as error:
         raise proxy_failed(proxy, f"broke the connection: {reason_of(error)}") from error
     if code == 2:

@@ -6,12 +6,15 @@ import contextlib
 import gzip
 import http.server
 import socket
+import socketserver
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from simulated_server import SimulatedServer, serving
 
 from device_client.download.retry import TransientError
@@ -198,3 +201,49 @@ def test_an_unusable_address_is_no_transient_error(transport: HttpTransport) -> 
     with pytest.raises(NetworkError) as caught:
         body_of(transport, "http://exa mple.test:port/")
     assert not isinstance(caught.value, TransientError)
+
+
+@pytest.fixture(scope="module")
+def parrot() -> Iterator[tuple[str, list[bytes]]]:
+    """A server that answers every connection with the one text in the list, and hangs up."""
+    words: list[bytes] = [b""]
+
+    class Parrot(socketserver.BaseRequestHandler):
+        def handle(self) -> None:
+            with contextlib.suppress(OSError):
+                self.request.recv(65536)
+                self.request.sendall(words[0])
+
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Parrot) as listener:
+        thread = threading.Thread(target=listener.serve_forever, kwargs={"poll_interval": 0.02})
+        thread.start()
+        yield f"http://127.0.0.1:{listener.server_address[1]}/", words
+        listener.shutdown()
+        thread.join()
+
+
+HEADS = st.sampled_from([
+    b"HTTP/1.1 200 OK", b"HTTP/1.1 206 Partial", b"HTTP/1.0 200", b"HTTP/9.9 200 OK", b"HTTP/1.1 99999 X",
+])  # fmt: skip
+FIELDS = st.sampled_from([
+    b"Content-Length: 5", b"Content-Length: -5", b"Content-Length: 99999999999999999999", b"Content-Length: x",
+    b"Transfer-Encoding: chunked", b"Connection: close", b": empty", b"X" * 70_000, b"\xff\xfe: \x00", b" folded",
+])  # fmt: skip
+BODIES = st.one_of(
+    st.binary(max_size=30),
+    st.sampled_from([b"5\r\nhello\r\n0\r\n\r\n", b"-5\r\nhello", b"zz\r\n", b"ffffffffffffffffff\r\nx", b"5" * 70_000]),
+)
+
+
+@pytest.mark.attack
+@settings(max_examples=150, deadline=None, derandomize=True)
+@given(head=HEADS, fields=st.lists(FIELDS, max_size=4), body=BODIES, cut=st.integers(0, 200) | st.none())
+def test_whatever_a_server_says_ends_in_bytes_or_in_an_error_of_the_network(
+    parrot: tuple[str, list[bytes]], head: bytes, fields: list[bytes], body: bytes, cut: int | None
+) -> None:
+    url, words = parrot
+    words[0] = (b"\r\n".join([head, *fields, b"", b""]) + body)[:cut]
+    transport = HttpTransport(stall_seconds=5)
+    with contextlib.suppress(NetworkError):
+        assert len(body_of(transport, url)) <= len(words[0])
+    transport.close()
