@@ -48,7 +48,7 @@ def run(arguments: argparse.Namespace, console: Console, settings: Settings) -> 
     make_home(settings)
     stop = threading.Event()
     server = _server(arguments.reference, arguments.server or settings.server)
-    with connect(arguments, server, console, settings, stop=stop, connections=arguments.connections) as registry:
+    with connect(arguments, server, console, settings, stop=stop, max_bytes_per_second=rate) as registry:
         reference = _reference(arguments.reference, registry)
         keys = TrustedKeys(settings.trusted_keys)
         rules = acceptance_rules(
@@ -126,9 +126,14 @@ def _with_listing(reference: BundleReference, registry: Registry) -> NotFound:
     found = f"no bundle {reference}"
     try:
         listing = _listing(registry.bundles(at_most=_SHOWN_BUNDLES))
+        return NotFound(found, needed=f"one of: {listing}", next_step="zo-device list --remote")
     except ZoError:
-        return NotFound(found, next_step="check the name and the tag")
-    return NotFound(found, needed=f"one of: {listing}", next_step="zo-device list --remote")
+        pass
+    try:
+        tags = ", ".join(f"{reference.name}:{tag}" for tag in registry.tags(reference.name)[:_SHOWN_BUNDLES])
+    except ZoError:
+        tags = ""
+    return NotFound(found, needed=f"one of: {tags}" if tags else "", next_step="check the name and the tag")
 
 
 def _listing(offered: BundleList) -> str:

@@ -20,10 +20,10 @@ from typing import TYPE_CHECKING
 
 from device_client.download.partial import PartialBlob, Piece
 from device_client.download.rate_limit import RateLimit
-from device_client.download.registry import MAX_DAMAGED, Registry
+from device_client.download.registry import MAX_DAMAGED, Registry, missing
 from device_client.download.retry import TransientError
 from shared.bundle.layout import ImageLayout
-from shared.errors import BlobMissing, BlobTruncated, DigestMismatch, NotFound
+from shared.errors import BlobTruncated, DigestMismatch, NotFound
 
 if TYPE_CHECKING:
     from device_client.download.transport import Response
@@ -147,7 +147,7 @@ class Fetch:
             except _RangeIgnored:
                 self._fetch_whole(partial)
             except TransientError as error:
-                attempts.wait_after(error, has_progressed=arriving.position > before)
+                attempts.wait_after(error, gained_bytes=arriving.position - before)
 
     def _receive(self, partial: PartialBlob, arriving: _Arriving) -> None:
         """Receive the rest of a piece."""
@@ -167,20 +167,22 @@ class Fetch:
 
     def _fetch_whole(self, partial: PartialBlob) -> None:
         """Take all missing pieces from one body; the first connection does it, the others wait for it."""
+        partial.distrust_memory()
         with partial.whole_lock:
             attempts = self._registry.attempts()
-            while missing := partial.missing:
+            while wanted := partial.missing:
                 try:
                     self._receive_whole(partial)
                 except TransientError as error:
-                    attempts.wait_after(error, has_progressed=len(partial.missing) < len(missing))
+                    gained = sum(piece.size for piece in wanted) - sum(piece.size for piece in partial.missing)
+                    attempts.wait_after(error, gained_bytes=gained)
 
     def _receive_whole(self, partial: PartialBlob) -> None:
         with self._open(partial, {}) as answer:
             _check_length(answer, partial)
             if answer.status != 200:
                 raise TransientError(f"status {answer.status} to a request for the whole blob")
-            missing, rest, blocks = set(partial.missing), b"", self._blocks(answer)
+            wanted, rest, blocks = set(partial.missing), b"", self._blocks(answer)
             for piece in partial.pieces:
                 arriving = _Arriving(piece)
                 while arriving.position < piece.end:
@@ -188,11 +190,11 @@ class Fetch:
                     if not rest:
                         raise TransientError(f"the connection ended at byte {arriving.position}")
                     taken, rest = rest[: piece.end - arriving.position], rest[piece.end - arriving.position :]
-                    if piece in missing:
+                    if piece in wanted:
                         self._take(partial, arriving, taken)
                     else:
                         arriving.position += len(taken)
-                if piece in missing:
+                if piece in wanted:
                     self._settle(partial, arriving)
 
     @contextmanager
@@ -203,11 +205,7 @@ class Fetch:
             with self._registry.open(self._registry.blob_url(self._name, partial.blob.digest), headers) as answer:
                 yield answer
         except NotFound as error:
-            raise BlobMissing(
-                f"the server has no {partial.blob.title} ({partial.blob.digest})",
-                needed="every blob that the manifest names",
-                next_step="tell the server's operator",
-            ) from error
+            raise missing(partial.blob) from error
 
     def _blocks(self, answer: Response) -> Iterator[bytes]:
         for data in answer.body:
@@ -228,7 +226,7 @@ class Fetch:
         """Record a piece that arrived whole, or begin it again where it arrived damaged."""
         piece, title = arriving.piece, partial.blob.title
         if arriving.is_intact:
-            if partial.complete(piece):
+            if partial.complete(piece, arriving.hasher):
                 partial.finish(self._layout)
             return
         arriving.restart()

@@ -6,6 +6,9 @@
 A journal line is appended and flushed after the piece's bytes were flushed, so a line that can be read is true unless
 the disk or somebody changed the bytes since; therefore what the journal claims is hashed again before it is believed.
 A torn last line matches no piece. Nothing here deletes bytes.
+
+The blob's own digest is that of its pieces one after the other, so the hash of the first piece is where the hash of the
+blob begins: only what follows the first piece is read and hashed a second time.
 """
 
 from __future__ import annotations
@@ -22,7 +25,7 @@ from shared.bundle.config import BundleConfig
 from shared.bundle.layout import ImageLayout
 from shared.bundle.manifest import Descriptor
 from shared.byte_sizes import format_bytes
-from shared.durable_files import disk_errors, free_bytes, sync_directory
+from shared.durable_files import disk_errors, free_bytes
 from shared.errors import DiskError
 
 _READ_BYTES = 1024 * 1024
@@ -92,6 +95,8 @@ class PartialBlob:
         self._lock = threading.Lock()
         self._missing = dict.fromkeys(self.pieces)
         self._file = self._journal = -1
+        self._first: hashlib._Hash | None = None
+        self._has_two_writers = False
 
     @property
     def missing(self) -> list[Piece]:
@@ -123,13 +128,16 @@ class PartialBlob:
                 os.ftruncate(self._file, self.blob.size)
             if self.blob.size:
                 disk.reserve(self._file, self.blob.size)
-            sync_directory(self.path.parent)
             claimed = set(self.journal_path.read_bytes().splitlines(keepends=True))
             if claimed and not self._ends_with_line_feed():
                 os.write(self._journal, b"\n")
         intact = [piece for piece in self.pieces if _line(piece) in claimed and self._is_intact(piece)]
         for piece in intact:
             del self._missing[piece]
+
+    def distrust_memory(self) -> None:
+        """Hash the whole blob from the disk in the end: from now on several connections may write one piece."""
+        self._has_two_writers = True
 
     def write(self, piece: Piece, data: bytes, offset: int) -> None:
         """Put bytes of a piece at their place, unless it was verified meanwhile: then they could only do harm.
@@ -143,29 +151,45 @@ class PartialBlob:
                 written = os.pwrite(self._file, view, offset)
                 view, offset = view[written:], offset + written
 
-    def complete(self, piece: Piece) -> bool:
-        """Record a piece whose bytes were verified; return whether it was the last one missing, which is true once."""
+    def complete(self, piece: Piece, hasher: hashlib._Hash) -> bool:
+        """Record a piece whose bytes were verified; return whether it was the last one missing, which is true once.
+
+        Args:
+            piece: The piece.
+            hasher: Has hashed its bytes.
+        """
         with disk_errors(self.path):
             os.fdatasync(self._file)
             with self._lock:
                 if piece not in self._missing:
                     return False
                 os.write(self._journal, _line(piece))
-                os.fdatasync(self._journal)
                 del self._missing[piece]
-                return not self._missing
+                if piece.begin == 0:
+                    self._first = hasher
+                is_last = not self._missing
+            if not is_last:  # else the blob is about to have its name, which says the same
+                os.fdatasync(self._journal)
+            return is_last
 
     def finish(self, layout: ImageLayout) -> None:
-        """Move the complete blob into the store under its name, after hashing it as a whole.
+        """Move the complete blob into the store under its name, once it has the digest that is its name.
+
+        The move is durable after ``settle``.
 
         Raises:
             DigestMismatch: The whole has another digest than its name; it stays where it is.
             DiskError: The store cannot be written.
         """
-        layout.add_file(self.path, self.blob.media_type, expected=self.blob.digest)
         with disk_errors(self.path):
-            sync_directory(layout.blobs)
-            self.journal_path.unlink(missing_ok=True)
+            digest = f"sha256:{self._hash_whole().hexdigest()}"
+        layout.adopt_file(self.path, self.blob.media_type, digest=digest, expected=self.blob.digest)
+
+    def settle(self) -> None:
+        """Forget the journal of a blob that is in the store, durably."""
+        if not self.path.exists():
+            with disk_errors(self.journal_path):
+                self.journal_path.unlink(missing_ok=True)
 
     def close(self) -> None:
         """Close the files."""
@@ -178,14 +202,31 @@ class PartialBlob:
         return os.pread(self._journal, 1, os.fstat(self._journal).st_size - 1) == b"\n"
 
     def _is_intact(self, piece: Piece) -> bool:
-        hasher, position = hashlib.sha256(), piece.begin
-        while position < piece.end:
-            data = os.pread(self._file, min(_READ_BYTES, piece.end - position), position)
+        hasher = hashlib.sha256()
+        is_long_enough = self._hash(hasher, piece.begin, piece.end)
+        if not is_long_enough or f"sha256:{hasher.hexdigest()}" != piece.digest:
+            return False
+        if piece.begin == 0:
+            self._first = hasher
+        return True
+
+    def _hash_whole(self) -> hashlib._Hash:
+        if self._first is None or self._has_two_writers:
+            hasher, position = hashlib.sha256(), 0
+        else:
+            hasher, position = self._first.copy(), self.pieces[0].end
+        self._hash(hasher, position, self.blob.size)
+        return hasher
+
+    def _hash(self, hasher: hashlib._Hash, begin: int, end: int) -> bool:
+        """Hash bytes of the file; return whether there are as many."""
+        while begin < end:
+            data = os.pread(self._file, min(_READ_BYTES, end - begin), begin)
             if not data:
                 return False
             hasher.update(data)
-            position += len(data)
-        return f"sha256:{hasher.hexdigest()}" == piece.digest
+            begin += len(data)
+        return True
 
 
 def check_room(needed_bytes: int, folder: Path, disk: Disk) -> None:

@@ -30,6 +30,7 @@ from device_client.download.rate_limit import RateLimit
 from device_client.download.reference import BundleReference
 from device_client.download.registry import Registry
 from device_client.download.retry import interruptible_sleep
+from device_client.download.signatures import find_documents, keep_signature
 from device_client.download.trusted_bundle import AcceptanceRules, AcceptedSignature
 from device_client.download.trusted_keys import TrustedKeys
 from shared.bundle.config import BundleConfig
@@ -37,17 +38,11 @@ from shared.bundle.digest import digest_of_bytes, digest_of_file
 from shared.bundle.layout import ImageLayout, manifest_descriptor
 from shared.bundle.manifest import MAX_MANIFEST_BYTES, Descriptor, Manifest
 from shared.bundle.read import read_bundle
-from shared.bundle.signature import publish_signature, signature_tag
-from shared.bundle.signature_artifact import (
-    MAX_SIGNATURE_MANIFEST_BYTES,
-    SignatureDocuments,
-    collect_documents,
-    documents_beside,
-    publish_statements,
-    verified_statements,
-)
+from shared.bundle.signature import signature_tag
+from shared.bundle.signature_artifact import SignatureDocuments
 from shared.bundle.statement import ReleaseStatement
-from shared.errors import Conflict, IntegrityError, NotFound
+from shared.durable_files import sync_directory
+from shared.errors import Conflict
 from shared.file_lock import exclusive
 
 
@@ -235,7 +230,7 @@ def admit(
         may_replace = rules.required is not None or bool(signature.path)
         keys.pin(rules.source, signature.publisher, may_replace=may_replace, command=rules.command)
         name = reference.rpartition(":")[0]
-        changes[f"{name}:{signature_tag(manifest.digest)}"] = _keep_signature(layout, name, manifest, signature)
+        changes[f"{name}:{signature_tag(manifest.digest)}"] = keep_signature(layout, name, manifest, signature)
     if any(not _names(layout, name, named.digest) for name, named in changes.items() if named):
         layout.update(changes)
 
@@ -267,31 +262,11 @@ def _accept(reference: BundleReference, rules: AcceptanceRules, registry: Regist
     data = registry.manifest(reference.name, reference.remote, max_bytes=MAX_MANIFEST_BYTES)
     manifest = rules.accept_manifest(data)
     digest = digest_of_bytes(data)
-    signature = accept_signature(_documents(reference, digest, rules, registry), digest, rules, keys)
+    signature = accept_signature(
+        find_documents(reference, registry, digest, tag=None if rules.digest else rules.tag), digest, rules, keys
+    )
     config = registry.small_blob(reference.name, manifest.config)
     return Accepted(data, manifest, signature, config, rules.accept_config(config, manifest))
-
-
-def _documents(
-    reference: BundleReference, digest: str, rules: AcceptanceRules, registry: Registry
-) -> SignatureDocuments | None:
-    try:
-        data = registry.manifest(reference.name, signature_tag(digest), max_bytes=MAX_SIGNATURE_MANIFEST_BYTES)
-    except NotFound:
-        return None
-    tag = None if rules.digest else rules.tag
-    return collect_documents(data, lambda blob: registry.small_blob(reference.name, blob), tag=tag)
-
-
-def _keep_signature(layout: ImageLayout, name: str, manifest: Descriptor, signature: AcceptedSignature) -> Descriptor:
-    """Store what was accepted, with what the store already has of other tags of the same bundle."""
-    if signature.old_signature is not None:
-        return publish_signature(layout, manifest, signature.old_signature)
-    try:
-        known = verified_statements(documents_beside(layout, name, manifest.digest))
-    except (IntegrityError, NotFound):  # damaged in the store: what has just arrived takes its place
-        known = verified_statements(None)
-    return publish_statements(layout, manifest, known.joined(signature.statements))
 
 
 def _missing_blobs(accepted: Accepted, layout: ImageLayout, console: Console) -> list[PartialBlob]:
@@ -327,6 +302,7 @@ def _fetch(
         for partial in partials:
             opened.callback(partial.close)
             partial.open(options.disk)
+        sync_directory(partial_folder(layout))
         bar.update(total - sum(piece.size for partial in partials for piece in partial.missing))
         fetch = Fetch(
             registry,
@@ -337,7 +313,12 @@ def _fetch(
             notify=console.warn,
             stop=options.stop,
         )
-        fetch.all(partials, connections=options.connections)
+        try:
+            fetch.all(partials, connections=options.connections)
+        finally:
+            sync_directory(layout.blobs)
+            for partial in partials:
+                partial.settle()
     return fetch.received_bytes
 
 

@@ -14,17 +14,29 @@ from dataclasses import dataclass
 
 from shared.errors import NetworkError
 
+LEAST_BYTES = 1024
+"""A connection that brings fewer bytes in the time that one may stay silent is as good as silent."""
+
 
 class TransientError(NetworkError):
     """A failure that may be gone at the next attempt.
 
     Attributes:
         retry_after_seconds: How long the server asked to wait, or None.
+        is_stall: Whether the connection brought next to nothing for too long.
     """
 
-    def __init__(self, found: str, *, retry_after_seconds: float | None = None) -> None:
-        super().__init__(found)
-        self.retry_after_seconds = retry_after_seconds
+    def __init__(
+        self,
+        found: str,
+        *,
+        needed: str = "a connection to the server",
+        next_step: str = "run the same command again later; what was fetched is kept",
+        retry_after_seconds: float | None = None,
+        is_stall: bool = False,
+    ) -> None:
+        super().__init__(found, needed=needed, next_step=next_step)
+        self.retry_after_seconds, self.is_stall = retry_after_seconds, is_stall
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,12 +69,17 @@ class Attempts:
         self._policy, self._sleep, self._notify = policy, sleep, notify
         self._failures = 0
 
-    def wait_after(self, error: TransientError, *, has_progressed: bool = False) -> None:
+    def wait_after(self, error: TransientError, *, gained_bytes: int = 0) -> None:
         """Wait before the next attempt.
+
+        Args:
+            error: Why the last one failed.
+            gained_bytes: What it brought all the same; of one that stalled less than 1 KiB counts as nothing.
 
         Raises:
             NetworkError: There were too many failures in vain, or the server asks to wait too long.
         """
+        has_progressed = gained_bytes >= (LEAST_BYTES if error.is_stall else 1)
         self._failures = 1 if has_progressed else self._failures + 1
         asked = error.retry_after_seconds
         if self._failures > self._policy.retries:
@@ -102,8 +119,4 @@ def interruptible_sleep(stop: threading.Event) -> Callable[[float], None]:
 
 
 def _gives_up(error: TransientError, why: str) -> NetworkError:
-    return NetworkError(
-        f"{error.found} ({why})",
-        needed="a connection to the server",
-        next_step="run the same command again later; what was fetched is kept",
-    )
+    return NetworkError(f"{error.found} ({why})", needed=error.needed, next_step=error.next_step)

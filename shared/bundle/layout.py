@@ -98,13 +98,27 @@ class ImageLayout:
             DigestMismatch: The file has another digest; it is left where it was.
             DiskError: The disk is full or not writable.
         """
-        digest = digest_of_file(source)
+        with disk_errors(source), source.open("rb") as file:
+            os.fsync(file.fileno())
+        return self.adopt_file(source, media_type, digest=digest_of_file(source), expected=expected)
+
+    def adopt_file(self, source: Path, media_type: str, *, digest: str, expected: str | None = None) -> Descriptor:
+        """Move a finished file, which its writer has flushed and hashed, into the store and return its descriptor.
+
+        Args:
+            source: The file, best on the same file system; it is gone afterwards.
+            media_type: Its media type.
+            digest: The digest of its bytes.
+            expected: The digest it must have, or None.
+
+        Raises:
+            DigestMismatch: The file has another digest than expected; it is left where it was.
+            DiskError: The disk is full or not writable.
+        """
         if expected is not None and digest != expected:
             raise DigestMismatch(f"{source.name} has {digest}", needed=expected)
         size, path = source.stat().st_size, self.blob_path(digest)
         with disk_errors(path):
-            with source.open("rb") as file:
-                os.fsync(file.fileno())
             shutil.move(source, path)
         return Descriptor(media_type=media_type, digest=digest, size=size)
 

@@ -10,7 +10,7 @@ Counts and lengths are bounded before anything is fetched. What the envelopes sa
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from shared.bundle.dsse import ENVELOPE_MEDIA_TYPE, MAX_ENVELOPE_BYTES
@@ -22,6 +22,9 @@ from shared.errors import InvalidManifest, LimitExceeded, SignatureInvalid
 
 TAG_ANNOTATION = "dev.zo-device.release.tag"
 """Of a layer: the tag whose release statement it holds. A layer without it holds a key rotation."""
+
+ARTIFACT_TYPES = (RELEASE_TYPE, SIGNATURE_ARTIFACT_TYPE)
+"""What an artifact beside a bundle can be; others are somebody else's."""
 
 MAX_RELEASES = 100
 MAX_ROTATIONS = 16
@@ -112,6 +115,17 @@ def collect_documents(
     for layer in manifest.layers:
         _check_length(layer, MAX_ENVELOPE_BYTES)
     return SignatureDocuments(None, tuple(map(fetch, releases)), tuple(map(fetch, rotations)))
+
+
+def joined(documents: Sequence[SignatureDocuments]) -> SignatureDocuments:
+    """Return the documents of several artifacts beside one bundle; an older signature counts where no releases are."""
+    releases = tuple(release for found in documents for release in found.releases)
+    old = next((found.old_signature for found in documents if found.old_signature is not None), None)
+    return SignatureDocuments(
+        None if releases else old,
+        releases,
+        tuple(rotation for found in documents for rotation in found.rotations),
+    )
 
 
 def documents_beside(layout: ImageLayout, name: str, digest: str) -> SignatureDocuments | None:

@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from shelf import KEY
@@ -38,21 +38,26 @@ def serving_shelf(folder: Path) -> Iterator[Served]:
 
 
 @contextlib.contextmanager
-def running_registry(folder: Path, cache_of: Served | None = None) -> Iterator[str]:
-    """Run an empty docker-registry with its files and configuration in ``folder``, and give its host and port.
+def running_registry(
+    folder: Path, cache_of: Served | None = None, *, auth: dict[str, Any] | None = None, same_files: Path | None = None
+) -> Iterator[str]:
+    """Run a docker-registry with its files and configuration in ``folder``, and give its host and port.
 
     Args:
         folder: Does not exist yet.
         cache_of: Where it fetches what it is asked for and lacks; it is then read-only.
+        auth: Its configuration of who may come; None lets everybody in.
+        same_files: The folder of another registry whose files it serves; None begins empty.
     """
     folder.mkdir()
     remote = {"remoteurl": f"http://{cache_of.host}", "username": "any", "password": cache_of.key} if cache_of else {}
     config = {
         "version": 0.1,
         "log": {"level": "info", "accesslog": {"disabled": True}},
-        "storage": {"filesystem": {"rootdirectory": str(folder / "registry")}},
+        "storage": {"filesystem": {"rootdirectory": str((same_files or folder) / "registry")}},
         "http": {"addr": "127.0.0.1:0"},
         "proxy": remote,
+        "auth": auth or {},
     }
     (folder / "config.yml").write_text(json.dumps(config))  # JSON is YAML
     with _running(["docker-registry", "serve", str(folder / "config.yml")], folder / "log.txt") as log:

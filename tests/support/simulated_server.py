@@ -7,6 +7,7 @@ that tests can count bytes and look at headers.
 from __future__ import annotations
 
 import re
+import ssl
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -159,7 +160,9 @@ class SimulatedServer:
             data = self.layout.blob_path(digest).read_bytes()
         except (NotFound, InvalidDigest, FileNotFoundError):
             return Answer(404)
-        if request.span is None or self.ignores_range or kind == "manifests":
+        if kind == "manifests":
+            return replace(self._whole(data), headers={"Docker-Content-Digest": digest})
+        if request.span is None or self.ignores_range:
             return self._whole(data)
         begin, last = request.span
         if begin >= len(data):
@@ -240,11 +243,12 @@ def _body(answer: Answer) -> Iterator[bytes]:
 
 
 @contextmanager
-def serving(server: SimulatedServer) -> Iterator[str]:
+def serving(server: SimulatedServer, *, tls: ssl.SSLContext | None = None) -> Iterator[str]:
     """Speak real HTTP on 127.0.0.1, also as a proxy for any host, and give the base URL."""
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
+        disable_nagle_algorithm = True
 
         def do_GET(self) -> None:
             origin = "" if self.path.startswith("http://") else f"http://{self.headers['Host']}"
@@ -265,10 +269,12 @@ def serving(server: SimulatedServer) -> Iterator[str]:
 
     listener = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     listener.daemon_threads = True
+    if tls is not None:
+        listener.socket = tls.wrap_socket(listener.socket, server_side=True)
     thread = threading.Thread(target=listener.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
     thread.start()
     try:
-        yield f"http://127.0.0.1:{listener.server_address[1]}"
+        yield f"{'https' if tls else 'http'}://127.0.0.1:{listener.server_address[1]}"
     finally:
         listener.shutdown()
         listener.server_close()

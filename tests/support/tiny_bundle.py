@@ -68,9 +68,11 @@ def byte_tokenizer_json() -> str:
     return tokenizer.to_str()
 
 
-def make_tiny_bundle(root: Path, *, reference: str = "tiny:latest", chunk_bytes: int = 4096) -> TinyBundle:
+def make_tiny_bundle(
+    root: Path, *, reference: str = "tiny:latest", chunk_bytes: int = 4096, seed: int = 0
+) -> TinyBundle:
     """Publish the tiny bundle under ``root``: per-row codebooks of 16 values, 8 random sensitive weights a tensor."""
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator().manual_seed(seed)
     hidden, middle, kv = 32, 44, 16
     linears = {
         "self_attn.q_proj": (hidden, hidden),

@@ -26,7 +26,7 @@ def test_progress_starts_the_count_anew() -> None:
     waits: list[float] = []
     attempts = Attempts(RetryPolicy(retries=1, first_delay_seconds=1), waits.append, lambda _: None)
     for _ in range(20):
-        attempts.wait_after(TransientError("cut"), has_progressed=True)
+        attempts.wait_after(TransientError("cut"), gained_bytes=1)
     assert waits == [1] * 20
 
 

@@ -31,7 +31,7 @@ def opened(folder: Path) -> PartialBlob:
 def put(partial: PartialBlob, index: int) -> bool:
     piece = PIECES[index]
     partial.write(piece, DATA[piece.begin : piece.end], piece.begin)
-    return partial.complete(piece)
+    return partial.complete(piece, hashlib.sha256(DATA[piece.begin : piece.end]))
 
 
 @settings(deadline=None, max_examples=40)
@@ -84,7 +84,10 @@ def test_the_last_piece_says_so_and_finishing_moves_the_blob_into_the_store(tmp_
     layout = ImageLayout.create(tmp_path / "store")
     partial = opened(tmp_path)
     assert [put(partial, index) for index in range(8)] == [False] * 7 + [True]
+    partial.settle()
+    assert partial.journal_path.exists()
     partial.finish(layout)
+    partial.settle()
     assert layout.read_blob(BLOB.digest, max_bytes=1000) == DATA
     assert not partial.path.exists()
     assert not partial.journal_path.exists()
@@ -119,6 +122,43 @@ def test_a_whole_that_contradicts_its_name_is_not_moved_and_not_deleted(tmp_path
         partial.finish(layout)
     assert not layout.has_blob(BLOB.digest)
     assert partial.path.read_bytes() == bytes(1000)
+
+
+@pytest.mark.parametrize("is_resumed", [False, True])
+def test_a_chunk_table_that_contradicts_the_name_of_the_blob_is_noticed_in_the_end(
+    tmp_path: Path, *, is_resumed: bool
+) -> None:
+    """The hash of the blob goes on from that of the first piece, which arrived now or was found on the disk."""
+    layout = ImageLayout.create(tmp_path / "store")
+    other = DATA[:900] + bytes(100)
+    pieces = [Piece(b, b + 500, digest_of_bytes(other[b : b + 500])) for b in (0, 500)]
+    partial = PartialBlob(tmp_path, BLOB, pieces)
+    partial.open(Disk())
+    for piece in pieces:
+        if is_resumed and piece.begin:
+            partial.close()
+            partial = PartialBlob(tmp_path, BLOB, pieces)
+            partial.open(Disk())
+        data = other[piece.begin : piece.end]
+        partial.write(piece, data, piece.begin)
+        partial.complete(piece, hashlib.sha256(data))
+    with pytest.raises(DigestMismatch, match=digest_of_bytes(other)):
+        partial.finish(layout)
+    assert not layout.has_blob(BLOB.digest)
+
+
+def test_where_two_connections_may_have_written_a_piece_the_disk_alone_is_believed(tmp_path: Path) -> None:
+    layout = ImageLayout.create(tmp_path / "store")
+    partial = opened(tmp_path)
+    partial.distrust_memory()
+    partial.write(PIECES[0], b"damaged", 0)
+    for piece in PIECES:
+        if piece.begin:
+            partial.write(piece, DATA[piece.begin : piece.end], piece.begin)
+        partial.complete(piece, hashlib.sha256(DATA[piece.begin : piece.end]))
+    with pytest.raises(DigestMismatch):
+        partial.finish(layout)
+    assert not layout.has_blob(BLOB.digest)
 
 
 def test_pieces_of_another_chunk_length_are_not_believed(tmp_path: Path) -> None:
