@@ -21,11 +21,13 @@ LLAMA_2 = (
     "{% if (m['role'] == 'user') != (loop.index0 % 2 == 0) %}{{ raise_exception('roles must alternate') }}{% endif %}"
     "{% if loop.index0 == 0 and s %}{% set c = '<<SYS>>\n' + s + '\n<</SYS>>\n\n' + m['content'] %}{% else %}"
     "{% set c = m['content'] %}{% endif %}{% if m['role'] == 'user' %}"
-    "{{ bos_token + '[INST] ' + c.strip() + ' [/INST]' }}{% else %}{{ ' ' + c.strip() + ' ' + eos_token }}{% endif %}{% endfor %}"
+    "{{ bos_token + '[INST] ' + c.strip() + ' [/INST]' }}{% else %}"
+    "{{ ' ' + c.strip() + ' ' + eos_token }}{% endif %}{% endfor %}"
 )
 LLAMA_3 = (
     "{% for m in messages %}{% set c = '<|start_header_id|>' + m['role'] + '<|end_header_id|>\n\n' "
-    "+ m['content'] | trim + '<|eot_id|>' %}{% if loop.index0 == 0 %}{% set c = bos_token + c %}{% endif %}{{ c }}{% endfor %}"
+    "+ m['content'] | trim + '<|eot_id|>' %}"
+    "{% if loop.index0 == 0 %}{% set c = bos_token + c %}{% endif %}{{ c }}{% endfor %}"
     "{% if add_generation_prompt %}<|start_header_id|>assistant<|end_header_id|>\n\n{% endif %}"
 )
 ZEPHYR = (
