@@ -19,31 +19,14 @@ from device_client.export.model_card import model_card
 from device_client.export.subject import Subject, TunedRun
 from device_client.export.weights import low_rank_factors, values_by_weight
 from device_client.planning.methods import LowRankFactors, PrefixStates
-from shared.errors import InvalidRequest
 
 DELTA_NAME = "delta.safetensors"
 FORMAT = "zo-device delta 1"
 
 
-def tuned_run_of(subject: Subject, form: str) -> TunedRun:
-    """Return the run of a subject.
-
-    Raises:
-        InvalidRequest: It is a bundle that nobody tuned.
-    """
-    if subject.tuned is None:
-        raise InvalidRequest(
-            f"--to {form} with the bundle {subject.reference}",
-            needed="a run: a bundle has no values of its own to take elsewhere",
-            next_step="name a run (zo-device runs), or export the bundle with --to hf",
-            param="to",
-        )
-    return subject.tuned
-
-
 def write_delta(folder: Path, subject: Subject) -> None:
     """Write ``delta.safetensors`` and README.md into an empty folder."""
-    tuned = tuned_run_of(subject, "delta")
+    tuned = subject.needed_run()
     method = tuned.part.method
     metadata = {
         "format": FORMAT,

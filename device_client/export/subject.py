@@ -65,6 +65,20 @@ class Subject:
             return self.tuned.directory.name
         return self.reference.rpartition(":")[0].rpartition("/")[2]
 
+    def needed_run(self) -> TunedRun:
+        """Return the run.
+
+        Raises:
+            InvalidRequest: It is a bundle that nobody tuned.
+        """
+        if self.tuned is None:
+            raise InvalidRequest(
+                f"the bundle {self.reference}, which nobody tuned",
+                needed="a run: a bundle has no values of its own to take elsewhere",
+                next_step="name a run (zo-device runs), or export the bundle with --to hf",
+            )
+        return self.tuned
+
 
 def find_subject(settings: Settings, name: str) -> Subject:
     """Return what a name means.
