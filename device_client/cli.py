@@ -33,6 +33,8 @@ COMMAND_MODULES = (
     "runs",
     "export",
     "import_bundle",
+    "share",
+    "apply",
     "rm",
     "prune",
 )

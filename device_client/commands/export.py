@@ -166,9 +166,9 @@ def _say_how_to_create(template: OllamaTemplate, subject: Subject, folder: Path,
 def _write_delta(
     subject: Subject, arguments: argparse.Namespace, console: Console, _settings: Settings
 ) -> dict[str, Any]:
-    from device_client.export.delta import tuned_run_of, write_delta
+    from device_client.export.delta import write_delta
 
-    count = tuned_run_of(subject, "delta").part.value_count
+    count = subject.needed_run().part.value_count
     with whole_folder(arguments.folder, 4 * count + _SMALL_FILES_BYTES, mode=_mode(subject)) as folder:
         write_delta(folder, subject)
         size_bytes = _size_of(folder)
