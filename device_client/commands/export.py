@@ -1,7 +1,7 @@
 """``zo-device export``: take a bundle, or a run's tuned model, elsewhere.
 
 --to bundle   a copy of the bundle and what its publisher signed, for ``zo-device import`` on another machine
---to hf       a 16-bit checkpoint that plain transformers loads; compared with the run before it is called done
+--to hf       a checkpoint of decoded weights that plain transformers loads; compared with the run before it is called done
 --to gguf     a file for llama.cpp and what is built on it
 --to ollama   that file and a Modelfile for ``ollama create``
 --to delta    the tuned values alone, in float32
@@ -40,13 +40,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--to", choices=FORMS,
-        help="bundle: a copy for zo-device import (of a bundle, the default). hf: a 16-bit checkpoint for "
+        help="bundle: a copy for zo-device import (of a bundle, the default). hf: a checkpoint for "
         "transformers. gguf: a file for llama.cpp. ollama: "
         "that file and a Modelfile. delta: a run's values alone",
     )  # fmt: skip
     parser.add_argument(
-        "--dtype", choices=("float16", "bfloat16"), default="float16",
-        help="of hf: float16 loses least, bfloat16 has the range of float32 (default: %(default)s)",
+        "--dtype", choices=("float16", "bfloat16", "float32"), default="float16",
+        help="of hf: float16 loses least, bfloat16 has the range of float32, "
+        "float32 loses nothing and takes twice the space (default: %(default)s)",
     )  # fmt: skip
     parser.add_argument(
         "--outtype", choices=("f16", "q8_0"), default="f16",

@@ -1,11 +1,11 @@
 """An exported folder that plain transformers loads: ``AutoModelForCausalLM.from_pretrained(FOLDER)``.
 
     config.json · generation_config.json · tokenizer.json · tokenizer_config.json · chat_template.jinja
-    model.safetensors          the decoded weights, with the run's values in their places, rounded once to 16 bits
+    model.safetensors          the decoded weights, with the run's values in their places, rounded once
     README.md                  the model card
 
-float16 loses least: codebooks and dense parameters are float16 to begin with, and it has three bits more than bfloat16.
-Costs a few megabytes of memory and two bytes of disk for a weight.
+float16 loses least: codebooks and dense parameters are float16 to begin with, and it has three bits more than bfloat16. In float32 nothing is lost.
+Costs a few megabytes of memory, and of the disk two or four bytes for a weight.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class HuggingFaceFolder:
 
     Args:
         subject: What is exported.
-        dtype_name: ``float16`` or ``bfloat16``.
+        dtype_name: ``float16``, ``bfloat16`` or ``float32``.
 
     Raises:
         UnsupportedModel: What the run tuned cannot be written as weights.
@@ -42,7 +42,7 @@ class HuggingFaceFolder:
     @property
     def weight_bytes(self) -> int:
         """Bytes of all weights."""
-        return checkpoint_bytes(self._weights)
+        return checkpoint_bytes(self._weights, self._dtype_name)
 
     @property
     def size_bytes(self) -> int:
@@ -63,6 +63,6 @@ class HuggingFaceFolder:
         family = family_of(config.architecture, allow_untested=True)
         for name, content in self._documents.items():
             (folder / name).write_bytes(content)
-        card = model_card(self._subject, f"16-bit weights ({self._dtype_name}) for transformers")
+        card = model_card(self._subject, f"Decoded weights ({self._dtype_name}) for transformers")
         (folder / "README.md").write_text(card, encoding="utf-8")
         write_weight_files(folder, self._weights, config, family, self._dtype_name, advance)

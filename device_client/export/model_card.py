@@ -26,7 +26,7 @@ def model_card(subject: Subject, form: str) -> str:
 
     Args:
         subject: What was exported.
-        form: What of it lies in the folder, for example ``16-bit weights (float16)``.
+        form: What of it lies in the folder, for example ``Decoded weights (float16)``.
     """
     config = subject.bundle.config
     parts = [

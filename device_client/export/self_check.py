@@ -1,7 +1,7 @@
 """Compares an exported folder with the run that it was made from: plain transformers' logits against the device's own.
 
 The folder is read as a stranger would read it: config.json, the class that transformers lists for it, tokenizer.json,
-the weight files. Its weights are widened to float32, so that what differs is what rounding them to 16 bits has cost.
+the weight files. Its weights are widened to float32, so that what differs is what rounding them has cost.
 Each module's weights are read when it computes and dropped after it, so that a model of any size takes the memory of
 its largest weight; the run's own model takes what it takes to generate.
 Costs two forward passes over a short text.

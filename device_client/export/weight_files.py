@@ -1,6 +1,6 @@
 """Writes decoded weights as the safetensors files of a Hugging Face folder, a few megabytes at a time.
 
-Each weight is rounded once to 16 bits. Costs a piece of a weight; of a family whose checkpoints hold weights the other
+Each weight is rounded once to 16 bits, or kept in float32. Costs a piece of a weight; of a family whose checkpoints hold weights the other
 way round, one weight.
 """
 
@@ -21,7 +21,11 @@ from shared.checkpoint_files import INDEX_NAME, shard_header, shards
 from shared.errors import UnsupportedModel
 from shared.model_families import ModelFamily
 
-DTYPES = {"float16": (torch.float16, "F16"), "bfloat16": (torch.bfloat16, "BF16")}
+DTYPES = {
+    "float16": (torch.float16, "F16"),
+    "bfloat16": (torch.bfloat16, "BF16"),
+    "float32": (torch.float32, "F32"),
+}
 _FILE_BYTES = 4 << 30
 
 
@@ -33,10 +37,7 @@ class _Written:
     dtype: str
     shape: tuple[int, ...]
     is_transposed: bool
-
-    @property
-    def size(self) -> int:
-        return 2 * prod(self.shape)
+    size: int
 
 
 def stored_names(family: ModelFamily, parameters: list[str]) -> dict[str, str]:
@@ -45,9 +46,9 @@ def stored_names(family: ModelFamily, parameters: list[str]) -> dict[str, str]:
     return {name: stored.get(name, name) for name in parameters}
 
 
-def checkpoint_bytes(weights: DecodedWeights) -> int:
+def checkpoint_bytes(weights: DecodedWeights, dtype_name: str) -> int:
     """Return what the weight files will take, but for their headers."""
-    return sum(2 * prod(shape) for shape in weights.shapes.values())
+    return DTYPES[dtype_name][0].itemsize * sum(prod(shape) for shape in weights.shapes.values())
 
 
 def write_weight_files(
@@ -67,7 +68,7 @@ def write_weight_files(
         weights: What.
         config: Of the bundle.
         family: Of the model.
-        dtype_name: ``float16`` or ``bfloat16``.
+        dtype_name: One of ``DTYPES``.
         advance: Receives the bytes of each piece that was written.
         file_bytes: Length of a file, if no single weight is longer.
 
@@ -79,7 +80,11 @@ def write_weight_files(
     names = stored_names(family, list(weights.shapes))
     tensors = {
         names[parameter]: _Written(
-            parameter, label, shape[::-1] if parameter in turned else shape, is_transposed=parameter in turned
+            parameter,
+            label,
+            shape[::-1] if parameter in turned else shape,
+            is_transposed=parameter in turned,
+            size=dtype.itemsize * prod(shape),
         )
         for parameter, shape in weights.shapes.items()
     }

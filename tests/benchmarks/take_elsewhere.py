@@ -56,7 +56,9 @@ def main() -> None:
     exported = given.runs[0]
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
-        hf = {dtype: checkpoint(given.home, exported, work / dtype, dtype) for dtype in ("float16", "bfloat16")}
+        hf = {
+            dtype: checkpoint(given.home, exported, work / dtype, dtype) for dtype in ("float16", "bfloat16", "float32")
+        }
         gguf = {form: greedy(given.home, exported, work / form, form, given.llama_cpp) for form in ("f16", "q8_0")}
         shared = [carried(given.home, run, work / run) for run in [*given.runs, given.long]]
     long = shared[-1]
@@ -179,14 +181,15 @@ def carried(home: Path, run: str, work: Path) -> dict[str, Any]:
 
 
 def compared(run: Path, applied: Path) -> dict[str, Any]:
-    """Return whether the best values have the same bits, and how far they are apart."""
-    from device_client.tuning.run_directory import load_theta
+    """Return whether best and last values have the same bits, and how far the best ones are apart."""
+    from device_client.tuning.run_directory import RunDirectory, load_theta
 
     one, two = load_theta(run), load_theta(applied)
-    return {
-        "is_identical": one.numpy().tobytes() == two.numpy().tobytes(),
-        "max_difference": float((one - two).abs().max()),
-    }
+    is_identical = one.numpy().tobytes() == two.numpy().tobytes()
+    last, again = (RunDirectory(folder).read_theta("last.safetensors") for folder in (run, applied))
+    if last is not None and again is not None:  # of a journal; the last values come after many more steps
+        is_identical = is_identical and last.theta.numpy().tobytes() == again.theta.numpy().tobytes()
+    return {"is_identical": is_identical, "max_difference": float((one - two).abs().max())}
 
 
 if __name__ == "__main__":

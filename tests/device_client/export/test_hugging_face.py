@@ -79,6 +79,13 @@ def test_a_tuned_model_is_exported_as_it_answers(
     assert moved > 20 * found.max_logit_difference
 
 
+def test_in_float32_nothing_is_lost(case_of: Callable[..., Case], tmp_path: Path) -> None:
+    subject = tuned(case_of("llama", "uniform", embedding_bits=8).bundle, tmp_path / "run")
+    folder = written(subject, tmp_path / "out", "float32")
+    assert loaded(folder).dtype == torch.float32
+    assert check(folder, subject, CPU).max_logit_difference < 1e-5
+
+
 def test_an_export_of_other_weights_fails_the_check(case_of: Callable[..., Case], tmp_path: Path) -> None:
     subject = tuned(case_of("llama").bundle, tmp_path / "run")
     folder = written(published(subject.bundle), tmp_path / "out")
