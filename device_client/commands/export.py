@@ -1,7 +1,7 @@
 """``zo-device export``: take a bundle, or a run's tuned model, elsewhere.
 
 --to bundle   a copy of the bundle and what its publisher signed, for ``zo-device import`` on another machine
---to hf       a checkpoint of decoded weights that plain transformers loads; compared with the run before it is called done
+--to hf       a checkpoint of decoded weights that plain transformers loads, compared with the run
 --to gguf     a file for llama.cpp and what is built on it
 --to ollama   that file and a Modelfile for ``ollama create``
 --to delta    the tuned values alone, in float32
