@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from device_client.console import Console
+from device_client.interrupts import sigterm_as_interrupt
 from device_client.settings import Settings
 from device_client.store import bundle_references, client_version, make_home, resolve_reference
 from shared.errors import Conflict, InvalidRequest, SignerUnknown
@@ -48,7 +49,7 @@ def run(arguments: argparse.Namespace, console: Console, settings: Settings) -> 
     from device_client.sharing.documents import RUN_NAME
     from shared.bundle.read import read_bundle
 
-    with unpacked(arguments.source) as folder:
+    with sigterm_as_interrupt(), unpacked(arguments.source) as folder:
         fine_tune = read_fine_tune(folder)
         document = fine_tune.document
         _check_signer(fine_tune, arguments, settings)
@@ -69,6 +70,10 @@ def run(arguments: argparse.Namespace, console: Console, settings: Settings) -> 
         if already_applied(target, fine_tune):
             console.say(f"{name} is here already")
             return described | {"was_applied": True}
+        if target.exists():
+            raise InvalidRequest(
+                f"a run {name} is here already", needed="another name", next_step=f"{arguments.typed} --name NAME"
+            )
         bundle = read_bundle(settings.store, document.bundle, client_version=client_version())
         if document.content == "journal":
             console.say(f"Making the values of {document.steps_done} steps again …")

@@ -11,11 +11,13 @@ import os
 import re
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from device_client.console import Console
 from device_client.export.whole_folder import check_absent, whole_folder
+from device_client.interrupts import sigterm_as_interrupt
 from device_client.settings import Settings
 from device_client.store import make_home
 from shared.byte_sizes import format_bytes
@@ -60,7 +62,8 @@ def run(arguments: argparse.Namespace, console: Console, settings: Settings) -> 
     _check_target(target)
     subject = find_subject(settings, arguments.run)
     document = describe_run(subject, arguments.content, _checked_name(arguments.name))
-    content = content_of(subject, document, BackendOptions("auto", settings.backends, console.say, None))
+    with sigterm_as_interrupt():
+        content = content_of(subject, document, BackendOptions("auto", settings.backends, console.say, None))
     _ask(document, len(content), arguments, console)
     make_home(settings)
     key, is_new = own_key(settings.signing_key)
@@ -145,21 +148,20 @@ def _check_target(target: Path) -> None:
         )
 
 
-def _write_folder(target: Path, size_bytes: int, write: Any) -> str:
+def _write_folder(target: Path, size_bytes: int, write: Callable[[Path], str]) -> str:
     with whole_folder(target, size_bytes, mode=0o700) as folder:
-        digest: str = write(folder)
-    return digest
+        return write(folder)
 
 
-def _write_file(target: Path, write: Any) -> str:
+def _write_file(target: Path, write: Callable[[Path], str]) -> str:
     from device_client.sharing.archive import pack
 
-    with disk_errors(target):
+    with sigterm_as_interrupt(), disk_errors(target):
         target.absolute().parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=target.absolute().parent, prefix=f".{target.name}.") as folder:
             layout = Path(folder) / "layout"
             layout.mkdir()
-            digest: str = write(layout)
+            digest = write(layout)
             pack(layout, Path(folder) / "packed")
             (Path(folder) / "packed").chmod(0o600)
             os.link(Path(folder) / "packed", target)  # fails where there is a file by now

@@ -4,8 +4,8 @@
     model.safetensors          the decoded weights, with the run's values in their places, rounded once
     README.md                  the model card
 
-float16 loses least of 16 bits: codebooks and dense parameters are float16 to begin with, and it has three bits more than
-bfloat16. In float32 nothing is lost. Costs a few megabytes of memory, and of the disk two or four bytes for a weight.
+float16 loses least of 16 bits: codebooks and dense parameters are float16 to begin with, and it has three bits more
+than bfloat16. In float32 nothing is lost. Costs a few megabytes of memory, and two or four bytes of disk for a weight.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Writes decoded weights as the safetensors files of a Hugging Face folder, a few megabytes at a time.
 
-Each weight is rounded once to 16 bits, or kept in float32. Costs a piece of a weight; of a family whose checkpoints hold
-weights the other way round, one weight.
+Each weight is rounded once to 16 bits, or kept in float32. Costs a piece of a weight; of a family whose checkpoints
+hold weights the other way round, one weight.
 """
 
 from __future__ import annotations
