@@ -36,6 +36,8 @@ COMMAND_MODULES = {
     "runs": "runs",
     "export": "export",
     "import": "import_bundle",
+    "share": "share",
+    "apply": "apply",
     "rm": "rm",
     "prune": "prune",
 }

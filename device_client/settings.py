@@ -93,6 +93,11 @@ class Settings:
         return self.home / "backends"
 
     @property
+    def signing_key(self) -> Path:
+        """The file of the key that this device signs fine-tunes with; it may not exist yet."""
+        return self.home / "signing-key.pem"
+
+    @property
     def trusted_keys(self) -> Path:
         """The file of pinned publisher keys."""
         return self.home / "trusted_keys.json"

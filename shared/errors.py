@@ -15,6 +15,7 @@
     │   ├── SignatureMissing · SignatureInvalid · PublisherChanged
     │   └── StatementMissing · OtherName · StatementExpired · RolledBack · Equivocated
     ├── UpgradeNeeded        install a newer zo-device              exit 5
+    ├── SignerUnknown        name the key, if you trust it          exit 5
     ├── NetworkError         try again later                        exit 6   HTTP 502
     ├── DiskError            free disk space or fix permissions     exit 7   HTTP 507
     ├── ResourceError        give more memory, or ask for less      exit 8
@@ -226,6 +227,13 @@ class UpgradeNeeded(ZoError):
 
     exit_code = 5
     usual_next_step = "pip install --upgrade zo-device"
+
+
+class SignerUnknown(ZoError):
+    """A fine-tune is signed by a key that nobody has named here."""
+
+    exit_code = 5
+    usual_next_step = "compare the key with whoever shared it, by another way"
 
 
 class NetworkError(ZoError):

@@ -63,10 +63,13 @@ def describe(folder: Path) -> dict[str, Any]:
     try:
         config = run_directory.read_json("config.json") or {}
         result = run_directory.read_json("result.json")
+        origin = run_directory.read_json("origin.json")
         steps_done = len(read_journal(run_directory.journal)[1])
     except IntegrityError:
         return {"name": folder.name, "path": str(folder), "state": "damaged"}
     state = "unfinished" if result is None or result["stopped_by"] == "time budget" else "finished"
+    if origin is not None and result is not None:  # shared by somebody, perhaps without a journal
+        state, steps_done = "applied", result["steps_done"]
     return {
         "name": folder.name,
         "path": str(folder),
@@ -77,7 +80,7 @@ def describe(folder: Path) -> dict[str, Any]:
         "blocks": config["settings"].get("blocks", ALL_BLOCKS),
         "metric": config["settings"].get("metric"),
         "bundle": config["bundle_digest"],
-        "validation": result["validation"] if result else None,
+        "validation": result.get("validation") if result else None,
     }
 
 

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import signal
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +19,7 @@ from device_client.commands.task_arguments import (
 )
 from device_client.commands.tune_report import show_report
 from device_client.console import Console, ProgressBar
+from device_client.interrupts import sigterm_as_interrupt
 from device_client.planning.methods import METHODS
 from device_client.planning.tuned_blocks import check_blocks
 from device_client.settings import Settings
@@ -132,7 +130,7 @@ def run(arguments: argparse.Namespace, console: Console, settings: Settings) -> 
     for warning in planned.data.warnings:
         console.warn(warning)
     try:
-        with _sigterm_as_interrupt(), console.progress("tuning", wanted.steps, "steps") as bar:
+        with sigterm_as_interrupt(), console.progress("tuning", wanted.steps, "steps") as bar:
             allowed = machine_settings(arguments, machine(arguments, console, settings))
             report = tune(planned, allowed, _Narrator(bar, console), time.monotonic)
     except KeyboardInterrupt as error:
@@ -225,12 +223,3 @@ class _Narrator:
 
     def note(self, text: str) -> None:
         self._console.say(text[:1].upper() + text[1:])
-
-
-@contextmanager
-def _sigterm_as_interrupt() -> Iterator[None]:
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)

@@ -51,14 +51,14 @@ class LowRankModel:
         seed: int,
     ) -> None:
         self._base, self._own = base, base.initial_theta()
-        self._seed = seed
-        self._first_factors: list[tuple[slice, int]] = []
+        self._seed, self._rank = seed, rank
+        self._shapes: list[tuple[int, int]] = []
         additions: list[tuple[QuantizedSparseLinear, slice, slice]] = []
         begin = 0
         for linear in linears:
             middle = begin + rank * linear.in_features
             end = middle + linear.out_features * rank
-            self._first_factors.append((slice(begin, middle), linear.in_features))
+            self._shapes.append((linear.out_features, linear.in_features))
             additions.append((linear, slice(begin, middle), slice(middle, end)))
             begin = end
         self._values = SensitiveValues(torch.zeros(begin, dtype=dtype, device=base.device))
@@ -72,16 +72,7 @@ class LowRankModel:
 
     def initial_theta(self) -> Tensor:
         """Return what a run begins with, float32 (k,): A drawn from the seed, B zero."""
-        theta = torch.zeros(self._values.count, dtype=torch.float32)
-        drawn = torch.from_numpy(
-            perturbation(self._seed, START_STREAM, 0, sum(where.stop - where.start for where, _ in self._first_factors))
-        )
-        taken = 0
-        for where, in_features in self._first_factors:
-            count = where.stop - where.start
-            theta[where] = drawn[taken : taken + count] * (1 / math.sqrt(3 * in_features))
-            taken += count
-        return theta.to(self.device)
+        return first_factors(self._shapes, self._rank, self._seed).to(self.device)
 
     def write_points(self, thetas: Sequence[Point]) -> None:
         """Evaluate at every θ of ``thetas``, float32 (k,), from now on.
@@ -95,6 +86,23 @@ class LowRankModel:
     def logits(self, batch: TokenBatch) -> Tensor:
         """Return the next-token logits at the wanted positions, float32 (points, n, vocabulary)."""
         return self._base.logits(batch)
+
+
+def first_factors(shapes: Sequence[tuple[int, int]], rank: int, seed: int) -> Tensor:
+    """Return what a run begins with, float32 (k,) on the host: A drawn from the seed, B zero.
+
+    Args:
+        shapes: (out_features, in_features) of each weight, in the order of θ.
+        rank: r.
+        seed: The run's.
+    """
+    drawn = torch.from_numpy(perturbation(seed, START_STREAM, 0, sum(rank * columns for _, columns in shapes)))
+    parts, taken = [], 0
+    for rows, columns in shapes:
+        count = rank * columns
+        parts += [drawn[taken : taken + count] * (1 / math.sqrt(3 * columns)), torch.zeros(rows * rank)]
+        taken += count
+    return torch.cat(parts)
 
 
 class _LowRankProduct:

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from device_client.model.backends.choose import BackendOptions
 from device_client.model.sparse_model import SparseModel
@@ -91,12 +92,11 @@ def make_engine(
     drawing = drawing_of(settings.distribution, backend)
     draw = PerturbationStream(settings.seed, part.value_count, drawing, model.device)
     theta = tuned.initial_theta()
-    value_rms = float(theta.double().square().mean().sqrt())
-    if settings.epsilon_share is not None:
-        settings = replace(settings, epsilon=settings.epsilon_share * value_rms)
+    value_rms = rms(theta)
+    settings = with_epsilon(settings, value_rms)
     epsilon = settings.epsilon
     lost_share = check_fidelity(theta, draw(0, 0), epsilon, model.compute_dtype)
-    schedule = StepSizeSchedule(settings, _scale(settings, theta.numel(), value_rms, model))
+    schedule = StepSizeSchedule(settings, scale_of(settings, theta.numel(), value_rms, _resolved(model)))
     findings: dict[str, Any] = {"perturbation_lost_share": lost_share, "epsilon": epsilon}
     if settings.metric is None:
         is_rounded = model.products == "bfloat16"
@@ -134,12 +134,35 @@ def journal_header(settings: TuneSettings, part: TunedPart, bundle_digest: str, 
     )
 
 
-def _scale(settings: TuneSettings, count: int, value_rms: float, model: SparseModel) -> Scale:
+def rms(theta: Tensor) -> float:
+    """Return the root mean square of values, computed in float64."""
+    return float(theta.double().square().mean().sqrt())
+
+
+def with_epsilon(settings: TuneSettings, value_rms: float) -> TuneSettings:
+    """Return the settings with ε as a number, where it is a share of the values' size."""
+    if settings.epsilon_share is None:
+        return settings
+    return replace(settings, epsilon=settings.epsilon_share * value_rms)
+
+
+def scale_of(settings: TuneSettings, count: int, value_rms: float, resolved: float = RESOLVED) -> Scale:
+    """Return where η comes from.
+
+    Args:
+        settings: The run's.
+        count: How many values θ has.
+        value_rms: rms(θ₀).
+        resolved: ε²·t as a share of the loss that is clear of rounding; decides ε alone.
+    """
     if not settings.is_step_automatic:
         return ChosenScale(settings, count)
     if settings.metric is not None:
         return MetricStep(settings, value_rms)
-    resolved = max(RESOLVED, _SPACINGS_TO_RESOLVE * torch.finfo(model.compute_dtype).eps)
-    if model.products == "bfloat16":
-        resolved = torch.finfo(torch.bfloat16).eps
     return MeasuredStep(settings, value_rms, resolved)
+
+
+def _resolved(model: SparseModel) -> float:
+    if model.products == "bfloat16":
+        return torch.finfo(torch.bfloat16).eps
+    return max(RESOLVED, _SPACINGS_TO_RESOLVE * torch.finfo(model.compute_dtype).eps)

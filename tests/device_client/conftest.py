@@ -26,10 +26,10 @@ def library(kernels: Path, request: pytest.FixtureRequest) -> KernelLibrary:
 @pytest.fixture(scope="session")
 def case_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Case]:
     """Make (or return again) the case of a family and storage form."""
-    made: dict[tuple[Any, ...], Case] = {}
+    made: dict[str, Case] = {}
 
     def get(model_type: str = "llama", form: str = "per_row", **options: Any) -> Case:
-        key = (model_type, form, *sorted(options.items()))
+        key = repr((model_type, form, sorted(options.items())))
         if key not in made:
             made[key] = make_case(tmp_path_factory.mktemp(f"{model_type}-{form}"), model_type, form, **options)
         return made[key]

@@ -33,9 +33,9 @@ from cloud_service.pipeline.model.load_model import build_skeleton
 from cloud_service.progress import ProgressSink
 from shared.api import Stage
 from shared.architecture import safe_config
+from shared.checkpoint_files import INDEX_NAME, shard_header, shards
 from shared.durable_files import disk_errors, replacing, write_atomically
 
-_INDEX = "model.safetensors.index.json"
 _SHARD_BYTES = 1 << 30
 
 
@@ -94,7 +94,7 @@ def read_gguf(folder: Path, name: str) -> GgufFile:
 def missing_copy_bytes(file: GgufFile, target: Path) -> int:
     """Return the disk space that ``write_checkpoint`` still needs."""
     written = sum(path.stat().st_size for path in target.glob("*.safetensors")) if target.exists() else 0
-    return 0 if (target / _INDEX).exists() else max(0, file.copied_bytes - written)
+    return 0 if (target / INDEX_NAME).exists() else max(0, file.copied_bytes - written)
 
 
 def write_checkpoint(file: GgufFile, target: Path, progress: ProgressSink, *, shard_bytes: int = _SHARD_BYTES) -> None:
@@ -110,9 +110,9 @@ def write_checkpoint(file: GgufFile, target: Path, progress: ProgressSink, *, sh
         UnsupportedModel: A weight is not finite in float16, or the tokenizer is not one that is known.
         DiskError: The disk is full or not writable; finished files are kept.
     """
-    if (target / _INDEX).exists():
+    if (target / INDEX_NAME).exists():
         return
-    shards = list(_shards(file.tensors, shard_bytes))
+    files = list(shards(file.tensors, shard_bytes))
     with disk_errors(target):
         target.mkdir(parents=True, exist_ok=True)
         for name, data in file.documents.items():
@@ -122,15 +122,15 @@ def write_checkpoint(file: GgufFile, target: Path, progress: ProgressSink, *, sh
     places: dict[str, str] = {}
     done = 0
     with ContainedFolder(file.folder).open(file.name) as opened, opened.stream() as stream:
-        for number, shard in enumerate(shards, 1):
-            path = target / f"model-{number:05d}-of-{len(shards):05d}.safetensors"
+        for number, shard in enumerate(files, 1):
+            path = target / f"model-{number:05d}-of-{len(files):05d}.safetensors"
             if not path.exists():
                 _write_shard(path, shard, stream, file.name, progress, done)
             places |= dict.fromkeys(shard, path.name)
             done += sum(source.size for source in shard.values())
             progress.advance(done)
     with disk_errors(target):
-        write_atomically(target / _INDEX, json.dumps({"metadata": {}, "weight_map": places}).encode())
+        write_atomically(target / INDEX_NAME, json.dumps({"metadata": {}, "weight_map": places}).encode())
 
 
 def _rope_factors(header: GgufHeader, stream: BinaryIO) -> list[float] | None:
@@ -157,37 +157,15 @@ def _documents(header: GgufHeader, config: Mapping[str, Any]) -> dict[str, bytes
     }
 
 
-def _shards(tensors: Mapping[str, SourceTensor], most: int) -> Iterator[dict[str, SourceTensor]]:
-    shard: dict[str, SourceTensor] = {}
-    for name, source in tensors.items():
-        if shard and sum(member.size for member in shard.values()) + source.size > most:
-            yield shard
-            shard = {}
-        shard[name] = source
-    yield shard
-
-
 def _write_shard(
     path: Path, shard: Mapping[str, SourceTensor], stream: BinaryIO, name: str, progress: ProgressSink, done: int
 ) -> None:
     with disk_errors(path.parent), _finished_file(path) as output:
-        output.write(_shard_header(shard))
+        output.write(shard_header(shard))
         for source in shard.values():
             for piece in read_pieces(stream, source, name):
                 output.write(piece)
             progress.advance(done := done + source.size)
-
-
-def _shard_header(shard: Mapping[str, SourceTensor]) -> bytes:
-    """Return the first bytes of a safetensors file: length of the header, and the header padded to 8 bytes."""
-    entries: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-    end = 0
-    for name, source in shard.items():
-        begin, end = end, end + source.size
-        entries[name] = {"dtype": source.dtype, "shape": list(source.shape), "data_offsets": [begin, end]}
-    header = json.dumps(entries, separators=(",", ":")).encode()
-    header += b" " * (-len(header) % 8)
-    return len(header).to_bytes(8, "little") + header
 
 
 @contextmanager

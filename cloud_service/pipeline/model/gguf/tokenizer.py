@@ -13,13 +13,13 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any
 
-from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
+from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, processors
 
 from cloud_service.pipeline.model.gguf.header import GgufHeader, refusal
 from cloud_service.pipeline.model.tokenizer_files import tokenizer_errors
+from shared.model.text_splits import SPLITS, TextSplit
 
 _PREFIX = "tokenizer.ggml."
 _UNKNOWN, _CONTROL, _USER_DEFINED = 2, 3, 4
@@ -27,54 +27,6 @@ _UNKNOWN, _CONTROL, _USER_DEFINED = 2, 3, 4
 
 _LONGEST_PIECE = 512
 _SPACE = "▁"
-
-_LLAMA3 = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
-    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
-_QWEN2 = _LLAMA3.replace(r"\p{N}{1,3}", r"\p{N}")
-_UPPER, _LOWER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
-_SUFFIX = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
-_TEKKEN = (
-    rf"[^\r\n\p{{L}}\p{{N}}]?{_UPPER}*{_LOWER}+|[^\r\n\p{{L}}\p{{N}}]?{_UPPER}+{_LOWER}*"
-    r"|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
-_GPT4O = (
-    rf"[^\r\n\p{{L}}\p{{N}}]?{_UPPER}*{_LOWER}+{_SUFFIX}|[^\r\n\p{{L}}\p{{N}}]?{_UPPER}+{_LOWER}*{_SUFFIX}"
-    r"|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
-
-
-@dataclass(frozen=True, slots=True)
-class _Split:
-    """How a text is cut before bytes are merged.
-
-    Attributes:
-        expression: Each match is a piece; None cuts as GPT-2 does.
-        cuts_digits: Whether every digit is a piece of its own.
-        takes_whole_tokens: Whether a piece that is a token is not merged from bytes.
-        adds_bos: Whether texts begin with BOS where the file does not say.
-        is_composed: Whether characters are composed first (Unicode's NFC).
-    """
-
-    expression: str | None = None
-    cuts_digits: bool = False
-    takes_whole_tokens: bool = False
-    adds_bos: bool = False
-    is_composed: bool = False
-
-
-_LIKE_LLAMA3 = _Split(_LLAMA3, takes_whole_tokens=True, adds_bos=True)
-_SPLITS: Mapping[str, _Split] = {
-    **dict.fromkeys(("gpt-2", "phi-2", "olmo", "mpt"), _Split()),
-    **dict.fromkeys(("smollm", "starcoder", "refact", "command-r"), _Split(cuts_digits=True)),
-    **dict.fromkeys(("llama3", "llama-v3", "llama-bpe", "falcon3"), _LIKE_LLAMA3),
-    **dict.fromkeys(("dbrx", "smaug-bpe"), _Split(_LLAMA3)),
-    **dict.fromkeys(("qwen2", "deepseek-r1-qwen"), _Split(_QWEN2, is_composed=True)),
-    **dict.fromkeys(("gpt-4o", "llama4"), _Split(_GPT4O)),
-    "tekken": _Split(_TEKKEN, takes_whole_tokens=True, adds_bos=True),
-}
-"""Value of ``tokenizer.ggml.pre`` → how llama.cpp splits for it."""
 
 
 def tokenizer_documents(header: GgufHeader) -> dict[str, bytes]:
@@ -119,15 +71,15 @@ def end_tokens(header: GgufHeader) -> list[int]:
     return list(dict.fromkeys(token for token in named if token is not None))
 
 
-def _split_of(header: GgufHeader) -> _Split:
+def _split_of(header: GgufHeader) -> TextSplit:
     name = header.text(f"{_PREFIX}pre")
-    if name is None or name not in _SPLITS:
+    if name is None or name not in SPLITS:
         found = "does not say how texts are split" if name is None else f"splits texts as {name[:40]!r}"
-        raise refusal(header.name, f"{found} (tokenizer.ggml.pre)", f"one of {', '.join(sorted(_SPLITS))}")
-    return _SPLITS[name]
+        raise refusal(header.name, f"{found} (tokenizer.ggml.pre)", f"one of {', '.join(sorted(SPLITS))}")
+    return SPLITS[name]
 
 
-def _byte_level(header: GgufHeader, tokens: list[str], split: _Split) -> Tokenizer:
+def _byte_level(header: GgufHeader, tokens: list[str], split: TextSplit) -> Tokenizer:
     parts = [merge.split(" ") for merge in header.texts(f"{_PREFIX}merges") or []]
     if strange := [merge for merge in parts if len(merge) != 2]:
         raise refusal(header.name, f"has the merge {' '.join(strange[0])[:80]!r}", "two tokens in each merge")
@@ -135,13 +87,7 @@ def _byte_level(header: GgufHeader, tokens: list[str], split: _Split) -> Tokeniz
     vocabulary = {token: index for index, token in enumerate(tokens)}
     model = models.BPE(vocab=vocabulary, merges=merges, ignore_merges=split.takes_whole_tokens)
     tokenizer = Tokenizer(model)
-    steps: list[pre_tokenizers.PreTokenizer] = []
-    if split.cuts_digits:
-        steps.append(pre_tokenizers.Digits(individual_digits=True))
-    if split.expression is not None:
-        steps.append(pre_tokenizers.Split(Regex(split.expression), behavior="isolated"))
-    steps.append(pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=split.expression is None))
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(steps)
+    tokenizer.pre_tokenizer = split.pre_tokenizer()
     if split.is_composed:
         tokenizer.normalizer = normalizers.NFC()
     tokenizer.decoder = decoders.ByteLevel()
