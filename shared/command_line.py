@@ -43,11 +43,23 @@ class CommandParser(argparse.ArgumentParser):
     """Raises usage errors instead of printing them, so that they can be JSON too."""
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> tuple[Any, list[str]]:
-        """Refuse what this parser does not know, in its own name: a command's parser knows its help."""
-        found, unknown = super().parse_known_args(args, namespace)
+        """Refuse what this parser does not know, in its own name: a command's parser knows its help.
+
+        A parser of commands that has a default for ``default_word`` takes that command where the first word is none.
+        """
+        words = list(sys.argv[1:] if args is None else args)
+        found, unknown = super().parse_known_args(self._with_default_word(words), namespace)
         if unknown:
             self.error(f"unrecognized arguments: {' '.join(unknown)}")
         return found, unknown
+
+    def _with_default_word(self, words: list[str]) -> list[str]:
+        default = self.get_default("default_word")
+        if default is None or {"-h", "--help"} & set(words):
+            return words
+        first = next((word for word in words if not word.startswith("-")), None)
+        names = {name for action in self._actions if isinstance(action.choices, dict) for name in action.choices}
+        return words if first in names else [default, *words]
 
     def error(self, message: str) -> NoReturn:
         """Raise InvalidRequest."""

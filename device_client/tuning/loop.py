@@ -27,10 +27,13 @@ from torch import Tensor
 from device_client.tuning.divergence import MARGIN_NATS, DivergenceWatch
 from device_client.tuning.evaluation import Evaluation
 from device_client.tuning.journal import Journal, StepRecord
-from device_client.tuning.run_directory import RunDirectory, Snapshot
+from device_client.tuning.resting import NoRest, Rest
+from device_client.tuning.run_directory import RunDirectory
 from device_client.tuning.settings import TuneSettings
 from device_client.tuning.smaller_batches import with_smaller_batches
 from device_client.tuning.step_engine import StepEngine
+from device_client.tuning.theta_file import Snapshot
+from device_client.tuning.work_seconds import WorkSeconds
 from shared.errors import IntegrityError
 
 StoppedBy = Literal["steps", "early stop", "time budget"]
@@ -97,8 +100,9 @@ class TuningLoop:
         run: Its folder.
         observer: Is told how it goes.
         clock: Seconds that only grow.
-        time_budget_seconds: Stop after so much time in this process; None never does.
+        time_budget_seconds: Stop after so much time in this process, pauses included; None never does.
         shrunk: Is told when fewer run side by side, once the steps before it are on the disk.
+        rest: Waits before a step while the machine should rest.
     """
 
     def __init__(
@@ -113,10 +117,11 @@ class TuningLoop:
         clock: Callable[[], float],
         time_budget_seconds: float | None = None,
         shrunk: Callable[[], None] = lambda: None,
+        rest: Rest | None = None,
     ) -> None:
         self._problem, self._engine, self._settings = problem, engine, settings
-        self._journal, self._run, self._observer, self._clock = journal, run, observer, clock
-        self._time_budget_seconds, self._shrunk = time_budget_seconds, shrunk
+        self._journal, self._run, self._observer = journal, run, observer
+        self._time_budget_seconds, self._shrunk, self._rest = time_budget_seconds, shrunk, rest or NoRest()
         self._theta, self._steps_done, self._steps_measured = theta, 0, 0
         self._snapshot_at: int | None = None
         self._best: Snapshot | None = None
@@ -125,7 +130,7 @@ class TuningLoop:
             for line in run.metrics()
             if line["kind"] == "validation" and self._is_validation_due(int(line["steps_done"]))
         }
-        self._begun_at = clock()
+        self._seconds = WorkSeconds(run, clock)
 
     def run(self) -> Outcome:
         """Make or repeat every step, and return the outcome.
@@ -149,7 +154,15 @@ class TuningLoop:
         try:
             while stopped_by is None:
                 step = self._steps_done
-                record = self._recorded(step) or self._measure(step)
+                record = self._recorded(step)
+                if record is None:
+                    if self._rest.is_due():
+                        self._write_snapshot()  # whatever ends the pause, nothing is lost
+                        self._seconds.leave_out(self._rest.wait(self._seconds_left()))
+                        if self._is_budget_spent():
+                            stopped_by = "time budget"
+                            break
+                    record = self._measure(step)
                 if step >= replay_from:
                     self._theta = self._engine.move(self._theta, record)
                 self._steps_done += 1
@@ -166,6 +179,7 @@ class TuningLoop:
             self._journal.sync()
         if self._snapshot_at != self._steps_done:
             self._write_snapshot()
+            self._seconds.mark(self._steps_done)
         return self._outcome(stopped_by)
 
     def _restore_snapshot(self) -> int:
@@ -233,6 +247,7 @@ class TuningLoop:
             self._best = Snapshot(self._theta, steps_done)
         if is_new:
             self._write_snapshot()
+            self._seconds.mark(steps_done)
             self._observer.validated(steps_done, evaluation, is_best=best_step == steps_done)
         if is_worse and steps_done >= replay_from and self._stop_reason() is None:
             self._best = self._best or self._read_best(best_step)
@@ -268,11 +283,15 @@ class TuningLoop:
             return "steps"
         if self._settings.patience is not None and self._validations_without_best() >= self._settings.patience:
             return "early stop"
-        budget = self._time_budget_seconds
         is_live = self._steps_done >= len(self._journal.records)
-        if budget is not None and is_live and self._clock() - self._begun_at >= budget:
-            return "time budget"
-        return None
+        return "time budget" if is_live and self._is_budget_spent() else None
+
+    def _is_budget_spent(self) -> bool:
+        left = self._seconds_left()
+        return left is not None and left <= 0
+
+    def _seconds_left(self) -> float | None:
+        return None if self._time_budget_seconds is None else self._time_budget_seconds - self._seconds.passed()
 
     def _validations_without_best(self) -> int:
         """How many validations up to now came after the best of them."""
