@@ -15,11 +15,15 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 WIDTH, HEIGHT = 440, 280
-_LEFT, _RIGHT, _BOTTOM = 56, 10, 40
+_LEFT, _RIGHT, _BOTTOM = 60, 10, 40
 _LINE, _LETTER = 16, 6.3
 """Height of a line of the legend, and the mean width of a letter."""
+_LONGEST_NAME = 52
+"""Of the legend; a longer one keeps its end, where folders differ."""
 MOST_POINTS = 400
 _COLOURS = 6
+_ALIKE = 1e-9
+"""Values that differ by less of their size are drawn as one."""
 _LIGHT = ("#1f5fbf", "#c2410c", "#15803d", "#9333ea", "#0e7490", "#a16207")
 _DARK = ("#7db3ff", "#ff9e6b", "#6ee7a0", "#d0a2ff", "#5fd4ea", "#ecc94b")
 
@@ -147,11 +151,11 @@ def _drawable(points: Sequence[tuple[float, float]], is_log: bool) -> list[tuple
 
 
 def _linear(low: float, high: float) -> _Axis:
-    if low == high:
-        room = abs(low) / 10 or 1.0
-        low, high = low - room, high + room
+    size = max(abs(low), abs(high))
+    if high - low <= _ALIKE * size:
+        low, high = low - (size / 10 or 1.0), high + (size / 10 or 1.0)
     step = 10 ** math.floor(math.log10((high - low) / 4))
-    step *= max(factor for factor in (1, 2, 5) if step * factor <= (high - low) / 4)
+    step *= max((factor for factor in (2, 5) if step * factor <= (high - low) / 4), default=1)
     first, last = math.floor(low / step), math.ceil(high / step)
     ticks = tuple(step * number for number in range(first, last + 1))
     return _Axis(ticks[0], ticks[-1], ticks)
@@ -185,7 +189,8 @@ def _legend_lines(entries: Sequence[tuple[str, int]]) -> list[list[tuple[float, 
     """Return the legend as lines of (x, name, colour), as many side by side as fit."""
     lines: list[list[tuple[float, str, int]]] = []
     x = math.inf
-    for name, colour in entries:
+    for whole, colour in entries:
+        name = whole if len(whole) <= _LONGEST_NAME else "…" + whole[-_LONGEST_NAME + 1 :]
         width = 24 + _LETTER * len(name)
         if x + width > WIDTH:
             lines.append([])

@@ -73,7 +73,7 @@ class Comparison:
         lines.append(("forward passes", [run.passes()[-1] for run in self.runs]))
         lines.append(("seconds worked", [_seconds(run) for run in self.runs]))
         lines += [
-            (name.replace("_", " "), [run.resources.get(name) for run in self.runs])
+            (name.removesuffix("_bytes").replace("_", " "), [run.resources.get(name) for run in self.runs])
             for name in ("noise_floor", "seconds_per_step", "peak_memory_bytes")
         ]
         return [(name, found) for name, found in lines if any(value is not None for value in found)]
@@ -138,10 +138,12 @@ def _seconds(run: RunView) -> float | None:
 def _shown(name: str, value: Any) -> str:
     if value is None or isinstance(value, str):
         return value or "–"
-    if name.endswith("bytes"):
+    if name == "peak memory":
         return format_bytes(value)
     if name.startswith("seconds"):
         return readable_seconds(value)
     if "accuracy" in name or name == "signal share":
         return f"{value:.1%}"
-    return f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
+    if isinstance(value, int):
+        return f"{value:,}"
+    return f"{value:.4f}" if " loss, " in name else f"{value:.4g}"

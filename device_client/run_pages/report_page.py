@@ -63,7 +63,7 @@ def _headline(run: RunView) -> Iterator[tuple[str, str]]:
     part = next((part for part in reversed(PARTS) if part in run.result), None)
     if part is not None:
         before, after = run.result[part]["bundle"], run.result[part]["best"]
-        rows = f"{part} rows, {after['rows']}"
+        rows = f"{after['rows']} {part} rows"
         for name, form in (("loss", ".3f"), ("accuracy", ".1%"), ("score", ".4g")):
             if before.get(name) is not None and after.get(name) is not None:
                 called = run.metric if name == "score" else name

@@ -36,7 +36,7 @@ def differing_settings(configs: Sequence[Mapping[str, Any]]) -> dict[str, list[A
 def shown_value(value: Any) -> str:
     """Return a setting's value for people."""
     if value is None:
-        return "–"
+        return "default"
     if isinstance(value, str):
         return value
     return f"{value:g}" if isinstance(value, float) else json.dumps(value, ensure_ascii=False)
