@@ -145,6 +145,11 @@ class TuningLoop:
         replay_from = self._restore_snapshot()
         if not self._engine.is_replayable:
             self._journal.cut(replay_from)
+        if self._journal.damaged_steps:
+            self._observer.note(
+                f"the journal is damaged after step {len(self._journal.records)}: {self._journal.damaged_steps} steps "
+                "are made again"
+            )
         if self._journal.records:
             self._observer.note(f"going on after step {len(self._journal.records)} of {self._settings.steps}")
         self._validate(replay_from)
@@ -184,6 +189,11 @@ class TuningLoop:
 
     def _restore_snapshot(self) -> int:
         """Go back to the last snapshot where everything behind it is on record; return the steps behind it."""
+        if self._validations and not self._is_best_whole():
+            self._observer.note(f"{BEST} is damaged or missing: repeating the run from its start")
+            self._validations.clear()
+            self._run.forget_metrics()
+            return 0
         try:
             snapshot = self._run.read_theta(LAST)
             if snapshot is None or not self._is_on_record(snapshot.steps_done):
@@ -268,6 +278,14 @@ class TuningLoop:
         """Return the first step of the lowest validation cost, of all or of those up to ``steps_done``."""
         steps = [step for step in self._validations if steps_done is None or step <= steps_done]
         return min(steps, key=lambda step: (self._validations[step].cost, step))
+
+    def _is_best_whole(self) -> bool:
+        """Return whether the best θ on record is there, or one that a killed process was about to put on record."""
+        try:
+            best = self._run.read_theta(BEST)
+        except IntegrityError:
+            return False
+        return best is not None and (best.steps_done == self._best_step() or best.steps_done not in self._validations)
 
     def _read_best(self, step: int) -> Snapshot:
         best = self._run.read_theta(BEST)

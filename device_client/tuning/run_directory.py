@@ -217,6 +217,15 @@ class RunDirectory:
             for number, line in enumerate(self.lines(METRICS), start=1)
         ]
 
+    def forget_metrics(self) -> None:
+        """Delete metrics.jsonl, which a run that starts over writes again.
+
+        Raises:
+            DiskError: The file cannot be deleted.
+        """
+        with disk_errors(self.path / METRICS):
+            (self.path / METRICS).unlink(missing_ok=True)
+
     def append_line(self, name: str, line: dict[str, Any]) -> None:
         """Append one line of JSON to a file and flush it; a torn last line is cut first.
 
