@@ -45,8 +45,7 @@ def run(arguments: argparse.Namespace, console: Console, settings: Settings) -> 
         return {"removed": [], "freed_bytes": 0}
     freed = sum(run_directory.remove() for run_directory in found)
     for run_directory in found:
-        left = run_directory.files()
-        rest = f"; {len(left)} files that are not a run's stay in its folder" if left else ""
+        rest = "; what else is in its folder stays" if run_directory.files() else ""
         console.say(f"{run_directory.name} is removed{rest}")
     return {"removed": [str(each.path) for each in found], "freed_bytes": freed}
 
