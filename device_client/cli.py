@@ -36,6 +36,7 @@ COMMAND_MODULES = (
     "import_bundle",
     "rm",
     "prune",
+    "completion",
 )
 
 
