@@ -58,7 +58,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--gradient", choices=("zeroth-order", "first-order"), default=DEFAULTS.gradient,
         help="of forward passes alone, or exact: Adam with a backward pass, for more memory (default: %(default)s)",
     )  # fmt: skip
-    group.add_argument("--steps", type=positive, default=DEFAULTS.steps, metavar="N", help="default: %(default)s")
+    group.add_argument(
+        "--steps", type=positive, default=DEFAULTS.steps, metavar="N", help="to make (default: %(default)s)"
+    )
     group.add_argument(
         "--batch", type=positive, default=DEFAULTS.batch_size, metavar="N", help="rows per step (default: %(default)s)"
     )
@@ -77,7 +79,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         f"lets the whole run walk {WALK_SHARE:g} of the values' root mean square)",
     )
     group.add_argument("--lr", type=parse_lr, help="a constant instead: the paper's 1e-6; in first order Adam's, 2e-3")
-    group.add_argument("--decay", choices=("constant", "linear"), default=DEFAULTS.decay, help="default: %(default)s")
+    group.add_argument(
+        "--decay",
+        choices=("constant", "linear"),
+        default=DEFAULTS.decay,
+        help="of the step's length over the run (default: %(default)s)",
+    )
     group.add_argument(
         "--queries", type=positive, default=DEFAULTS.queries, metavar="Q", help="directions per step (default: 1)"
     )
@@ -85,9 +92,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--directions", choices=("two-sided", "one-sided"), default=DEFAULTS.directions,
         help="two passes per direction, or one and two directions or more (default: %(default)s)",
     )  # fmt: skip
-    group.add_argument("--distribution", choices=("gaussian", "rademacher"), default=DEFAULTS.distribution, help="of z")
     group.add_argument(
-        "--clip", type=positive_number, default=DEFAULTS.clip_multiple, metavar="M", help="clip g at M times its median"
+        "--distribution",
+        choices=("gaussian", "rademacher"),
+        default=DEFAULTS.distribution,
+        help="of the directions (default: %(default)s)",
+    )
+    group.add_argument(
+        "--clip",
+        type=positive_number,
+        default=DEFAULTS.clip_multiple,
+        metavar="M",
+        help="clip g at M times its median (default: %(default)g)",
     )
     group.add_argument(
         "--blocks", default=DEFAULTS.blocks, metavar="WHICH",
@@ -97,7 +113,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--seed", type=int, default=DEFAULTS.seed, help="of rows held out, batches and perturbations (default: 0)"
     )
-    group.add_argument("--validate-every", type=positive, metavar="N", help="steps (default: a twentieth)")
+    group.add_argument(
+        "--validate-every",
+        type=positive,
+        metavar="N",
+        help="steps between two validations (default: a twentieth of all)",
+    )
     group.add_argument("--patience", type=positive, metavar="N", help="stop after N validations without a new best")
     group = parser.add_argument_group("machine")
     group.add_argument(
