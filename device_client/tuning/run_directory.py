@@ -30,7 +30,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from device_client.tuning.sealed import sealed, unsealed
-from shared.durable_files import disk_errors, write_atomically
+from shared.durable_files import disk_errors, make_folder, write_atomically
 from shared.errors import Conflict, IntegrityError, NotFound
 from shared.file_lock import exclusive
 
@@ -69,7 +69,7 @@ class RunDirectory:
             DiskError: The disk is full or not writable.
         """
         with disk_errors(self.path):
-            self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
+            make_folder(self.path, mode=0o700)
             self.path.chmod(0o700)
 
     def files(self) -> frozenset[str] | None:
