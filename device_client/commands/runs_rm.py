@@ -38,12 +38,13 @@ def run(arguments: argparse.Namespace, console: Console, settings: Settings) -> 
         DiskError: A file cannot be deleted.
     """
     from device_client.tuning.run_directory import locate_run
+    from device_client.tuning.run_removal import remove_run
 
     found = [locate_run(settings.runs, name) for name in dict.fromkeys(arguments.runs)]
     if not arguments.yes and not _is_wanted(found, console):
         console.say("Nothing was deleted.")
         return {"removed": [], "freed_bytes": 0}
-    freed = sum(run_directory.remove() for run_directory in found)
+    freed = sum(map(remove_run, found))
     for run_directory in found:
         rest = "; what else is in its folder stays" if run_directory.files() else ""
         console.say(f"{run_directory.name} is removed{rest}")
@@ -51,7 +52,9 @@ def run(arguments: argparse.Namespace, console: Console, settings: Settings) -> 
 
 
 def _is_wanted(found: list[RunDirectory], console: Console) -> bool:
-    names = ", ".join(f"{each.name} ({format_bytes(each.used_bytes())})" for each in found)
+    from device_client.tuning.run_removal import used_bytes
+
+    names = ", ".join(f"{each.name} ({format_bytes(used_bytes(each))})" for each in found)
     if not sys.stdin.isatty():
         raise InvalidRequest(
             f"nobody is there to be asked whether to delete {names}", needed="a terminal, or --yes", param="yes"

@@ -117,6 +117,8 @@ def _machine(resources: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     ):
         if resources.get(name):
             yield label, format_bytes(resources[name])
+    if resources.get("paused_seconds"):
+        yield "waited in between", readable_seconds(resources["paused_seconds"])
     if resources.get("seconds_per_step"):
         yield "a step took", readable_seconds(resources["seconds_per_step"])
     if resources:

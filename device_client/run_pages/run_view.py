@@ -22,6 +22,7 @@ from device_client.tuning.curve import moving_average
 from device_client.tuning.journal import StepRecord, read_journal
 from device_client.tuning.run_directory import RunDirectory
 from device_client.tuning.work_seconds import read_work_seconds
+from shared.errors import IntegrityError
 
 FIRST_ORDER_PASSES = 3
 """A backward pass counts as two forward passes."""
@@ -169,13 +170,19 @@ def read_run(path: Path) -> RunView:
         IntegrityError: A file is damaged.
     """
     run = RunDirectory(path)
-    config = run.read_config()
+    config, result = run.read_config(), run.read_result() or {}
+    records = read_journal(run.journal)[1]
+    if len(records) < result.get("steps_done", 0):
+        raise IntegrityError(
+            f"{run.journal} ends at step {len(records)} of {result['steps_done']}",
+            next_step="run the same tune command again: it makes the others again",
+        )
     return RunView(
         path=path,
         config=config,
-        records=read_journal(run.journal)[1],
+        records=records,
         validations=[line for line in run.metrics() if line["kind"] == "validation"],
-        result=run.read_result() or {},
+        result=result,
         resources=run.read_json("resources.json") or {},
         answers=run.read_json("answers.json"),
         work_seconds=[(float(steps), seconds) for steps, seconds in read_work_seconds(run)],

@@ -19,14 +19,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Literal, Protocol
 
 from torch import Tensor
 
 from device_client.tuning.divergence import MARGIN_NATS, DivergenceWatch
 from device_client.tuning.evaluation import Evaluation
 from device_client.tuning.journal import Journal, StepRecord
+from device_client.tuning.loop_interface import Observer, Outcome, Problem, StoppedBy
 from device_client.tuning.resting import NoRest, Rest
 from device_client.tuning.run_directory import RunDirectory
 from device_client.tuning.settings import TuneSettings
@@ -36,56 +35,7 @@ from device_client.tuning.theta_file import Snapshot
 from device_client.tuning.work_seconds import WorkSeconds
 from shared.errors import IntegrityError
 
-StoppedBy = Literal["steps", "early stop", "time budget"]
 LAST, BEST = "last.safetensors", "best.safetensors"
-
-
-class Problem(Protocol):
-    """What is tuned, and how much of it runs at once."""
-
-    def validate(self, theta: Tensor) -> Evaluation:
-        """Return what θ scores on the validation rows."""
-
-    def shrink(self) -> bool:
-        """Run fewer sequences side by side from now on; False where it is one already."""
-
-
-class Observer(Protocol):
-    """Is told how the run goes; what it does with it changes nothing."""
-
-    def stepped(self, record: StepRecord) -> None:
-        """A step was made now (not replayed)."""
-
-    def validated(self, steps_done: int, evaluation: Evaluation, *, is_best: bool) -> None:
-        """A validation was made now."""
-
-    def note(self, text: str) -> None:
-        """Something a person should know."""
-
-
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """What a run came to.
-
-    Attributes:
-        last: θ after the last step, float32 (k,).
-        best: θ of the lowest validation cost: of the lowest loss, or of the highest score.
-        best_step: Steps behind it; 0 means that nothing beat the bundle's own values.
-        steps_done: Steps behind ``last``.
-        stopped_by: Why it ended.
-        validations: Steps done → evaluation, step 0 included; a run stopped by its time budget has none of ``last``.
-        records: All steps.
-        steps_measured: Steps that were measured in this process.
-    """
-
-    last: Tensor
-    best: Tensor
-    best_step: int
-    steps_done: int
-    stopped_by: StoppedBy
-    validations: dict[int, Evaluation]
-    records: list[StepRecord]
-    steps_measured: int
 
 
 class TuningLoop:
@@ -327,4 +277,5 @@ class TuningLoop:
             validations=dict(sorted(self._validations.items())),
             records=self._journal.records,
             steps_measured=self._steps_measured,
+            paused_seconds=self._seconds.paused,
         )

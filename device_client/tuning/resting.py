@@ -74,10 +74,14 @@ class MachineRest:
         while self.is_due() and (now := self._clock()) < until:
             if now - spoken_at >= SPEAK_EVERY_SECONDS:
                 spoken_at = now
-                minutes = f" for {(now - begun_at) / 60:.0f} min" if now > begun_at else ""
-                self._say(f"waiting{minutes}: {self._found}; Ctrl-C stops, and the same command continues")
+                since = f" for {_duration(now - begun_at)}" if now - begun_at >= SPEAK_EVERY_SECONDS else ""
+                self._say(f"waiting{since}: {self._found}; Ctrl-C stops, and the same command continues")
             self._sleep(min(LOOK_EVERY_SECONDS, until - now))
         waited = self._clock() - begun_at
         if spoken_at > -math.inf:
-            self._say(f"continuing after a pause of {waited / 60:.0f} min")
+            self._say(f"continuing after a pause of {_duration(waited)}")
         return waited
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 120 else f"{seconds // 60:.0f} min"

@@ -32,7 +32,6 @@ from typing import TYPE_CHECKING, Any
 from device_client.tuning.sealed import sealed, unsealed
 from shared.durable_files import disk_errors, make_folder, write_atomically
 from shared.errors import Conflict, IntegrityError, NotFound
-from shared.file_lock import exclusive
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -41,11 +40,9 @@ if TYPE_CHECKING:
     from shared.bundle.read import Bundle
 
 CONFIG, METRICS, RESULT = "config.json", "metrics.jsonl", "result.json"
-_BEFORE_THE_END = (
+FILES_BEFORE_THE_END = (
     "machine.json", METRICS, "seconds.jsonl", "last.safetensors", "best.safetensors", CONFIG, "journal.bin",
 )  # fmt: skip
-RUN_FILES = (RESULT, "resources.json", "loss.svg", "answers.json", "report.html", *_BEFORE_THE_END)
-"""What a run leaves, in the order in which it is removed: as long as the last two are there, it is a run."""
 _FILE_MODE = 0o600
 _RESULT_FIELDS = {"steps_done", "best_step", "stopped_by", "validation"}
 _VALIDATION_FIELDS = {"steps_done", "loss", "accuracy", "rows"}
@@ -83,36 +80,11 @@ class RunDirectory:
             except_for: What ``files`` returned before the run began: it stays, and so does a folder that was there.
         """
         with contextlib.suppress(OSError):  # what cannot be removed is no reason to hide why there is no run
-            for name in _BEFORE_THE_END:
+            for name in FILES_BEFORE_THE_END:
                 if name not in (except_for or ()):
                     (self.path / name).unlink(missing_ok=True)
             if except_for is None:
                 self.path.rmdir()
-
-    def remove(self) -> int:
-        """Delete the run's files, and its folder where nothing else is in it; return the bytes freed.
-
-        Raises:
-            Conflict: Another process is tuning it.
-            DiskError: A file cannot be deleted.
-        """
-        busy = Conflict(f"another zo-device is tuning {self.path}", next_step="stop it, or wait until it ends")
-        freed_bytes = self.used_bytes()
-        with exclusive(self.journal, busy=busy), disk_errors(self.path):
-            for name in (*self._left_behind(), *RUN_FILES):
-                (self.path / name).unlink(missing_ok=True)
-            if not any(self.path.iterdir()) and not self.path.is_symlink():
-                self.path.rmdir()
-        return freed_bytes
-
-    def used_bytes(self) -> int:
-        """Return what the run's files take of the disk."""
-        files = [self.path / name for name in (*self._left_behind(), *RUN_FILES)]
-        return sum(path.stat().st_blocks * 512 for path in files if path.is_file())
-
-    def _left_behind(self) -> list[str]:
-        """Return the names of what a killed process was writing."""
-        return sorted(path.name for name in RUN_FILES for path in self.path.glob(f".{name}.*"))
 
     @property
     def journal(self) -> Path:

@@ -19,7 +19,7 @@ from device_client.tuning.baselines import Room, baselines
 from device_client.tuning.curve import draw_curve
 from device_client.tuning.evaluation import Evaluation
 from device_client.tuning.journal import StepFlags
-from device_client.tuning.loop import Outcome
+from device_client.tuning.loop_interface import Outcome
 from device_client.tuning.model_problem import ModelProblem
 from device_client.tuning.planned_run import PlannedRun
 from device_client.tuning.run_answers import Judged

@@ -22,17 +22,18 @@ from device_client.tasks.checker import TIMEOUT_SECONDS, Checker, checker_comman
 from device_client.tuning.answers import ANSWERS
 from device_client.tuning.engines import journal_header, make_engine
 from device_client.tuning.figures import SHOWN_ROWS
-from device_client.tuning.journal import Journal, open_journal
-from device_client.tuning.loop import Observer, TuningLoop
+from device_client.tuning.journal import Journal, open_journal, read_journal
+from device_client.tuning.loop import BEST, TuningLoop
+from device_client.tuning.loop_interface import Observer
 from device_client.tuning.machine_record import MachineRecord, read_machine, write_machine
 from device_client.tuning.planned_run import PlannedRun
 from device_client.tuning.resting import MachineRest
 from device_client.tuning.run_answers import run_answers
-from device_client.tuning.run_directory import CONFIG
+from device_client.tuning.run_directory import CONFIG, RunDirectory
 from device_client.tuning.run_result import RESOURCES, run_result, write_outcome
 from device_client.tuning.smaller_batches import with_smaller_batches
 from shared.byte_sizes import format_bytes
-from shared.errors import Conflict, InvalidRequest, ResourceError
+from shared.errors import Conflict, IntegrityError, InvalidRequest, ResourceError
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,7 +188,7 @@ def _tune_model(
         shrunk=remember_rows, rest=MachineRest(MachineStrain(machine.pause_limits).reason, observer.note),
     )  # fmt: skip
     outcome = loop.run()
-    seconds = clock() - begun_at
+    seconds = clock() - begun_at - outcome.paused_seconds
     account = ready.engine.account(outcome.records)
     judged_result, judged = with_smaller_batches(
         lambda: run_result(planned, model, problem, theta, outcome, kept), problem
@@ -209,6 +210,7 @@ def _tune_model(
         "kept_states_bytes": kept.memory_bytes,
         "states_file_bytes": kept.file_bytes,
         "seconds": seconds,
+        "paused_seconds": outcome.paused_seconds,
         "seconds_per_step": seconds / outcome.steps_measured if outcome.steps_measured else None,
         "steps_in_this_process": outcome.steps_measured,
         "peak_memory_bytes": model.memory.peak_bytes,
@@ -222,7 +224,7 @@ def _tune_model(
 
 
 def begin(planned: PlannedRun) -> TuneReport | None:
-    """Make the run's folder, or return what it holds where the run is finished.
+    """Make the run's folder, or return what it holds where the run is finished and what it came to is whole.
 
     Raises:
         Conflict: The folder holds another run.
@@ -245,9 +247,19 @@ def begin(planned: PlannedRun) -> TuneReport | None:
             next_step="choose another folder with --output",
         )
     result = run.read_result()
-    if result is None or result["stopped_by"] == "time budget":
+    if result is None or result["stopped_by"] == "time budget" or not _is_whole(run, result):
         return None
     return TuneReport(run.path, result, run.read_json(RESOURCES) or {}, was_finished=True)
+
+
+def _is_whole(run: RunDirectory, result: Mapping[str, Any]) -> bool:
+    """Return whether journal and best values of a finished run are there undamaged; else they are made again."""
+    try:
+        best = run.read_theta(BEST)
+        steps = len(read_journal(run.journal)[1])
+    except (IntegrityError, FileNotFoundError):
+        return False
+    return best is not None and (best.steps_done, steps) == (result["best_step"], result["steps_done"])
 
 
 def _as_begun(planned: PlannedRun, machine: MachineSettings, begun_on: MachineRecord) -> MachineSettings:

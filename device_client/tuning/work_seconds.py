@@ -23,13 +23,16 @@ class WorkSeconds:
     Args:
         run: Whose.
         clock: Seconds that only grow.
+
+    Attributes:
+        paused: Seconds of this process that were no work.
     """
 
     def __init__(self, run: RunDirectory, clock: Callable[[], float]) -> None:
         self._run, self._clock = run, clock
         self._begun_at = clock()
         self._earlier = max((seconds for _, seconds in read_work_seconds(run)), default=0.0)
-        self._paused = 0.0
+        self.paused = 0.0
 
     def passed(self) -> float:
         """Return the seconds since this process began with the run, pauses included."""
@@ -37,7 +40,7 @@ class WorkSeconds:
 
     def leave_out(self, seconds: float) -> None:
         """Do not count a pause of so many seconds."""
-        self._paused += seconds
+        self.paused += seconds
 
     def mark(self, steps_done: int) -> None:
         """Write down when so many steps were done.
@@ -45,7 +48,7 @@ class WorkSeconds:
         Raises:
             DiskError: The disk is full or not writable.
         """
-        worked = self._earlier + self.passed() - self._paused
+        worked = self._earlier + self.passed() - self.paused
         self._run.append_line(SECONDS, {"steps_done": steps_done, "seconds": round(worked, 3)})
 
 

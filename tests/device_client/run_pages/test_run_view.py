@@ -8,7 +8,7 @@ import pytest
 from written_run import write_run
 
 from device_client.run_pages.run_view import read_run
-from shared.errors import NotFound
+from shared.errors import IntegrityError, NotFound
 
 
 def test_a_measured_step_costs_three_passes_and_another_two(tmp_path: Path) -> None:
@@ -60,6 +60,13 @@ def test_a_damaged_file_of_seconds_costs_nothing_but_its_curve(tmp_path: Path, c
     run = read_run(folder)
     assert run.seconds() is None
     assert run.against_seconds(run.validation_points()) == []
+
+
+def test_a_journal_that_is_shorter_than_its_run_is_refused(tmp_path: Path) -> None:
+    journal = write_run(tmp_path) / "journal.bin"
+    journal.write_bytes(journal.read_bytes()[:-30])  # a whole record
+    with pytest.raises(IntegrityError, match="ends at step 3 of 4"):
+        read_run(tmp_path)
 
 
 def test_a_folder_without_a_run_is_refused(tmp_path: Path) -> None:

@@ -16,7 +16,8 @@ from device_client.tuning.adam import Adam
 from device_client.tuning.evaluation import Evaluation
 from device_client.tuning.first_order import SNAPSHOT_EVERY, FirstOrder
 from device_client.tuning.journal import JournalHeader, StepFlags, StepRecord, open_journal, read_journal
-from device_client.tuning.loop import BEST, LAST, Outcome, TuningLoop
+from device_client.tuning.loop import BEST, LAST, TuningLoop
+from device_client.tuning.loop_interface import Outcome
 from device_client.tuning.run_directory import RunDirectory
 from device_client.tuning.settings import TuneSettings
 from shared.errors import Diverged

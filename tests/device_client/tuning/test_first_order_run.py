@@ -14,7 +14,7 @@ from killed_run import kill_at_step
 from tiny_bundle import TinyBundle
 from tiny_run import SETTINGS, Silent, planned, run
 
-from device_client.commands.runs import describe
+from device_client.commands.runs_list import describe
 from device_client.model.loader import load_model
 from device_client.planning.tuned_blocks import tuned_blocks
 from device_client.tuning.journal import StepRecord, read_journal

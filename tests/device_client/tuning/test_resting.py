@@ -11,7 +11,8 @@ from bowl_run import COUNT, HEADER, SETTINGS, Bowl, Recorder, engine_of, files, 
 from torch import zeros
 
 from device_client.tuning.journal import open_journal
-from device_client.tuning.loop import Outcome, TuningLoop
+from device_client.tuning.loop import TuningLoop
+from device_client.tuning.loop_interface import Outcome
 from device_client.tuning.resting import MachineRest
 from device_client.tuning.run_directory import RunDirectory
 from device_client.tuning.work_seconds import read_work_seconds
@@ -83,8 +84,9 @@ def test_a_run_that_waited_has_the_same_bits_and_its_pauses_are_no_work(tmp_path
     tune(tmp_path / "whole", settings=SHORT)
     time = Time(per_look=0.01)
     reasons = iter(["busy", "busy", None] * 50)
-    tune_resting(tmp_path / "paused", rest(time, reasons, []), time)
+    outcome = tune_resting(tmp_path / "paused", rest(time, reasons, []), time)
     assert time.slept >= 10
+    assert outcome.paused_seconds == pytest.approx(time.slept, abs=1)
     assert files(tmp_path / "paused") == files(tmp_path / "whole")
     worked = read_work_seconds(RunDirectory(tmp_path / "paused"))
     assert [steps for steps, _ in worked] == [0, 3, 6]

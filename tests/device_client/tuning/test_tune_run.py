@@ -79,6 +79,22 @@ def test_the_same_call_again_does_nothing(bundle: Bundle, rows: Path, clock: Cal
     assert {path.name: path.read_bytes() for path in second.run.iterdir()} == before
 
 
+@pytest.mark.parametrize("name", ["journal.bin", "best.safetensors"])
+@pytest.mark.parametrize("is_cut", [True, False], ids=["cut", "changed"])
+def test_a_finished_run_whose_values_or_journal_are_damaged_is_made_whole(
+    bundle: Bundle, rows: Path, clock: Callable[[], float], name: str, is_cut: bool
+) -> None:
+    """The journal loses whole records, or a bit of one in the middle changes."""
+    folder = run(planned(bundle, rows), clock).run
+    whole = (folder / name).read_bytes()
+    record = 30  # bytes of a step
+    changed = whole[: -2 * record - 5] + bytes([whole[-2 * record - 5] ^ 4]) + whole[-2 * record - 4 :]
+    (folder / name).write_bytes(whole[: -2 * record] if is_cut else changed)
+    assert not run(planned(bundle, rows), clock).was_finished
+    assert (folder / name).read_bytes() == whole
+    assert run(planned(bundle, rows), clock).was_finished
+
+
 def test_equal_runs_in_two_folders_are_equal_bit_for_bit(
     bundle: Bundle, rows: Path, clock: Callable[[], float]
 ) -> None:
