@@ -110,14 +110,10 @@ class TuningLoop:
             while stopped_by is None:
                 step = self._steps_done
                 record = self._recorded(step)
-                if record is None:
-                    if self._rest.is_due():
-                        self._write_snapshot()  # whatever ends the pause, nothing is lost
-                        self._seconds.leave_out(self._rest.wait(self._seconds_left()))
-                        if self._is_budget_spent():
-                            stopped_by = "time budget"
-                            break
-                    record = self._measure(step)
+                if record is None and self._rests_past_budget():
+                    stopped_by = "time budget"
+                    break
+                record = record or self._measure(step)
                 if step >= replay_from:
                     self._theta = self._engine.move(self._theta, record)
                 self._steps_done += 1
@@ -174,6 +170,14 @@ class TuningLoop:
         self._steps_measured += 1
         self._observer.stepped(record)
         return record
+
+    def _rests_past_budget(self) -> bool:
+        """Wait while the machine should rest, with everything on the disk; return whether that spent the time budget."""
+        if not self._rest.is_due():
+            return False
+        self._write_snapshot()
+        self._seconds.leave_out(self._rest.wait(self._seconds_left()))
+        return self._is_budget_spent()
 
     def _note_shrink(self) -> None:
         self._write_snapshot()  # a step measured before would come out with other bits if it had to be measured again

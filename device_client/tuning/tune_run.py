@@ -196,10 +196,14 @@ def _tune_model(
     result = account | judged_result
     if outcome.stopped_by != "time budget":  # else the run is not finished
         best = outcome.best.to(model.device)
-        answers = with_smaller_batches(
-            lambda: run_answers(planned, model, tuned, problem, judged, best, kept_rows=machine.kept_rows), problem
-        )
-        run.write_json(ANSWERS, answers)
+        try:
+            answers = with_smaller_batches(
+                lambda: run_answers(planned, model, tuned, problem, judged, best, kept_rows=machine.kept_rows), problem
+            )
+        except ResourceError as error:  # the run itself is done
+            observer.note(f"no answers are kept for the report: {error.found}")
+        else:
+            run.write_json(ANSWERS, answers)
     resources = {
         "device": str(model.device),
         "compute_dtype": dtype_name(model.compute_dtype),
