@@ -172,7 +172,7 @@ class TuningLoop:
         return record
 
     def _rests_past_budget(self) -> bool:
-        """Wait while the machine should rest, with everything on the disk; return whether that spent the time budget."""
+        """Wait while the machine should rest, all on the disk; return whether that spent the time budget."""
         if not self._rest.is_due():
             return False
         self._write_snapshot()
