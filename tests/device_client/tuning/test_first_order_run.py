@@ -72,7 +72,7 @@ def test_a_run_stopped_again_and_again_ends_as_one_that_was_not(
     whole = run(plan, clock, micro_batch_rows=3)
     shutil.move(whole.run, whole.run.with_name("whole"))
     for _ in range(4):
-        again = run(plan, clock, micro_batch_rows=3, time_budget_seconds=4.0)
+        again = run(plan, clock, micro_batch_rows=3, time_budget_seconds=6.0)
     assert again.result["stopped_by"] == "steps"
     for name in ("journal.bin", "machine.json", "last.safetensors", "best.safetensors", "result.json"):
         assert (again.run / name).read_bytes() == (whole.run.with_name("whole") / name).read_bytes()
