@@ -15,10 +15,11 @@ import sys
 from collections.abc import Sequence
 from typing import Any, Protocol
 
+from device_client.commands.common_options import common_options
 from device_client.console import Console
 from device_client.settings import Settings
 from device_client.store import refusals
-from shared.command_line import CommandParser, print_json, program_parser, run_program
+from shared.command_line import print_json, program_parser, run_program
 
 COMMAND_MODULES = {
     "doctor": "doctor",
@@ -40,6 +41,7 @@ COMMAND_MODULES = {
     "apply": "apply",
     "rm": "rm",
     "prune": "prune",
+    "completion": "completion",
 }
 """Command → its module in ``device_client.commands``, in the order that the help lists them."""
 
@@ -90,13 +92,13 @@ def build_parser(words: Sequence[str] = ()) -> argparse.ArgumentParser:
     parser = program_parser(
         "zo-device",
         "Fetch a prepared language model and personalise it on this machine, with forward passes only.",
-        parents=[_common_options()],
+        parents=[common_options()],
     )
     parser.set_defaults(json=False, quiet=False, offline=False)
     subparsers = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     for command in load_commands(words):
         subparser = subparsers.add_parser(
-            command.NAME, help=command.HELP, description=command.HELP, parents=[_common_options()]
+            command.NAME, help=command.HELP, description=command.HELP, parents=[common_options()]
         )
         command.add_arguments(subparser)
         subparser.set_defaults(command=command)
@@ -108,15 +110,6 @@ def load_commands(words: Sequence[str] = ()) -> list[Command]:
     named = next((word for word in words if not word.startswith("-")), None)  # no common option has a value
     modules = [COMMAND_MODULES[named]] if named in COMMAND_MODULES else COMMAND_MODULES.values()
     return [importlib.import_module(f"device_client.commands.{name}") for name in modules]
-
-
-def _common_options() -> CommandParser:
-    """Return the options of every command; unset ones leave no attribute, so both places of an option count."""
-    common = CommandParser(add_help=False, argument_default=argparse.SUPPRESS)
-    common.add_argument("--json", action="store_true", help="print exactly one JSON object on stdout")
-    common.add_argument("--quiet", action="store_true", help="show only warnings and errors")
-    common.add_argument("--offline", action="store_true", help="open no socket at all")
-    return common
 
 
 if __name__ == "__main__":

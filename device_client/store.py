@@ -18,7 +18,7 @@ from shared.bundle.digest import check_digest
 from shared.bundle.layout import ImageLayout
 from shared.bundle.manifest import Descriptor
 from shared.bundle.read import Bundle, read_bundle
-from shared.durable_files import REFUSALS, disk_errors
+from shared.durable_files import REFUSALS, disk_errors, make_folder
 from shared.errors import DiskError, NotFound
 from shared.version import VERSION
 
@@ -38,10 +38,7 @@ def make_home(settings: Settings) -> None:
         DiskError: It cannot be made, or it is not ours to use.
     """
     with disk_errors(settings.home), refusals(settings):
-        try:
-            settings.home.mkdir(parents=True, exist_ok=True, mode=0o700)
-        except FileNotFoundError as error:  # though its parents are made: such as in /proc
-            raise PermissionError(errno.EACCES, "no folder can be made there", str(settings.home)) from error
+        make_folder(settings.home, mode=0o700)
         if not os.access(settings.home, os.R_OK | os.W_OK | os.X_OK):
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(settings.home))
 
@@ -51,7 +48,7 @@ def refusals(settings: Settings) -> Iterator[None]:
     """Say what to do where the system refuses a file or folder, whichever command meets it and wherever.
 
     Raises:
-        DiskError: Access is denied, or a file stands where a folder is needed.
+        DiskError: Access is denied, or a file or a loop of links stands where a folder is needed.
     """
     try:
         yield
@@ -65,10 +62,16 @@ def refusals(settings: Settings) -> Iterator[None]:
             needed = f"{home} as a folder that you may read and write, with all in it"
             remedy = f"change the owner or permissions of {home}"
             elsewhere = "set ZO_DEVICE_HOME to another folder"
-        if error.errno in (errno.ENOTDIR, errno.EEXIST):
-            in_the_way = next((place for place in (path, *path.parents) if place.is_file()), path)
+        if error.errno in (errno.ENOTDIR, errno.EEXIST, errno.ELOOP):
+            around = (path, *path.parents)
+            in_the_way = next((place for place in around if place.is_file() or _is_loop(place)), path)
             remedy = f"move {in_the_way} away"
         raise DiskError(f"{path}: {error.strerror}", needed=needed, next_step=f"{remedy}, or {elsewhere}") from error
+
+
+def _is_loop(path: Path) -> bool:
+    """Return whether a link leads to itself."""
+    return path.is_symlink() and not path.exists()
 
 
 def bundle_references(layout: ImageLayout) -> dict[str, Descriptor]:

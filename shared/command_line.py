@@ -47,14 +47,16 @@ class CommandParser(argparse.ArgumentParser):
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> tuple[Any, list[str]]:
         """Refuse what this parser does not know, in its own name: a command's parser knows its help.
 
-        Options may stand between a command's words, also before one that may be left out.
+        Options may stand between a command's words, also before one that may be left out. A parser of commands that has a
+        default for ``default_word`` takes that command where the first word is none.
         """
+        words = self._with_default_word(list(sys.argv[1:] if args is None else args))
         if self._is_mixing:  # argparse calls back, for options and words apart
-            return super().parse_known_args(args, namespace)
+            return super().parse_known_args(words, namespace)
         self._is_mixing = self._can_mix()
         try:
             parse = self.parse_known_intermixed_args if self._is_mixing else super().parse_known_args
-            found, unknown = parse(args, namespace)
+            found, unknown = parse(words, namespace)
         finally:
             self._is_mixing = False
         if unknown:
@@ -66,6 +68,14 @@ class CommandParser(argparse.ArgumentParser):
         words = [action for action in self._actions if not action.option_strings]
         excluding = [action for group in self._mutually_exclusive_groups for action in group._group_actions]
         return self._subparsers is None and not any(word in excluding for word in words)
+
+    def _with_default_word(self, words: list[str]) -> list[str]:
+        default = self.get_default("default_word")
+        if default is None or {"-h", "--help"} & set(words):
+            return words
+        first = next((word for word in words if not word.startswith("-")), None)
+        names = {name for action in self._actions if isinstance(action.choices, dict) for name in action.choices}
+        return words if first in names else [default, *words]
 
     def error(self, message: str) -> NoReturn:
         """Raise InvalidRequest."""

@@ -16,8 +16,8 @@ from pathlib import Path
 
 from shared.errors import DiskError
 
-REFUSALS = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST)
-"""Access is denied, or the disk is read-only, or a file stands where a folder is needed."""
+REFUSALS = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.ELOOP)
+"""Access is denied, or the disk is read-only, or a file or a loop of links stands where a folder is needed."""
 
 
 def write_atomically(path: Path, data: bytes, *, mode: int = 0o666) -> None:
@@ -62,7 +62,8 @@ def disk_errors(path: Path) -> Iterator[None]:
     """Turn the operating system's disk errors into ``DiskError`` with the place and the free bytes.
 
     Raises:
-        DiskError: The disk is full, over quota, read-only, access is denied, or a file stands where a folder is needed.
+        DiskError: The disk is full, over quota, read-only, access is denied, or a file or a loop of links stands where
+            a folder is needed.
     """
     try:
         yield
@@ -78,6 +79,18 @@ def disk_errors(path: Path) -> Iterator[None]:
                 next_step="change its permissions or choose another folder",
             ) from error
         raise
+
+
+def make_folder(path: Path, *, mode: int = 0o777) -> None:
+    """Make a folder and those above it where they are missing; ``mode`` is that of the folder.
+
+    Raises:
+        OSError: It cannot be made; where the system makes no folders, such as in /proc, that is a denied access too.
+    """
+    try:
+        path.mkdir(mode, parents=True, exist_ok=True)
+    except FileNotFoundError as error:  # though those above it are there or were made
+        raise PermissionError(errno.EACCES, "no folder can be made there", str(path)) from error
 
 
 def free_bytes(path: Path) -> int:

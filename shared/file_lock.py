@@ -10,7 +10,7 @@ import fcntl
 from collections.abc import Iterator
 from pathlib import Path
 
-from shared.durable_files import disk_errors
+from shared.durable_files import disk_errors, make_folder
 from shared.errors import ZoError
 
 
@@ -26,7 +26,7 @@ def exclusive(path: Path, *, busy: ZoError | None = None) -> Iterator[None]:
         DiskError: The file cannot be made.
     """
     with disk_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent)
         file = path.open("a")
     with file:
         acquire(file.fileno(), busy=busy)

@@ -32,6 +32,7 @@ from shared.file_lock import exclusive
 if TYPE_CHECKING:
     from cloud_service.pipeline.prepare import PreparedBundle
     from cloud_service.progress import ProgressSink
+    from cloud_service.storage.signing_keys import SigningKey
     from shared.api import PrepareRequest
     from shared.bundle.layout import ImageLayout
 
@@ -127,6 +128,8 @@ def request_of(arguments: argparse.Namespace) -> PrepareRequest:
 
 def _run(arguments: argparse.Namespace) -> None:
     from cloud_service.commands.progress import terminal_progress
+    from cloud_service.settings import load_settings
+    from cloud_service.storage.signing_keys import open_signing_key
     from shared.bundle.layout import ImageLayout
     from shared.bundle.write import remove_unfinished
 
@@ -140,13 +143,14 @@ def _run(arguments: argparse.Namespace) -> None:
         )
     workspace = arguments.output / _WORKSPACE
     with removed_where_refused(arguments.output), _sole_worker(workspace), _sigterm_interrupts():
+        key = open_signing_key(arguments.signing_key or load_settings().signing_key)  # before hours of work
         layout = ImageLayout.create(arguments.output)
         remove_unfinished(layout)
         with terminal_progress(is_quiet=arguments.quiet) as progress:
             made = _prepare(arguments, request, layout, workspace, progress)
-        signer = _publish(arguments, layout, made)
+        _publish(arguments, layout, made, key)
         shutil.rmtree(workspace)
-    _print(arguments, made, signer)
+    _print(arguments, made, key.fingerprint)
 
 
 def _prepare(
@@ -168,16 +172,13 @@ def _prepare(
     )
 
 
-def _publish(arguments: argparse.Namespace, layout: ImageLayout, made: PreparedBundle) -> str:
-    """Validate the bundle, write the report, then sign and tag; return the signer's fingerprint."""
-    from cloud_service.settings import load_settings
+def _publish(arguments: argparse.Namespace, layout: ImageLayout, made: PreparedBundle, key: SigningKey) -> None:
+    """Validate the bundle, write the report, then sign and tag."""
     from cloud_service.storage.releases import published_statement, sign_tag
-    from cloud_service.storage.signing_keys import open_signing_key
     from shared.bundle.read import read_bundle
     from shared.bundle.signature import signature_tag
     from shared.durable_files import disk_errors, write_atomically
 
-    key = open_signing_key(arguments.signing_key or load_settings().signing_key)
     read_bundle(layout, made.manifest.digest)
     previous = published_statement(layout, made.name, made.tag)
     signature = sign_tag(
@@ -196,7 +197,6 @@ def _publish(arguments: argparse.Namespace, layout: ImageLayout, made: PreparedB
         write_atomically(arguments.output / "report.json", json.dumps(made.report, indent=1, sort_keys=True).encode())
     beside = f"{made.name}:{signature_tag(made.manifest.digest)}"
     layout.update({f"{made.name}:{made.tag}": made.manifest, beside: signature})
-    return key.fingerprint
 
 
 def _print(arguments: argparse.Namespace, made: PreparedBundle, signer: str) -> None:

@@ -27,7 +27,7 @@ from shared.bundle.documents import Document, parse_document
 from shared.bundle.signature import fingerprint_of
 from shared.bundle.signature_artifact import MAX_ROTATIONS
 from shared.bundle.statement import SignedRotation, sign_rotation, verify_rotation
-from shared.durable_files import disk_errors, sync_directory, write_atomically
+from shared.durable_files import disk_errors, make_folder, sync_directory, write_atomically
 from shared.errors import Conflict, IntegrityError, InvalidRequest, NotFound
 
 _MAX_RECORD_BYTES = 256 * 1024
@@ -238,7 +238,7 @@ def _create_once(path: Path) -> None:
     if path.exists():
         return
     with disk_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent)
         descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")  # of mode 0600
         try:
             with os.fdopen(descriptor, "wb") as file:

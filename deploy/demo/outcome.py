@@ -77,7 +77,7 @@ def closing_lines(output: Path, cloud: Cloud, personal: Personal, commands: Sequ
     """Return where to look and what to type next."""
     return [
         f"Report page  {output / 'report.html'}",
-        f"Loss curve   {output / 'run' / 'loss.svg'}",
+        f"Run's page   {output / 'run' / 'report.html'}",
         f"Rows         {personal.files['train'].parent}",
         *([f"Model        {cloud.credit}"] if cloud.credit else []),
         "Next, by hand:",

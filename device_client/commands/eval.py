@@ -12,6 +12,7 @@ from device_client.commands.run_options import check_options_of_run
 from device_client.commands.task_arguments import add_row_arguments, data_options, positive
 from device_client.console import Console, ProgressBar
 from device_client.settings import Settings
+from device_client.tuning.figures import BUNDLE, described, shown_columns, shown_figures
 from shared.byte_sizes import format_bytes, parse_bytes
 
 if TYPE_CHECKING:
@@ -69,8 +70,7 @@ def run(arguments: argparse.Namespace, console: Console, settings: Settings) -> 
     from device_client.tasks.checker import checking
     from device_client.tasks.scoring import settled_objective
     from device_client.tasks.task_data import cut_warnings, make_examples, row_warnings
-    from device_client.tuning.baselines import BUNDLE, described
-    from device_client.tuning.evaluation import ROWS_AT_ONCE, Evaluation, shown_columns, shown_figures
+    from device_client.tuning.evaluation import ROWS_AT_ONCE, Evaluation
     from device_client.tuning.make_goal import make_goal
     from device_client.tuning.run_directory import find_run
     from device_client.tuning.smaller_batches import MicroBatch, with_smaller_batches
@@ -151,7 +151,7 @@ def _without_tuning(
     bar: ProgressBar,
 ) -> dict[str, dict[str, Any]]:
     """Return what the bundle's own values reach: as they are, without the labels' prior, and with rows in context."""
-    from device_client.tuning.baselines import BUNDLE, Room, baselines_of_rows, evaluation_of
+    from device_client.tuning.baselines import Room, baselines_of_rows, evaluation_of
     from device_client.tuning.evaluation import choice_scores
     from device_client.tuning.smaller_batches import with_smaller_batches
 

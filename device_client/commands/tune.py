@@ -20,9 +20,11 @@ from device_client.commands.task_arguments import (
 from device_client.commands.tune_report import show_report
 from device_client.console import Console, ProgressBar
 from device_client.interrupts import sigterm_as_interrupt
+from device_client.machine_strain import DEFAULT_LIMITS, LIMITS, parse_limits
 from device_client.planning.methods import METHODS
 from device_client.planning.tuned_blocks import check_blocks
 from device_client.settings import Settings
+from device_client.tuning.figures import SHOWN_ROWS
 from device_client.tuning.metric_step import EPSILON_SHARE, WALK_SHARE
 from device_client.tuning.settings import DEFAULTS, TuneSettings, parse_lr, parse_step
 from shared.byte_sizes import parse_bytes
@@ -54,7 +56,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--gradient", choices=("zeroth-order", "first-order"), default=DEFAULTS.gradient,
         help="of forward passes alone, or exact: Adam with a backward pass, for more memory (default: %(default)s)",
     )  # fmt: skip
-    group.add_argument("--steps", type=positive, default=DEFAULTS.steps, metavar="N", help="default: %(default)s")
+    group.add_argument(
+        "--steps", type=positive, default=DEFAULTS.steps, metavar="N", help="to make (default: %(default)s)"
+    )
     group.add_argument(
         "--batch", type=positive, default=DEFAULTS.batch_size, metavar="N", help="rows per step (default: %(default)s)"
     )
@@ -73,7 +77,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         f"lets the whole run walk {WALK_SHARE:g} of the values' root mean square)",
     )
     group.add_argument("--lr", type=parse_lr, help="a constant instead: the paper's 1e-6; in first order Adam's, 2e-3")
-    group.add_argument("--decay", choices=("constant", "linear"), default=DEFAULTS.decay, help="default: %(default)s")
+    group.add_argument(
+        "--decay",
+        choices=("constant", "linear"),
+        default=DEFAULTS.decay,
+        help="of the step's length over the run (default: %(default)s)",
+    )
     group.add_argument(
         "--queries", type=positive, default=DEFAULTS.queries, metavar="Q", help="directions per step (default: 1)"
     )
@@ -81,9 +90,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--directions", choices=("two-sided", "one-sided"), default=DEFAULTS.directions,
         help="two passes per direction, or one and two directions or more (default: %(default)s)",
     )  # fmt: skip
-    group.add_argument("--distribution", choices=("gaussian", "rademacher"), default=DEFAULTS.distribution, help="of z")
     group.add_argument(
-        "--clip", type=positive_number, default=DEFAULTS.clip_multiple, metavar="M", help="clip g at M times its median"
+        "--distribution",
+        choices=("gaussian", "rademacher"),
+        default=DEFAULTS.distribution,
+        help="of the directions (default: %(default)s)",
+    )
+    group.add_argument(
+        "--clip",
+        type=positive_number,
+        default=DEFAULTS.clip_multiple,
+        metavar="M",
+        help="clip g at M times its median (default: %(default)g)",
     )
     group.add_argument(
         "--blocks", default=DEFAULTS.blocks, metavar="WHICH",
@@ -93,10 +111,26 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--seed", type=int, default=DEFAULTS.seed, help="of rows held out, batches and perturbations (default: 0)"
     )
-    group.add_argument("--validate-every", type=positive, metavar="N", help="steps (default: a twentieth)")
+    group.add_argument(
+        "--validate-every",
+        type=positive,
+        metavar="N",
+        help="steps between two validations (default: a twentieth of all)",
+    )
     group.add_argument("--patience", type=positive, metavar="N", help="stop after N validations without a new best")
     group = parser.add_argument_group("machine")
-    group.add_argument("--time-budget", type=seconds, metavar="10m", help="stop after so long; run again to continue")
+    group.add_argument(
+        "--time-budget", type=seconds, metavar="10m",
+        help="of this call, pauses included: stop after so long; the same command again continues with a budget of its "
+        "own",
+    )  # fmt: skip
+    group.add_argument(
+        "--pause-on", type=parse_limits, default=dict(DEFAULT_LIMITS), metavar="WHAT,…",
+        help="wait between two steps while the battery discharges below a percentage, a sensor is hotter than so many "
+        "°C, or other programs take more than so many percent of the CPUs or somebody types: "
+        f"{', '.join(f'{kind}={limit:g}' for kind, limit in LIMITS.items())}, each also without its number; none never "
+        f"waits. A pause changes no bit of the run (default: {','.join(DEFAULT_LIMITS)})",
+    )  # fmt: skip
     group.add_argument(
         "--states-file", default="4GiB", metavar="SIZE",
         help="with --blocks upper:N: what a file in the run's folder may take while it is tuned, for what lies below "
@@ -105,6 +139,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--micro-batch", type=positive, metavar="N", help="sequences at once (default: by the budget)")
     add_machine_arguments(group)
     group.add_argument("--output", type=Path, metavar="DIR", help="run folder (default: named in the runs folder)")
+    group.add_argument(
+        "--kept-rows", type=int, choices=range(101), default=SHOWN_ROWS, metavar="0…100",
+        help="how many of the judged rows the run keeps for its report, with the answers before and after (default: "
+        "%(default)s)",
+    )  # fmt: skip
 
 
 def run(arguments: argparse.Namespace, console: Console, settings: Settings) -> dict[str, Any]:
@@ -204,6 +243,8 @@ def machine_settings(arguments: argparse.Namespace, allowed: Machine) -> Machine
         checker_timeout_seconds=arguments.checker_timeout,
         checker_may_connect=arguments.checker_may_connect,
         backend=allowed.backend,
+        pause_limits=arguments.pause_on,
+        kept_rows=arguments.kept_rows,
     )
 
 

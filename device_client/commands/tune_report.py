@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from device_client.console import Console
+from device_client.tuning.figures import CALIBRATED, result_lines, shown_columns
 from shared.byte_sizes import format_bytes
 
 if TYPE_CHECKING:
@@ -18,16 +19,13 @@ LEAST_SIGNAL = 2
 def show_report(report: TuneReport, console: Console) -> None:
     """Show what a run came to."""
     from device_client.tuning.curve import sparkline
-    from device_client.tuning.evaluation import shown_columns
     from device_client.tuning.run_directory import RunDirectory
 
     result, resources = report.result, report.resources
     if report.was_finished:
         console.say("This run is finished; nothing was done.")
     metric = result.get("metric")
-    parts = [part for part in ("validation", "test") if part in result]
-    rows = [row for part in parts for row in _table_rows(part, result[part], metric)]
-    console.table(f"Run {report.run.name}", ("rows", *shown_columns(metric)), rows)
+    console.table(f"Run {report.run.name}", ("rows", *shown_columns(metric)), list(result_lines(result)))
     _warn_of_prior(result, console)
     _warn_of_start(result, console)
     metrics = RunDirectory(report.run).metrics()
@@ -62,15 +60,13 @@ def show_report(report: TuneReport, console: Console) -> None:
             "sides: their forward passes bought nothing. Next: a larger --epsilon or --batch, or an objective that "
             "some answers meet already"
         )
-    console.say(f"Curve: {report.run / 'loss.svg'}")
+    console.say(f"Report, with the curve and some of your rows: {report.run / 'report.html'}")
     if result["stopped_by"] == "time budget":
         console.say("The time budget is spent and the run is not finished: run the same command again to continue.")
 
 
 def _warn_of_prior(result: Mapping[str, Any], console: Console) -> None:
     """Say so where the gain is no more than the labels' words explain."""
-    from device_client.tuning.baselines import CALIBRATED
-
     part = "test" if "test" in result else "validation"
     best, prior = result[part]["best"], result[part].get(CALIBRATED)
     if prior is not None and None not in (best["loss"], prior["loss"]) and best["loss"] >= prior["loss"]:
@@ -111,14 +107,3 @@ def measured_line(measured: Mapping[str, float | None], seconds_per_step: float 
     if fall is not None and seconds_per_step:
         parts.append(f"expected fall of the loss {60 * fall / seconds_per_step:.2g} nats per minute")
     return f"Measured: {'; '.join(parts)}."
-
-
-def _table_rows(part: str, stages: Mapping[str, Mapping[str, Any]], metric: str | None) -> Iterator[tuple[str, ...]]:
-    from device_client.tuning.baselines import BUNDLE, CALIBRATED, IN_CONTEXT, described
-    from device_client.tuning.evaluation import shown_figures
-
-    for stage in (BUNDLE, CALIBRATED, IN_CONTEXT, "start", "last", "best"):
-        if stage not in stages:
-            continue
-        found = stages[stage]
-        yield f"{part} ({found['rows']})", *shown_figures(described(stage, found), found, metric)

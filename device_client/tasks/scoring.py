@@ -105,6 +105,19 @@ def answer_losses(scores: Tensor, batch: AnswerBatch, objective: Objective) -> T
     return -right if objective == "vocabulary" else torch.logsumexp(scores_by_example(scores, batch), dim=2) - right
 
 
+def choices(scores: Tensor, batch: AnswerBatch) -> Tensor:
+    """Return which candidate of each example scores highest, the first of equals, int64 (points, examples).
+
+    Args:
+        scores: float64 (points, answers).
+        batch: Whose scores they are.
+
+    Raises:
+        DataError: Only right answers are scored, or there is no choice.
+    """
+    return scores_by_example(scores, batch).argmax(dim=2)
+
+
 def is_right(scores: Tensor, batch: AnswerBatch) -> Tensor:
     """Return whether each example scores the right answer highest, bool (points, examples); the first of equals counts.
 
@@ -115,8 +128,7 @@ def is_right(scores: Tensor, batch: AnswerBatch) -> Tensor:
     Raises:
         DataError: Only right answers are scored, or there is no choice.
     """
-    best = scores_by_example(scores, batch).argmax(dim=2)
-    return best == torch.tensor([example.right for example in batch.examples])
+    return choices(scores, batch) == torch.tensor([example.right for example in batch.examples])
 
 
 def scores_by_example(scores: Tensor, batch: AnswerBatch) -> Tensor:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
@@ -110,10 +110,9 @@ class AnswerGoal:
         self, examples: Sequence[Example], micro_batch_rows: int, advance: Advance | None = None
     ) -> Evaluation:
         """Return the mean grade, and loss and accuracy where the rows have answers."""
-        loss, accuracy = math.nan, None
+        found = Evaluation(math.nan, None, len(examples))
         if self._objective is not None:
             found = evaluate(self._speaker, examples, self._objective, micro_batch_rows=micro_batch_rows)
-            loss, accuracy = found.loss, found.accuracy
         ordered = sorted(examples, key=lambda example: len(example.prompt))
         total = 0.0
         for first in range(0, len(ordered), ROWS_AT_ONCE):
@@ -121,7 +120,7 @@ class AnswerGoal:
             total -= float(self.costs(self.lay_out(some, micro_batch_rows)).sum())
             if advance is not None:
                 advance(len(some))
-        return Evaluation(loss, accuracy, len(examples), total / len(examples))
+        return replace(found, score=total / len(examples))
 
     def _costs_of(self, examples: Sequence[Example]) -> Tensor:
         answers = self._speaker.answers([example.prompt for example in examples], self._answer_tokens)

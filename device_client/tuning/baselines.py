@@ -19,7 +19,7 @@ Symbols: s_c mean log-probability of candidate c · N ``PRIOR_ROWS`` · k ``SHOW
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -27,13 +27,13 @@ import torch
 from torch import Tensor
 
 from device_client.tuning.evaluation import Evaluation
+from device_client.tuning.figures import CALIBRATED, IN_CONTEXT
 from shared.perturbation import random_generator
 from shared.tasks.examples import Example, TextEncoder
 
 PRIOR_ROWS = 64
 SHOWN_ROWS = 4
 IN_CONTEXT_ROWS = 200
-BUNDLE, CALIBRATED, IN_CONTEXT = "bundle", "calibrated_zero_shot", "in_context"
 _SHOWN_STREAM = (1 << 62) + 1
 """Step number of the draw of shown rows: no step and no other draw shares its random words."""
 
@@ -199,11 +199,3 @@ def baselines_of_rows(
     if others:
         found[IN_CONTEXT] = in_context(score, others, shown, encoder, room)
     return found
-
-
-def described(stage: str, figures: Mapping[str, Any]) -> str:
-    """Return the name of a figure for people."""
-    if stage != IN_CONTEXT:
-        return stage.replace("_zero_shot", " zero-shot")
-    least, most = figures["shown_rows"]
-    return f"in context ({least} rows)" if least == most else f"in context ({least}–{most} rows)"

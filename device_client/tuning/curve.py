@@ -1,13 +1,14 @@
 """The loss curve: an SVG picture, and a line of block letters for the terminal.
 
-The picture depends on the numbers alone (fixed identifiers, no date), so the same run draws the same bytes.
+The picture depends on the numbers alone, so the same run draws the same bytes.
 """
 
 from __future__ import annotations
 
-import io
 import math
 from collections.abc import Sequence
+
+from device_client.run_pages.chart import Series, as_picture, line_chart
 
 _BLOCKS = "▁▂▃▄▅▆▇█"
 SMOOTHING = 0.98
@@ -46,20 +47,13 @@ def draw_curve(
         validation: (steps done, loss or metric).
         what: Name of the vertical axis.
     """
-    import matplotlib
-    from matplotlib.figure import Figure
-
-    with matplotlib.rc_context({"svg.hashsalt": "zo-device", "svg.fonttype": "none"}):
-        figure = Figure(figsize=(7, 4), layout="constrained")
-        axes = figure.add_subplot()
-        if training:
-            axes.plot(range(1, len(training) + 1), moving_average(training), label="training, moving average", lw=1)
-        if validation:
-            axes.plot(*zip(*validation, strict=True), "o-", label="validation", ms=3)
-        axes.set_xlabel("steps")
-        axes.set_ylabel(what)
-        if training or validation:
-            axes.legend(loc="upper right")  # "best" is slow, and warns so on a busy machine
-        buffer = io.BytesIO()
-        figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": "zo-device"})
-    return buffer.getvalue()
+    return as_picture(
+        line_chart(
+            [
+                Series("training, moving average", list(enumerate(moving_average(training), start=1)), 0),
+                Series("validation", validation, 1, has_dots=True),
+            ],
+            x_label="steps",
+            y_label=what,
+        )
+    )

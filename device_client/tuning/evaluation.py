@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -23,7 +23,7 @@ from device_client.tasks.scoring import (
     Objective,
     answer_losses,
     answer_scores,
-    is_right,
+    choices,
     scores_by_example,
 )
 from shared.tasks.examples import Example
@@ -40,12 +40,15 @@ class Evaluation:
         accuracy: 0 … 1, or None.
         rows: How many rows were scored.
         score: The metric, higher is better, or None.
+        choices: Of each row the candidate that scores highest, the first of equals; empty where rows offer no choice,
+            and where the evaluation was read from a file, which keeps no answers.
     """
 
     loss: float
     accuracy: float | None
     rows: int
     score: float | None = None
+    choices: tuple[int, ...] = field(default=(), compare=False, repr=False)
 
     @property
     def cost(self) -> float:
@@ -113,29 +116,23 @@ def evaluate(
         micro_batch_rows: Most sequences side by side.
         advance: Told how many more rows are done.
     """
-    total, right = 0.0, 0
+    total = 0.0
     has_choice = not any(example.is_free for example in examples)
+    chosen: dict[int, int] = {}
     # Rows of similar length run together; the order of the sum stays that of the sorted rows.
-    ordered = sorted(examples, key=lambda example: example.token_count)
-    for first in range(0, len(ordered), ROWS_AT_ONCE):
-        batch = lay_out(ordered[first : first + ROWS_AT_ONCE], micro_batch_rows=micro_batch_rows, device=model.device)
+    order = sorted(range(len(examples)), key=lambda index: examples[index].token_count)
+    for first in range(0, len(order), ROWS_AT_ONCE):
+        indices = order[first : first + ROWS_AT_ONCE]
+        batch = lay_out([examples[i] for i in indices], micro_batch_rows=micro_batch_rows, device=model.device)
         scores = answer_scores(model, batch)
         total += float(answer_losses(scores, batch, objective).sum())
-        right += int(is_right(scores, batch).sum()) if has_choice else 0
+        if has_choice:
+            chosen |= zip(indices, choices(scores, batch)[0].tolist(), strict=True)
         if advance is not None:
             advance(len(batch))
-    return Evaluation(total / len(examples), right / len(examples) if has_choice else None, len(examples))
-
-
-def shown_columns(metric: str | None) -> tuple[str, ...]:
-    """Return the names of what ``shown_figures`` shows; accuracy has a column of its own already."""
-    return ("values", "loss", "accuracy", *([metric] if metric not in (None, "accuracy") else []))
-
-
-def shown_figures(values: str, figures: Mapping[str, Any], metric: str | None) -> tuple[str, ...]:
-    """Return a line of a table for people: which values, their loss, their accuracy, their score."""
-    unknown = "not finite" if figures.get("score") is None else "–"
-    loss = unknown if figures["loss"] is None else f"{figures['loss']:.4f}"
-    accuracy = "–" if figures["accuracy"] is None else f"{figures['accuracy']:.1%}"
-    score = "–" if figures.get("score") is None else f"{figures['score']:.4g}"
-    return values, loss, accuracy, *([score] if metric not in (None, "accuracy") else [])
+    rows = len(examples)
+    if not has_choice:
+        return Evaluation(total / rows, None, rows)
+    answers = tuple(chosen[index] for index in range(rows))
+    right = sum(answer == example.right for answer, example in zip(answers, examples, strict=True))
+    return Evaluation(total / rows, right / rows, rows, choices=answers)

@@ -7,9 +7,10 @@
 Version 1 has records; version 2, of runs whose step is measured, has measured ones, with signal s and curvature t.
 
 All numbers are little-endian; each crc32 is over the bytes of its own header or record. A record is appended in one
-write before θ moves, and flushed to the disk every few records. A torn or damaged tail (kill −9, power cut) is cut
-when the journal is opened: the steps it held are computed again and come out the same. θ of any step follows from
-the bundle's values, the header's seed and stream, and the records up to it. Costs 22 or 30 bytes per step.
+write before θ moves, and flushed to the disk every few records. A torn record at the end (kill −9, power cut), and a
+damaged one with all that follows, are cut when the journal is opened to continue: the steps they held are computed
+again and come out the same. Who only reads gets no records of a damaged journal. θ of any step follows from the
+bundle's values, the header's seed and stream, and the records up to it. Costs 22 or 30 bytes per step.
 Knows nothing about models, data or θ. The records are functions of the user's data: they stay on the device.
 """
 
@@ -108,12 +109,18 @@ class Journal:
     """An open journal: its records so far, and a place to append.
 
     Use as a context manager; made by ``open_journal``.
+
+    Attributes:
+        damaged_steps: How many records were cut because one of them is damaged; a torn one is not counted.
     """
 
-    def __init__(self, path: Path, descriptor: int, header: JournalHeader, records: list[StepRecord]) -> None:
+    def __init__(
+        self, path: Path, descriptor: int, header: JournalHeader, records: list[StepRecord], damaged_steps: int = 0
+    ) -> None:
         self.path = path
         self.header = header
         self.records = records
+        self.damaged_steps = damaged_steps
         self._descriptor = descriptor
         self._layout = _record_layout(header)
         self._unsynced = 0
@@ -173,7 +180,7 @@ def open_journal(path: Path, header: JournalHeader) -> Journal:
 
     Raises:
         Conflict: Another process has it open, or it belongs to another bundle or other settings.
-        IntegrityError: The file is no journal.
+        IntegrityError: The file is not a journal.
         DiskError: The disk is full or not writable.
     """
     with disk_errors(path):
@@ -209,20 +216,31 @@ def open_journal(path: Path, header: JournalHeader) -> Journal:
             with disk_errors(path):
                 os.ftruncate(descriptor, end)
                 os.fsync(descriptor)
-        return Journal(path, descriptor, header, records)
+        return Journal(path, descriptor, header, records, _damaged_steps(data, end, header))
     except BaseException:
         os.close(descriptor)
         raise
 
 
 def read_journal(path: Path) -> tuple[JournalHeader, list[StepRecord]]:
-    """Return header and whole records of a journal without changing it.
+    """Return header and records of a journal without changing it; a torn one at the end is passed over.
 
     Raises:
-        IntegrityError: The file is no journal.
+        IntegrityError: The file is not a journal, or a record in it is damaged.
     """
-    header, _, records = _parse(path.read_bytes(), path)
+    data = path.read_bytes()
+    header, end, records = _parse(data, path)
+    if _damaged_steps(data, end, header):
+        raise IntegrityError(
+            f"{path} is damaged after step {len(records)}",
+            next_step="run the same tune command again: it makes the steps behind it again",
+        )
     return header, records
+
+
+def _damaged_steps(data: bytes, end: int, header: JournalHeader) -> int:
+    """Return how many records would fit behind the whole ones: a damaged one and those after it."""
+    return (len(data) - end) // (_record_layout(header).size + _LENGTH.size)
 
 
 def _write_all(descriptor: int, data: bytes) -> None:
@@ -260,7 +278,7 @@ def _parse(data: bytes, path: Path) -> tuple[JournalHeader, int, list[StepRecord
 
 def _parse_header(data: bytes, path: Path) -> tuple[JournalHeader, int]:
     fault = IntegrityError(
-        f"{path} is no journal of this version, or its header is damaged",
+        f"{path} is not a journal of this version, or its header is damaged",
         next_step="move that folder away and tune again, or choose another --output",
     )
     begin = len(MAGIC) + _LENGTH.size

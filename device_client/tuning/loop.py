@@ -19,70 +19,23 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Literal, Protocol
 
 from torch import Tensor
 
 from device_client.tuning.divergence import MARGIN_NATS, DivergenceWatch
 from device_client.tuning.evaluation import Evaluation
 from device_client.tuning.journal import Journal, StepRecord
-from device_client.tuning.run_directory import RunDirectory, Snapshot
+from device_client.tuning.loop_interface import Observer, Outcome, Problem, StoppedBy
+from device_client.tuning.resting import NoRest, Rest
+from device_client.tuning.run_directory import RunDirectory
 from device_client.tuning.settings import TuneSettings
 from device_client.tuning.smaller_batches import with_smaller_batches
 from device_client.tuning.step_engine import StepEngine
+from device_client.tuning.theta_file import Snapshot
+from device_client.tuning.work_seconds import WorkSeconds
 from shared.errors import IntegrityError
 
-StoppedBy = Literal["steps", "early stop", "time budget"]
 LAST, BEST = "last.safetensors", "best.safetensors"
-
-
-class Problem(Protocol):
-    """What is tuned, and how much of it runs at once."""
-
-    def validate(self, theta: Tensor) -> Evaluation:
-        """Return what θ scores on the validation rows."""
-
-    def shrink(self) -> bool:
-        """Run fewer sequences side by side from now on; False where it is one already."""
-
-
-class Observer(Protocol):
-    """Is told how the run goes; what it does with it changes nothing."""
-
-    def stepped(self, record: StepRecord) -> None:
-        """A step was made now (not replayed)."""
-
-    def validated(self, steps_done: int, evaluation: Evaluation, *, is_best: bool) -> None:
-        """A validation was made now."""
-
-    def note(self, text: str) -> None:
-        """Something a person should know."""
-
-
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """What a run came to.
-
-    Attributes:
-        last: θ after the last step, float32 (k,).
-        best: θ of the lowest validation cost: of the lowest loss, or of the highest score.
-        best_step: Steps behind it; 0 means that nothing beat the bundle's own values.
-        steps_done: Steps behind ``last``.
-        stopped_by: Why it ended.
-        validations: Steps done → evaluation, step 0 included; a run stopped by its time budget has none of ``last``.
-        records: All steps.
-        steps_measured: Steps that were measured in this process.
-    """
-
-    last: Tensor
-    best: Tensor
-    best_step: int
-    steps_done: int
-    stopped_by: StoppedBy
-    validations: dict[int, Evaluation]
-    records: list[StepRecord]
-    steps_measured: int
 
 
 class TuningLoop:
@@ -97,8 +50,9 @@ class TuningLoop:
         run: Its folder.
         observer: Is told how it goes.
         clock: Seconds that only grow.
-        time_budget_seconds: Stop after so much time in this process; None never does.
+        time_budget_seconds: Stop after so much time in this process, pauses included; None never does.
         shrunk: Is told when fewer run side by side, once the steps before it are on the disk.
+        rest: Waits before a step while the machine should rest.
     """
 
     def __init__(
@@ -113,10 +67,11 @@ class TuningLoop:
         clock: Callable[[], float],
         time_budget_seconds: float | None = None,
         shrunk: Callable[[], None] = lambda: None,
+        rest: Rest | None = None,
     ) -> None:
         self._problem, self._engine, self._settings = problem, engine, settings
-        self._journal, self._run, self._observer, self._clock = journal, run, observer, clock
-        self._time_budget_seconds, self._shrunk = time_budget_seconds, shrunk
+        self._journal, self._run, self._observer = journal, run, observer
+        self._time_budget_seconds, self._shrunk, self._rest = time_budget_seconds, shrunk, rest or NoRest()
         self._theta, self._steps_done, self._steps_measured = theta, 0, 0
         self._snapshot_at: int | None = None
         self._best: Snapshot | None = None
@@ -125,7 +80,7 @@ class TuningLoop:
             for line in run.metrics()
             if line["kind"] == "validation" and self._is_validation_due(int(line["steps_done"]))
         }
-        self._begun_at = clock()
+        self._seconds = WorkSeconds(run, clock)
 
     def run(self) -> Outcome:
         """Make or repeat every step, and return the outcome.
@@ -140,6 +95,11 @@ class TuningLoop:
         replay_from = self._restore_snapshot()
         if not self._engine.is_replayable:
             self._journal.cut(replay_from)
+        if self._journal.damaged_steps:
+            self._observer.note(
+                f"the journal is damaged after step {len(self._journal.records)}: {self._journal.damaged_steps} steps "
+                "are made again"
+            )
         if self._journal.records:
             self._observer.note(f"going on after step {len(self._journal.records)} of {self._settings.steps}")
         self._validate(replay_from)
@@ -149,7 +109,11 @@ class TuningLoop:
         try:
             while stopped_by is None:
                 step = self._steps_done
-                record = self._recorded(step) or self._measure(step)
+                record = self._recorded(step)
+                if record is None and self._rests_past_budget():
+                    stopped_by = "time budget"
+                    break
+                record = record or self._measure(step)
                 if step >= replay_from:
                     self._theta = self._engine.move(self._theta, record)
                 self._steps_done += 1
@@ -166,10 +130,16 @@ class TuningLoop:
             self._journal.sync()
         if self._snapshot_at != self._steps_done:
             self._write_snapshot()
+            self._seconds.mark(self._steps_done)
         return self._outcome(stopped_by)
 
     def _restore_snapshot(self) -> int:
         """Go back to the last snapshot where everything behind it is on record; return the steps behind it."""
+        if self._validations and not self._is_best_whole():
+            self._observer.note(f"{BEST} is damaged or missing: repeating the run from its start")
+            self._validations.clear()
+            self._run.forget_metrics()
+            return 0
         try:
             snapshot = self._run.read_theta(LAST)
             if snapshot is None or not self._is_on_record(snapshot.steps_done):
@@ -200,6 +170,14 @@ class TuningLoop:
         self._steps_measured += 1
         self._observer.stepped(record)
         return record
+
+    def _rests_past_budget(self) -> bool:
+        """Wait while the machine should rest, all on the disk; return whether that spent the time budget."""
+        if not self._rest.is_due():
+            return False
+        self._write_snapshot()
+        self._seconds.leave_out(self._rest.wait(self._seconds_left()))
+        return self._is_budget_spent()
 
     def _note_shrink(self) -> None:
         self._write_snapshot()  # a step measured before would come out with other bits if it had to be measured again
@@ -233,6 +211,7 @@ class TuningLoop:
             self._best = Snapshot(self._theta, steps_done)
         if is_new:
             self._write_snapshot()
+            self._seconds.mark(steps_done)
             self._observer.validated(steps_done, evaluation, is_best=best_step == steps_done)
         if is_worse and steps_done >= replay_from and self._stop_reason() is None:
             self._best = self._best or self._read_best(best_step)
@@ -254,6 +233,14 @@ class TuningLoop:
         steps = [step for step in self._validations if steps_done is None or step <= steps_done]
         return min(steps, key=lambda step: (self._validations[step].cost, step))
 
+    def _is_best_whole(self) -> bool:
+        """Return whether the best θ on record is there, or one that a killed process was about to put on record."""
+        try:
+            best = self._run.read_theta(BEST)
+        except IntegrityError:
+            return False
+        return best is not None and (best.steps_done == self._best_step() or best.steps_done not in self._validations)
+
     def _read_best(self, step: int) -> Snapshot:
         best = self._run.read_theta(BEST)
         if best is None or best.steps_done != step:
@@ -268,11 +255,15 @@ class TuningLoop:
             return "steps"
         if self._settings.patience is not None and self._validations_without_best() >= self._settings.patience:
             return "early stop"
-        budget = self._time_budget_seconds
         is_live = self._steps_done >= len(self._journal.records)
-        if budget is not None and is_live and self._clock() - self._begun_at >= budget:
-            return "time budget"
-        return None
+        return "time budget" if is_live and self._is_budget_spent() else None
+
+    def _is_budget_spent(self) -> bool:
+        left = self._seconds_left()
+        return left is not None and left <= 0
+
+    def _seconds_left(self) -> float | None:
+        return None if self._time_budget_seconds is None else self._time_budget_seconds - self._seconds.passed()
 
     def _validations_without_best(self) -> int:
         """How many validations up to now came after the best of them."""
@@ -290,4 +281,5 @@ class TuningLoop:
             validations=dict(sorted(self._validations.items())),
             records=self._journal.records,
             steps_measured=self._steps_measured,
+            paused_seconds=self._seconds.paused,
         )

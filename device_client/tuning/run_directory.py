@@ -10,9 +10,14 @@
     result.json         the outcome: a function of config, machine and journal      written at the end
     resources.json      seconds, memory, device: a function of the machine          written at the end
     loss.svg            the curve                                                   written at the end
+    answers.json        the judged rows answered before and after; see ``answers``  written at the end
+    seconds.jsonl       when how many steps were done; see ``work_seconds``         appended
+    report.html         all of it as a page; ``zo-device runs report`` makes it     written at the end
 
-Folder 0700, files 0600: they are functions of private rows. No prompt and no free text of a row is in any of them; of
-labelled rows, config.json holds the template and each distinct label with its word.
+JSON, lines and θ carry checksums; see ``sealed`` and ``theta_file``. Only reading and writing θ loads torch.
+Folder 0700, files 0600: they are functions of private rows. A few rows are in answers.json and so on the page, which
+say so, and ``tune --kept-rows 0`` keeps none. No prompt and no free text of a row is in any other file; of labelled
+rows, config.json holds the template and each distinct label with its word.
 """
 
 from __future__ import annotations
@@ -21,43 +26,26 @@ import contextlib
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
-from torch import Tensor
-
-from shared.bundle.read import Bundle
-from shared.durable_files import disk_errors, write_atomically
+from device_client.tuning.sealed import sealed, unsealed
+from shared.durable_files import disk_errors, make_folder, write_atomically
 from shared.errors import Conflict, IntegrityError, NotFound
 
-CONFIG = "config.json"
-_BEFORE_THE_END = (
-    CONFIG, "journal.bin", "machine.json", "metrics.jsonl", "last.safetensors", "best.safetensors",
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from device_client.tuning.theta_file import Snapshot
+    from shared.bundle.read import Bundle
+
+CONFIG, METRICS, RESULT = "config.json", "metrics.jsonl", "result.json"
+FILES_BEFORE_THE_END = (
+    "machine.json", METRICS, "seconds.jsonl", "last.safetensors", "best.safetensors", CONFIG, "journal.bin",
 )  # fmt: skip
 _FILE_MODE = 0o600
-_THETA = "theta"
+_RESULT_FIELDS = {"steps_done", "best_step", "stopped_by", "validation"}
 _VALIDATION_FIELDS = {"steps_done", "loss", "accuracy", "rows"}
-
-
-@dataclass(frozen=True, slots=True)
-class Snapshot:
-    """What a run goes on from.
-
-    Attributes:
-        theta: float32 (k,).
-        steps_done: Steps behind it.
-        state: What the engine of the steps keeps beside θ, by name.
-        labels: What the file says of θ.
-    """
-
-    theta: Tensor
-    steps_done: int
-    state: Mapping[str, Tensor] = field(default_factory=dict)
-    labels: Mapping[str, str] = field(default_factory=dict)
 
 
 class RunDirectory:
@@ -78,7 +66,7 @@ class RunDirectory:
             DiskError: The disk is full or not writable.
         """
         with disk_errors(self.path):
-            self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
+            make_folder(self.path, mode=0o700)
             self.path.chmod(0o700)
 
     def files(self) -> frozenset[str] | None:
@@ -92,7 +80,7 @@ class RunDirectory:
             except_for: What ``files`` returned before the run began: it stays, and so does a folder that was there.
         """
         with contextlib.suppress(OSError):  # what cannot be removed is no reason to hide why there is no run
-            for name in _BEFORE_THE_END:
+            for name in FILES_BEFORE_THE_END:
                 if name not in (except_for or ()):
                     (self.path / name).unlink(missing_ok=True)
             if except_for is None:
@@ -109,12 +97,12 @@ class RunDirectory:
         return self.path.name
 
     def write_json(self, name: str, content: dict[str, Any]) -> None:
-        """Write a JSON file atomically.
+        """Write a JSON file atomically, with its checksum.
 
         Raises:
             DiskError: The disk is full or not writable.
         """
-        self.write_bytes(name, json.dumps(content, indent=1, sort_keys=True).encode() + b"\n")
+        self.write_bytes(name, json.dumps(sealed(content), indent=1, sort_keys=True).encode() + b"\n")
 
     def write_bytes(self, name: str, content: bytes) -> None:
         """Write a file atomically.
@@ -126,20 +114,39 @@ class RunDirectory:
             write_atomically(self.path / name, content, mode=_FILE_MODE)
 
     def read_json(self, name: str) -> dict[str, Any] | None:
-        """Return a JSON file's object, or None where there is no such file.
+        """Return the object that ``write_json`` wrote, or None where there is no such file.
 
         Raises:
-            IntegrityError: It is no JSON object.
+            IntegrityError: It is not a JSON object, or not the one that was written.
         """
+        path, next_step = self.path / name, "restore it from a copy, or tune again"
         try:
-            content = json.loads((self.path / name).read_bytes())
+            content = json.loads(path.read_bytes())
         except FileNotFoundError:
             return None
         except ValueError as error:
-            raise IntegrityError(f"{self.path / name} is no JSON", next_step="restore it, or tune again") from error
+            raise IntegrityError(f"{path} is not JSON", next_step=next_step) from error
         if not isinstance(content, dict):
-            raise IntegrityError(f"{self.path / name} is no JSON object", next_step="restore it, or tune again")
-        return content
+            raise IntegrityError(f"{path} is not a JSON object", next_step=next_step)
+        whole = unsealed(content)
+        if whole is None:
+            raise IntegrityError(f"{path} is damaged: it is not what was written", next_step=next_step)
+        return whole
+
+    def read_result(self) -> dict[str, Any] | None:
+        """Return what the run came to, or None while it is not finished.
+
+        Raises:
+            IntegrityError: result.json is damaged.
+        """
+        result = self.read_json(RESULT)
+        if result is not None and not result.keys() >= _RESULT_FIELDS:
+            raise IntegrityError(
+                f"{self.path / RESULT} does not say what the run came to",
+                needed="the file as zo-device tune wrote it",
+                next_step="remove that file and run the same tune command again: the run ends from its last step",
+            )
+        return result
 
     def read_config(self) -> dict[str, Any]:
         """Return what the run is.
@@ -169,15 +176,7 @@ class RunDirectory:
         Raises:
             DiskError: The disk is full or not writable.
         """
-        path = self.path / "metrics.jsonl"
-        with disk_errors(path):
-            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, _FILE_MODE)
-            with os.fdopen(descriptor, "r+b") as file:
-                file.truncate(file.read().rfind(b"\n") + 1)
-                file.seek(0, os.SEEK_END)
-                file.write(json.dumps(metric, sort_keys=True).encode() + b"\n")
-                file.flush()
-                os.fsync(file.fileno())
+        self.append_line(METRICS, metric)
 
     def metrics(self) -> list[dict[str, Any]]:
         """Return the whole lines of metrics.jsonl; a torn last line is passed over.
@@ -185,11 +184,47 @@ class RunDirectory:
         Raises:
             IntegrityError: A whole line is damaged.
         """
-        path = self.path / "metrics.jsonl"
+        return [
+            _metric(line, f"{self.path / METRICS} line {number}")
+            for number, line in enumerate(self.lines(METRICS), start=1)
+        ]
+
+    def forget_metrics(self) -> None:
+        """Delete metrics.jsonl, which a run that starts over writes again.
+
+        Raises:
+            DiskError: The file cannot be deleted.
+        """
+        with disk_errors(self.path / METRICS):
+            (self.path / METRICS).unlink(missing_ok=True)
+
+    def append_line(self, name: str, line: dict[str, Any]) -> None:
+        """Append one line of JSON to a file and flush it; a torn last line is cut first.
+
+        Raises:
+            DiskError: The disk is full or not writable.
+        """
+        path = self.path / name
+        with disk_errors(path):
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, _FILE_MODE)
+            with os.fdopen(descriptor, "r+b") as file:
+                file.truncate(file.read().rfind(b"\n") + 1)
+                file.seek(0, os.SEEK_END)
+                file.write(json.dumps(sealed(line), sort_keys=True).encode() + b"\n")
+                file.flush()
+                os.fsync(file.fileno())
+
+    def lines(self, name: str) -> list[dict[str, Any]]:
+        """Return the whole lines of a file of JSON lines; a torn last line is passed over.
+
+        Raises:
+            IntegrityError: A whole line is not what was written.
+        """
+        path = self.path / name
         if not path.exists():
             return []
         lines = path.read_bytes().split(b"\n")[:-1]
-        return [_metric(line, f"{path} line {number}") for number, line in enumerate(lines, start=1)]
+        return [_object(line, f"{path} line {number}") for number, line in enumerate(lines, start=1)]
 
     def write_theta(self, name: str, theta: Tensor, steps_done: int, state: Mapping[str, Tensor] | None = None) -> None:
         """Write θ, and what the engine of the steps keeps beside it, atomically.
@@ -197,10 +232,9 @@ class RunDirectory:
         Raises:
             DiskError: The disk is full or not writable.
         """
-        tensors = {key: value.cpu() for key, value in (state or {}).items()}
-        tensors[_THETA] = theta.detach().to("cpu", torch.float32).contiguous()
-        content = save(tensors, metadata=self._labels | {"steps_done": str(steps_done)})
-        self.write_bytes(name, _with_sorted_header(content))
+        from device_client.tuning.theta_file import theta_bytes
+
+        self.write_bytes(name, theta_bytes(theta, steps_done, state, self._labels))
 
     def read_theta(self, name: str) -> Snapshot | None:
         """Return a written θ, or None where there is no such file.
@@ -208,44 +242,34 @@ class RunDirectory:
         Raises:
             IntegrityError: The file is damaged or holds something else.
         """
+        from device_client.tuning.theta_file import read_theta_file
+
         path = self.path / name
-        if not path.exists():
-            return None
-        try:
-            with safe_open(str(path), framework="pt") as file:
-                metadata = file.metadata() or {}
-                tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  no mapping
-            theta = tensors.pop(_THETA)
-            steps_done = int(metadata.pop("steps_done"))
-        except (SafetensorError, KeyError, ValueError, OSError) as error:
-            raise IntegrityError(f"{path} is damaged", next_step="run the same tune command again") from error
-        if theta.dtype != torch.float32 or theta.dim() != 1 or not bool(torch.isfinite(theta).all()):
-            raise IntegrityError(f"{path} does not hold finite float32 values", next_step="tune again")
-        return Snapshot(theta, steps_done, tensors, metadata)
+        return read_theta_file(path) if path.exists() else None
 
 
-def _with_sorted_header(content: bytes) -> bytes:
-    """Return a safetensors file with its header in order: the library writes metadata in any, each time another."""
-    end = 8 + int.from_bytes(content[:8], "little")
-    header = json.dumps(json.loads(content[8:end]), sort_keys=True, separators=(",", ":")).encode()
-    header += b" " * (-len(header) % 8)
-    return len(header).to_bytes(8, "little") + header + content[end:]
-
-
-def _metric(line: bytes, place: str) -> dict[str, Any]:
-    fault = IntegrityError(
+def _damaged_line(place: str) -> IntegrityError:
+    return IntegrityError(
         f"{place} is damaged",
         next_step="remove that file and run the same tune command again: it is made anew from the journal",
     )
+
+
+def _object(line: bytes, place: str) -> dict[str, Any]:
     try:
-        metric = json.loads(line)
+        found = json.loads(line)
     except ValueError as error:
-        raise fault from error
-    if not isinstance(metric, dict) or "kind" not in metric:
-        raise fault
-    if metric["kind"] == "validation" and not metric.keys() >= _VALIDATION_FIELDS:
-        raise fault
-    return metric
+        raise _damaged_line(place) from error
+    whole = unsealed(found) if isinstance(found, dict) else None
+    if whole is None:
+        raise _damaged_line(place)
+    return whole
+
+
+def _metric(line: dict[str, Any], place: str) -> dict[str, Any]:
+    if "kind" not in line or (line["kind"] == "validation" and not line.keys() >= _VALIDATION_FIELDS):
+        raise _damaged_line(place)
+    return line
 
 
 def find_run(runs: Path, name: str, bundle: Bundle) -> RunDirectory:
@@ -255,18 +279,26 @@ def find_run(runs: Path, name: str, bundle: Bundle) -> RunDirectory:
         NotFound: There is no such run.
         Conflict: It was made from another bundle, so its values belong to other weights.
     """
+    run = locate_run(runs, name)
+    digest = (run.read_json(CONFIG) or {}).get("bundle_digest")
+    if digest != bundle.digest:
+        raise Conflict(
+            f"run {run.name} was made from bundle {digest}",
+            needed=f"a run of {bundle.digest}",
+            next_step="name that bundle, or another run",
+        )
+    return run
+
+
+def locate_run(runs: Path, name: str) -> RunDirectory:
+    """Return a run given by its name in ``runs`` or by its folder.
+
+    Raises:
+        NotFound: There is no such run.
+    """
     for folder in (runs / name, Path(name)):
-        run = RunDirectory(folder)
-        config = run.read_json(CONFIG)
-        if config is None:
-            continue
-        if config.get("bundle_digest") != bundle.digest:
-            raise Conflict(
-                f"run {run.name} was made from bundle {config.get('bundle_digest')}",
-                needed=f"a run of {bundle.digest}",
-                next_step="name that bundle, or another run",
-            )
-        return run
+        if (folder / CONFIG).is_file():
+            return RunDirectory(folder)
     raise NotFound(f"no run {name!r} in {runs}", needed="a run's name or folder", next_step="zo-device runs")
 
 

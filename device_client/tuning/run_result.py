@@ -19,13 +19,14 @@ from device_client.tuning.baselines import Room, baselines
 from device_client.tuning.curve import draw_curve
 from device_client.tuning.evaluation import Evaluation
 from device_client.tuning.journal import StepFlags
-from device_client.tuning.loop import Outcome
+from device_client.tuning.loop_interface import Outcome
 from device_client.tuning.model_problem import ModelProblem
 from device_client.tuning.planned_run import PlannedRun
-from device_client.tuning.run_directory import RunDirectory
+from device_client.tuning.run_answers import Judged
+from device_client.tuning.run_directory import RESULT, RunDirectory
 from shared.tasks.examples import Example
 
-RESULT, RESOURCES, CURVE = "result.json", "resources.json", "loss.svg"
+RESOURCES, CURVE = "resources.json", "loss.svg"
 
 Stage = Literal["bundle", "start", "last", "best"]
 """``start`` is θ before any step, where that is not the bundle itself."""
@@ -38,8 +39,8 @@ def run_result(
     theta: Tensor,
     outcome: Outcome,
     kept: KeptStates,
-) -> dict[str, Any]:
-    """Return what stands in result.json, but for the engine's own account.
+) -> tuple[dict[str, Any], Judged]:
+    """Return what stands in result.json, but for the engine's own account; and the rows that the run is judged by.
 
     Args:
         planned: The run.
@@ -71,12 +72,13 @@ def run_result(
         "truncated_rows": sum(example.truncated_tokens > 0 for example in planned.data.training),
         "validation": {stage: found.as_json() for stage, found in on_validation.items()},
     }
+    judged = on_validation
     if planned.data.test:
         values: dict[Stage, Tensor] = {first: theta, "last": outcome.last, "best": outcome.best.to(theta.device)}
-        result["test"] = {
-            stage: problem.evaluate(value, planned.data.test).as_json() for stage, value in values.items()
-        }
+        judged = {stage: problem.evaluate(value, planned.data.test) for stage, value in values.items()}
+        result["test"] = {stage: found.as_json() for stage, found in judged.items()}
     parts = {"validation": planned.data.validation, "test": planned.data.test}
+    judged_by = "test" if planned.data.test else "validation"
     bundle, own = problem, theta
     with ExitStack() as stack:
         if not begins_as_bundle:
@@ -84,12 +86,13 @@ def run_result(
             bundle = planned.problem(model, model.tokenizer, None, problem.micro_batch_rows)
             own = model.initial_theta()
             for part in (name for name, examples in parts.items() if examples):
-                result[part]["bundle"] = bundle.evaluate(own, parts[part]).as_json()
+                found = bundle.evaluate(own, parts[part])
+                result[part]["bundle"] = found.as_json()
+                judged |= {"bundle": found} if part == judged_by else {}
         if planned.objective == "candidates" and outcome.stopped_by != "time budget":  # else it is not finished
-            judged = "test" if planned.data.test else "validation"
             stack.enter_context(kept.closed())  # prompts with rows in front of them come once
-            result[judged] |= _baselines(planned, bundle, own, parts[judged])
-    return result
+            result[judged_by] |= _baselines(planned, bundle, own, parts[judged_by])
+    return result, Judged(judged_by, judged["bundle"], judged["best"])
 
 
 def write_outcome(run: RunDirectory, outcome: Outcome, result: dict[str, Any], resources: dict[str, Any]) -> None:

@@ -7,26 +7,33 @@ written, and no socket is opened.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from device_client.devices import dtype_name, dtype_named, resolve_device
+from device_client.machine_strain import MachineStrain, StrainKind
 from device_client.model.kept_states import KeptStates
 from device_client.model.loader import load_model
 from device_client.model.open import LoadModel, Machine, OpenedModel, fit_workload, open_model
 from device_client.planning.tuned_blocks import STATES_FILE_BYTES
+from device_client.run_pages.report_page import write_report
 from device_client.tasks.checker import TIMEOUT_SECONDS, Checker, checker_command, checking
+from device_client.tuning.answers import ANSWERS
 from device_client.tuning.engines import journal_header, make_engine
-from device_client.tuning.journal import Journal, open_journal
-from device_client.tuning.loop import Observer, TuningLoop
+from device_client.tuning.figures import SHOWN_ROWS
+from device_client.tuning.journal import Journal, open_journal, read_journal
+from device_client.tuning.loop import BEST, TuningLoop
+from device_client.tuning.loop_interface import Observer
 from device_client.tuning.machine_record import MachineRecord, read_machine, write_machine
 from device_client.tuning.planned_run import PlannedRun
-from device_client.tuning.run_directory import CONFIG
-from device_client.tuning.run_result import RESOURCES, RESULT, run_result, write_outcome
+from device_client.tuning.resting import MachineRest
+from device_client.tuning.run_answers import run_answers
+from device_client.tuning.run_directory import CONFIG, RunDirectory
+from device_client.tuning.run_result import RESOURCES, run_result, write_outcome
 from device_client.tuning.smaller_batches import with_smaller_batches
 from shared.byte_sizes import format_bytes
-from shared.errors import Conflict, InvalidRequest, ResourceError
+from shared.errors import Conflict, IntegrityError, InvalidRequest, ResourceError
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,12 +47,16 @@ class MachineSettings(Machine):
         states_file_bytes: What hidden states below the tuned blocks may take of the disk while the run is tuned.
         checker_timeout_seconds: How long a checker may take for an answer.
         checker_may_connect: Whether a checker may use the network.
+        pause_limits: When to wait before a step; see ``machine_strain``.
+        kept_rows: How many judged rows answers.json keeps.
     """
 
     time_budget_seconds: float | None = None
     states_file_bytes: int = STATES_FILE_BYTES
     checker_timeout_seconds: float = TIMEOUT_SECONDS
     checker_may_connect: bool = False
+    pause_limits: Mapping[StrainKind, float] = field(default_factory=dict)
+    kept_rows: int = SHOWN_ROWS
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,12 +185,25 @@ def _tune_model(
     begun_at = clock()
     loop = TuningLoop(
         problem, ready.engine, theta, settings, journal, run, observer, clock, machine.time_budget_seconds,
-        shrunk=remember_rows,
+        shrunk=remember_rows, rest=MachineRest(MachineStrain(machine.pause_limits).reason, observer.note),
     )  # fmt: skip
     outcome = loop.run()
-    seconds = clock() - begun_at
+    seconds = clock() - begun_at - outcome.paused_seconds
     account = ready.engine.account(outcome.records)
-    result = account | with_smaller_batches(lambda: run_result(planned, model, problem, theta, outcome, kept), problem)
+    judged_result, judged = with_smaller_batches(
+        lambda: run_result(planned, model, problem, theta, outcome, kept), problem
+    )
+    result = account | judged_result
+    if outcome.stopped_by != "time budget":  # else the run is not finished
+        best = outcome.best.to(model.device)
+        try:
+            answers = with_smaller_batches(
+                lambda: run_answers(planned, model, tuned, problem, judged, best, kept_rows=machine.kept_rows), problem
+            )
+        except ResourceError as error:  # the run itself is done
+            observer.note(f"no answers are kept for the report: {error.found}")
+        else:
+            run.write_json(ANSWERS, answers)
     resources = {
         "device": str(model.device),
         "compute_dtype": dtype_name(model.compute_dtype),
@@ -190,6 +214,7 @@ def _tune_model(
         "kept_states_bytes": kept.memory_bytes,
         "states_file_bytes": kept.file_bytes,
         "seconds": seconds,
+        "paused_seconds": outcome.paused_seconds,
         "seconds_per_step": seconds / outcome.steps_measured if outcome.steps_measured else None,
         "steps_in_this_process": outcome.steps_measured,
         "peak_memory_bytes": model.memory.peak_bytes,
@@ -198,11 +223,12 @@ def _tune_model(
         **ready.findings,
     }
     write_outcome(run, outcome, result, resources)
+    write_report(run.path)
     return result, resources
 
 
 def begin(planned: PlannedRun) -> TuneReport | None:
-    """Make the run's folder, or return what it holds where the run is finished.
+    """Make the run's folder, or return what it holds where the run is finished and what it came to is whole.
 
     Raises:
         Conflict: The folder holds another run.
@@ -224,10 +250,20 @@ def begin(planned: PlannedRun) -> TuneReport | None:
             needed="the settings and rows that the run was begun with",
             next_step="choose another folder with --output",
         )
-    result = run.read_json(RESULT)
-    if result is None or result["stopped_by"] == "time budget":
+    result = run.read_result()
+    if result is None or result["stopped_by"] == "time budget" or not _is_whole(run, result):
         return None
     return TuneReport(run.path, result, run.read_json(RESOURCES) or {}, was_finished=True)
+
+
+def _is_whole(run: RunDirectory, result: Mapping[str, Any]) -> bool:
+    """Return whether journal and best values of a finished run are there undamaged; else they are made again."""
+    try:
+        best = run.read_theta(BEST)
+        steps = len(read_journal(run.journal)[1])
+    except (IntegrityError, FileNotFoundError):
+        return False
+    return best is not None and (best.steps_done, steps) == (result["best_step"], result["steps_done"])
 
 
 def _as_begun(planned: PlannedRun, machine: MachineSettings, begun_on: MachineRecord) -> MachineSettings:

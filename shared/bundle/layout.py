@@ -18,7 +18,7 @@ from pathlib import Path
 
 from shared.bundle.digest import check_digest, digest_of_bytes, digest_of_file
 from shared.bundle.manifest import MANIFEST_MEDIA_TYPE, Descriptor
-from shared.durable_files import disk_errors, write_atomically
+from shared.durable_files import disk_errors, make_folder, write_atomically
 from shared.errors import DigestMismatch, InvalidManifest, LimitExceeded, NotFound
 from shared.file_lock import exclusive
 
@@ -47,7 +47,7 @@ class ImageLayout:
         """
         layout = cls(root)
         with disk_errors(root):
-            layout.blobs.mkdir(parents=True, exist_ok=True)
+            make_folder(layout.blobs)
             if not (root / "oci-layout").exists():
                 write_atomically(root / "oci-layout", _LAYOUT_FILE.encode())
         return layout

@@ -15,7 +15,8 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -167,11 +168,13 @@ class Collection:
         expectations: Number of a case → what is right, any of them.
         result: Name of the result file.
         headline: Key of the number of right cases.
+        around: Prepares a case, by its number, in the folder that it works in, and tidies up.
     """
 
     expectations: Mapping[str, tuple[Expectation, ...]]
     result: str
     headline: str
+    around: Callable[[str, Path], AbstractContextManager[object]] = lambda _number, _work: nullcontext()
 
 
 def run_collection(collection: Collection, description: str | None, argv: Sequence[str] | None = None) -> int:
@@ -187,8 +190,9 @@ def run_collection(collection: Collection, description: str | None, argv: Sequen
     outcomes: dict[str, str] = {}
     outputs: dict[str, str] = {}
     for folder in sorted(path for path in cases.iterdir() if path.name.partition("-")[0] in chosen):
-        expected = collection.expectations[folder.name.partition("-")[0]]
-        with tempfile.TemporaryDirectory() as work:
+        number = folder.name.partition("-")[0]
+        expected = collection.expectations[number]
+        with tempfile.TemporaryDirectory() as work, collection.around(number, Path(work) / "work"):
             outcomes[folder.name], outputs[folder.name] = _judged(cases, folder.name, expected, Path(work))
         print(f"{outcomes[folder.name]:<28} {folder.name}", flush=True)
     right = sum(outcome == "right" for outcome in outcomes.values())

@@ -14,7 +14,8 @@ from device_client.model.backends.choose import REFERENCE
 from device_client.model.points import Point
 from device_client.tuning.evaluation import Evaluation
 from device_client.tuning.journal import JournalHeader, StepRecord, open_journal
-from device_client.tuning.loop import BEST, LAST, Outcome, TuningLoop
+from device_client.tuning.loop import BEST, LAST, TuningLoop
+from device_client.tuning.loop_interface import Outcome
 from device_client.tuning.measured_step import MeasuredStep
 from device_client.tuning.perturbations import PerturbationStream, drawing_of
 from device_client.tuning.run_directory import RunDirectory

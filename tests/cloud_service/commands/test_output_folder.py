@@ -71,3 +71,24 @@ def test_the_command_leaves_nothing_of_a_model_that_devices_would_refuse(
     assert "chat template fails: Unexpected end of template" in ended.stderr
     assert "or remove it: conversations then become plain lines" in ended.stderr
     assert not output.exists()
+
+
+def prepare(folder: Path, output: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    program = "import sys; from cloud_service.cli import main; sys.exit(main())"
+    arguments = [str(folder), "--output", str(output), "--quiet", *words]
+    return subprocess.run(
+        [sys.executable, "-c", program, "prepare", *arguments], capture_output=True, text=True, check=False
+    )
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="needs a file system that lets nobody make folders")
+def test_a_signing_key_that_cannot_be_made_and_an_output_are_refused_before_any_work(tmp_path: Path) -> None:
+    no_model = tmp_path / "absent"  # it would be looked for afterwards
+
+    ended = prepare(no_model, tmp_path / "out", "--signing-key", "/proc/zo/key.pem")
+    assert (ended.returncode, "/proc/zo/key.pem cannot be written" in ended.stderr) == (7, True)
+    assert not (tmp_path / "out").exists()
+
+    ended = prepare(no_model, Path("/proc/zo"), "--signing-key", str(tmp_path / "key.pem"))
+    assert (ended.returncode, "/proc/zo" in ended.stderr) == (7, True)
+    assert "unexpected" not in ended.stderr

@@ -73,6 +73,15 @@ def test_a_home_that_is_a_file_is_exit_7(command, home: Path, words: tuple[str, 
     assert "ZO_DEVICE_HOME" in outcome.result["error"]["next_step"]
 
 
+@pytest.mark.parametrize("words", READING)
+def test_a_home_that_is_a_loop_of_links_is_exit_7(command, home: Path, words: tuple[str, ...]) -> None:
+    home.symlink_to(home.name)
+    outcome = command(*words)
+    assert outcome.code == 7
+    assert outcome.result["error"]["found"].endswith("Too many levels of symbolic links")
+    assert outcome.result["error"]["next_step"].startswith(f"move {home} away, or set ZO_DEVICE_HOME")
+
+
 def test_a_pull_into_a_home_that_is_a_file_says_so_before_it_asks_the_server(command, home: Path) -> None:
     home.write_text("")
     outcome = command("pull", "http://127.0.0.1:9/tiny")

@@ -14,11 +14,11 @@ from device_client.tuning.baselines import (
     baselines,
     baselines_of_rows,
     calibrated,
-    described,
     evaluation_of,
     rows_to_show,
     with_rows_before,
 )
+from device_client.tuning.figures import described
 from shared.tasks.examples import Example
 
 BOS, GAP = 1, 7

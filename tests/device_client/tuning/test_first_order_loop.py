@@ -16,10 +16,11 @@ from device_client.tuning.adam import Adam
 from device_client.tuning.evaluation import Evaluation
 from device_client.tuning.first_order import SNAPSHOT_EVERY, FirstOrder
 from device_client.tuning.journal import JournalHeader, StepFlags, StepRecord, open_journal, read_journal
-from device_client.tuning.loop import BEST, LAST, Outcome, TuningLoop
+from device_client.tuning.loop import BEST, LAST, TuningLoop
+from device_client.tuning.loop_interface import Outcome
 from device_client.tuning.run_directory import RunDirectory
 from device_client.tuning.settings import TuneSettings
-from shared.errors import Diverged, IntegrityError
+from shared.errors import Diverged
 
 COUNT = 5
 HEADER = JournalHeader(
@@ -236,8 +237,9 @@ def test_a_time_budget_leaves_no_trace(tmp_path: Path) -> None:
     assert files(tmp_path / "cut") == files(tmp_path / "whole")
 
 
-def test_a_lost_best_file_is_named_and_not_invented(tmp_path: Path) -> None:
+def test_a_lost_best_file_is_made_again_from_the_start(tmp_path: Path) -> None:
     tune(tmp_path)
+    expected = files(tmp_path)
     (tmp_path / BEST).unlink()
-    with pytest.raises(IntegrityError, match=r"best\.safetensors"):
-        tune(tmp_path)
+    tune(tmp_path)
+    assert files(tmp_path) == expected

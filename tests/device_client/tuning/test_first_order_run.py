@@ -14,7 +14,7 @@ from killed_run import kill_at_step
 from tiny_bundle import TinyBundle
 from tiny_run import SETTINGS, Silent, planned, run
 
-from device_client.commands.runs import describe
+from device_client.commands.runs_list import describe
 from device_client.model.loader import load_model
 from device_client.planning.tuned_blocks import tuned_blocks
 from device_client.tuning.journal import StepRecord, read_journal
@@ -72,7 +72,7 @@ def test_a_run_stopped_again_and_again_ends_as_one_that_was_not(
     whole = run(plan, clock, micro_batch_rows=3)
     shutil.move(whole.run, whole.run.with_name("whole"))
     for _ in range(4):
-        again = run(plan, clock, micro_batch_rows=3, time_budget_seconds=4.0)
+        again = run(plan, clock, micro_batch_rows=3, time_budget_seconds=6.0)
     assert again.result["stopped_by"] == "steps"
     for name in ("journal.bin", "machine.json", "last.safetensors", "best.safetensors", "result.json"):
         assert (again.run / name).read_bytes() == (whole.run.with_name("whole") / name).read_bytes()

@@ -12,8 +12,8 @@ from torch import Tensor
 from device_client.model.token_batch import TokenBatch
 from device_client.tasks.scoring import check_metric, check_objective
 from device_client.tuning.answer_goal import AnswerGoal
+from device_client.tuning.evaluation import Evaluation
 from device_client.tuning.goals import AccuracyGoal, LossGoal
-from device_client.tuning.loop import Evaluation
 from shared.errors import DataError
 from shared.tasks.examples import Example
 

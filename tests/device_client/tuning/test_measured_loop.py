@@ -16,7 +16,6 @@ from device_client.tuning.journal import read_journal
 from device_client.tuning.loop import BEST, LAST
 from device_client.tuning.run_directory import RunDirectory
 from device_client.tuning.spsa import descend
-from shared.errors import IntegrityError
 from shared.perturbation import perturbation
 
 LONG = replace(MEASURED, steps=200)
@@ -104,8 +103,9 @@ def test_a_lost_file_is_made_up_for_over_roll_backs(tmp_path: Path, lost: str) -
     assert files(tmp_path) == expected
 
 
-def test_going_back_to_values_that_are_lost_is_refused(tmp_path: Path) -> None:
+def test_best_values_that_are_not_those_on_record_are_made_again(tmp_path: Path) -> None:
     """Killed after step 20; its best values are then not those of its best step."""
+    tune(tmp_path / "whole", settings=MEASURED)
     problem = Bowl()
 
     def die(call: int, loss: float) -> float:
@@ -113,16 +113,12 @@ def test_going_back_to_values_that_are_lost_is_refused(tmp_path: Path) -> None:
             raise Killed
         return loss
 
-    class Worse(Bowl):
-        def validate(self, theta: Tensor) -> Evaluation:
-            return Evaluation(9.0, None, 7)
-
     problem.fault = die
     with pytest.raises(Killed):
-        tune(tmp_path, problem, settings=MEASURED)
-    RunDirectory(tmp_path).write_theta(BEST, torch.zeros(COUNT), 0)
-    with pytest.raises(IntegrityError, match="is not the θ of step 20"):
-        tune(tmp_path, Worse(), settings=MEASURED)
+        tune(tmp_path / "killed", problem, settings=MEASURED)
+    RunDirectory(tmp_path / "killed").write_theta(BEST, torch.zeros(COUNT), 0)
+    tune(tmp_path / "killed", settings=MEASURED)
+    assert files(tmp_path / "killed") == files(tmp_path / "whole")
 
 
 def test_the_last_values_are_those_that_were_validated_last(tmp_path: Path) -> None:

@@ -90,19 +90,24 @@ def test_a_header_torn_while_it_was_written_is_written_again(tmp_path: Path) -> 
         assert write(path, 0) == begin
 
 
-def test_a_flipped_bit_ends_the_records_before_it(tmp_path: Path) -> None:
+def test_a_damaged_record_is_refused_by_readers_and_cut_with_what_follows_to_continue(tmp_path: Path) -> None:
     path = tmp_path / "journal.bin"
     data = bytearray(write(path, 5))
     data[-2 * RECORD_BYTES - 7] ^= 1
     path.write_bytes(data)
+    with pytest.raises(IntegrityError, match="is damaged after step 2"):
+        read_journal(path)
+    with open_journal(path, HEADER) as journal:
+        assert (len(journal.records), journal.damaged_steps) == (2, 3)
     assert len(read_journal(path)[1]) == 2
 
 
-def test_a_record_of_another_step_ends_the_records(tmp_path: Path) -> None:
+def test_a_record_of_another_step_is_damage(tmp_path: Path) -> None:
     path = tmp_path / "journal.bin"
     data = write(path, 5)
     path.write_bytes(data + data[-RECORD_BYTES:])
-    assert len(read_journal(path)[1]) == 5
+    with pytest.raises(IntegrityError, match="is damaged after step 5"):
+        read_journal(path)
 
 
 def test_steps_are_appended_in_order(tmp_path: Path) -> None:
@@ -155,14 +160,14 @@ def foreign_header(data: bytes) -> bytes:
 
 
 @pytest.mark.parametrize("damage", [damage_magic, damage_header, damage_length, foreign_header, lambda data: data[:9]])
-def test_what_is_no_journal_is_refused_and_left_alone(tmp_path: Path, damage: object) -> None:
+def test_what_is_not_a_journal_is_refused_and_left_alone(tmp_path: Path, damage: object) -> None:
     path = tmp_path / "journal.bin"
     damaged = damage(write(path, 3))  # type: ignore[operator]
     path.write_bytes(damaged)
-    with pytest.raises(IntegrityError, match="is no journal"):
+    with pytest.raises(IntegrityError, match="is not a journal"):
         read_journal(path)
     if len(damaged) > 9:
-        with pytest.raises(IntegrityError, match="is no journal"):
+        with pytest.raises(IntegrityError, match="is not a journal"):
             open_journal(path, HEADER)
         assert path.read_bytes() == damaged
 

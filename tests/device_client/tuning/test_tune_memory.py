@@ -20,6 +20,7 @@ from device_client.model.sparse_model import SparseModel
 from device_client.model.token_batch import TokenBatch
 from device_client.tuning.journal import read_journal
 from device_client.tuning.planned_run import PlannedRun
+from device_client.tuning.run_directory import RunDirectory
 from device_client.tuning.tune_run import MachineSettings, TuneReport, tune
 from shared.bundle.read import Bundle
 from shared.errors import Conflict, IntegrityError, InvalidRequest, ResourceError
@@ -92,8 +93,7 @@ def test_a_run_goes_on_with_the_micro_batch_that_it_had_come_to(
     assert second.widest == 2
     for name in ("journal.bin", "machine.json", "last.safetensors", "best.safetensors", "result.json"):
         assert (again.run / name).read_bytes() == (whole.run.with_name("whole") / name).read_bytes()
-    machine = json.loads((again.run / "machine.json").read_text())
-    assert machine == {
+    assert RunDirectory(again.run).read_json("machine.json") == {
         "device_type": "cpu", "compute_dtype": "float32", "begun_with_rows": 8, "micro_batch_rows": 2,
         "products": "library",
     }  # fmt: skip
@@ -128,7 +128,7 @@ def test_memory_that_a_report_lacked_does_not_change_the_steps_after_it(
     def is_reporting() -> bool:
         return len(read_journal(plan.directory.journal)[1]) > 0
 
-    stopped, _ = run_tight(plan, clock, is_reporting, time_budget_seconds=2.0)
+    stopped, _ = run_tight(plan, clock, is_reporting, time_budget_seconds=3.0)
     assert stopped.result["stopped_by"] == "time budget"
     assert stopped.resources["micro_batch_rows"] == 2
     assert json.loads((stopped.run / "machine.json").read_text())["micro_batch_rows"] == 8
@@ -153,8 +153,8 @@ def test_a_run_does_not_go_on_in_another_way(
 
 def test_a_run_begun_on_another_device_is_refused(bundle: Bundle, rows: Path, clock: Callable[[], float]) -> None:
     stopped = run(planned(bundle, rows), clock, time_budget_seconds=6.0)
-    path = stopped.run / "machine.json"
-    path.write_text(path.read_text().replace('"cpu"', '"cuda"'))
+    folder = RunDirectory(stopped.run)
+    folder.write_json("machine.json", (folder.read_json("machine.json") or {}) | {"device_type": "cuda"})
     with pytest.raises(Conflict, match="with --device cpu the last bits"):
         run(planned(bundle, rows), clock)
 
@@ -245,8 +245,9 @@ def test_a_float32_run_goes_on_with_any_backend(
 def test_a_run_begun_before_products_were_on_record_goes_on(
     bundle: Bundle, rows: Path, clock: Callable[[], float]
 ) -> None:
-    path = run(planned(bundle, rows), clock, time_budget_seconds=6.0).run / "machine.json"
-    path.write_text(json.dumps({key: of for key, of in json.loads(path.read_text()).items() if key != "products"}))
+    folder = RunDirectory(run(planned(bundle, rows), clock, time_budget_seconds=6.0).run)
+    machine = folder.read_json("machine.json") or {}
+    folder.write_json("machine.json", {key: found for key, found in machine.items() if key != "products"})
     assert run(planned(bundle, rows), clock).result["steps_done"] == 12
 
 

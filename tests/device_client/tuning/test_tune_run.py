@@ -18,7 +18,7 @@ from device_client.tuning.goals import LossGoal
 from device_client.tuning.journal import read_journal
 from device_client.tuning.model_problem import ModelProblem
 from device_client.tuning.planned_run import plan_run
-from device_client.tuning.run_directory import load_theta
+from device_client.tuning.run_directory import RunDirectory, load_theta
 from shared.bundle.read import Bundle
 from shared.errors import Conflict, InvalidRequest, ResourceError, UnsupportedModel
 
@@ -27,7 +27,7 @@ def test_a_run_leaves_everything_in_its_folder(bundle: Bundle, rows: Path, clock
     report = run(planned(bundle, rows), clock)
     assert {path.name for path in report.run.iterdir()} == {
         "config.json", "machine.json", "journal.bin", "metrics.jsonl", "last.safetensors", "best.safetensors",
-        "result.json", "resources.json", "loss.svg",
+        "result.json", "resources.json", "loss.svg", "seconds.jsonl", "answers.json", "report.html",
     }  # fmt: skip
     result = report.result
     assert (result["steps_done"], result["forward_passes"], result["objective"]) == (12, 2 * 12 + 8, "candidates")
@@ -39,11 +39,27 @@ def test_a_run_leaves_everything_in_its_folder(bundle: Bundle, rows: Path, clock
     assert len(read_journal(report.run / "journal.bin")[1]) == 12
 
 
-def test_no_row_of_the_user_is_in_the_run_folder(bundle: Bundle, rows: Path, clock: Callable[[], float]) -> None:
+def test_rows_of_the_user_are_in_the_two_files_alone_that_say_so(
+    bundle: Bundle, rows: Path, clock: Callable[[], float]
+) -> None:
     rows.write_text(rows.read_text().replace("good", "zebra"))
     report = run(planned(bundle, rows), clock)
-    for path in report.run.iterdir():
-        assert b"zebra" not in path.read_bytes()
+    holding = {path.name for path in report.run.iterdir() if b"zebra" in path.read_bytes()}
+    assert holding == {"answers.json", "report.html"}
+    assert "rows of a person's data" in json.loads((report.run / "answers.json").read_text())["holds"]
+    assert "holds rows of the data" in (report.run / "report.html").read_text()
+    assert {path.stat().st_mode & 0o777 for path in report.run.iterdir()} == {0o600}
+
+
+def test_a_run_that_keeps_no_rows_has_none_in_its_folder(
+    bundle: Bundle, rows: Path, clock: Callable[[], float]
+) -> None:
+    rows.write_text(rows.read_text().replace("good", "zebra"))
+    report = run(planned(bundle, rows), clock, kept_rows=0)
+    assert not [path.name for path in report.run.iterdir() if b"zebra" in path.read_bytes()]
+    answers = json.loads((report.run / "answers.json").read_text())
+    assert (answers["shown"], answers["holds"]) == ([], "counts of rows by label; no row of a person's data")
+    assert sum(map(sum, answers["confusion"]["after"])) == 12
 
 
 def test_a_bundle_without_sensitive_values_is_refused_by_name(bundle: Bundle, rows: Path) -> None:
@@ -59,8 +75,24 @@ def test_the_same_call_again_does_nothing(bundle: Bundle, rows: Path, clock: Cal
     before = {path.name: path.read_bytes() for path in first.run.iterdir()}
     second = run(planned(bundle, rows), clock)
     assert second.was_finished
-    assert second.result == json.loads(before["result.json"])
+    assert second.result == first.result == RunDirectory(first.run).read_json("result.json")
     assert {path.name: path.read_bytes() for path in second.run.iterdir()} == before
+
+
+@pytest.mark.parametrize("name", ["journal.bin", "best.safetensors"])
+@pytest.mark.parametrize("is_cut", [True, False], ids=["cut", "changed"])
+def test_a_finished_run_whose_values_or_journal_are_damaged_is_made_whole(
+    bundle: Bundle, rows: Path, clock: Callable[[], float], name: str, is_cut: bool
+) -> None:
+    """The journal loses whole records, or a bit of one in the middle changes."""
+    folder = run(planned(bundle, rows), clock).run
+    whole = (folder / name).read_bytes()
+    record = 30  # bytes of a step
+    changed = whole[: -2 * record - 5] + bytes([whole[-2 * record - 5] ^ 4]) + whole[-2 * record - 4 :]
+    (folder / name).write_bytes(whole[: -2 * record] if is_cut else changed)
+    assert not run(planned(bundle, rows), clock).was_finished
+    assert (folder / name).read_bytes() == whole
+    assert run(planned(bundle, rows), clock).was_finished
 
 
 def test_equal_runs_in_two_folders_are_equal_bit_for_bit(

@@ -19,7 +19,7 @@ from device_client.tuning.journal import Journal, StepFlags, open_journal, read_
 from device_client.tuning.loop import BEST, LAST
 from device_client.tuning.run_directory import RunDirectory, load_theta
 from device_client.tuning.settings import TuneSettings
-from shared.errors import Diverged, IntegrityError, ResourceError
+from shared.errors import Diverged, ResourceError
 
 
 @pytest.mark.parametrize("step", [{"lr": 0.05}, {"lr": None, "step_length": 0.1}, {"lr": None}])
@@ -312,11 +312,12 @@ def test_an_interrupt_leaves_a_run_that_goes_on(tmp_path: Path) -> None:
     assert torch.equal(tune(tmp_path / "cut").last, tune(tmp_path / "whole").last)
 
 
-def test_a_lost_best_file_is_named_and_not_invented(tmp_path: Path) -> None:
+def test_a_lost_best_file_is_made_again_from_the_start(tmp_path: Path) -> None:
     tune(tmp_path)
+    expected = files(tmp_path)
     (tmp_path / BEST).unlink()
-    with pytest.raises(IntegrityError, match=r"best\.safetensors"):
-        tune(tmp_path)
+    tune(tmp_path)
+    assert files(tmp_path) == expected
 
 
 def test_the_noise_is_reported(tmp_path: Path) -> None:

@@ -1,0 +1,1 @@
+"""A run, or several side by side, as self-contained HTML pages."""
