@@ -47,8 +47,8 @@ class CommandParser(argparse.ArgumentParser):
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> tuple[Any, list[str]]:
         """Refuse what this parser does not know, in its own name: a command's parser knows its help.
 
-        Options may stand between a command's words, also before one that may be left out. A parser of commands that has a
-        default for ``default_word`` takes that command where the first word is none.
+        Options may stand between a command's words, also before one that may be left out. A parser of commands that has
+        a default for ``default_word`` takes that command where the first word is none.
         """
         words = self._with_default_word(list(sys.argv[1:] if args is None else args))
         if self._is_mixing:  # argparse calls back, for options and words apart

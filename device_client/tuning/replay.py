@@ -24,7 +24,8 @@ from device_client.planning.tuned_blocks import entries_of
 from device_client.tuning.engines import rms, scale_of, with_epsilon
 from device_client.tuning.evaluation import Evaluation
 from device_client.tuning.journal import JournalHeader, open_journal
-from device_client.tuning.loop import Outcome, TuningLoop
+from device_client.tuning.loop import TuningLoop
+from device_client.tuning.loop_interface import Outcome
 from device_client.tuning.perturbations import PerturbationStream, drawing_of
 from device_client.tuning.run_directory import RunDirectory
 from device_client.tuning.schedules import StepSizeSchedule

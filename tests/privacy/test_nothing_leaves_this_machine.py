@@ -22,6 +22,9 @@ QUICK = ("--device", "cpu", "--backend", "reference")
 SHOWN_TO_PEOPLE = {"data"}
 """Commands whose purpose is to show rows to who typed them."""
 
+MADE_OF_ROWS = {"run/answers.json": "keep this file private", "run/report.html": "This page holds rows"}
+"""Files whose purpose is to show some rows with their answers, and what each of them says of that itself."""
+
 TRACED_ELSEWHERE = {"serve"}
 """``serve`` listens on a loopback address: see ``test_serving_stays_on_this_machine.py``."""
 
@@ -51,7 +54,15 @@ def commands(folder: Path) -> dict[str, list[str]]:
                      "--max-new-tokens", "3", *QUICK],
         "chat": ["chat", "tiny", "--run", run, "--max-new-tokens", "3", *QUICK],
         "runs": ["runs", run],
+        "runs report": ["runs", "report", run],
+        "runs compare": ["runs", "compare", run, run, "--page", str(folder / "compared.html")],
         "export": ["export", "tiny", copy],
+        "export delta": ["export", run, str(folder / "delta"), "--to", "delta"],
+        "export hf": ["export", run, str(folder / "checkpoint"), "--to", "hf"],
+        "share": ["share", run, str(folder / "shared"), "--yes"],
+        "share journal": ["share", run, str(folder / "journal.tar"), "--as", "journal", "--yes"],
+        "apply": ["apply", str(folder / "shared")],
+        "completion": ["completion", "bash"],
         "rm": ["rm", "tiny"],
         "prune": ["prune"],
         "pull": ["pull", "http://127.0.0.1:9/tiny", "--quiet"],
@@ -73,7 +84,7 @@ def traced(folder: Path) -> dict[str, Traced]:
 
 
 def test_every_command_is_traced_here_or_elsewhere(folder: Path) -> None:
-    assert set(commands(folder)) | TRACED_ELSEWHERE == set(COMMAND_MODULES)
+    assert {words[0] for words in commands(folder).values()} | TRACED_ELSEWHERE == set(COMMAND_MODULES)
 
 
 def test_the_trace_finds_what_it_looks_for(traced: dict[str, Traced]) -> None:
@@ -90,7 +101,10 @@ def test_no_command_needs_a_network_or_asks_for_one(traced: dict[str, Traced]) -
 
 def test_the_canary_is_in_the_persons_own_files_alone(traced: dict[str, Traced], folder: Path) -> None:
     assert traced
-    assert files_with(CANARY, folder) == [Path("question.json"), Path("rows.jsonl")]
+    assert files_with(CANARY, folder) == sorted(map(Path, ("question.json", "rows.jsonl", *MADE_OF_ROWS)))
+    for name, warning in MADE_OF_ROWS.items():
+        assert warning in (folder / name).read_text()
+        assert (folder / name).stat().st_mode & 0o077 == 0
 
 
 def test_no_command_prints_what_it_read_but_the_one_that_shows_rows(traced: dict[str, Traced]) -> None:
