@@ -45,13 +45,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "that file and a Modelfile. delta: a run's values alone",
     )  # fmt: skip
     parser.add_argument(
-        "--dtype", choices=("float16", "bfloat16", "float32"), default="float16",
+        "--dtype", choices=("float16", "bfloat16", "float32"),
         help="of hf: float16 loses least, bfloat16 has the range of float32, "
-        "float32 loses nothing and takes twice the space (default: %(default)s)",
+        "float32 loses nothing and takes twice the space (default: float16)",
     )  # fmt: skip
     parser.add_argument(
-        "--outtype", choices=("f16", "q8_0"), default="f16",
-        help="of gguf and ollama: 16 bits, or 8 with a scale for each 32 weights (default: %(default)s)",
+        "--outtype", choices=("f16", "q8_0"),
+        help="of gguf and ollama: 16 bits, or 8 with a scale for each 32 weights (default: f16)",
     )  # fmt: skip
     parser.add_argument("--no-check", action="store_true", help="of hf: skip comparing it with the run")
     parser.add_argument("--memory-budget", default="8GiB", metavar="SIZE", help="of the comparison (default: 8GiB)")
@@ -73,6 +73,7 @@ def run(arguments: argparse.Namespace, console: Console, settings: Settings) -> 
         console.say(
             "What is written follows from the rows that the run was tuned on: give it only to people who may know them"
         )
+    _check_options(arguments, form)
     written = _WRITERS[form](subject, arguments, console, settings)
     return described | {"folder": str(arguments.folder)} | written
 
@@ -89,6 +90,26 @@ def _form(arguments: argparse.Namespace, subject: Subject) -> str:
             param="to",
         )
     return str(arguments.to)
+
+
+def _check_options(arguments: argparse.Namespace, form: str) -> None:
+    """Refuse options that say nothing about the chosen form.
+
+    Raises:
+        InvalidRequest: There is one.
+    """
+    given = {
+        "--dtype": (arguments.dtype is not None, ("hf",)),
+        "--no-check": (arguments.no_check, ("hf",)),
+        "--outtype": (arguments.outtype is not None, ("gguf", "ollama")),
+    }
+    for option, (is_given, forms) in given.items():
+        if is_given and form not in forms:
+            raise InvalidRequest(
+                f"{option} with --to {form}",
+                needed=f"it with --to {' or '.join(forms)} alone",
+                param=option.lstrip("-"),
+            )
 
 
 def _copy_bundle(
@@ -109,7 +130,8 @@ def _write_checkpoint(
     from device_client.export.hugging_face import HuggingFaceFolder
     from device_client.export.self_check import check
 
-    export = HuggingFaceFolder(subject, arguments.dtype)
+    dtype = arguments.dtype or "float16"
+    export = HuggingFaceFolder(subject, dtype)
     compared: dict[str, Any] = {}
     with whole_folder(arguments.folder, export.size_bytes, mode=_mode(subject)) as folder:
         with console.progress("Decoding", export.weight_bytes, "B") as bar:
@@ -125,7 +147,7 @@ def _write_checkpoint(
             f"{compared['largest_logit']:.3g}; the likeliest token is the same at "
             f"{compared['same_likeliest_tokens']} of {compared['positions']} positions"
         )
-    return {"size_bytes": size_bytes, "dtype": arguments.dtype, **compared}
+    return {"size_bytes": size_bytes, "dtype": dtype, **compared}
 
 
 def _write_gguf(
@@ -138,8 +160,9 @@ def _write_gguf(
         from device_client.export.ollama import modelfile, ollama_template
 
         template = ollama_template(subject)
-    export = GgufFile(subject, arguments.outtype)
-    name = f"{subject.name}-{arguments.outtype}.gguf"
+    outtype = arguments.outtype or "f16"
+    export = GgufFile(subject, outtype)
+    name = f"{subject.name}-{outtype}.gguf"
     with whole_folder(arguments.folder, export.size_bytes, mode=_mode(subject)) as folder:
         with console.progress("Decoding", export.weight_bytes, "B") as bar:
             export.write(folder / name, bar.advance)
@@ -155,7 +178,7 @@ def _write_gguf(
     if template is not None:
         _say_how_to_create(template, subject, arguments.folder, console)
     context = export.context_length
-    return {"size_bytes": size_bytes, "file": name, "outtype": arguments.outtype, "context_length": context}
+    return {"size_bytes": size_bytes, "file": name, "outtype": outtype, "context_length": context}
 
 
 def _say_how_to_create(template: OllamaTemplate, subject: Subject, folder: Path, console: Console) -> None:

@@ -25,7 +25,7 @@ from shared.bundle.config import BundleConfig
 from shared.bundle.layout import ImageLayout
 from shared.bundle.manifest import Descriptor
 from shared.byte_sizes import format_bytes
-from shared.durable_files import disk_errors, free_bytes
+from shared.durable_files import disk_errors, free_bytes, sync_directory
 from shared.errors import DiskError
 
 _READ_BYTES = 1024 * 1024
@@ -185,12 +185,6 @@ class PartialBlob:
             digest = f"sha256:{self._hash_whole().hexdigest()}"
         layout.adopt_file(self.path, self.blob.media_type, digest=digest, expected=self.blob.digest)
 
-    def settle(self) -> None:
-        """Forget the journal of a blob that is in the store, durably."""
-        if not self.path.exists():
-            with disk_errors(self.journal_path):
-                self.journal_path.unlink(missing_ok=True)
-
     def close(self) -> None:
         """Close the files."""
         for descriptor in (self._file, self._journal):
@@ -227,6 +221,20 @@ class PartialBlob:
             hasher.update(data)
             begin += len(data)
         return True
+
+
+def settle(partials: Iterable[PartialBlob], layout: ImageLayout) -> None:
+    """Make the moves into the store durable, and forget the journals of the blobs that were moved.
+
+    Raises:
+        DiskError: The store cannot be written.
+    """
+    moved = [partial for partial in partials if not partial.path.exists()]
+    if moved:
+        with disk_errors(layout.root):
+            sync_directory(layout.blobs)
+            for partial in moved:
+                partial.journal_path.unlink(missing_ok=True)
 
 
 def check_room(needed_bytes: int, folder: Path, disk: Disk) -> None:

@@ -25,7 +25,7 @@ from pathlib import Path
 from device_client.console import Console
 from device_client.download.fetch import Fetch
 from device_client.download.local_name import Displaced, displaced_by
-from device_client.download.partial import Disk, PartialBlob, check_room, pieces_of
+from device_client.download.partial import Disk, PartialBlob, check_room, pieces_of, settle
 from device_client.download.rate_limit import RateLimit
 from device_client.download.reference import BundleReference
 from device_client.download.registry import Registry
@@ -41,7 +41,7 @@ from shared.bundle.read import read_bundle
 from shared.bundle.signature import signature_tag
 from shared.bundle.signature_artifact import SignatureDocuments
 from shared.bundle.statement import ReleaseStatement
-from shared.durable_files import sync_directory
+from shared.durable_files import disk_errors, sync_directory
 from shared.errors import Conflict
 from shared.file_lock import exclusive
 
@@ -302,7 +302,8 @@ def _fetch(
         for partial in partials:
             opened.callback(partial.close)
             partial.open(options.disk)
-        sync_directory(partial_folder(layout))
+        with disk_errors(partial_folder(layout)):
+            sync_directory(partial_folder(layout))
         bar.update(total - sum(piece.size for partial in partials for piece in partial.missing))
         fetch = Fetch(
             registry,
@@ -316,9 +317,7 @@ def _fetch(
         try:
             fetch.all(partials, connections=options.connections)
         finally:
-            sync_directory(layout.blobs)
-            for partial in partials:
-                partial.settle()
+            settle(partials, layout)
     return fetch.received_bytes
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from device_client.store import bundle_references, client_version, resolve_reference
 from shared.bundle.read import Bundle, read_bundle
-from shared.errors import IntegrityError, InvalidRequest, NotFound, ZoError
+from shared.errors import InvalidRequest, NotFound, ZoError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -93,8 +93,11 @@ def find_subject(settings: Settings, name: str) -> Subject:
         IntegrityError: The bundle or the run is damaged.
     """
     run = _run_named(settings, name)
-    reference = _bundle_named(settings, name)
-    if run is not None and reference is not None:
+    try:
+        reference = resolve_reference(settings.store, name)[0]
+    except NotFound:
+        reference = ""
+    if run is not None and reference:
         raise InvalidRequest(
             f"{name!r} is a run and a bundle",
             needed="one of the two",
@@ -102,7 +105,7 @@ def find_subject(settings: Settings, name: str) -> Subject:
         )
     if run is not None:
         return _tuned_subject(settings, run)
-    if reference is None:
+    if not reference:
         known = ", ".join(sorted(bundle_references(settings.store))) or "none"
         raise NotFound(
             f"no run and no bundle {name!r} in {settings.home}",
@@ -123,13 +126,6 @@ def _run_named(settings: Settings, name: str) -> RunDirectory | None:
         if "bundle_digest" in (run.read_json(CONFIG) or {}):
             return run
     return None
-
-
-def _bundle_named(settings: Settings, name: str) -> str | None:
-    try:
-        return resolve_reference(settings.store, name)[0]
-    except (NotFound, IntegrityError):
-        return None
 
 
 def _tuned_subject(settings: Settings, run: RunDirectory) -> Subject:

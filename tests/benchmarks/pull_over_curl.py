@@ -32,31 +32,22 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
 from recording import record_headlines, write_result
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "support"))
 
+from large_bundle import NAME, publish_large_bundle
 from pulling_device import Device
-from simulated_server import sign_reference
-from tiny_bundle import make_tiny_bundle
 
 from device_client.download.pull import PullOptions
 from device_client.download.transport import HttpTransport
-from shared.bundle.config import DenseEntry, QuantizedEntry
 from shared.bundle.layout import ImageLayout
-from shared.bundle.manifest import SENSITIVE_TITLE, TRUNK_TITLE, Manifest, block_title, parse_manifest
-from shared.bundle.read import read_config
+from shared.bundle.manifest import Manifest
 from shared.bundle.signature import signature_tag
-from shared.bundle.signature_artifact import MAX_SIGNATURE_MANIFEST_BYTES
-from shared.bundle.write import add_manifest, add_tensors
 
 PAIRS = 7
 QUIET_CORES = 0.3
-BLOCKS, HIDDEN, MIDDLE, KEYS, VOCABULARY = 18, 2048, 5632, 256, 4000
 CONNECTIONS = 4
-CHUNK_BYTES = 16 * 1024 * 1024
-NAME = "bench"
 NGINX = """
 daemon off; worker_processes auto; pid {folder}/nginx.pid; error_log {folder}/error.log;
 events {{ worker_connections 1024; }}
@@ -235,54 +226,6 @@ def sha256_rate() -> float:
         hashlib.sha256(data)
         rates.append(len(data) / (time.perf_counter() - begin) / 1e9)
     return statistics.median(rates)
-
-
-def publish_large_bundle(root: Path) -> tuple[ImageLayout, Manifest]:
-    """Publish the tiny bundle with blocks of another size, whose codes are random bytes."""
-    tiny = make_tiny_bundle(root)
-    layout = tiny.layout
-    config = read_config(layout, parse_manifest(layout.read_blob(tiny.digest, max_bytes=1 << 22)))
-    layers_before = parse_manifest(layout.read_blob(tiny.digest, max_bytes=1 << 22)).layers
-    generator = np.random.Generator(np.random.Philox(0))
-    shapes = {
-        "self_attn.q_proj": (HIDDEN, HIDDEN), "self_attn.k_proj": (KEYS, HIDDEN), "self_attn.v_proj": (KEYS, HIDDEN),
-        "self_attn.o_proj": (HIDDEN, HIDDEN), "mlp.gate_proj": (MIDDLE, HIDDEN), "mlp.up_proj": (MIDDLE, HIDDEN),
-        "mlp.down_proj": (HIDDEN, MIDDLE),
-    }  # fmt: skip
-    layers, entries, dense, sensitive = [], [], [], {}
-    count = 8
-    for block in range(BLOCKS):
-        parts = {}
-        for linear, shape in shapes.items():
-            name = f"model.layers.{block}.{linear}.weight"
-            parts[f"{name}.codes"] = generator.integers(0, 256, (shape[0], shape[1] // 2), np.uint8)
-            parts[f"{name}.lut"] = generator.standard_normal((shape[0], 16), np.float32).astype(np.float16)
-            sensitive[f"{name}.indices"] = np.arange(count, dtype=np.int32)
-            sensitive[f"{name}.rank"] = np.arange(count, dtype=np.int32)
-            sensitive[f"{name}.values"] = np.ones(count, np.float16)
-            entries.append(
-                QuantizedEntry(
-                    name=name, shape=shape, blob=block_title(block), bits=4, codebook="per_row", sensitive_count=count,
-                    relative_error=0, weighted_relative_error=0,
-                )
-            )  # fmt: skip
-        for norm in ("input_layernorm", "post_attention_layernorm"):
-            name = f"model.layers.{block}.{norm}.weight"
-            parts[name] = np.ones(HIDDEN, np.float16)
-            dense.append(DenseEntry(name=name, shape=[HIDDEN], blob=block_title(block)))
-        layers.append(add_tensors(layout, block_title(block), parts))
-    trunk = {
-        "model.embed_tokens.weight": generator.standard_normal((VOCABULARY, HIDDEN), np.float32).astype(np.float16),
-        "model.norm.weight": np.ones(HIDDEN, np.float16),
-    }
-    dense += [DenseEntry(name=name, shape=list(tensor.shape), blob=TRUNK_TITLE) for name, tensor in trunk.items()]
-    layers += [add_tensors(layout, TRUNK_TITLE, trunk), add_tensors(layout, SENSITIVE_TITLE, sensitive)]
-    layers += [layer for layer in layers_before if layer.title == "tokenizer.json"]
-    changes = {"tensors": entries, "dense_parameters": dense, "chunk_bytes": CHUNK_BYTES, "chunks": {}}
-    layout.tag(f"{NAME}:latest", add_manifest(layout, config.model_copy(update=changes), layers))
-    sign_reference(layout, f"{NAME}:latest")
-    data = layout.read_blob(layout.resolve(f"{NAME}:latest").digest, max_bytes=MAX_SIGNATURE_MANIFEST_BYTES)
-    return layout, parse_manifest(data)
 
 
 @contextlib.contextmanager

@@ -19,14 +19,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from fault_proxy import (
-    FOREVER,
-    Fault,
-    FaultProxy,
+from fault_proxy import FOREVER, Fault, FaultProxy, fault_proxy
+from faults import (
     SignedRedirect,
     cut_after,
     drip,
-    fault_proxy,
     flipped_byte,
     in_portions,
     latency,

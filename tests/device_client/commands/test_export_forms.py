@@ -85,6 +85,27 @@ def test_a_run_needs_a_form(command, run_of, tmp_path: Path, words: tuple[str, .
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(
+    ("form", "words"),
+    [
+        ("gguf", ("--dtype", "float16")),
+        ("delta", ("--outtype", "f16")),
+        ("ollama", ("--no-check",)),
+        ("bundle", ("--no-check",)),
+    ],
+)
+def test_an_option_of_another_form_is_refused(
+    command, store, tmp_path: Path, form: str, words: tuple[str, ...]
+) -> None:
+    outcome = command("export", "tiny", str(tmp_path / "out"), "--to", form, *words)
+    assert (outcome.code, outcome.result["error"]["param"]) == (2, words[0].lstrip("-"))
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_malformed_digest_is_named(command, store, tmp_path: Path) -> None:
+    assert command("export", "tiny@sha256:12", str(tmp_path / "out")).result["error"]["type"] == "invalid-digest"
+
+
 def test_a_bundle_has_no_delta(command, store, tmp_path: Path) -> None:
     assert command("export", "tiny", str(tmp_path / "out"), "--to", "delta").code == 2
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import base64
 import json
+import ssl
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from self_signed import make_certificate
 from simulated_server import Answer, Request, SimulatedServer, serving
 
 from shared.bundle.layout import ImageLayout
@@ -77,3 +79,17 @@ def test_a_login_that_docker_keeps_is_not_sent_over_an_open_line(
     assert "is not sent to models.test unencrypted" in outcome.told
     assert not any("Authorization" in request.headers for request, _ in server.answers)
     assert server.answers
+
+
+def test_an_authority_of_ones_own_is_trusted_by_ssl_cert_file(
+    command, exported: ImageLayout, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = make_certificate(tmp_path)
+    tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    tls.load_cert_chain(files["tls_certificate"], files["tls_key"])
+    with serving(SimulatedServer(exported), tls=tls) as url:
+        outcome = command("pull", f"{url}/tiny")
+        assert (outcome.code, outcome.result["error"]["type"]) == (6, "network-error")
+        assert "set SSL_CERT_FILE" in outcome.result["error"]["next_step"]
+        monkeypatch.setenv("SSL_CERT_FILE", files["tls_certificate"])
+        assert command("pull", f"{url}/tiny").code == 0

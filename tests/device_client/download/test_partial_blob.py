@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from device_client.download.partial import Disk, PartialBlob, Piece, check_room
+from device_client.download.partial import Disk, PartialBlob, Piece, check_room, settle
 from shared.bundle.digest import digest_of_bytes
 from shared.bundle.layout import ImageLayout
 from shared.bundle.manifest import Descriptor
@@ -84,10 +84,10 @@ def test_the_last_piece_says_so_and_finishing_moves_the_blob_into_the_store(tmp_
     layout = ImageLayout.create(tmp_path / "store")
     partial = opened(tmp_path)
     assert [put(partial, index) for index in range(8)] == [False] * 7 + [True]
-    partial.settle()
+    settle([partial], layout)
     assert partial.journal_path.exists()
     partial.finish(layout)
-    partial.settle()
+    settle([partial], layout)
     assert layout.read_blob(BLOB.digest, max_bytes=1000) == DATA
     assert not partial.path.exists()
     assert not partial.journal_path.exists()

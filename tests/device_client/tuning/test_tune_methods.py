@@ -59,6 +59,7 @@ def test_a_run_records_what_it_tunes(
         labels = dict(file.metadata())
 
     assert labels.pop("steps_done") == str(report.result["best_step"])
+    assert (labels.pop("checked_by"), labels.pop("checksum").isdecimal()) == ("crc32", True)
     assert labels == {"method": method} | {name: str(number) for name, number in NUMBERS[method].items()}
     assert config["settings"].items() >= ({"method": method} | NUMBERS[method]).items()
     assert report.result.items() >= ({"method": method, "tuned_values": COUNTS[method]} | NUMBERS[method]).items()
@@ -144,10 +145,10 @@ def test_a_record_of_a_method_that_this_release_has_not_is_refused(
     bundle: Bundle, rows: Path, clock: Callable[[], float], before: str, after: str
 ) -> None:
     report = run(planned(bundle, rows, settings_of("lora")), clock)
-    path = report.run / "config.json"
-    path.write_text(path.read_text().replace(before, after))
+    record = RunDirectory(report.run)
+    record.write_json("config.json", json.loads(json.dumps(record.read_config()).replace(before, after)))
     with pytest.raises(IntegrityError, match=r"config\.json says that method"):
-        answer_as_tuned(RunDirectory(report.run), load_model(bundle, device="cpu"))
+        answer_as_tuned(record, load_model(bundle, device="cpu"))
 
 
 def test_what_has_no_meaning_is_refused_by_name(bundle: Bundle, rows: Path) -> None:

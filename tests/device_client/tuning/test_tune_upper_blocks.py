@@ -22,7 +22,7 @@ from device_client.planning.tuned_blocks import tuned_blocks
 from device_client.tasks.task_data import DataOptions
 from device_client.tuning.journal import JournalHeader, read_journal
 from device_client.tuning.planned_run import PlannedRun, plan_run
-from device_client.tuning.run_directory import RunDirectory, load_theta
+from device_client.tuning.run_directory import load_theta
 from device_client.tuning.tuned_values import answer_as_tuned
 from shared.bundle.read import Bundle
 from shared.errors import Conflict, IntegrityError
@@ -145,10 +145,10 @@ def test_a_record_that_names_no_blocks_of_the_bundle_is_refused(
 ) -> None:
     plan = planned_upper(bundle, rows)
     run(plan, clock)
-    path = plan.directory.path / "config.json"
-    path.write_text(path.read_text().replace("upper:1", "upper:9"))
+    record = plan.directory
+    record.write_json("config.json", json.loads(json.dumps(record.read_config()).replace("upper:1", "upper:9")))
     with pytest.raises(IntegrityError, match="upper:9"):
-        answer_as_tuned(RunDirectory(plan.directory.path), load_model(bundle, device="cpu"))
+        answer_as_tuned(record, load_model(bundle, device="cpu"))
 
 
 def test_a_journal_from_before_blocks_were_on_record_is_of_all_blocks() -> None:
