@@ -68,7 +68,7 @@ class Connection:
             if response.status >= http.client.OK:
                 self.is_used = True
                 return response
-        raise http.client.HTTPException("it answers with interim answers alone")
+        raise http.client.HTTPException("it sends interim answers only")
 
     def makefile(self, _: str) -> io.BufferedReader:
         """Return what answers are read from; closing it leaves the connection open."""

@@ -258,7 +258,8 @@ class Registry:
         if status == 401:
             raise Unauthorized(found, needed="a valid API key", next_step=_KEY_HINT)
         if status == 403:
-            raise Forbidden(found, needed="a key with the right to read bundles", next_step=_KEY_HINT)
+            next_step = f"{_KEY_HINT}; where it is the proxy that refuses, ask who runs it" if answer.via else _KEY_HINT
+            raise Forbidden(found, needed="a key with the right to read bundles", next_step=next_step)
         if status == 404:
             raise NotFound(found, needed="something that the server has", next_step="zo-device list --remote")
         raise NetworkError(found, needed="status 200 or 206", next_step="check the address of the server")

@@ -83,7 +83,7 @@ class Attempts:
         self._failures = 1 if has_progressed else self._failures + 1
         asked = error.retry_after_seconds
         if self._failures > self._policy.retries:
-            raise _gives_up(error, f"tried {self._failures} times") from error
+            raise _gives_up(error, "tried once" if self._failures == 1 else f"tried {self._failures} times") from error
         if asked is not None and asked > self._policy.longest_retry_after_seconds:
             raise _gives_up(error, f"the server asks to wait {asked:.0f} s") from error
         own = min(self._policy.longest_delay_seconds, self._policy.first_delay_seconds * 2 ** (self._failures - 1))

@@ -14,10 +14,11 @@ from self_signed import make_certificate
 from simulated_server import SimulatedServer, serving
 
 from device_client.download.proxies import ProxySettings
+from device_client.download.registry import Registry
 from device_client.download.retry import TransientError
 from device_client.download.transport import HttpTransport
 from shared.bundle.layout import ImageLayout
-from shared.errors import NetworkError, Unauthorized, ZoError
+from shared.errors import Forbidden, NetworkError, Unauthorized, ZoError
 
 LOGIN = "user:s:cret"
 
@@ -152,6 +153,18 @@ def test_an_answer_of_a_server_names_the_proxy_that_it_came_through(place: Place
         with transport.get(f"{plain}/v2/none/manifests/latest", {}) as answer:
             assert (answer.status, answer.via) == (404, f" through the proxy http://{proxy.address} (HTTP_PROXY)")
         transport.close()
+
+
+def test_a_refusal_that_may_be_the_proxys_own_says_so(place: Place, plain: str) -> None:
+    """Where the proxy is asked for the whole address, nothing tells whose answer it is."""
+    with forward_proxy(answers="403 Forbidden") as proxy:
+        transport = HttpTransport(proxies=ProxySettings.from_environment({"HTTP_PROXY": f"http://{proxy.address}"}))
+        with pytest.raises(
+            Forbidden, match=r"through the proxy http://127\.0\.0\.1:\d+ \(HTTP_PROXY\) answers 403"
+        ) as caught:
+            Registry(transport, plain).manifest("tiny", "latest", max_bytes=1000)
+        transport.close()
+    assert "where it is the proxy that refuses, ask who runs it" in caught.value.next_step
 
 
 def test_a_certificate_that_nobody_vouches_for_is_refused_and_says_what_to_set(place: Place) -> None:
