@@ -63,12 +63,13 @@ class ServedModels:
 
     def _of_run(self, run: RunDirectory) -> ServedModel:
         part = part_of_run(run, self._model.config)
+        theta = values_of_run(run, part, self._model)
         return ServedModel(
             name=run.name,
             created=int(Path(run.path / "best.safetensors").stat().st_mtime),
             prompts=prompts_for(self._model.tokenizer, run.read_config()),
             part=part,
-            theta=values_of_run(run, part, self._model),
+            theta=theta,
         )
 
     @property
