@@ -37,7 +37,7 @@ def run(arguments: argparse.Namespace, console: Console, settings: Settings) -> 
 
     found = locate_run(settings.runs, arguments.run_name)
     page = write_report(found.path, arguments.output, has_rows=not arguments.without_rows)
-    console.say(
-        f"Page: {page}" + ("" if arguments.without_rows else ", which holds rows of your data if the run kept some")
-    )
-    return {"run": str(found.path), "page": str(page), "has_rows": not arguments.without_rows}
+    kept = (found.read_json("answers.json") or {}).get("shown", [])
+    has_rows = bool(kept) and not arguments.without_rows
+    console.say(f"Page: {page}" + (", which holds rows of your data" if has_rows else ""))
+    return {"run": str(found.path), "page": str(page), "has_rows": has_rows}

@@ -28,7 +28,8 @@ def show_report(report: TuneReport, console: Console) -> None:
     console.table(f"Run {report.run.name}", ("rows", *shown_columns(metric)), list(result_lines(result)))
     _warn_of_prior(result, console)
     _warn_of_start(result, console)
-    metrics = RunDirectory(report.run).metrics()
+    run = RunDirectory(report.run)
+    metrics = run.metrics()
     chosen_by = "loss" if metric is None else "score"
     found = [line[chosen_by] for line in metrics if line["kind"] == "validation" and line[chosen_by] is not None]
     console.say(f"Validation {metric or 'loss'} {sparkline(found)}")
@@ -60,7 +61,8 @@ def show_report(report: TuneReport, console: Console) -> None:
             "sides: their forward passes bought nothing. Next: a larger --epsilon or --batch, or an objective that "
             "some answers meet already"
         )
-    console.say(f"Report, with the curve and some of your rows: {report.run / 'report.html'}")
+    kept = (run.read_json("answers.json") or {}).get("shown", [])
+    console.say(f"Report: {report.run / 'report.html'}" + (", which holds rows of your data" if kept else ""))
     if result["stopped_by"] == "time budget":
         console.say("The time budget is spent and the run is not finished: run the same command again to continue.")
 

@@ -11,7 +11,8 @@ from shared.durable_files import disk_errors
 from shared.errors import Conflict
 from shared.file_lock import exclusive
 
-RUN_FILES = (RESULT, "resources.json", "loss.svg", "answers.json", "report.html", *FILES_BEFORE_THE_END)
+RUN_FILES = (RESULT, "resources.json", "loss.svg", "answers.json", "report.html", "origin.json", *FILES_BEFORE_THE_END)
+"""origin.json is of a run that somebody shared."""
 
 
 def remove_run(run: RunDirectory) -> int:

@@ -16,12 +16,17 @@ from written_run import HEADER, write_run
 from device_client.cli import main
 from device_client.tuning.journal import open_journal
 
+ANSWERS = {
+    "part": "test", "rows": 1, "labels": None, "confusion": None,
+    "shown": [{"place": "line 1", "prompt": "a prompt", "right": None, "before": "", "after": "yes"}],
+}  # fmt: skip
+
 
 @pytest.fixture
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("ZO_DEVICE_HOME", str(tmp_path))
     for name in ("one", "two"):
-        write_run(tmp_path / "runs" / name)
+        write_run(tmp_path / "runs" / name, answers=ANSWERS if name == "one" else None)
     return tmp_path
 
 
@@ -60,7 +65,8 @@ def test_a_damaged_run_is_listed_with_what_to_do(home: Path, capsys: pytest.Capt
 
 def test_a_page_is_written_beside_the_run_or_where_it_is_wanted(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
     code, found, _ = call(capsys, "runs", "report", "one")
-    assert (code, found["page"]) == (0, str(home / "runs" / "one" / "report.html"))
+    assert (code, found["page"], found["has_rows"]) == (0, str(home / "runs" / "one" / "report.html"), True)
+    assert call(capsys, "runs", "report", "two")[1]["has_rows"] is False  # it kept none
     code, found, _ = call(capsys, "runs", "report", "one", "--output", str(home / "x.html"), "--without-rows")
     assert (code, found["has_rows"], (home / "x.html").exists()) == (0, False, True)
     assert call(capsys, "runs", "report", "absent")[0] == 4
@@ -69,6 +75,7 @@ def test_a_page_is_written_beside_the_run_or_where_it_is_wanted(home: Path, caps
 def test_runs_are_removed_with_all_that_a_killed_process_left(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
     one = home / "runs" / "one"
     (one / ".last.safetensors.0123abcd").write_bytes(b"torn")
+    (one / "origin.json").write_text("{}")  # as of a run that somebody shared
     code, found, spoken = call(capsys, "runs", "rm", "one", str(home / "runs" / "two"), "--yes")
     assert code == 0
     assert found["removed"] == [str(one), str(home / "runs" / "two")]

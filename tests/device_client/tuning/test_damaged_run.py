@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -34,6 +35,17 @@ def truncated(data: bytes) -> Iterator[bytes]:
 BOTH = pytest.mark.parametrize("damage", [flipped, truncated])
 
 
+@pytest.fixture
+def folders(tmp_path: Path) -> Iterator[Path]:
+    """A folder for many runs, in memory where there is such a file system: each run flushes its files to the disk."""
+    memory = Path("/dev/shm")  # noqa: S108  a folder of one's own is made in it
+    if not memory.is_dir():
+        yield tmp_path
+        return
+    with tempfile.TemporaryDirectory(dir=memory) as folder:
+        yield Path(folder)
+
+
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("bowl") / "finished"
@@ -44,12 +56,12 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @BOTH
 @pytest.mark.parametrize("name", ["journal.bin", "metrics.jsonl", LAST, BEST])
 def test_a_damaged_file_of_a_run_is_made_up_for_or_refused(
-    finished: Path, tmp_path: Path, name: str, damage: Callable[[bytes], Iterator[bytes]]
+    finished: Path, folders: Path, name: str, damage: Callable[[bytes], Iterator[bytes]]
 ) -> None:
     whole = files(finished)
     refused = []
     for number, data in enumerate(damage(whole[name])):
-        folder = tmp_path / str(number)
+        folder = folders / str(number)
         shutil.copytree(finished, folder)
         (folder / name).write_bytes(data)
         try:
