@@ -246,6 +246,11 @@ def test_kernels_are_compiled_once(tmp_path: Path) -> None:
     assert [path.name for path in first.parent.iterdir()] == [first.name]
 
 
+def test_another_kind_of_cpu_has_kernels_of_its_own(kernels: Path) -> None:
+    names = {built_library(kernels, lambda _: None, tuning=tuning).name for tuning in (None, "-march=x86-64")}
+    assert len(names) == 2
+
+
 def test_compiled_kernels_need_no_compiler_any_more(kernels: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     library = built_library(kernels, lambda _: None)
     monkeypatch.setenv("PATH", "")
