@@ -11,7 +11,7 @@ from typing import Any
 
 from device_client.console import Console
 from device_client.model.backends.native.amx import has_matrix_unit
-from device_client.model.backends.native.cpu import has_bfloat16
+from device_client.model.backends.native.cpu import has_bfloat16, vector_unit
 from device_client.settings import Settings
 from device_client.store import DISTRIBUTION
 from shared.byte_sizes import format_bytes
@@ -52,6 +52,7 @@ def run(arguments: argparse.Namespace, console: Console, settings: Settings) -> 
         ("machine", f"{platform.machine()}, {os.cpu_count()} cores, {platform.system()} {platform.release()}"),
         *(("device", f"{device['name']}, {format_bytes(device['memory_bytes'])}") for device in devices),
         *((f"backend {name}", reason or "ready") for name, reason in backends.items()),
+        ("vector unit", vector_unit() or "none that kernels are written for: texts come slowly"),
         ("matrix unit", "AMX: --dtype bfloat16 is fastest, but for tiny models" if has_matrix_unit() else "none"),
         ("bfloat16", "--products bfloat16 tunes in about two thirds of the time" if has_bfloat16() else "none"),
         ("home", str(settings.home)),
@@ -68,6 +69,7 @@ def run(arguments: argparse.Namespace, console: Console, settings: Settings) -> 
         "versions": versions,
         "devices": devices,
         "backends": backends,
+        "vector_unit": vector_unit(),
         "has_matrix_unit": has_matrix_unit(),
         "has_bfloat16": has_bfloat16(),
         "home": str(settings.home),

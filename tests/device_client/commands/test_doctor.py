@@ -65,6 +65,24 @@ def test_instructions_for_bfloat16_are_named(
     assert ("--products bfloat16" in outcome.told) is has_them
 
 
+@pytest.mark.parametrize(
+    ("flags", "unit"),
+    [
+        ("fpu fma f16c avx2 avx512f avx512bw avx512dq avx512vl", "AVX-512"),
+        ("fpu fma f16c avx2 avx512f", "AVX2"),  # without words of 16 bits
+        ("fp asimd evtstrm", "NEON"),
+        ("fpu sse2 avx2", None),  # without products that are rounded once
+    ],
+)
+def test_the_vector_unit_that_kernels_use_is_named(
+    command, machine_with: Callable[[str], None], flags: str, unit: str | None
+) -> None:
+    machine_with(flags)
+    outcome = command("doctor")
+    assert outcome.result["vector_unit"] == unit
+    assert (unit or "texts come slowly") in outcome.told
+
+
 def test_a_missing_compiler_is_named_with_what_it_costs(
     command, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -97,8 +97,12 @@ def test_the_fused_product_equals_the_dense_one_with_replaced_values(
     outputs = backend.pack(tensor, indices).multiply_few(inputs, values, bias)
 
     assert outputs.dtype == dtype
-    # What a sum of both signs loses is measured against what was added up, replaced weights included.
-    size = inputs.double().abs() @ (exact.abs() + dequantize(tensor).abs()).T + 1
+    # What a sum of both signs loses is measured against what was added up, replaced weights included, and what uniform
+    # codes of 8 bits are centred by.
+    added = exact.abs() + dequantize(tensor).abs()
+    if bits == 8 and tensor.lut is None and tensor.scale is not None:
+        added += 128 * tensor.scale.double().abs().repeat_interleave(group_size, 1)[:, :columns]
+    size = inputs.double().abs() @ added.T + 1
     assert bool(((outputs.double() - expected).abs() <= LINEAR_TOLERANCE[dtype] * size).all())
 
 
@@ -244,6 +248,11 @@ def test_kernels_are_compiled_once(tmp_path: Path) -> None:
     assert first == second
     assert len(told) == 1
     assert [path.name for path in first.parent.iterdir()] == [first.name]
+
+
+def test_another_kind_of_cpu_has_kernels_of_its_own(kernels: Path) -> None:
+    names = {built_library(kernels, lambda _: None, tuning=tuning).name for tuning in (None, "-march=x86-64")}
+    assert len(names) == 2
 
 
 def test_compiled_kernels_need_no_compiler_any_more(kernels: Path, monkeypatch: pytest.MonkeyPatch) -> None:

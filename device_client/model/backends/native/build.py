@@ -21,7 +21,10 @@ from device_client.model.backends.native.cpu import cpu_description
 SOURCES = Path(__file__).with_name("kernels")
 _MAIN = SOURCES / "kernels.cpp"
 COMPILERS = ("c++", "g++", "clang++")
-_FLAGS = ("-std=c++17", "-O3", "-ffp-contract=off", "-fno-math-errno", "-fopenmp", "-shared", "-fPIC", "-w")
+NUMERIC_FLAGS = ("-std=c++17", "-O3", "-ffp-contract=off", "-fno-math-errno", "-fopenmp", "-w")
+"""What the bits of results depend on, for any kind of CPU."""
+
+_FLAGS = (*NUMERIC_FLAGS, "-shared", "-fPIC")
 _TIMEOUT_SECONDS = 120
 
 
@@ -68,7 +71,8 @@ def _tuning_flag() -> str:
 
 def _digest(flags: list[str]) -> str:
     sources = [path.read_bytes() for path in sorted(SOURCES.glob("*.*"))]
-    parts = (*sources, repr(flags).encode(), cpu_description("flags", "features").encode())
+    target = f"{platform.machine()} {cpu_description('flags', 'features')}"
+    parts = (*sources, repr(flags).encode(), target.encode())
     return hashlib.sha256(b"\0".join(parts)).hexdigest()[:16]
 
 

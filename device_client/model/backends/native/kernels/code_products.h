@@ -73,7 +73,8 @@ inline void add_products(const CodeBlock<ROWS>& codes, const Table* tables, cons
 template <int EIGHT, int ROWS, int TOKENS>
 inline void add_products_of(const CodeBlock<ROWS>& codes, const Table* tables, const float* inputs, int64_t next,
                             Lanes (&sums)[ROWS][TOKENS]) {
-    const __m256i by_byte = _mm256_broadcastsi128_si256(_mm_setr_epi8(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15));
+    const __m256i by_byte =
+        _mm256_broadcastsi128_si256(_mm_setr_epi8(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15));
     const __m256i lanes_together = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7), low_half = _mm256_set1_epi8(15);
     for (int r = 0; r < ROWS; ++r) {
         const __m256i bytes = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(codes.rows[r] + 32 * EIGHT));

@@ -4,8 +4,8 @@
 //     AVX2 with FMA, F16C     two of 8
 //     NEON (aarch64)          four of 4
 //
-// Lanes are added up in halves: lane i and i + 8, then i and i + 4, i + 2, i + 1. Any other CPU takes arrays, which round
-// a product before it is added: there the last bits differ.
+// Lanes are added up in halves: lane i and i + 8, then i and i + 4, i + 2, i + 1. Any other CPU takes arrays, which
+// round a product before it is added: there the last bits differ.
 #pragma once
 
 #include "numbers.h"
@@ -73,7 +73,8 @@ struct Lanes {
         return load(held);
     }
     static Lanes centred(const uint8_t* bytes) {
-        const __m128i all = _mm_xor_si128(_mm_loadu_si128(reinterpret_cast<const __m128i*>(bytes)), _mm_set1_epi8(char(0x80)));
+        const __m128i given = _mm_loadu_si128(reinterpret_cast<const __m128i*>(bytes));
+        const __m128i all = _mm_xor_si128(given, _mm_set1_epi8(char(0x80)));
         return {_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(all)),
                 _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_srli_si128(all, 8)))};
     }

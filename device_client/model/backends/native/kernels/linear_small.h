@@ -30,7 +30,7 @@ inline Lanes lanes_of(const uint16_t* grouped, const Weight& weight, int64_t row
     const uint16_t* first = grouped + row * weight.groups + group;
     if (weight.group_size >= BLOCK) return Lanes::of(half_to_float(*first));
     float values[LANES] = {};
-    const int64_t lanes = weight.group_size / 8, held = BLOCK / weight.group_size < left ? BLOCK / weight.group_size : left;
+    const int64_t lanes = weight.group_size / 8, held = std::min(BLOCK / weight.group_size, left);
     for (int64_t i = 0; i < held; ++i) {
         const float value = half_to_float(first[i]);
         for (int64_t lane = i * lanes; lane < (i + 1) * lanes; ++lane) values[lane] = value;
@@ -85,7 +85,8 @@ struct WideDot {
                 const Lanes bias = lanes_of(weight.bias, weight, row + r, block, 0.0f);
                 for (int token = 0; token < TOKENS; ++token) {
                     const Lanes inputs_added = Lanes::load(x.sums + ((first + token) * x.blocks + block) * LANES);
-                    total[r][token] = total[r][token].add_product(part[r][token], scale).add_product(inputs_added, bias);
+                    Lanes& sum = total[r][token];
+                    sum = sum.add_product(part[r][token], scale).add_product(inputs_added, bias);
                 }
             }
         }

@@ -1,7 +1,7 @@
 // Inputs as float32, in the order in which codes lie in vector registers.
 //
-// 128 columns are 64 bytes of codes, 16 lanes of 8 codes each. Step j multiplies the j-th code of every lane: so the input
-// of column 128·b + 8·lane + j of a token stands at [b][j][lane]. Zeros behind the last column.
+// 128 columns are 64 bytes of codes, 16 lanes of 8 codes each. Step j multiplies the j-th code of every lane: so the
+// input of column 128·b + 8·lane + j of a token stands at [b][j][lane]. Zeros behind the last column.
 #pragma once
 
 #include "kept_array.h"

@@ -3,8 +3,8 @@
 //     h += o(attend(q, k, v of norm(h)));  h += down(silu(gate) * up of norm(h))      for every block
 //     logits = head(norm(h))
 //
-// A piece of a product is some rows. What is cheap (norms, laying inputs out) each thread does for itself rather than wait
-// for another one.
+// A piece of a product is some rows. What is cheap (norms, laying inputs out) each thread does for itself rather than
+// wait for another one.
 #pragma once
 
 #include "attend.h"

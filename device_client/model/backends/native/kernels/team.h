@@ -3,10 +3,10 @@
 //     worker.pieces(part)         how many there are
 //     worker.work(part, piece)    does one; every thread has a worker of its own
 //
-// A step of one token is some hundred parts of a few microseconds: to start and stop threads for each would take as long.
-// A part is over when its pieces are done, whoever did them: a thread that another program interrupts holds up the piece
-// that it is at, and no part otherwise. Who finds nothing to do spins for some microseconds, then lets other programs
-// run; between calls threads sleep. Which thread does a piece never changes a result.
+// A step of one token is some hundred parts of a few microseconds: to start and stop threads for each would take as
+// long. A part is over when its pieces are done, whoever did them: a thread that another program interrupts holds up
+// the piece that it is at, and no part otherwise. Who finds nothing to do spins for some microseconds, then lets other
+// programs run; between calls threads sleep. Which thread does a piece never changes a result.
 #pragma once
 
 #include <sched.h>
