@@ -4,8 +4,8 @@
     gemma2, gemma3_text  norms with the 1 that transformers adds
     all                  names by the ``gguf`` package's own table
 
-A family enters the table when llama.cpp has written the same greedy text as the bundle for a random model of it; others
-are refused by name. Knows nothing about files and tokenizers.
+A family enters the table when llama.cpp's log-probabilities of random models of it have agreed with those of
+transformers; others are refused by name. Knows nothing about files and tokenizers.
 """
 
 from __future__ import annotations

@@ -1,14 +1,18 @@
 """A finished run as what is shared of it: what it says of itself, and its values or its journal.
 
-A journal is shared only where it makes the very bits of the run's best values again; that is tried here first. Costs a
-replay for a journal. Knows nothing about signatures.
+A journal is shared only where it makes the very bits of the run's best values again; that is tried here first. The
+run's own digest is computed from its rows too, so that a guess about them could be confirmed by it: what is shared has
+another one, of its settings and values, and so has the header of its journal. Costs a replay for a journal.
+Knows nothing about signatures.
 """
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +34,7 @@ from device_client.sharing.values import pack_values
 from device_client.tuning.engines import journal_header
 from device_client.tuning.replay import replay, starting_values
 from device_client.tuning.run_directory import RunDirectory
+from shared.bundle.digest import digest_of_bytes
 from shared.errors import Conflict, IntegrityError, InvalidRequest
 from shared.field_errors import first_fault
 
@@ -50,6 +55,7 @@ def describe_run(subject: Subject, content: Content, name: str | None = None) ->
     """
     tuned = subject.needed_run()
     config, result = tuned.config, tuned.result
+    digest = _digest_without_rows(tuned)
     if content == "journal":
         _check_replayable(tuned, result)
     snapshot = tuned.directory.read_theta("best.safetensors")
@@ -57,13 +63,13 @@ def describe_run(subject: Subject, content: Content, name: str | None = None) ->
         return FineTune.model_validate(
             {
                 "content": content,
-                "name": name or _neutral_name(subject, config),
+                "name": name or _neutral_name(subject, digest),
                 "bundle": subject.bundle.digest,
                 "source_model": subject.bundle.config.source.id,
                 "best_step": 0 if snapshot is None else snapshot.steps_done,
                 "value_count": tuned.part.value_count,
                 "settings": SharedSettings.of(config["settings"]),
-                "settings_digest": config.get("settings_digest"),
+                "settings_digest": digest,
                 "rendering": Rendering.model_validate(config["rendering"]),
                 "max_tokens": config.get("max_tokens"),
                 "control_tokens": config.get("control_tokens", "tokens"),
@@ -84,10 +90,15 @@ def describe_run(subject: Subject, content: Content, name: str | None = None) ->
         ) from error
 
 
-def _neutral_name(subject: Subject, config: dict[str, Any]) -> str:
+def _digest_without_rows(tuned: TunedRun) -> str:
+    kept = {key: tuned.config.get(key) for key in ("bundle_digest", "settings", "rendering", "max_tokens")}
+    return digest_of_bytes(json.dumps(kept, sort_keys=True).encode() + tuned.theta.numpy().tobytes())
+
+
+def _neutral_name(subject: Subject, digest: str) -> str:
     model = subject.bundle.config.source.id.rpartition("/")[2]
-    digest = str(config.get("settings_digest")).removeprefix("sha256:")[:8]
-    return f"{re.sub(r'[^A-Za-z0-9._-]+', '-', model).lstrip('._-')[:80] or 'run'}-{digest}"
+    word = re.sub(r"[^A-Za-z0-9._-]+", "-", model).lstrip("._-")[:80] or "run"
+    return f"{word}-{digest.removeprefix('sha256:')[:8]}"
 
 
 def content_of(subject: Subject, document: FineTune, backend: BackendOptions) -> bytes:
@@ -103,7 +114,8 @@ def content_of(subject: Subject, document: FineTune, backend: BackendOptions) ->
     with tempfile.TemporaryDirectory(dir=tuned.directory.path.parent, prefix=".replay-") as folder:
         shutil.copyfile(tuned.directory.path / JOURNAL, Path(folder) / JOURNAL)
         settings = document.settings.as_settings()
-        header = journal_header(settings, tuned.part, subject.bundle.digest, document.settings_digest)
+        own_digest = str(tuned.config.get("settings_digest"))
+        header = journal_header(settings, tuned.part, subject.bundle.digest, own_digest)
         start = starting_values(subject.bundle, tuned.part, settings.seed)
         outcome = replay(RunDirectory(Path(folder)), header, document.evaluations, settings, start, backend)
     if not torch.equal(outcome.best, tuned.theta):
@@ -112,7 +124,8 @@ def content_of(subject: Subject, document: FineTune, backend: BackendOptions) ->
             needed="a run that this release of zo-device made from the start to the end",
             next_step="share its values: --as values",
         )
-    return (tuned.directory.path / JOURNAL).read_bytes()
+    records = (tuned.directory.path / JOURNAL).read_bytes()[len(header.to_bytes()) :]
+    return replace(header, settings_digest=document.settings_digest).to_bytes() + records
 
 
 def _check_replayable(tuned: TunedRun, result: dict[str, Any]) -> None:

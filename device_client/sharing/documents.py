@@ -3,8 +3,8 @@
     fine-tune   bundle, method, blocks, settings, how rows were asked, results        the artifact's configuration
     statement   digest of the artifact, bundle, public key                            what the key signs
 
-Digests of the person's rows, by which a guess about them could be confirmed, stay at home; so does the command of a
-checker. Knows nothing about files.
+Digests of the person's rows, by which a guess about them could be confirmed, stay at home, and what is computed from
+them; so does the command of a checker. Knows nothing about files.
 """
 
 from __future__ import annotations
@@ -120,7 +120,7 @@ class FineTune(Document):
         bundle: The bundle's digest; it belongs to no other one.
         best_step: Steps behind the values.
         value_count: How many values there are.
-        settings_digest: Of everything that decided the run; its journal names it too.
+        settings_digest: Of the settings and the values, not of the rows; its journal names it too.
         stopped_by: Why the run ended; None where it has not.
         validation: What bundle, last and best values score on the validation rows.
         test: The same on the test rows, where there were some.

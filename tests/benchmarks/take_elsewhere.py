@@ -7,6 +7,8 @@
 
 * hf: the export's own comparison; and AutoModelForCausalLM.from_pretrained, whose logits must be those it compared.
 * gguf: the tokens of texts, and 64 more that llama.cpp and the run each find likeliest, until they differ.
+* families: of a random model of each family that is written as GGUF, the log-probabilities of the ten likeliest next
+  tokens after texts of random bytes, beside those of transformers.
 * share and apply: bytes of the artifact; the run made again from its journal in another home, and compared with
   the run bit for bit; the same with values, up to float16.
 
@@ -28,9 +30,11 @@ from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).resolve().parent
-sys.path.insert(0, str(HERE))
+sys.path[:0] = [str(HERE), str(HERE.parent / "support")]
 
 from recording import record_headlines, write_result  # noqa: E402
+
+from shared.perturbation import random_generator  # noqa: E402
 
 NEW_TOKENS = 64
 TEXTS = (
@@ -43,6 +47,28 @@ TEXTS = (
     "Dear Sir or Madam,\n\nI am writing to",
     "Q: What is the capital of France?\nA:",
 )
+GEMMA = {"query_pre_attn_scalar": 16}
+LLAMA_3 = {"rope_type": "llama3", "rope_theta": 5e5, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+RANDOM_MODELS: dict[str, dict[str, Any]] = {
+    "llama": {},
+    "llama linear": {"rope_parameters": {"rope_type": "linear", "rope_theta": 5e3, "factor": 4.0}},
+    "llama llama3": {"rope_parameters": LLAMA_3 | {"original_max_position_embeddings": 32}},
+    "llama yarn": {
+        "rope_parameters": {
+            "rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0, "original_max_position_embeddings": 16
+        }
+    },
+    "llama biases": {"attention_bias": True},
+    "mistral": {"sliding_window": None},
+    "qwen2": {},
+    "qwen3": {},
+    "gemma2": GEMMA,
+    "gemma3_text": GEMMA
+    | {
+        "rope_local_base_freq": 1e4, "rope_theta": 1e6, "num_hidden_layers": 6,
+        "layer_types": ["sliding_attention"] * 5 + ["full_attention"],
+    },
+}  # fmt: skip
 
 
 def main() -> None:
@@ -59,6 +85,7 @@ def main() -> None:
         hf = {
             dtype: checkpoint(given.home, exported, work / dtype, dtype) for dtype in ("float16", "bfloat16", "float32")
         }
+        related = {name: log_probabilities(work / name, name, given.llama_cpp) for name in RANDOM_MODELS}
         gguf = {form: greedy(given.home, exported, work / form, form, given.llama_cpp) for form in ("f16", "q8_0")}
         shared = [carried(given.home, run, work / run) for run in [*given.runs, given.long]]
     long = shared[-1]
@@ -69,6 +96,7 @@ def main() -> None:
         "exported_run": exported,
         "hf": hf,
         "gguf": gguf,
+        "families": related,
         "shared": shared,
         "long_run": "2,000 measured steps of three upper blocks on rows of two words: real in length, not in task",
     }
@@ -130,11 +158,7 @@ def greedy(home: Path, run: str, folder: Path, outtype: str, llama_cpp: Path) ->
 
     answer = command(home, "export", run, folder, "--to", "gguf", "--outtype", outtype)
     question = {"gguf": str(folder / answer["file"]), "new_tokens": NEW_TOKENS, "prompts": TEXTS}
-    done = subprocess.run(
-        [sys.executable, str(HERE / "peers" / "llama_cpp_text.py")], input=json.dumps(question), text=True, check=True,
-        env=os.environ | {"PYTHONPATH": str(llama_cpp)}, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
-    )  # fmt: skip
-    theirs = json.loads(done.stdout.splitlines()[-1])
+    theirs = asked_of_llama_cpp(question, llama_cpp)
     subject = find_subject(Settings(home=home), run)
     model = open_for_text(subject.bundle, Machine(device="cpu"))
     assert subject.tuned is not None
@@ -155,6 +179,47 @@ def greedy(home: Path, run: str, folder: Path, outtype: str, llama_cpp: Path) ->
         "same_tokens": sum(row["same_tokens"] for row in rows),
         "texts": rows,
     }
+
+
+def log_probabilities(folder: Path, name: str, llama_cpp: Path) -> dict[str, Any]:
+    """Return how far llama.cpp's log-probabilities of a random model are from those of transformers."""
+    import torch
+    from exported_subject import published
+    from random_bundle import make_case
+
+    from device_client.export.gguf_file import GgufFile
+
+    family, changes = name.partition(" ")[0], RANDOM_MODELS[name]
+    case = make_case(folder / "bundle", family, vocabulary=260, tokenizer_json=tokenizer_with_a_merge(), **changes)
+    GgufFile(published(case.bundle), "f16").write(folder / "model.gguf", lambda _: None)
+    drawn = random_generator(0).integers(0, 256, (6, 48)).tolist()
+    prompts = [[256, *ids[:length]] for ids in drawn for length in range(6, 49, 2)]
+    found = asked_of_llama_cpp({"gguf": str(folder / "model.gguf"), "id_prompts": prompts}, llama_cpp)
+    differences = []
+    with torch.no_grad():
+        for ids, likeliest in zip(prompts, found, strict=True):
+            wanted = torch.log_softmax(case.reference(input_ids=torch.tensor([ids])).logits[0, -1], 0)
+            differences += [abs(float(wanted[token]) - log_probability) for token, log_probability in likeliest]
+    return {"log_probabilities": len(differences), "max_difference": max(differences)}
+
+
+def tokenizer_with_a_merge() -> str:
+    """Return one token per byte and one of two bytes: llama.cpp takes no byte-level tokenizer without merges."""
+    from tiny_bundle import byte_tokenizer_json
+
+    document = json.loads(byte_tokenizer_json())
+    document["model"]["vocab"]["th"] = 259
+    document["model"]["merges"] = [["t", "h"]]
+    return json.dumps(document)
+
+
+def asked_of_llama_cpp(question: dict[str, Any], llama_cpp: Path) -> Any:
+    """Return what ``peers/llama_cpp_text`` prints."""
+    done = subprocess.run(
+        [sys.executable, str(HERE / "peers" / "llama_cpp_text.py")], input=json.dumps(question), text=True, check=True,
+        env=os.environ | {"PYTHONPATH": str(llama_cpp)}, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    return json.loads(done.stdout.splitlines()[-1])
 
 
 def carried(home: Path, run: str, work: Path) -> dict[str, Any]:

@@ -93,12 +93,14 @@ def make_case(
     masked_code: int | None = None,
     vocabulary: int = 259,
     embedding_bits: int = 16,
+    tokenizer_json: str | None = None,
     **changes: Any,
 ) -> Case:
     """Publish a random bundle and build its reference with plain transformers and the codec's reference decoder.
 
     ``masked_code`` overwrites the codes at masked positions, which must not matter; ``embedding_bits`` below 16 make
-    uniform codes of the token embedding and the head; ``changes`` go to the architecture.
+    uniform codes of the token embedding and the head; ``tokenizer_json`` takes the byte tokenizer's place; ``changes``
+    go to the architecture.
     """
     generator = torch.Generator().manual_seed(3)
     family = FAMILIES[model_type]
@@ -145,7 +147,9 @@ def make_case(
         entries.append(_entry(name, shape, title, form, bits, sensitive))
     layers = [add_tensors(layout, title, tensors) for title, tensors in files.items()]
     layers.append(add_tensors(layout, SENSITIVE_TITLE, masks))
-    layers.append(add_document(layout, TOKENIZER_TITLE, byte_tokenizer_json().encode(), JSON_MEDIA_TYPE))
+    layers.append(
+        add_document(layout, TOKENIZER_TITLE, (tokenizer_json or byte_tokenizer_json()).encode(), JSON_MEDIA_TYPE)
+    )
     manifest = add_manifest(layout, _config(fields, entries, dense, bits), layers)
     return Case(read_bundle(layout, manifest.digest), reference)
 
