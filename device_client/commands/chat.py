@@ -63,6 +63,7 @@ def run(arguments: argparse.Namespace, console: Console, settings: Settings) -> 
 
     tuned = None if arguments.run is None else find_run(settings.runs, arguments.run, bundle)
     method = "sparse" if tuned is None else part_of_run(tuned, bundle.config).method.name
+    console.say(f"Loading {bundle.config.source.id} …")
     model = open_for_text(bundle, machine(arguments, console, settings), method, tokenizer=tokenizer)
     if tuned is not None:
         answer_as_tuned(tuned, model)
