@@ -59,7 +59,7 @@ def draw_curve(
         axes.set_xlabel("steps")
         axes.set_ylabel(what)
         if training or validation:
-            axes.legend(loc="upper right")  # "best" is slow, and warns so on a busy machine
+            axes.legend()
         buffer = io.BytesIO()
         figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": "zo-device"})
     return buffer.getvalue()
