@@ -68,8 +68,8 @@ def describe(folder: Path) -> dict[str, Any]:
     except IntegrityError:
         return {"name": folder.name, "path": str(folder), "state": "damaged"}
     state = "unfinished" if result is None or result["stopped_by"] == "time budget" else "finished"
-    if origin is not None and result is not None:  # shared by somebody, perhaps without a journal
-        state, steps_done = "applied", result["steps_done"]
+    if origin is not None:  # shared by somebody, perhaps without a journal
+        state, steps_done = "applied", origin["steps_done"]
     return {
         "name": folder.name,
         "path": str(folder),

@@ -55,6 +55,7 @@ def describe_run(subject: Subject, content: Content, name: str | None = None) ->
     """
     tuned = subject.needed_run()
     config, result = tuned.config, tuned.result
+    origin = tuned.directory.read_json("origin.json") or {}
     digest = _digest_without_rows(tuned)
     if content == "journal":
         _check_replayable(tuned, result)
@@ -75,7 +76,7 @@ def describe_run(subject: Subject, content: Content, name: str | None = None) ->
                 "control_tokens": config.get("control_tokens", "tokens"),
                 "row_counts": config.get("row_counts", {}),
                 "stopped_by": result.get("stopped_by"),
-                "steps_done": result.get("steps_done", 0),
+                "steps_done": result.get("steps_done", origin.get("steps_done", 0)),
                 "validation": _figures(result, "validation"),
                 "test": _figures(result, "test"),
                 "validations": _validations(tuned) if content == "journal" else [],
