@@ -117,10 +117,10 @@ def _result(document: FineTune, part: TunedPart) -> dict[str, Any]:
         for name, stages in (("validation", document.validation), ("test", document.test))
         if stages
     }
-    # Of values no step is on record here, so that the result must not say that some were made.
-    steps: dict[str, Any] = {"steps_done": document.steps_done} if document.content == "journal" else {}
-    return steps | {
+    return {
         "best_step": document.best_step,
+        # Of values no step is on record here, so that the result must not say that some were made.
+        "steps_done": document.steps_done if document.content == "journal" else 0,
         "stopped_by": document.stopped_by,
         "method": part.method.name,
         "blocks": part.blocks.name,

@@ -111,6 +111,13 @@ def test_values_that_were_applied_can_be_shared_again(command, shared: Shared, t
     assert (outcome.code, "without its journal" in outcome.result["error"]["found"]) == (2, True)
 
 
+def test_an_unfinished_run_is_not_shared(command, store, runs: TunedRuns, home: Path, tmp_path: Path) -> None:
+    name = runs.put_into(home, lr=1e-3)
+    (home / "runs" / name / "result.json").unlink()
+    outcome = command("share", name, str(tmp_path / "out"), "--yes")
+    assert (outcome.code, "tune command again" in outcome.result["error"]["next_step"]) == (2, True)
+
+
 def test_applying_twice_is_one_run(command, shared: Shared) -> None:
     _, folder, _ = shared()
     first, second = command("apply", str(folder)), command("apply", str(folder))
