@@ -50,7 +50,7 @@ def describe_run(subject: Subject, content: Content, name: str | None = None) ->
         name: What it is called; None names it after its model: a run's own name tells of a file of rows.
 
     Raises:
-        InvalidRequest: It is a bundle, it is not finished, or its journal is asked for and does not make its values again.
+        InvalidRequest: It is a bundle or unfinished, or its journal is asked for and does not make its values again.
         IntegrityError: The run's record is damaged.
     """
     tuned = subject.needed_run()
