@@ -77,7 +77,7 @@ class RunView:
     @property
     def steps_done(self) -> int:
         """How many steps were made."""
-        return len(self.records) if self.origin is None else int(self.result.get("steps_done", len(self.records)))
+        return len(self.records) if self.origin is None else int(self.origin["steps_done"])
 
     @property
     def metric(self) -> str | None:

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from device_client.export.whole_folder import whole_folder
 from device_client.model.backends.choose import BackendOptions
@@ -72,8 +73,14 @@ def apply_fine_tune(fine_tune: SharedFineTune, bundle: Bundle, target: Path, bac
             run.write_bytes("journal.bin", header.to_bytes())
             run.write_theta("best.safetensors", unpack_values(fine_tune.layer, bundle, part), document.best_step)
         run.write_json("result.json", _result(document, part))
-        origin = {"fine_tune": fine_tune.digest, "signer": fine_tune.signer, "content": document.content}
-        run.write_json(ORIGIN, origin | {"name": document.name})
+        origin = {
+            "fine_tune": fine_tune.digest,
+            "signer": fine_tune.signer,
+            "content": document.content,
+            "name": document.name,
+            "steps_done": document.steps_done,
+        }
+        run.write_json(ORIGIN, origin)
 
 
 def _replay(
@@ -104,7 +111,7 @@ def _replay(
         )
 
 
-def _result(document: FineTune, part: TunedPart) -> dict[str, object]:
+def _result(document: FineTune, part: TunedPart) -> dict[str, Any]:
     figures = {
         name: {stage: found.as_evaluation().as_json() for stage, found in stages.items()}
         for name, stages in (("validation", document.validation), ("test", document.test))
@@ -112,7 +119,8 @@ def _result(document: FineTune, part: TunedPart) -> dict[str, object]:
     }
     return {
         "best_step": document.best_step,
-        "steps_done": document.steps_done,
+        # Of values no step is on record here, so that the result must not say that some were made.
+        "steps_done": document.steps_done if document.content == "journal" else 0,
         "stopped_by": document.stopped_by,
         "method": part.method.name,
         "blocks": part.blocks.name,

@@ -50,12 +50,19 @@ def describe_run(subject: Subject, content: Content, name: str | None = None) ->
         name: What it is called; None names it after its model: a run's own name tells of a file of rows.
 
     Raises:
-        InvalidRequest: It is a bundle, or its journal is asked for and is not enough to make its values again.
+        InvalidRequest: It is a bundle or unfinished, or its journal is asked for and does not make its values again.
         IntegrityError: The run's record is damaged.
     """
     tuned = subject.needed_run()
     config, result = tuned.config, tuned.result
+    origin = tuned.directory.read_json("origin.json") or {}
     digest = _digest_without_rows(tuned)
+    if not result:
+        raise InvalidRequest(
+            f"the run {tuned.directory.name} is not finished",
+            needed="a run whose results are known",
+            next_step="run its tune command again: it continues",
+        )
     if content == "journal":
         _check_replayable(tuned, result)
     snapshot = tuned.directory.read_theta("best.safetensors")
@@ -75,7 +82,7 @@ def describe_run(subject: Subject, content: Content, name: str | None = None) ->
                 "control_tokens": config.get("control_tokens", "tokens"),
                 "row_counts": config.get("row_counts", {}),
                 "stopped_by": result.get("stopped_by"),
-                "steps_done": result.get("steps_done", 0),
+                "steps_done": origin.get("steps_done", result.get("steps_done")),
                 "validation": _figures(result, "validation"),
                 "test": _figures(result, "test"),
                 "validations": _validations(tuned) if content == "journal" else [],
@@ -133,7 +140,7 @@ def _check_replayable(tuned: TunedRun, result: dict[str, Any]) -> None:
     faults = {
         "of exact gradients, which no journal holds": settings.get("gradient") == "first-order",
         "of --method prefix, which begins with what the model computes": tuned.part.method.name == "prefix",
-        "that is not finished": result.get("stopped_by") in (None, "time budget"),
+        "that is not finished": result.get("stopped_by") == "time budget",
         "that somebody shared without its journal": not (tuned.directory.path / METRICS).is_file(),
     }
     for fault in (fault for fault, is_so in faults.items() if is_so):

@@ -121,7 +121,7 @@ class FineTune(Document):
         best_step: Steps behind the values.
         value_count: How many values there are.
         settings_digest: Of the settings and the values, not of the rows; its journal names it too.
-        stopped_by: Why the run ended; None where it has not.
+        stopped_by: Why the run ended.
         validation: What bundle, last and best values score on the validation rows.
         test: The same on the test rows, where there were some.
         validations: Of a journal: every validation, in order.
@@ -140,16 +140,16 @@ class FineTune(Document):
     max_tokens: Annotated[int, Field(ge=1, lt=2**31)] | None = None
     control_tokens: Literal["text", "tokens"]
     row_counts: dict[Literal["training", "validation", "test"], Count]
-    stopped_by: Literal["steps", "early stop", "time budget"] | None = None
+    stopped_by: Literal["steps", "early stop", "time budget"]
     steps_done: Count
-    validation: dict[Stage, Figures] = Field(default_factory=dict)
+    validation: dict[Stage, Figures]
     test: dict[Stage, Figures] = Field(default_factory=dict)
     validations: list[Validation] = Field(default_factory=list)
 
     @model_validator(mode="after")
     def _compares_best_with_bundle(self) -> FineTune:
-        for stages in (self.validation, self.test):
-            if stages and not {"bundle", "best"} <= stages.keys():
+        for stages in (self.validation, self.test or self.validation):
+            if not {"bundle", "best"} <= stages.keys():
                 raise ValueError("results without those of the bundle and of the best values")
         return self
 

@@ -25,6 +25,7 @@ FIELDS: dict[str, Any] = {
     "value_count": 4, "settings": SETTINGS, "settings_digest": "sha256:" + "2" * 64,
     "rendering": {"template": "{text} is {label}", "label_words": [["a", "b"]]}, "control_tokens": "text",
     "row_counts": {"training": 9}, "stopped_by": "steps", "steps_done": 12,
+    "validation": {"bundle": {"loss": 1.5, "rows": 3}, "best": {"loss": 1.0, "rows": 3}},
 }  # fmt: skip
 VALUES = save({"theta": torch.tensor([0.5, -0.25, 0.0, 2.0]).half()})
 

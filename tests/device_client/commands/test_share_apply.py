@@ -102,6 +102,22 @@ def test_an_applied_run_is_listed_and_answers_as_the_run_did(command, shared: Sh
     assert command(*words, applied).result["text"] == answer
 
 
+def test_values_that_were_applied_can_be_shared_again(command, shared: Shared, tmp_path: Path) -> None:
+    _, folder, _ = shared()
+    applied = command("apply", str(folder), "--name", "theirs").result["run"]
+    assert command("runs").result["runs"][-1]["steps_done"] == 12
+    assert command("share", applied, str(tmp_path / "again"), "--yes").code == 0
+    outcome = command("share", applied, str(tmp_path / "journal"), "--as", "journal", "--yes")
+    assert (outcome.code, "without its journal" in outcome.result["error"]["found"]) == (2, True)
+
+
+def test_an_unfinished_run_is_not_shared(command, store, runs: TunedRuns, home: Path, tmp_path: Path) -> None:
+    name = runs.put_into(home, lr=1e-3)
+    (home / "runs" / name / "result.json").unlink()
+    outcome = command("share", name, str(tmp_path / "out"), "--yes")
+    assert (outcome.code, "tune command again" in outcome.result["error"]["next_step"]) == (2, True)
+
+
 def test_applying_twice_is_one_run(command, shared: Shared) -> None:
     _, folder, _ = shared()
     first, second = command("apply", str(folder)), command("apply", str(folder))
