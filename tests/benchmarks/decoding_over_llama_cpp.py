@@ -3,8 +3,8 @@
     generate     tokens a second, one after the other, behind 32 tokens
     prompt256    tokens a second of a prompt of 256 tokens
     decode.over_llama_cpp.<smollm2|7b_blocks>.<generate|prompt256>
-                 ours over llama.cpp's with Q4_1, which is nearest in size and as exact; medians of turns that take one
-                 another's place, with one or two threads, where that is least
+                 ours over llama.cpp's with Q4_1, the format in which SmolLM2 is published; medians of turns that take
+                 one another's place, with one or two threads, where that is least
     decode.over_llama_cpp_fastest.…
                  the same over the fastest of the three formats, which is Q4_0: its codes are one scale for 32 weights
 
