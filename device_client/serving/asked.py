@@ -94,9 +94,11 @@ class Asker:
         """
         request.check_other_fields()
         served = self._find(request.model)
-        question = ask_conversation(
-            served.prompts, [message.model_dump(exclude_unset=True) for message in request.messages]
-        )
+        messages = [message.model_dump(exclude_unset=True) for message in request.messages]
+        for message in messages:
+            if message["role"] == "developer":  # OpenAI's newer name; templates know the older one
+                message["role"] = "system"
+        question = ask_conversation(served.prompts, messages)
         return self._asked("chat", request, served, [self._whole(question)], CHAT_TOKENS, request.likeliest)
 
     def completion(self, request: CompletionRequest) -> Asked:

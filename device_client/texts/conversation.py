@@ -18,6 +18,7 @@ from device_client.tasks.prompts import Prompts, Question
 from device_client.texts.asking import ask_conversation
 from device_client.texts.continuation import Continuation, Sampling
 from shared.errors import DataError, InvalidRequest
+from shared.model.tokenizer import BundleTokenizer
 
 Warn = Callable[[str], None]
 
@@ -70,6 +71,11 @@ class Conversation:
         self._text = self._reader.begin()
         self._read_ids: list[int] = []
         self.begin(system=system)
+
+    @property
+    def tokenizer(self) -> BundleTokenizer:
+        """The model's."""
+        return self._model.tokenizer
 
     def begin(self, *, system: str | None = None) -> None:
         """Begin another conversation.
@@ -161,7 +167,7 @@ class Answer:
 
     def __init__(self, conversation: Conversation, prompt_ids: Sequence[int], sampling: Sampling, room: int) -> None:
         self._conversation, self._prompt_ids, self._room = conversation, prompt_ids, room
-        tokenizer = conversation._model.tokenizer
+        tokenizer = conversation.tokenizer
         self._continuation = Continuation(tokenizer, sampling, tokenizer.eos_ids)
         self._text: list[str] = []
         self._finish_reason = ""

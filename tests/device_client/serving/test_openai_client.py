@@ -145,6 +145,17 @@ def test_a_conversation_with_a_system_goes_to_runs_of_conversations_only(client:
         client.chat.completions.create(model="labeller", messages=said, max_tokens=2)
 
 
+def test_a_developer_speaks_as_the_system(client: openai.OpenAI) -> None:
+    answers = [
+        client.chat.completions.create(
+            model="tiny", messages=[{"role": role, "content": "S"}, *SAID], max_tokens=6, temperature=0
+        ).choices[0].message.content
+        for role in ("developer", "system")
+    ]  # fmt: skip
+
+    assert answers[0] == answers[1]
+
+
 def test_many_requests_at_once_have_the_answers_of_each_alone(server: Server, client: openai.OpenAI) -> None:
     asked = [
         {"model": model, "messages": [{"role": "user", "content": f"Hi {number}"}], "max_tokens": 12, "temperature": 0}
