@@ -11,7 +11,8 @@
 ``7b_blocks`` is three decoder blocks of Llama-2-7B's shape with a vocabulary of 4,096 and random weights: ours in
 codebooks of 16 values for each row, theirs quantised by llama.cpp from other random weights. llama-cpp-python comes
 from a folder of its own (``--peer``, its site-packages), so that this project does not depend on it. A process for each
-number of threads; nothing else should run. Takes ten minutes, most of it to quantise.
+number of threads; nothing else should run. Waiting threads of both programs spin for a moment, which costs whoever has
+the next turn: with two threads each is faster alone. Takes ten minutes, most of it to quantise.
 Run: python tests/benchmarks/decoding_over_llama_cpp.py --peer SITE_PACKAGES --home HOME --gguf SMOLLM2_Q4_1.gguf
 """
 
